@@ -1,0 +1,86 @@
+//! Every bound of the program, in one file, tied together by const assertions.
+
+use super::units::{BLOCKS_PER_EXTENT, SECTOR_SIZE};
+
+/// Host disks in one pool. A set of disks fits one `u64` mask.
+pub const DISKS_MAX: usize = 64;
+
+/// Replicas of one extent.
+pub const REPLICAS_MAX: usize = 3;
+
+/// Regions that carry the placement store.
+pub const STORE_MEMBERS_MAX: usize = 3;
+
+/// Smallest extent, in bytes.
+pub const EXTENT_SIZE_MIN: u64 = 256 << 10;
+
+/// Largest extent, in bytes.
+pub const EXTENT_SIZE_MAX: u64 = 16 << 20;
+
+/// Extent size of a new pool, in bytes.
+pub const EXTENT_SIZE_DEFAULT: u64 = 1 << 20;
+
+/// Extents described by one row of the placement store.
+pub const EXTENTS_PER_PAGE: u64 = 64;
+
+/// Largest VHD, in bytes (the virtio capacity field counts 512-byte sectors; extents are counted in `u32`).
+pub const VHD_SIZE_MAX: u64 = 1 << 50;
+
+/// Length of a disk, VHD or VM name, in bytes.
+pub const NAME_LEN_MAX: usize = 64;
+
+/// Virtqueues of one VHD.
+pub const QUEUES_MAX: usize = 64;
+
+/// Descriptors of one virtqueue.
+pub const QUEUE_SIZE_MAX: u16 = 1024;
+
+/// Data segments of one guest request (`seg_max`): a 128-entry ring less header and status.
+pub const SEGMENTS_MAX: usize = 126;
+
+/// Largest data length of one guest request, in bytes.
+pub const REQUEST_LEN_MAX: u64 = 32 << 20;
+
+/// I/O vectors of one engine operation: the guest's segments plus zero padding before and behind.
+pub const IOVECS_MAX: usize = SEGMENTS_MAX + 2;
+
+/// Operations one reactor's engine can have in flight.
+pub const ENGINE_SLOTS: usize = 1024;
+
+/// Guest requests one reactor can have in flight.
+pub const REQUEST_SLOTS: usize = 1024;
+
+/// Operations one reactor may have in flight on one host disk, so that a slow disk cannot use up the reactor.
+pub const DISK_IN_FLIGHT_MAX: usize = 512;
+
+/// Bounce buffers of one reactor, each [`BOUNCE_LEN`] bytes.
+pub const BOUNCE_BUFFERS: usize = 16;
+
+/// Length of one bounce buffer, in bytes.
+pub const BOUNCE_LEN: usize = 256 << 10;
+
+/// Table changes a reactor may have handed to the committer that are not taken up yet.
+pub const CHANGES_OUTSTANDING_MAX: u64 = 65_536;
+
+/// Ranges in one discard or write-zeroes request.
+pub const DISCARD_RANGES_MAX: u32 = 32;
+
+/// Body of one API request, in bytes.
+pub const API_BODY_MAX: usize = 64 << 10;
+
+/// vhost-user connections of one VHD.
+pub const CONNECTIONS_PER_VHD_MAX: usize = 4;
+
+/// Guest memory regions of one frontend.
+pub const MEM_SLOTS_MAX: usize = 509;
+
+/// Seconds that a write into a full pool waits for room, unless the VHD says otherwise.
+pub const WHEN_FULL_WAIT_SECS_DEFAULT: u64 = 60;
+
+const _: () = assert!(DISKS_MAX <= u64::BITS as usize);
+const _: () = assert!(EXTENT_SIZE_MIN / BLOCKS_PER_EXTENT as u64 >= 4096);
+const _: () = assert!(SECTOR_SIZE == 512);
+const _: () = assert!(EXTENT_SIZE_MIN.is_power_of_two() && EXTENT_SIZE_MAX.is_power_of_two());
+const _: () = assert!(SEGMENTS_MAX + 2 <= IOVECS_MAX);
+const _: () = assert!(REQUEST_SLOTS <= ENGINE_SLOTS);
+const _: () = assert!(VHD_SIZE_MAX / EXTENT_SIZE_MIN <= u32::MAX as u64 + 1);

@@ -1,0 +1,8 @@
+//! What every other module may use and nothing else: units, identifiers, limits, the clock.
+//!
+//! Nothing here touches a file, a ring or a thread.
+
+pub mod clock;
+pub mod ids;
+pub mod limits;
+pub mod units;

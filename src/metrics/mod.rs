@@ -1,0 +1,108 @@
+//! Counters and latency histograms. Relaxed atomics, one set per (subject, reactor) so that reactors never share a cache
+//! line; summed when somebody asks.
+//!
+//! Uses `base` only.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::base::ids::ReactorId;
+
+/// What a guest request did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum IoKind {
+    /// Read.
+    Read,
+    /// Write.
+    Write,
+    /// Flush.
+    Flush,
+    /// Discard.
+    Discard,
+    /// Write zeroes.
+    WriteZeroes,
+}
+
+/// All kinds, in the order of their metrics.
+pub const IO_KINDS: [IoKind; 5] = [IoKind::Read, IoKind::Write, IoKind::Flush, IoKind::Discard, IoKind::WriteZeroes];
+
+/// Latency buckets: bucket `i` counts latencies below `1 us << i`; the last one takes the rest.
+pub const LATENCY_BUCKETS: usize = 26;
+
+/// Counters of one kind of request.
+#[derive(Debug, Default)]
+pub struct KindMetrics {
+    /// Requests completed, failed ones included.
+    pub requests: AtomicU64,
+    /// Bytes of the requests that succeeded.
+    pub bytes: AtomicU64,
+    /// Requests that failed.
+    pub errors: AtomicU64,
+    /// Sum of latencies from popped to completed, in nanoseconds.
+    pub latency_ns_sum: AtomicU64,
+    /// Latency histogram.
+    pub latency_buckets: [AtomicU64; LATENCY_BUCKETS],
+}
+
+/// One reactor's counters for one subject.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct IoMetrics {
+    kinds: [KindMetrics; 5],
+    /// Requests that waited for a claim, for room or for an engine slot.
+    pub waits: AtomicU64,
+    /// Malformed requests.
+    pub malformed: AtomicU64,
+}
+
+impl IoMetrics {
+    /// Counts a completed request.
+    pub fn record(&self, kind: IoKind, bytes: u64, latency_ns: u64, ok: bool) {
+        let metrics = self.kind(kind);
+        metrics.requests.fetch_add(1, Ordering::Relaxed);
+        if ok {
+            metrics.bytes.fetch_add(bytes, Ordering::Relaxed);
+        } else {
+            metrics.errors.fetch_add(1, Ordering::Relaxed);
+        }
+        metrics.latency_ns_sum.fetch_add(latency_ns, Ordering::Relaxed);
+        metrics.latency_buckets[latency_bucket(latency_ns)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The counters of one kind.
+    #[must_use]
+    pub fn kind(&self, kind: IoKind) -> &KindMetrics {
+        &self.kinds[kind as usize]
+    }
+}
+
+/// The histogram bucket of a latency.
+#[must_use]
+pub fn latency_bucket(latency_ns: u64) -> usize {
+    let micros = latency_ns / 1000;
+    (u64::BITS - micros.leading_zeros()).min(25) as usize
+}
+
+/// Counters of one VHD (or host disk), one set per reactor.
+#[derive(Debug)]
+pub struct VhdMetrics {
+    per_reactor: Box<[IoMetrics]>,
+}
+
+impl VhdMetrics {
+    /// Zeroed counters for `reactors` reactors.
+    #[must_use]
+    pub fn new(reactors: u16) -> VhdMetrics {
+        VhdMetrics { per_reactor: (0..reactors).map(|_| IoMetrics::default()).collect() }
+    }
+
+    /// The counters that only `reactor` writes.
+    #[must_use]
+    pub fn of(&self, reactor: ReactorId) -> &IoMetrics {
+        &self.per_reactor[usize::from(reactor.0)]
+    }
+
+    /// The counters of all reactors.
+    pub fn iter(&self) -> impl Iterator<Item = &IoMetrics> {
+        self.per_reactor.iter()
+    }
+}

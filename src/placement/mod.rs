@@ -1,0 +1,86 @@
+//! The placement table: which slot of which host disk holds each extent of each VHD.
+//!
+//! Pure, except for [`view`], whose atomics are the one thing that reactors and the owner share. There is one copy of
+//! the table in memory, the view itself: the owner writes the replicas, reactors the present bits.
+//!
+//! Uses `base` only.
+
+pub mod view;
+
+use crate::base::ids::DiskId;
+use crate::base::limits::REPLICAS_MAX;
+use crate::base::units::SlotIndex;
+
+/// Whether a replica holds what was last written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReplicaState {
+    /// Holds every completed write: may be read.
+    InSync,
+    /// Is being filled: is written, never read.
+    Syncing,
+    /// Missed a write: neither read nor written until it is filled again.
+    Stale,
+}
+
+/// One copy of an extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Replica {
+    /// The host disk.
+    pub disk: DiskId,
+    /// The slot on it.
+    pub slot: SlotIndex,
+    /// Whether it may be read.
+    pub state: ReplicaState,
+}
+
+/// The copies of one extent: none (absent) to three, on different disks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ReplicaSet {
+    replicas: [Option<Replica>; REPLICAS_MAX],
+}
+
+impl ReplicaSet {
+    /// No copy: the extent is absent and reads as zeros.
+    pub const ABSENT: ReplicaSet = ReplicaSet { replicas: [None; REPLICAS_MAX] };
+
+    /// One in-sync copy.
+    #[must_use]
+    pub fn single(disk: DiskId, slot: SlotIndex) -> ReplicaSet {
+        let mut set = ReplicaSet::ABSENT;
+        set.push(Replica { disk, slot, state: ReplicaState::InSync });
+        set
+    }
+
+    /// Adds a copy.
+    ///
+    /// # Panics
+    /// If the set is full or has a copy on that disk.
+    pub fn push(&mut self, replica: Replica) {
+        assert!(self.on(replica.disk).is_none(), "two replicas of an extent on one disk");
+        let room = self.replicas.iter_mut().find(|r| r.is_none()).expect("at most three replicas");
+        *room = Some(replica);
+    }
+
+    /// The copies, in order.
+    pub fn iter(&self) -> impl Iterator<Item = Replica> + '_ {
+        self.replicas.iter().flatten().copied()
+    }
+
+    /// The copy on `disk`.
+    #[must_use]
+    pub fn on(&self, disk: DiskId) -> Option<Replica> {
+        self.iter().find(|r| r.disk == disk)
+    }
+
+    /// Whether there is no copy.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        self.replicas[0].is_none()
+    }
+
+    /// Number of copies.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.iter().count()
+    }
+}

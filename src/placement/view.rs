@@ -1,0 +1,281 @@
+//! The lock-free view of one VHD's placement, read by reactors on every request.
+//!
+//! Per extent: up to three replica words and a generation (written by the owner only), and one word of present and claim
+//! bits (changed by reactors with compare-and-swap). The arrays are zeroed anonymous memory, so that untouched parts of
+//! a large thin VHD cost no memory.
+//!
+//! Reading order matters: replicas first, bits second, then both are confirmed by reading the generation again. The other
+//! way round, old present bits could be combined with a new slot that holds a stranger's bytes.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use super::{Replica, ReplicaSet, ReplicaState};
+use crate::base::ids::DiskId;
+use crate::base::limits::REPLICAS_MAX;
+use crate::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};
+
+const STATE_IN_SYNC: u64 = 1;
+const STATE_SYNCING: u64 = 2;
+const STATE_STALE: u64 = 3;
+
+/// What one lookup saw, all of it at one instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// Where the extent is.
+    pub replicas: ReplicaSet,
+    /// Blocks that have been written; the others read as zeros.
+    pub present: BlockMask,
+    /// Blocks claimed by a first write or a discard in progress.
+    pub claimed: BlockMask,
+    /// Raised whenever the extent is dropped or its replicas change.
+    pub generation: Generation,
+}
+
+/// Why blocks could not be claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimError {
+    /// Another request holds one of them: wait for its release.
+    Busy,
+    /// The extent changed since the lookup: look up again.
+    Changed,
+}
+
+/// The placement of one VHD.
+pub struct VhdMap {
+    extents: u32,
+    replicas: [OnceLock<Box<[AtomicU64]>>; REPLICAS_MAX],
+    bits: Box<[AtomicU64]>,
+    generations: Box<[AtomicU32]>,
+}
+
+impl VhdMap {
+    /// A map of `extents` absent extents.
+    #[must_use]
+    pub fn new(extents: u32) -> VhdMap {
+        let map = VhdMap {
+            extents,
+            replicas: [const { OnceLock::new() }; REPLICAS_MAX],
+            bits: zeroed(extents),
+            generations: zeroed(extents),
+        };
+        map.replicas[0].get_or_init(|| zeroed(extents));
+        map
+    }
+
+    /// Number of extents.
+    #[must_use]
+    pub fn extents(&self) -> u32 {
+        self.extents
+    }
+
+    /// Placement and bits of an extent.
+    #[must_use]
+    pub fn lookup(&self, extent: ExtentIndex) -> Lookup {
+        loop {
+            let generation = self.generation(extent);
+            if generation.0 & 1 == 0 {
+                let replicas = self.replicas_of(extent);
+                let (present, claimed) = unpack_bits(self.bits(extent).load(Ordering::Acquire));
+                fence(Ordering::Acquire);
+                if self.generation(extent) == generation {
+                    return Lookup { replicas, present, claimed, generation };
+                }
+            }
+            // The owner is between two stores: rare (an extent is placed or dropped) and a few instructions long.
+            std::thread::yield_now();
+        }
+    }
+
+    /// Claims `blocks`, none of which may be present or claimed, for a first write.
+    ///
+    /// # Errors
+    /// [`ClaimError::Busy`] if one is claimed, [`ClaimError::Changed`] if one has become present or the generation moved.
+    pub fn claim_absent(&self, extent: ExtentIndex, blocks: BlockMask, seen: Generation) -> Result<(), ClaimError> {
+        self.claim(extent, blocks, seen, |present| present.and(blocks).is_empty(), |present| present)
+    }
+
+    /// Claims `blocks`, present or not, and clears their present bits: they read as zeros from here on. Returns those
+    /// that were present.
+    ///
+    /// # Errors
+    /// As [`VhdMap::claim_absent`], which present blocks do not trouble here.
+    pub fn claim_and_clear(
+        &self,
+        extent: ExtentIndex,
+        blocks: BlockMask,
+        seen: Generation,
+    ) -> Result<BlockMask, ClaimError> {
+        let mut cleared = BlockMask::NONE;
+        self.claim(
+            extent,
+            blocks,
+            seen,
+            |present| {
+                cleared = present.and(blocks);
+                true
+            },
+            |present| present.without(blocks),
+        )?;
+        Ok(cleared)
+    }
+
+    fn claim(
+        &self,
+        extent: ExtentIndex,
+        blocks: BlockMask,
+        seen: Generation,
+        mut allowed: impl FnMut(BlockMask) -> bool,
+        new_present: impl Fn(BlockMask) -> BlockMask,
+    ) -> Result<(), ClaimError> {
+        assert!(!blocks.is_empty());
+        let word = self.bits(extent);
+        let mut current = word.load(Ordering::Acquire);
+        loop {
+            let (present, claimed) = unpack_bits(current);
+            if !claimed.and(blocks).is_empty() {
+                return Err(ClaimError::Busy);
+            }
+            if self.generation(extent) != seen || !allowed(present) {
+                return Err(ClaimError::Changed);
+            }
+            let next = pack_bits(new_present(present), claimed.or(blocks));
+            match word.compare_exchange_weak(current, next, Ordering::AcqRel, Ordering::Acquire) {
+                // The owner drops an extent only while all its blocks are claimed, so a claim that was won under the
+                // generation that was seen holds; one that lost the race is given back.
+                Ok(_) if self.generation(extent) == seen => return Ok(()),
+                Ok(_) => {
+                    self.release(extent, blocks, BlockMask::NONE);
+                    return Err(ClaimError::Changed);
+                }
+                Err(now) => current = now,
+            }
+        }
+    }
+
+    /// Gives back the claim on `claimed` and marks `written` (a part of it) present.
+    pub fn release(&self, extent: ExtentIndex, claimed: BlockMask, written: BlockMask) {
+        assert!(written.without(claimed).is_empty(), "present bits are set by the request that claimed them");
+        let word = self.bits(extent);
+        let mut current = word.load(Ordering::Acquire);
+        loop {
+            let (present, held) = unpack_bits(current);
+            assert!(claimed.without(held).is_empty(), "released a claim that was not held");
+            let next = pack_bits(present.or(written), held.without(claimed));
+            match word.compare_exchange_weak(current, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(now) => current = now,
+            }
+        }
+    }
+
+    /// Owner only: places an extent. Present bits are as they were (none, for an absent extent).
+    pub fn place(&self, extent: ExtentIndex, replicas: ReplicaSet) {
+        self.change(extent, || self.store_replicas(extent, replicas));
+    }
+
+    /// Owner only: drops an extent. All its blocks must be claimed by the discard that asked for it, and cleared.
+    pub fn drop_extent(&self, extent: ExtentIndex) {
+        let (present, claimed) = unpack_bits(self.bits(extent).load(Ordering::Acquire));
+        assert!(
+            present.is_empty() && claimed == BlockMask::ALL,
+            "an extent is dropped under a claim on all its blocks"
+        );
+        self.change(extent, || self.store_replicas(extent, ReplicaSet::ABSENT));
+    }
+
+    /// Owner only, before any reactor sees the map: sets an extent as the store has it.
+    pub fn restore(&self, extent: ExtentIndex, replicas: ReplicaSet, present: BlockMask, generation: Generation) {
+        assert!(generation.0 & 1 == 0);
+        self.store_replicas(extent, replicas);
+        self.bits(extent).store(pack_bits(present, BlockMask::NONE), Ordering::Release);
+        self.generations[extent.0 as usize].store(generation.0, Ordering::Release);
+    }
+
+    /// The generation is odd while the replica words change: a reader that sees it odd or moved reads again.
+    fn change(&self, extent: ExtentIndex, store: impl FnOnce()) {
+        let word = &self.generations[extent.0 as usize];
+        let before = word.fetch_add(1, Ordering::AcqRel);
+        assert!(before & 1 == 0, "two owners change one extent");
+        fence(Ordering::Release);
+        store();
+        word.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn generation(&self, extent: ExtentIndex) -> Generation {
+        Generation(self.generations[extent.0 as usize].load(Ordering::Acquire))
+    }
+
+    fn bits(&self, extent: ExtentIndex) -> &AtomicU64 {
+        &self.bits[extent.0 as usize]
+    }
+
+    fn replicas_of(&self, extent: ExtentIndex) -> ReplicaSet {
+        let mut set = ReplicaSet::ABSENT;
+        for words in &self.replicas {
+            let Some(words) = words.get() else { break };
+            match unpack_replica(words[extent.0 as usize].load(Ordering::Acquire)) {
+                Some(replica) if set.on(replica.disk).is_none() => set.push(replica),
+                // Empty, or two words of different moments; the generation tells the reader to look again.
+                _ => break,
+            }
+        }
+        set
+    }
+
+    fn store_replicas(&self, extent: ExtentIndex, replicas: ReplicaSet) {
+        let mut wanted = replicas.iter();
+        for words in &self.replicas {
+            match wanted.next() {
+                Some(replica) => {
+                    let words = words.get_or_init(|| zeroed(self.extents));
+                    words[extent.0 as usize].store(pack_replica(replica), Ordering::Release);
+                }
+                None => {
+                    if let Some(words) = words.get() {
+                        words[extent.0 as usize].store(0, Ordering::Release);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn zeroed<T: bytemuck::Zeroable>(len: u32) -> Box<[T]> {
+    bytemuck::zeroed_slice_box(len as usize)
+}
+
+fn pack_bits(present: BlockMask, claimed: BlockMask) -> u64 {
+    u64::from(present.0) | u64::from(claimed.0) << 32
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "the halves of a word")]
+fn unpack_bits(word: u64) -> (BlockMask, BlockMask) {
+    (BlockMask(word as u32), BlockMask((word >> 32) as u32))
+}
+
+/// A replica as one word: state in bits 56..64, disk in 48..56, slot in 0..32; 0 is no replica.
+#[must_use]
+pub fn pack_replica(replica: Replica) -> u64 {
+    let state = match replica.state {
+        ReplicaState::InSync => STATE_IN_SYNC,
+        ReplicaState::Syncing => STATE_SYNCING,
+        ReplicaState::Stale => STATE_STALE,
+    };
+    state << 56 | u64::from(replica.disk.0) << 48 | u64::from(replica.slot.0)
+}
+
+/// The inverse of [`pack_replica`]; `None` for 0 and for anything that is not a replica.
+#[must_use]
+#[allow(clippy::cast_possible_truncation, reason = "the fields of a word")]
+pub fn unpack_replica(word: u64) -> Option<Replica> {
+    let state = match word >> 56 {
+        STATE_IN_SYNC => ReplicaState::InSync,
+        STATE_SYNCING => ReplicaState::Syncing,
+        STATE_STALE => ReplicaState::Stale,
+        _ => return None,
+    };
+    let disk = DiskId((word >> 48) as u8);
+    let legal = disk.0 < 64 && word >> 32 & 0xffff == 0;
+    legal.then_some(Replica { disk, slot: SlotIndex(word as u32), state })
+}

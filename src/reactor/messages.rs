@@ -1,0 +1,220 @@
+//! Messages between reactors and the rest. Queues are the only meeting place besides `shared`.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use vm_memory::GuestMemoryMmap;
+
+use crate::base::ids::{ReactorId, VhdId};
+use crate::base::units::ExtentIndex;
+use crate::shared::{DiskState, VhdState};
+use crate::store::change::{Change, CommitRequest};
+
+/// From a reactor to the owner.
+#[derive(Debug)]
+pub enum OwnerRequest {
+    /// A write found the extent absent: place it. Answered by [`ReactorMessage::Allocated`]; asking for an extent that is
+    /// placed already is answered at once.
+    Allocate {
+        /// Who asks.
+        reactor: ReactorId,
+        /// The reactor's name for the request.
+        ticket: u64,
+        /// The VHD.
+        vhd: VhdId,
+        /// The extent.
+        extent: ExtentIndex,
+    },
+    /// A discard claimed and cleared all blocks of the extent: drop it. Answered by [`ReactorMessage::Freed`]. The claim
+    /// stays with the reactor, which releases it after the answer.
+    Free {
+        /// Who asks.
+        reactor: ReactorId,
+        /// The reactor's name for the request.
+        ticket: u64,
+        /// The VHD.
+        vhd: VhdId,
+        /// The extent.
+        extent: ExtentIndex,
+    },
+    /// Every request that was in flight when [`ReactorMessage::Fence`] arrived has completed.
+    FenceReached {
+        /// Who reached it.
+        reactor: ReactorId,
+        /// Which fence.
+        fence: u64,
+    },
+    /// A host disk gave an error (counted; the owner decides what it means).
+    DiskError {
+        /// The disk.
+        disk: crate::base::ids::DiskId,
+        /// What the engine said.
+        error: crate::engine::IoError,
+        /// Whether it was a sync, after which the disk is failed for good.
+        sync: bool,
+    },
+}
+
+/// Why an extent could not be placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllocateError {
+    /// No room, and none came in time.
+    NoSpace,
+    /// The metadata region is nearly full.
+    MetadataFull,
+    /// The VHD is gone.
+    Deleted,
+}
+
+/// To a reactor.
+pub enum ReactorMessage {
+    /// Answer to [`OwnerRequest::Allocate`]: look again, or fail the write.
+    Allocated {
+        /// The request.
+        ticket: u64,
+        /// Whether the extent has a slot now.
+        result: Result<(), AllocateError>,
+    },
+    /// Answer to [`OwnerRequest::Free`].
+    Freed {
+        /// The request.
+        ticket: u64,
+    },
+    /// Answer to [`CommitRequest`]; `ok` is false when no majority of the store could commit.
+    Committed {
+        /// The request.
+        ticket: u64,
+        /// Whether the changes are durable.
+        ok: bool,
+    },
+    /// Another reactor released a claim of this VHD: look again.
+    ClaimReleased {
+        /// The VHD.
+        vhd: VhdId,
+    },
+    /// Answer with [`OwnerRequest::FenceReached`] once everything in flight now has completed.
+    Fence {
+        /// Which fence.
+        fence: u64,
+    },
+    /// A host disk was added; its engine file is `file`. (At start every reactor is given all disks.)
+    AddDisk {
+        /// Shared state of the disk.
+        disk: Arc<DiskState>,
+        /// The open disk.
+        file: Arc<OwnedFd>,
+    },
+    /// A vring starts, stops or changes.
+    Ring(RingCommand),
+    /// Finish what is in flight, then leave the loop.
+    Shutdown,
+}
+
+/// Names a vring among all rings of the daemon; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RingKey(pub u64);
+
+/// Addresses of a split virtqueue in guest physical memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingAddresses {
+    /// Descriptor table.
+    pub descriptors: u64,
+    /// Available ring.
+    pub available: u64,
+    /// Used ring.
+    pub used: u64,
+}
+
+/// Everything a reactor needs to serve a vring.
+pub struct RingConfig {
+    /// Its name.
+    pub key: RingKey,
+    /// The VHD.
+    pub vhd: Arc<VhdState>,
+    /// Queue index on the device, for logs and metrics.
+    pub index: u16,
+    /// Entries.
+    pub size: u16,
+    /// Where it is.
+    pub addresses: RingAddresses,
+    /// Next available index to pop.
+    pub next_available: u16,
+    /// VIRTIO_RING_F_EVENT_IDX was acknowledged.
+    pub event_idx: bool,
+    /// VIRTIO_RING_F_INDIRECT_DESC was acknowledged.
+    pub indirect: bool,
+    /// Cache mode of the device, shared by its rings: true is writeback. (A driver without FLUSH is writethrough.)
+    pub writeback: Arc<std::sync::atomic::AtomicBool>,
+    /// Features acknowledged by the driver.
+    pub features: u64,
+    /// Guest memory.
+    pub memory: Arc<GuestMemoryMmap>,
+    /// Readable when the guest has kicked. `None`: poll mode, as the specification allows.
+    pub kick: Option<OwnedFd>,
+    /// Written to interrupt the guest.
+    pub call: Option<OwnedFd>,
+    /// Written when the ring is broken.
+    pub error: Option<OwnedFd>,
+}
+
+/// A stopped ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingStopped {
+    /// The available index after the last chain that was popped (and completed).
+    pub next_available: u16,
+}
+
+/// Commands for vrings, sent by vhost-user connections.
+pub enum RingCommand {
+    /// Start serving.
+    Start(Box<RingConfig>),
+    /// Stop popping, complete what was popped, then answer.
+    Stop {
+        /// The ring.
+        key: RingKey,
+        /// Where to answer.
+        reply: crossbeam_channel::Sender<RingStopped>,
+    },
+    /// The frontend gave another call eventfd (or none).
+    SetCall {
+        /// The ring.
+        key: RingKey,
+        /// The eventfd.
+        call: Option<OwnedFd>,
+    },
+    /// The frontend gave another kick eventfd.
+    SetKick {
+        /// The ring.
+        key: RingKey,
+        /// The eventfd.
+        kick: Option<OwnedFd>,
+    },
+    /// Guest memory grew; what was mapped before stays mapped.
+    SetMemory {
+        /// The ring.
+        key: RingKey,
+        /// The new map.
+        memory: Arc<GuestMemoryMmap>,
+    },
+    /// Switch the device's cache mode: to writethrough, answer only when everything written before is durable.
+    SetWriteback {
+        /// The ring (one of the device's).
+        key: RingKey,
+        /// The new mode.
+        writeback: bool,
+        /// Where to answer: false if the flush failed.
+        reply: crossbeam_channel::Sender<bool>,
+    },
+}
+
+/// Where a pipeline's messages go. Threads and queues in production, a scheduler in the simulation.
+pub trait Outbox {
+    /// To the owner.
+    fn to_owner(&mut self, message: OwnerRequest);
+    /// To the committer.
+    fn change(&mut self, change: Change);
+    /// To the committer.
+    fn commit(&mut self, request: CommitRequest);
+    /// To another reactor.
+    fn to_reactor(&mut self, reactor: ReactorId, message: ReactorMessage);
+}

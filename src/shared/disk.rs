@@ -1,0 +1,102 @@
+//! What everybody may know of an open host disk.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::base::ids::DiskId;
+
+/// Number of a sync of one host disk, counted in the order in which they begin. 0 comes before the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SyncNumber(pub u64);
+
+/// A promise to wait for: what was written is durable once sync `number` of `disk` (or a later one) has succeeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SyncPoint {
+    /// The host disk written to.
+    pub disk: DiskId,
+    /// The first sync that covers the write.
+    pub number: SyncNumber,
+}
+
+/// Shared state of one host disk.
+///
+/// The rule that everything rests on: a write is covered by a sync only if the sync *began* after the write completed.
+#[derive(Debug)]
+pub struct DiskState {
+    /// The disk.
+    pub id: DiskId,
+    /// Its name, for people.
+    pub name: String,
+    /// Byte offset of slot 0.
+    pub data_offset: u64,
+    /// Slots on the disk.
+    pub slots: u32,
+    /// Logical block size for O_DIRECT offsets and lengths, in bytes (512 or 4096).
+    pub block_size: u32,
+    /// Alignment that O_DIRECT asks of memory addresses, in bytes (`statx` `dio_mem_align`).
+    pub memory_alignment: u32,
+    sync_begun: AtomicU64,
+    sync_done: AtomicU64,
+    failed: AtomicBool,
+}
+
+impl DiskState {
+    /// A healthy disk with no sync begun.
+    #[must_use]
+    pub fn new(
+        id: DiskId,
+        name: String,
+        data_offset: u64,
+        slots: u32,
+        block_size: u32,
+        memory_alignment: u32,
+    ) -> DiskState {
+        DiskState {
+            id,
+            name,
+            data_offset,
+            slots,
+            block_size,
+            memory_alignment,
+            sync_begun: AtomicU64::new(0),
+            sync_done: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+        }
+    }
+
+    /// Call when a write has completed: the sync it needs.
+    #[must_use]
+    pub fn sync_needed(&self) -> SyncPoint {
+        SyncPoint { disk: self.id, number: SyncNumber(self.sync_begun.load(Ordering::SeqCst) + 1) }
+    }
+
+    /// Call before a sync is submitted: its number.
+    #[must_use]
+    pub fn begin_sync(&self) -> SyncNumber {
+        SyncNumber(self.sync_begun.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+
+    /// Call when sync `number` has succeeded.
+    pub fn sync_succeeded(&self, number: SyncNumber) {
+        if !self.is_failed() {
+            self.sync_done.fetch_max(number.0, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether everything that needed sync `number` is durable.
+    #[must_use]
+    pub fn is_synced(&self, number: SyncNumber) -> bool {
+        self.sync_done.load(Ordering::SeqCst) >= number.0
+    }
+
+    /// Marks the disk failed. A failed sync does this and is never retried into success: the kernel may have dropped the
+    /// dirty data.
+    pub fn fail(&self) {
+        self.failed.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the disk has failed: nothing more is submitted to it.
+    #[must_use]
+    pub fn is_failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
+    }
+}

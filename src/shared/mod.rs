@@ -1,0 +1,9 @@
+//! State that reactors, the owner and the committer share without a lock: per host disk and per VHD.
+//!
+//! Everything here is atomics or fixed after creation. Uses `base`, `metrics` and `placement`.
+
+pub mod disk;
+pub mod vhd;
+
+pub use disk::DiskState;
+pub use vhd::VhdState;

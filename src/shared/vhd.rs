@@ -1,0 +1,128 @@
+//! What everybody may know of a VHD that is served.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::disk::{SyncNumber, SyncPoint};
+use crate::base::ids::{DiskId, DiskSet, VhdId};
+use crate::base::limits::DISKS_MAX;
+use crate::base::units::Geometry;
+use crate::metrics::VhdMetrics;
+use crate::placement::view::VhdMap;
+
+/// Shared state of one VHD.
+pub struct VhdState {
+    /// The VHD.
+    pub id: VhdId,
+    /// UUID, answered (shortened) to GET_ID.
+    pub uuid: uuid::Uuid,
+    /// Extent size of its pool.
+    pub geometry: Geometry,
+    /// Size in bytes.
+    pub size: u64,
+    /// Logical block size the guest sees, in bytes.
+    pub block_size: u32,
+    /// Whether guest writes are refused.
+    pub read_only: bool,
+    /// Where its extents are.
+    pub map: VhdMap,
+    /// What it did, per reactor.
+    pub metrics: VhdMetrics,
+    needs_sync: [AtomicU64; DISKS_MAX],
+    pending_changes: AtomicU64,
+    claim_waiters: AtomicU64,
+    deleted: AtomicBool,
+}
+
+impl VhdState {
+    /// A VHD with nothing written since it was opened.
+    #[must_use]
+    #[allow(clippy::too_many_arguments, reason = "the fields of the record it is opened from")]
+    pub fn new(
+        id: VhdId,
+        uuid: uuid::Uuid,
+        geometry: Geometry,
+        size: u64,
+        block_size: u32,
+        read_only: bool,
+        map: VhdMap,
+        reactors: u16,
+    ) -> VhdState {
+        VhdState {
+            id,
+            uuid,
+            geometry,
+            size,
+            block_size,
+            read_only,
+            map,
+            metrics: VhdMetrics::new(reactors),
+            needs_sync: [const { AtomicU64::new(0) }; DISKS_MAX],
+            pending_changes: AtomicU64::new(0),
+            claim_waiters: AtomicU64::new(0),
+            deleted: AtomicBool::new(false),
+        }
+    }
+
+    /// Notes that a completed write of this VHD needs `point` before a FLUSH may succeed.
+    pub fn note_written(&self, point: SyncPoint) {
+        let needed = &self.needs_sync[point.disk.index()];
+        if needed.load(Ordering::SeqCst) < point.number.0 {
+            needed.fetch_max(point.number.0, Ordering::SeqCst);
+        }
+    }
+
+    /// The sync of `disk` that a FLUSH beginning now must wait for; number 0 if nothing was ever written there.
+    #[must_use]
+    pub fn sync_needed_on(&self, disk: DiskId) -> SyncNumber {
+        SyncNumber(self.needs_sync[disk.index()].load(Ordering::SeqCst))
+    }
+
+    /// The disks that this VHD has written to since it was opened.
+    #[must_use]
+    pub fn disks_written(&self) -> DiskSet {
+        let written = |i: &usize| self.needs_sync[*i].load(Ordering::SeqCst) > 0;
+        (0..DISKS_MAX).filter(written).map(|i| DiskId(u8::try_from(i).expect("fewer than 256 disks"))).collect()
+    }
+
+    /// Counts a table change handed to the committer. Call before the request that made it completes.
+    pub fn change_handed_over(&self) {
+        self.pending_changes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Committer only: `count` changes are durable (or superseded by ones that are).
+    pub fn changes_committed(&self, count: u64) {
+        let before = self.pending_changes.fetch_sub(count, Ordering::SeqCst);
+        assert!(before >= count, "more changes committed than handed over");
+    }
+
+    /// Whether a FLUSH must join a commit.
+    #[must_use]
+    pub fn has_pending_changes(&self) -> bool {
+        self.pending_changes.load(Ordering::SeqCst) > 0
+    }
+
+    /// A reactor (bit) asks to be woken when a claim of this VHD is released. Set it, then look at the claim once more.
+    pub fn wait_for_release(&self, reactor_bit: u64) {
+        self.claim_waiters.fetch_or(reactor_bit, Ordering::SeqCst);
+    }
+
+    /// The reactors (bits) to wake after a release; each is told once.
+    #[must_use]
+    pub fn take_release_waiters(&self) -> u64 {
+        if self.claim_waiters.load(Ordering::SeqCst) == 0 {
+            return 0;
+        }
+        self.claim_waiters.swap(0, Ordering::SeqCst)
+    }
+
+    /// Marks the VHD as deleted: every further request fails.
+    pub fn mark_deleted(&self) {
+        self.deleted.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the VHD has been deleted.
+    #[must_use]
+    pub fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::SeqCst)
+    }
+}

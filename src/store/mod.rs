@@ -1,0 +1,8 @@
+//! The placement store: what the table looks like on disk, and how changes become durable.
+//!
+//! One `redb` database per member region, up to three regions on different host disks. The committer turns pending
+//! [`change::Change`]s into batches, hands each batch to every member's thread, and a commit counts when a majority has it.
+//!
+//! Uses `base`, `placement`, `shared` and `disk`.
+
+pub mod change;

@@ -1,0 +1,5 @@
+//! virtio-blk as the specification has it: hostile bytes in, valid requests out (virtio 1.3, section 5.2).
+//!
+//! Pure: touches guest memory through `vm-memory`, nothing else. Uses `base` only.
+
+pub mod request;
