@@ -2,6 +2,7 @@
 //!
 //! Nothing here touches a file, a ring or a thread.
 
+pub mod aligned;
 pub mod clock;
 pub mod ids;
 pub mod limits;
