@@ -6,4 +6,5 @@ pub mod aligned;
 pub mod clock;
 pub mod ids;
 pub mod limits;
+pub mod rng;
 pub mod units;

@@ -2,6 +2,8 @@
 //!
 //! Uses `base` only.
 
+pub mod sim;
+
 use std::fmt::Debug;
 use std::io;
 
