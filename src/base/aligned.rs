@@ -26,7 +26,8 @@ impl AlignedBuf {
     #[must_use]
     pub fn zeroed(len: usize) -> AlignedBuf {
         assert!(len > 0);
-        let layout = Layout::from_size_align(len, DIRECT_IO_ALIGNMENT).expect("a buffer smaller than the address space");
+        let layout =
+            Layout::from_size_align(len, DIRECT_IO_ALIGNMENT).expect("a buffer smaller than the address space");
         // SAFETY: the layout has a size above 0.
         let raw = unsafe { alloc_zeroed(layout) };
         let Some(ptr) = NonNull::new(raw) else { handle_alloc_error(layout) };

@@ -8,7 +8,8 @@ use crate::base::rng::Rng;
 use crate::base::units::SECTOR_SIZE;
 
 /// Bytes of one sector as an index type.
-pub(super) const SECTOR: usize = SECTOR_SIZE as usize;
+pub(super) const SECTOR: usize = 512;
+const _: () = assert!(SECTOR as u64 == SECTOR_SIZE);
 
 /// What punched sectors read as: the trait leaves it undefined, so it is nothing that a caller could rely on.
 pub const PUNCHED: u8 = 0xdd;
