@@ -53,6 +53,9 @@ pub const REQUEST_SLOTS: usize = 1024;
 /// Operations one reactor may have in flight on one host disk, so that a slow disk cannot use up the reactor.
 pub const DISK_IN_FLIGHT_MAX: usize = 512;
 
+/// Reactor threads. A set of reactors fits one `u64` mask.
+pub const REACTORS_MAX: usize = 64;
+
 /// Bounce buffers of one reactor, each [`BOUNCE_LEN`] bytes.
 pub const BOUNCE_BUFFERS: usize = 16;
 
@@ -77,6 +80,7 @@ pub const MEM_SLOTS_MAX: usize = 509;
 /// Seconds that a write into a full pool waits for room, unless the VHD says otherwise.
 pub const WHEN_FULL_WAIT_SECS_DEFAULT: u64 = 60;
 
+const _: () = assert!(REACTORS_MAX <= u64::BITS as usize);
 const _: () = assert!(DISKS_MAX <= u64::BITS as usize);
 const _: () = assert!(EXTENT_SIZE_MIN / BLOCKS_PER_EXTENT as u64 >= 4096);
 const _: () = assert!(SECTOR_SIZE == 512);

@@ -6,4 +6,4 @@ pub mod disk;
 pub mod vhd;
 
 pub use disk::DiskState;
-pub use vhd::VhdState;
+pub use vhd::{VhdSettings, VhdState};

@@ -9,8 +9,9 @@ use crate::base::units::Geometry;
 use crate::metrics::VhdMetrics;
 use crate::placement::view::VhdMap;
 
-/// Shared state of one VHD.
-pub struct VhdState {
+/// What is fixed while a VHD is served.
+#[derive(Clone, Debug)]
+pub struct VhdSettings {
     /// The VHD.
     pub id: VhdId,
     /// UUID, answered (shortened) to GET_ID.
@@ -23,6 +24,14 @@ pub struct VhdState {
     pub block_size: u32,
     /// Whether guest writes are refused.
     pub read_only: bool,
+    /// Whether its slots stay reserved when their content is discarded.
+    pub thick: bool,
+}
+
+/// Shared state of one VHD.
+pub struct VhdState {
+    /// What is fixed.
+    pub settings: VhdSettings,
     /// Where its extents are.
     pub map: VhdMap,
     /// What it did, per reactor.
@@ -36,24 +45,9 @@ pub struct VhdState {
 impl VhdState {
     /// A VHD with nothing written since it was opened.
     #[must_use]
-    #[allow(clippy::too_many_arguments, reason = "the fields of the record it is opened from")]
-    pub fn new(
-        id: VhdId,
-        uuid: uuid::Uuid,
-        geometry: Geometry,
-        size: u64,
-        block_size: u32,
-        read_only: bool,
-        map: VhdMap,
-        reactors: u16,
-    ) -> VhdState {
+    pub fn new(settings: VhdSettings, map: VhdMap, reactors: u16) -> VhdState {
         VhdState {
-            id,
-            uuid,
-            geometry,
-            size,
-            block_size,
-            read_only,
+            settings,
             map,
             metrics: VhdMetrics::new(reactors),
             needs_sync: [const { AtomicU64::new(0) }; DISKS_MAX],
@@ -61,6 +55,12 @@ impl VhdState {
             claim_waiters: AtomicU64::new(0),
             deleted: AtomicBool::new(false),
         }
+    }
+
+    /// The VHD.
+    #[must_use]
+    pub fn id(&self) -> VhdId {
+        self.settings.id
     }
 
     /// Notes that a completed write of this VHD needs `point` before a FLUSH may succeed.
