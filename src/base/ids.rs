@@ -3,7 +3,8 @@
 use super::limits::{DISKS_MAX, NAME_LEN_MAX};
 
 /// A host disk within its pool: its place in the pool's disk table, stable for the life of the pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
 pub struct DiskId(pub u8);
 
 impl DiskId {
@@ -66,7 +67,8 @@ impl FromIterator<DiskId> for DiskSet {
 }
 
 /// A VHD within its pool; never reused while the pool lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
 pub struct VhdId(pub u32);
 
 /// A reactor thread.

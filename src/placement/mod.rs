@@ -5,6 +5,7 @@
 //!
 //! Uses `base` only.
 
+pub mod record;
 pub mod view;
 
 use crate::base::ids::DiskId;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
-use crate::base::ids::{ReactorId, VhdId};
+use crate::base::ids::{DiskId, ReactorId, VhdId};
 use crate::base::units::ExtentIndex;
 use crate::shared::{DiskState, VhdState};
 use crate::store::change::{Change, CommitRequest};
@@ -37,7 +37,7 @@ pub enum OwnerRequest {
         /// The extent.
         extent: ExtentIndex,
     },
-    /// Every request that was in flight when [`ReactorMessage::Fence`] arrived has completed.
+    /// Answer to [`ReactorMessage::Fence`].
     FenceReached {
         /// Who reached it.
         reactor: ReactorId,
@@ -47,7 +47,7 @@ pub enum OwnerRequest {
     /// A host disk gave an error (counted; the owner decides what it means).
     DiskError {
         /// The disk.
-        disk: crate::base::ids::DiskId,
+        disk: DiskId,
         /// What the engine said.
         error: crate::engine::IoError,
         /// Whether it was a sync, after which the disk is failed for good.
@@ -92,10 +92,17 @@ pub enum ReactorMessage {
         /// The VHD.
         vhd: VhdId,
     },
-    /// Answer with [`OwnerRequest::FenceReached`] once everything in flight now has completed.
+    /// Answer with [`OwnerRequest::FenceReached`] once every operation on `disk` whose place was looked up before this
+    /// message has completed (submitted ones, and ones that wait for an engine slot and will not look up again).
+    ///
+    /// Other disks do not count: a hung disk must not stop the others from reusing their slots. Parked requests that will
+    /// look up again do not count either: they may be waiting for the very room that this fence makes. The owner sends at
+    /// most one unanswered fence per disk.
     Fence {
         /// Which fence.
         fence: u64,
+        /// The disk.
+        disk: DiskId,
     },
     /// A host disk was added; its engine file is `file`. (At start every reactor is given all disks.)
     AddDisk {

@@ -6,3 +6,4 @@
 //! Uses `base`, `placement`, `shared` and `disk`.
 
 pub mod change;
+pub mod edit;

@@ -1,0 +1,404 @@
+//! What the placement store says about the pool and about each VHD, apart from where extents are.
+//!
+//! Records are stored as JSON: they are few, small, read once, and a person may have to read them in a metadata dump.
+//! Unknown fields are refused: an older program must not drop what a newer one wrote.
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::ids::{self, DiskId, DiskSet, NameError, VhdId};
+use crate::base::limits::{DISKS_MAX, QUEUES_MAX, VHD_SIZE_MAX, WHEN_FULL_WAIT_SECS_DEFAULT};
+use crate::base::units::Geometry;
+
+/// Version of both record formats. Raised when a field changes its meaning or a new one must not be ignored.
+pub const RECORD_VERSION: u32 = 1;
+
+/// Why a record cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// Not JSON, or not this record.
+    #[error("a {what} record of the placement store cannot be read")]
+    Syntax {
+        /// "pool" or "VHD".
+        what: &'static str,
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// Written by another version.
+    #[error(
+        "a {what} record has format version {found}, this program knows version {RECORD_VERSION}: \
+         use the version of spanblk that wrote it, or a newer one"
+    )]
+    Version {
+        /// "pool" or "VHD".
+        what: &'static str,
+        /// The version in the record.
+        found: u32,
+    },
+    /// A name breaks the rules.
+    #[error("a {what} record has a bad name")]
+    Name {
+        /// "disk", "VHD" or "VM".
+        what: &'static str,
+        /// Which rule.
+        source: NameError,
+    },
+    /// A field has a value that no command could have given it.
+    #[error("the record of {subject} has an impossible {field}: {value}")]
+    Impossible {
+        /// Name of the pool, disk or VHD.
+        subject: String,
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+    },
+}
+
+/// Which VHDs may be put on a host disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accept {
+    /// Isolated VHDs only.
+    Isolated,
+    /// Spanned VHDs only.
+    Spanned,
+    /// Both.
+    #[default]
+    Any,
+    /// No new VHD.
+    None,
+}
+
+impl Accept {
+    /// Whether isolated VHDs may be put there.
+    #[must_use]
+    pub fn isolated(self) -> bool {
+        matches!(self, Accept::Isolated | Accept::Any)
+    }
+
+    /// Whether spanned VHDs may be put there.
+    #[must_use]
+    pub fn spanned(self) -> bool {
+        matches!(self, Accept::Spanned | Accept::Any)
+    }
+
+    /// The word of the command line and the API.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Accept::Isolated => "isolated",
+            Accept::Spanned => "spanned",
+            Accept::Any => "any",
+            Accept::None => "none",
+        }
+    }
+}
+
+/// One host disk of the pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskRecord {
+    /// Its place in the pool's disk table; never given to another disk.
+    pub id: DiskId,
+    /// UUID in its label.
+    pub uuid: uuid::Uuid,
+    /// Name, unique in the pool.
+    pub name: String,
+    /// Slots for extents.
+    pub slots: u32,
+    /// Byte offset of slot 0.
+    pub data_offset: u64,
+    /// Which VHDs may be put there.
+    pub accept: Accept,
+    /// What fails together with it: replicas never share one.
+    pub failure_domain: String,
+}
+
+/// What the store says about the pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolRecord {
+    /// [`RECORD_VERSION`].
+    pub version: u32,
+    /// UUID of the pool.
+    pub uuid: uuid::Uuid,
+    /// Bytes of an extent.
+    pub extent_size: u64,
+    /// Identifier of the next VHD. Identifiers are never reused, so that a late change for a deleted VHD cannot hit another.
+    pub next_vhd_id: VhdId,
+    /// The disks, by identifier.
+    pub disks: Vec<DiskRecord>,
+}
+
+impl PoolRecord {
+    /// A pool without VHDs.
+    #[must_use]
+    pub fn new(uuid: uuid::Uuid, extent_size: u64, disks: Vec<DiskRecord>) -> PoolRecord {
+        PoolRecord { version: RECORD_VERSION, uuid, extent_size, next_vhd_id: VhdId(1), disks }
+    }
+
+    /// The disk with this identifier.
+    #[must_use]
+    pub fn disk(&self, id: DiskId) -> Option<&DiskRecord> {
+        self.disks.iter().find(|disk| disk.id == id)
+    }
+
+    /// The disk with this name or (in text) this UUID.
+    #[must_use]
+    pub fn find_disk(&self, name_or_uuid: &str) -> Option<&DiskRecord> {
+        let uuid = uuid::Uuid::try_parse(name_or_uuid).ok();
+        self.disks.iter().find(|disk| disk.name == name_or_uuid || Some(disk.uuid) == uuid)
+    }
+
+    /// Name of a disk for people; its number if it is unknown.
+    #[must_use]
+    pub fn disk_name(&self, id: DiskId) -> String {
+        self.disk(id).map_or_else(|| format!("#{}", id.0), |disk| disk.name.clone())
+    }
+
+    /// The geometry.
+    ///
+    /// # Errors
+    /// If the extent size is not legal.
+    pub fn geometry(&self) -> Result<Geometry, RecordError> {
+        Geometry::new(self.extent_size).ok_or_else(|| impossible("the pool", "extent size", self.extent_size))
+    }
+
+    /// The identifier for one more disk; `None` if the pool has all it can have.
+    #[must_use]
+    pub fn next_disk_id(&self) -> Option<DiskId> {
+        let next = self.disks.iter().map(|disk| disk.id.index() + 1).max().unwrap_or(0);
+        if next < DISKS_MAX { u8::try_from(next).ok().map(DiskId) } else { None }
+    }
+
+    /// The bytes for the store.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a record of plain fields is always JSON")
+    }
+
+    /// Reads what [`PoolRecord::encode`] wrote.
+    ///
+    /// # Errors
+    /// If it is not a valid record of this version.
+    pub fn decode(bytes: &[u8]) -> Result<PoolRecord, RecordError> {
+        let record: PoolRecord = decode("pool", bytes)?;
+        record.check()?;
+        Ok(record)
+    }
+
+    fn check(&self) -> Result<(), RecordError> {
+        self.geometry()?;
+        let mut seen = DiskSet::default();
+        for (i, disk) in self.disks.iter().enumerate() {
+            ids::check_name(&disk.name).map_err(|source| RecordError::Name { what: "disk", source })?;
+            if usize::from(disk.id.0) >= DISKS_MAX || seen.contains(disk.id) {
+                return Err(impossible(&disk.name, "identifier", disk.id.0));
+            }
+            seen.insert(disk.id);
+            let twin = self.disks[..i].iter().find(|other| other.name == disk.name || other.uuid == disk.uuid);
+            if twin.is_some() {
+                return Err(impossible(&disk.name, "twin", disk.uuid));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the extents of a VHD should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Layout {
+    /// All on one disk.
+    Isolated {
+        /// The disk.
+        disk: DiskId,
+        /// Whether the user named it.
+        chosen: bool,
+    },
+    /// Over several disks.
+    Spanned {
+        /// The disks, ascending.
+        disks: Vec<DiskId>,
+        /// How many the user asked for; `None`: all that accepted spanned VHDs, or those that were named.
+        width: Option<u32>,
+        /// Whether the user named them.
+        chosen: bool,
+    },
+}
+
+impl Layout {
+    /// The disks.
+    #[must_use]
+    pub fn disks(&self) -> DiskSet {
+        match self {
+            Layout::Isolated { disk, .. } => [*disk].into_iter().collect(),
+            Layout::Spanned { disks, .. } => disks.iter().copied().collect(),
+        }
+    }
+
+    /// Number of disks.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        match self {
+            Layout::Isolated { .. } => 1,
+            Layout::Spanned { disks, .. } => disks.len(),
+        }
+    }
+
+    /// The word of the command line and the API.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Layout::Isolated { .. } => "isolated",
+            Layout::Spanned { .. } => "spanned",
+        }
+    }
+}
+
+/// What becomes of a write that finds no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum WhenFull {
+    /// It waits this long for room, then fails.
+    Queue {
+        /// Seconds.
+        secs: u64,
+    },
+    /// It fails.
+    Error,
+}
+
+impl Default for WhenFull {
+    fn default() -> WhenFull {
+        WhenFull::Queue { secs: WHEN_FULL_WAIT_SECS_DEFAULT }
+    }
+}
+
+/// Who owns a vhost-user socket: names or numbers, resolved when the socket is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SocketOwner {
+    /// User name or number.
+    pub user: String,
+    /// Group name or number.
+    pub group: String,
+}
+
+/// What the store says about one VHD.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VhdRecord {
+    /// [`RECORD_VERSION`].
+    pub version: u32,
+    /// Its identifier in the pool; never reused.
+    pub id: VhdId,
+    /// Name, unique in the pool.
+    pub name: String,
+    /// UUID; its text, shortened, is the serial number that the guest reads.
+    pub uuid: uuid::Uuid,
+    /// Bytes; a multiple of the block size.
+    pub size: u64,
+    /// Where its extents should be.
+    pub layout: Layout,
+    /// Whether all extents have slots from the start.
+    pub thick: bool,
+    /// Whether guest writes are refused.
+    pub read_only: bool,
+    /// Logical block size that the guest sees, in bytes (512 or 4096).
+    pub block_size: u32,
+    /// Virtqueues.
+    pub queues: u16,
+    /// The VM it belongs to.
+    pub vm: Option<String>,
+    /// Owner of its socket; `None`: the daemon's own.
+    pub socket_owner: Option<SocketOwner>,
+    /// Permission bits of its socket.
+    pub socket_mode: u32,
+    /// What becomes of a write that finds no room.
+    pub when_full: WhenFull,
+    /// When it was created, in seconds since the Unix epoch.
+    pub created: u64,
+}
+
+impl VhdRecord {
+    /// The bytes for the store.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a record of plain fields is always JSON")
+    }
+
+    /// Reads what [`VhdRecord::encode`] wrote.
+    ///
+    /// # Errors
+    /// If it is not a valid record of this version.
+    pub fn decode(bytes: &[u8]) -> Result<VhdRecord, RecordError> {
+        let record: VhdRecord = decode("VHD", bytes)?;
+        record.check()?;
+        Ok(record)
+    }
+
+    /// Number of extents.
+    ///
+    /// # Panics
+    /// If the size is beyond the limit (a bug: commands and records are checked).
+    #[must_use]
+    pub fn extents(&self, geometry: Geometry) -> u32 {
+        geometry.extents_for(self.size).expect("the size of a VHD is within its limit")
+    }
+
+    fn check(&self) -> Result<(), RecordError> {
+        ids::check_name(&self.name).map_err(|source| RecordError::Name { what: "VHD", source })?;
+        if let Some(vm) = &self.vm {
+            ids::check_name(vm).map_err(|source| RecordError::Name { what: "VM", source })?;
+        }
+        let bad = |field, value: u64| Err(impossible(&self.name, field, value));
+        if !matches!(self.block_size, 512 | 4096) {
+            return bad("block size", self.block_size.into());
+        }
+        if self.size == 0 || self.size > VHD_SIZE_MAX || self.size % u64::from(self.block_size) != 0 {
+            return bad("size", self.size);
+        }
+        if self.queues == 0 || usize::from(self.queues) > QUEUES_MAX {
+            return bad("number of queues", self.queues.into());
+        }
+        if self.socket_mode & !0o777 != 0 {
+            return bad("socket mode", self.socket_mode.into());
+        }
+        self.check_layout()
+    }
+
+    fn check_layout(&self) -> Result<(), RecordError> {
+        let ids: &[DiskId] = match &self.layout {
+            Layout::Isolated { disk, .. } => std::slice::from_ref(disk),
+            Layout::Spanned { disks, .. } => disks,
+        };
+        let in_range = ids.iter().all(|id| usize::from(id.0) < DISKS_MAX);
+        if ids.is_empty() || !in_range || !ids.is_sorted_by(|a, b| a < b) {
+            return Err(impossible(&self.name, "set of disks", format!("{ids:?}")));
+        }
+        Ok(())
+    }
+}
+
+fn impossible(subject: &str, field: &'static str, value: impl ToString) -> RecordError {
+    RecordError::Impossible { subject: subject.to_owned(), field, value: value.to_string() }
+}
+
+/// Only the version, whatever else there is: a record of another version is called that, not "unknown field".
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+fn decode<T: for<'a> Deserialize<'a>>(what: &'static str, bytes: &[u8]) -> Result<T, RecordError> {
+    let syntax = |source| RecordError::Syntax { what, source };
+    let Version { version } = serde_json::from_slice(bytes).map_err(syntax)?;
+    if version != RECORD_VERSION {
+        return Err(RecordError::Version { what, found: version });
+    }
+    serde_json::from_slice(bytes).map_err(syntax)
+}
+
+#[cfg(test)]
+mod tests;

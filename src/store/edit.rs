@@ -1,0 +1,66 @@
+//! What the owner asks the committer to write besides [`Change`](super::change::Change)s, and what it hears back. Plain data.
+
+use crate::base::ids::{DiskId, VhdId};
+use crate::base::units::{ExtentIndex, Generation, SlotIndex};
+use crate::placement::ReplicaSet;
+use crate::placement::record::{PoolRecord, VhdRecord};
+
+/// The owner's name for an edit; never reused while the daemon runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EditId(pub u64);
+
+/// Rows to write or delete. All rows of one edit become durable in one commit, after every change and edit handed over
+/// before it that can be committed, and before every one handed over after it. An edit starts a commit by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreEdit {
+    /// Writes the pool record.
+    PutPool(PoolRecord),
+    /// Writes the record of a VHD.
+    PutVhd(VhdRecord),
+    /// Deletes the record of a VHD and all its pages. A change of that VHD handed over later is void (but still counted
+    /// as committed): requests may have been in flight.
+    DeleteVhd(VhdId),
+    /// Gives room to consecutive extents, none of which is present (thick allocation).
+    Place {
+        /// The VHD.
+        vhd: VhdId,
+        /// The first extent.
+        first: ExtentIndex,
+        /// The generation of each.
+        generation: Generation,
+        /// Where each of them is, from `first` on.
+        replicas: Vec<ReplicaSet>,
+    },
+}
+
+/// An edit was not committed, and no later one will be: the store must be opened again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the placement store has no majority of working metadata disks: look at the log, then restart the daemon")]
+pub struct EditFailed;
+
+/// From the committer to the owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreReport {
+    /// These slots of [`ChangeKind::Freed`](super::change::ChangeKind::Freed) changes are free in the durable table: one
+    /// entry per replica of each change, voided changes included.
+    Freed {
+        /// The slots.
+        slots: Vec<(DiskId, SlotIndex)>,
+    },
+    /// An edit is durable, or failed.
+    EditDone {
+        /// Which.
+        edit: EditId,
+        /// How it went.
+        result: Result<(), EditFailed>,
+    },
+    /// How full the metadata region is; sent at start and when it changes noticeably.
+    Fill {
+        /// Bytes in use.
+        used: u64,
+        /// Bytes there are.
+        size: u64,
+        /// Below the low-water mark: no new extent may be placed. Changes, frees and edits go on.
+        low: bool,
+    },
+}
