@@ -1,7 +1,7 @@
 //! Serving virtqueues: one thread and one engine per reactor, for the rings of all VHDs.
 //!
 //! * [`messages`]: what reactors, the owner, the committer and vhost-user connections say to each other.
-//! * `pipeline`: guest requests in, engine operations out, completions back. No thread, no clock, no ring: generic over
+//! * [`pipeline`]: guest requests in, engine operations out, completions back. No thread, no clock, no ring: generic over
 //!   the engine, so that the crash simulation runs the very code that serves guests.
 //! * `ring`: virtqueues. `thread`: the loop around it all.
 //!
@@ -11,3 +11,4 @@
 //! Uses `base`, `metrics`, `virtio`, `placement`, `shared`, `store::change` and `engine`.
 
 pub mod messages;
+pub mod pipeline;

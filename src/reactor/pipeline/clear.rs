@@ -1,0 +1,154 @@
+//! Discard and write-zeroes: present bits are cleared, whole extents are given back.
+
+use crate::base::clock::Nanos;
+use crate::base::units::{BlockMask, ExtentIndex, Geometry};
+use crate::engine::Engine;
+use crate::placement::view::{ClaimError, Lookup};
+use crate::reactor::messages::{Outbox, OwnerRequest};
+use crate::store::change::{Change, ChangeKind};
+use crate::virtio::request::RequestKind;
+
+use super::data::{Chunk, Fill};
+use super::slots::RequestSlot;
+use super::{Pipeline, Step};
+
+/// What to do with the part of a range that lies in one extent, from the cursor on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clear {
+    /// All of the extent: give it back.
+    Extent,
+    /// These whole blocks.
+    Blocks(BlockMask),
+    /// Less than a block.
+    Fraction,
+}
+
+/// The first thing to do at `chunk`, and how many bytes it deals with.
+fn classify(geometry: Geometry, chunk: Chunk, vhd_size: u64) -> (Clear, u64) {
+    let start = u64::from(chunk.extent.0) * geometry.extent_size();
+    let extent_len = geometry.extent_size().min(vhd_size - start);
+    if chunk.within == 0 && chunk.len == extent_len {
+        return (Clear::Extent, chunk.len);
+    }
+    let block = geometry.block_size();
+    let end = chunk.within + chunk.len;
+    let to_border = (block - chunk.within % block) % block;
+    if to_border > 0 {
+        return (Clear::Fraction, to_border.min(chunk.len));
+    }
+    // The VHD may end within a block, which is then as good as covered.
+    let end = if end == extent_len { end.next_multiple_of(block) } else { end };
+    let covered = geometry.blocks_covered(chunk.within, end - chunk.within);
+    if covered.is_empty() {
+        return (Clear::Fraction, chunk.len);
+    }
+    (Clear::Blocks(covered), (u64::from(covered.len()) * block).min(chunk.len))
+}
+
+impl<E: Engine, O: Outbox> Pipeline<E, O> {
+    pub(super) fn step_clear(&mut self, slot: RequestSlot) -> Step {
+        let state = self.slots.request(slot);
+        let Some(range) = state.request.ranges().get(state.range).copied() else { return Step::Exhausted };
+        if state.cursor == range.len {
+            let state = self.slots.request_mut(slot);
+            state.range += 1;
+            state.cursor = 0;
+            return Step::Again;
+        }
+        let vhd = state.vhd();
+        let settings = &vhd.settings;
+        let is_discard = state.request.kind == RequestKind::Discard;
+        let may_free = (is_discard || range.unmap) && !settings.thick;
+        let chunk = Chunk::at(settings.geometry, range.offset + state.cursor, range.len - state.cursor);
+        let (clear, len) = classify(settings.geometry, chunk, settings.size);
+        let lookup = vhd.map.lookup(chunk.extent);
+        if lookup.replicas.is_absent() {
+            return self.advance(slot, chunk.len);
+        }
+        match clear {
+            Clear::Extent if may_free => self.free_extent(slot, chunk.extent, lookup),
+            Clear::Extent => self.clear_blocks(slot, chunk.extent, lookup, BlockMask::ALL, len),
+            Clear::Blocks(blocks) => self.clear_blocks(slot, chunk.extent, lookup, blocks, len),
+            Clear::Fraction if is_discard => self.advance(slot, len),
+            Clear::Fraction => self.zero_fraction(slot, Chunk { len, ..chunk }, lookup),
+        }
+    }
+
+    pub(super) fn advance(&mut self, slot: RequestSlot, len: u64) -> Step {
+        self.slots.request_mut(slot).cursor += len;
+        Step::Again
+    }
+
+    /// Clears whole blocks. Blocks that are absent read as zeros already; one that is being written for the first time
+    /// meets this request as if the write came second, which the guest allowed by not waiting for either.
+    fn clear_blocks(
+        &mut self,
+        slot: RequestSlot,
+        extent: ExtentIndex,
+        seen: Lookup,
+        blocks: BlockMask,
+        len: u64,
+    ) -> Step {
+        let blocks = blocks.and(seen.present);
+        if blocks.is_empty() {
+            return self.advance(slot, len);
+        }
+        let vhd = std::sync::Arc::clone(self.slots.request(slot).vhd());
+        match vhd.map.claim_and_clear(extent, blocks, seen.generation) {
+            Err(ClaimError::Changed) => Step::Again,
+            Err(ClaimError::Busy) => self.park_on_claim(slot, |vhd| {
+                let now = vhd.map.lookup(extent);
+                !now.claimed.and(blocks).is_empty()
+            }),
+            Ok(cleared) => {
+                if !cleared.is_empty() {
+                    vhd.change_handed_over();
+                    let kind = ChangeKind::Cleared { blocks: cleared };
+                    self.outbox.change(Change { vhd: vhd.id(), extent, generation: seen.generation, kind });
+                }
+                vhd.map.release(extent, blocks, BlockMask::NONE);
+                self.claim_released(&vhd);
+                self.advance(slot, len)
+            }
+        }
+    }
+
+    /// Claims and clears all blocks, and asks the owner to drop the extent.
+    fn free_extent(&mut self, slot: RequestSlot, extent: ExtentIndex, seen: Lookup) -> Step {
+        let ticket = self.slots.ticket(slot);
+        let claim = self.slots.request(slot).vhd().map.claim_and_clear(extent, BlockMask::ALL, seen.generation);
+        match claim {
+            Err(ClaimError::Changed) => Step::Again,
+            Err(ClaimError::Busy) => self.park_on_claim(slot, |vhd| !vhd.map.lookup(extent).claimed.is_empty()),
+            Ok(_) => {
+                let state = self.slots.request_mut(slot);
+                state.freeing = Some(extent);
+                state.parked = true;
+                let vhd = state.vhd().id();
+                self.outbox.to_owner(OwnerRequest::Free { reactor: self.id, ticket, vhd, extent });
+                Step::Parked
+            }
+        }
+    }
+
+    /// The owner has dropped the extent: gives up the claim and goes on.
+    pub(super) fn freed(&mut self, ticket: u64, now: Nanos) {
+        let Some(slot) = self.slots.by_ticket(ticket) else { return };
+        let state = self.slots.request_mut(slot);
+        let extent = state.freeing.take().expect("an answer to a request that asked");
+        let vhd = std::sync::Arc::clone(state.vhd());
+        vhd.map.release(extent, BlockMask::ALL, BlockMask::NONE);
+        self.claim_released(&vhd);
+        self.resume(slot, now);
+    }
+
+    /// Write-zeroes of less than a block: zeros are written if the block is there.
+    fn zero_fraction(&mut self, slot: RequestSlot, chunk: Chunk, seen: Lookup) -> Step {
+        let geometry = self.slots.request(slot).vhd().settings.geometry;
+        let touched = geometry.blocks(chunk.within, chunk.len);
+        if seen.present.and(touched).is_empty() {
+            return self.advance(slot, chunk.len);
+        }
+        self.write_present(slot, chunk, seen, Fill::Zeros)
+    }
+}

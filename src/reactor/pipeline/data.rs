@@ -1,0 +1,390 @@
+//! Reads and writes: from the cursor to a piece, from a piece to operations, and back.
+
+use crate::base::ids::DiskId;
+use crate::base::limits::{BOUNCE_LEN, REPLICAS_MAX};
+use crate::base::units::{BlockMask, ExtentIndex, Geometry};
+use crate::engine::{Buffer, Engine, IoError, Op};
+use crate::placement::view::{ClaimError, Lookup};
+use crate::placement::{Replica, ReplicaSet, ReplicaState};
+use crate::reactor::messages::{Outbox, OwnerRequest};
+use crate::store::change::{Change, ChangeKind};
+use crate::virtio::request::{RequestKind, Status};
+
+use super::slots::{Bounced, Operation, Piece, PieceSlot, RequestSlot};
+use super::{Pipeline, Step, gather};
+
+/// A part of a request that lies in one extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Chunk {
+    /// The extent.
+    pub extent: ExtentIndex,
+    /// Byte offset in the extent.
+    pub within: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+impl Chunk {
+    /// The first part of `len > 0` bytes at byte `offset` of a VHD.
+    pub fn at(geometry: Geometry, offset: u64, len: u64) -> Chunk {
+        let (extent, within) = geometry.locate(offset);
+        Chunk { extent, within, len: len.min(geometry.extent_size() - within) }
+    }
+}
+
+/// Where the bytes of a write come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fill {
+    /// The guest's buffers, from the cursor on.
+    Guest,
+    /// Zeros (write-zeroes of less than a block).
+    Zeros,
+}
+
+/// A piece that is about to be submitted.
+struct Plan {
+    chunk: Chunk,
+    seen: Lookup,
+    /// Blocks claimed for it.
+    claimed: BlockMask,
+    /// Zeros before and behind the guest's bytes, up to the borders of blocks written for the first time.
+    pad: (u64, u64),
+    fill: Fill,
+}
+
+impl<E: Engine, O: Outbox> Pipeline<E, O> {
+    /// The chunk under the cursor of a read or write; `None` at its end.
+    fn chunk(&self, slot: RequestSlot) -> Option<Chunk> {
+        let state = self.slots.request(slot);
+        let (RequestKind::Read { offset, len } | RequestKind::Write { offset, len }) = state.request.kind else {
+            unreachable!("only reads and writes move data under a cursor")
+        };
+        let geometry = state.vhd().settings.geometry;
+        (state.cursor < len).then(|| Chunk::at(geometry, offset + state.cursor, len - state.cursor))
+    }
+
+    pub(super) fn step_read(&mut self, slot: RequestSlot) -> Step {
+        let Some(mut chunk) = self.chunk(slot) else { return Step::Exhausted };
+        let state = self.slots.request(slot);
+        let geometry = state.vhd().settings.geometry;
+        let seen = state.vhd().map.lookup(chunk.extent);
+        let present = if seen.replicas.is_absent() { BlockMask::NONE } else { seen.present };
+        let (is_present, len) = first_run(geometry, chunk, present);
+        chunk.len = len;
+        if !is_present {
+            gather::zero(state.request.segments(), state.cursor, len);
+            return self.advance(slot, len);
+        }
+        let Some(replica) = self.replica_to_read(seen.replicas) else {
+            self.slots.request_mut(slot).fail(Status::IoError);
+            return Step::Again;
+        };
+        if let Some(parked) = self.park_unless_room(slot, std::iter::once(replica)) {
+            return parked;
+        }
+        self.read_piece(slot, chunk, seen, replica)
+    }
+
+    fn replica_to_read(&self, replicas: ReplicaSet) -> Option<Replica> {
+        replicas.iter().find(|r| r.state == ReplicaState::InSync && !self.disk(r.disk).is_failed())
+    }
+
+    fn read_piece(&mut self, slot: RequestSlot, mut chunk: Chunk, seen: Lookup, replica: Replica) -> Step {
+        let disk = self.disk(replica.disk);
+        let (block_size, memory_alignment) = (disk.block_size, disk.memory_alignment);
+        let block = u64::from(block_size);
+        let offset = self.disk_offset(slot, replica, chunk.within);
+        let state = self.slots.request(slot);
+        self.buffers.clear();
+        gather::gather(state.request.segments(), state.cursor, chunk.len, &mut self.buffers);
+        let whole = (offset | chunk.len) & (block - 1) == 0;
+        let mut bounce = None;
+        let mut from = offset;
+        if !whole || !gather::is_aligned(&self.buffers, memory_alignment, block_size) {
+            let Some(buffer) = self.bounce.take() else { return self.park_on_engine(slot) };
+            from = offset & !(block - 1);
+            let skip = offset - from;
+            chunk.len = chunk.len.min(BOUNCE_LEN as u64 - skip);
+            let len = (skip + chunk.len).next_multiple_of(block).min(BOUNCE_LEN as u64);
+            chunk.len = chunk.len.min(len - skip);
+            self.buffers.clear();
+            self.buffers.push(Buffer { ptr: buffer.as_ptr(), len: to_usize(len) });
+            let request_offset = self.slots.request(slot).cursor;
+            bounce = Some(Bounced { buffer, skip: to_usize(skip), len: to_usize(chunk.len), request_offset });
+        }
+        let plan = Plan { chunk, seen, claimed: BlockMask::NONE, pad: (0, 0), fill: Fill::Guest };
+        let piece = self.add_piece(slot, &plan, false, bounce);
+        self.submit(piece, replica.disk, from);
+        self.advance(slot, chunk.len)
+    }
+
+    pub(super) fn step_write(&mut self, slot: RequestSlot) -> Step {
+        let Some(chunk) = self.chunk(slot) else { return Step::Exhausted };
+        let state = self.slots.request(slot);
+        let geometry = state.vhd().settings.geometry;
+        let seen = state.vhd().map.lookup(chunk.extent);
+        if seen.replicas.is_absent() {
+            return self.park_on_allocation(slot, chunk.extent);
+        }
+        let touched = geometry.blocks(chunk.within, chunk.len);
+        let absent = touched.without(seen.present);
+        if absent.is_empty() {
+            return self.write_present(slot, chunk, seen, Fill::Guest);
+        }
+        self.write_first(slot, chunk, seen, absent)
+    }
+
+    /// Writes to blocks that are all present.
+    pub(super) fn write_present(&mut self, slot: RequestSlot, chunk: Chunk, seen: Lookup, fill: Fill) -> Step {
+        if let Some(parked) = self.park_unless_room(slot, written_replicas(seen.replicas)) {
+            return parked;
+        }
+        self.write_piece(slot, Plan { chunk, seen, claimed: BlockMask::NONE, pad: (0, 0), fill })
+    }
+
+    /// Writes to blocks some of which are `absent`: claims those, and pads with zeros to their borders.
+    fn write_first(&mut self, slot: RequestSlot, mut chunk: Chunk, seen: Lookup, mut absent: BlockMask) -> Step {
+        if let Some(parked) = self.park_unless_room(slot, written_replicas(seen.replicas)) {
+            return parked;
+        }
+        let vhd = self.slots.request(slot).vhd();
+        let geometry = vhd.settings.geometry;
+        if self.needs_bounce(slot, chunk, seen.replicas) {
+            if !self.bounce.has_free() {
+                return self.park_on_engine(slot);
+            }
+            chunk.len = chunk.len.min(BOUNCE_LEN as u64);
+            absent = geometry.blocks(chunk.within, chunk.len).without(seen.present);
+            if absent.is_empty() {
+                return self.write_piece(slot, Plan { chunk, seen, claimed: absent, pad: (0, 0), fill: Fill::Guest });
+            }
+        }
+        match self.slots.request(slot).vhd().map.claim_absent(chunk.extent, absent, seen.generation) {
+            Err(ClaimError::Changed) => return Step::Again,
+            Err(ClaimError::Busy) => {
+                return self.park_on_claim(slot, |vhd| !vhd.map.lookup(chunk.extent).claimed.and(absent).is_empty());
+            }
+            Ok(()) => {}
+        }
+        let pad = padding(geometry, chunk, absent);
+        self.write_piece(slot, Plan { chunk, seen, claimed: absent, pad, fill: Fill::Guest })
+    }
+
+    /// Submits a write to all replicas. Room in the engine and a bounce buffer, if one is needed, were checked.
+    fn write_piece(&mut self, slot: RequestSlot, mut plan: Plan) -> Step {
+        let mut bounce = None;
+        let needs_bounce = plan.fill == Fill::Guest && self.needs_bounce(slot, plan.chunk, plan.seen.replicas);
+        if needs_bounce {
+            let Some(mut buffer) = self.bounce.take() else { return self.park_on_engine(slot) };
+            plan.chunk.len = plan.chunk.len.min(BOUNCE_LEN as u64);
+            let state = self.slots.request(slot);
+            let len = to_usize(plan.chunk.len);
+            gather::gather_from(state.request.segments(), state.cursor, &mut buffer[..len]);
+            bounce = Some(Bounced { buffer, skip: 0, len, request_offset: state.cursor });
+        }
+        self.gather_write(slot, &plan, bounce.as_ref());
+        let from = plan.chunk.within - plan.pad.0;
+        let len = plan.chunk.len;
+        let replicas = plan.seen.replicas;
+        let piece = self.add_piece(slot, &plan, true, bounce);
+        for replica in written_replicas(replicas) {
+            let offset = self.disk_offset(slot, replica, from);
+            self.submit(piece, replica.disk, offset);
+        }
+        self.advance(slot, len)
+    }
+
+    fn gather_write(&mut self, slot: RequestSlot, plan: &Plan, bounce: Option<&Bounced>) {
+        let zeros = self.zeros.as_ptr();
+        self.buffers.clear();
+        if plan.pad.0 > 0 {
+            self.buffers.push(Buffer { ptr: zeros, len: to_usize(plan.pad.0) });
+        }
+        match (plan.fill, bounce) {
+            (Fill::Zeros, _) => self.buffers.push(Buffer { ptr: zeros, len: to_usize(plan.chunk.len) }),
+            (Fill::Guest, Some(bounced)) => {
+                self.buffers.push(Buffer { ptr: bounced.buffer.as_ptr(), len: bounced.len });
+            }
+            (Fill::Guest, None) => {
+                let state = self.slots.request(slot);
+                gather::gather(state.request.segments(), state.cursor, plan.chunk.len, &mut self.buffers);
+            }
+        }
+        if plan.pad.1 > 0 {
+            self.buffers.push(Buffer { ptr: zeros, len: to_usize(plan.pad.1) });
+        }
+    }
+
+    /// Whether direct I/O refuses the guest's buffers on one of the disks.
+    fn needs_bounce(&mut self, slot: RequestSlot, chunk: Chunk, replicas: ReplicaSet) -> bool {
+        let state = self.slots.request(slot);
+        self.buffers.clear();
+        gather::gather(state.request.segments(), state.cursor, chunk.len, &mut self.buffers);
+        replicas.iter().any(|r| {
+            let disk = self.disk(r.disk);
+            !gather::is_aligned(&self.buffers, disk.memory_alignment, disk.block_size)
+        })
+    }
+
+    fn add_piece(&mut self, slot: RequestSlot, plan: &Plan, is_write: bool, bounce: Option<Bounced>) -> PieceSlot {
+        self.slots.request_mut(slot).outstanding += 1;
+        self.slots.add_piece(Piece {
+            request: slot,
+            extent: plan.chunk.extent,
+            generation: plan.seen.generation,
+            replicas: plan.seen.replicas,
+            claimed: plan.claimed,
+            is_write,
+            outstanding: 0,
+            failed: false,
+            needs: [None; REPLICAS_MAX],
+            bounce,
+            epoch: self.fences.enter(),
+        })
+    }
+
+    fn submit(&mut self, piece: PieceSlot, disk: DiskId, offset: u64) {
+        let tag = self.slots.add_operation(Operation::Transfer { piece, disk });
+        let state = self.slots.piece_mut(piece);
+        state.outstanding += 1;
+        let op = if state.is_write {
+            Op::Write { disk, offset, buffers: &self.buffers }
+        } else {
+            Op::Read { disk, offset, buffers: &self.buffers }
+        };
+        // SAFETY: the buffers are guest memory, which the ring keeps mapped until the request has finished; the zero
+        // buffer, which lives as long as the pipeline; or a bounce buffer, which the piece owns until its completion.
+        unsafe { self.engine.submit(op, tag) }.expect("room in the engine was checked");
+        self.parking.operation_begun(disk);
+    }
+
+    /// A transfer of a piece has completed. Returns the request if it was the piece's last.
+    pub(super) fn transfer_done(
+        &mut self,
+        slot: PieceSlot,
+        id: DiskId,
+        result: Result<(), IoError>,
+    ) -> Option<RequestSlot> {
+        // Asked after the completion: the sync to come begins after it, too.
+        let point = self.disk(id).sync_needed();
+        let piece = self.slots.piece_mut(slot);
+        piece.outstanding -= 1;
+        match result {
+            Ok(()) if piece.is_write => {
+                let replica = written_replicas(piece.replicas).position(|r| r.disk == id);
+                piece.needs[replica.expect("the disk of a replica")] = Some(point);
+                let request = piece.request;
+                self.slots.request(request).vhd().note_written(point);
+            }
+            Ok(()) => {}
+            Err(error) => {
+                piece.failed = true;
+                self.outbox.to_owner(OwnerRequest::DiskError { disk: id, error, sync: false });
+            }
+        }
+        if self.slots.piece_mut(slot).outstanding > 0 {
+            return None;
+        }
+        let piece = self.slots.take_piece(slot);
+        self.fences.leave(piece.epoch);
+        let request = piece.request;
+        self.piece_done(piece);
+        Some(request)
+    }
+
+    fn piece_done(&mut self, piece: Piece) {
+        let state = self.slots.request_mut(piece.request);
+        if piece.failed {
+            state.fail(Status::IoError);
+        }
+        if let Some(bounced) = piece.bounce {
+            if !piece.is_write && !piece.failed {
+                let bytes = &bounced.buffer[bounced.skip..bounced.skip + bounced.len];
+                gather::scatter_into(state.request.segments(), bounced.request_offset, bytes);
+            }
+            self.bounce.give_back(bounced.buffer);
+        }
+        if piece.claimed.is_empty() {
+            return;
+        }
+        let vhd = std::sync::Arc::clone(self.slots.request(piece.request).vhd());
+        let mut written = BlockMask::NONE;
+        if !piece.failed {
+            // Handed over before the claim is given up: whoever discards the blocks next comes later in the queue.
+            vhd.change_handed_over();
+            let kind = ChangeKind::Written { replicas: piece.replicas, blocks: piece.claimed, needs: piece.needs };
+            self.outbox.change(Change { vhd: vhd.id(), extent: piece.extent, generation: piece.generation, kind });
+            written = piece.claimed;
+        }
+        vhd.map.release(piece.extent, piece.claimed, written);
+        self.claim_released(&vhd);
+    }
+
+    /// Parks the request unless the engine and every disk take one more operation.
+    fn park_unless_room(&mut self, slot: RequestSlot, replicas: impl Iterator<Item = Replica> + Clone) -> Option<Step> {
+        let count = replicas.clone().count();
+        if replicas.clone().any(|r| self.disk(r.disk).is_failed()) || count == 0 {
+            self.slots.request_mut(slot).fail(Status::IoError);
+            return Some(Step::Again);
+        }
+        if self.engine.available() < count || self.slots.operations_free() < count {
+            return Some(self.park_on_engine(slot));
+        }
+        let full = replicas.map(|r| r.disk).find(|&disk| !self.parking.disk_has_room(disk));
+        full.map(|disk| self.park_on_disk(slot, disk))
+    }
+
+    fn disk_offset(&self, slot: RequestSlot, replica: Replica, within: u64) -> u64 {
+        let extent_size = self.slots.request(slot).vhd().settings.geometry.extent_size();
+        self.disk(replica.disk).data_offset + u64::from(replica.slot.0) * extent_size + within
+    }
+
+    pub(super) fn report_fences(&mut self) {
+        while let Some(fence) = self.fences.next_reached() {
+            self.outbox.to_owner(OwnerRequest::FenceReached { reactor: self.id, fence });
+        }
+    }
+}
+
+/// The replicas that a write goes to.
+fn written_replicas(replicas: ReplicaSet) -> impl Iterator<Item = Replica> + Clone {
+    let all: [Option<Replica>; REPLICAS_MAX] = {
+        let mut kept = replicas.iter().filter(|r| r.state != ReplicaState::Stale);
+        std::array::from_fn(|_| kept.next())
+    };
+    all.into_iter().flatten()
+}
+
+/// Whether the first bytes of the chunk are present, and how many bytes share that.
+fn first_run(geometry: Geometry, chunk: Chunk, present: BlockMask) -> (bool, u64) {
+    let touched = geometry.blocks(chunk.within, chunk.len);
+    if touched.without(present).is_empty() {
+        return (true, chunk.len);
+    }
+    if touched.and(present).is_empty() {
+        return (false, chunk.len);
+    }
+    let block = geometry.block_size();
+    let first = touched.0.trailing_zeros();
+    let is_present = present.has(first);
+    let same = if is_present { !present.0 } else { present.0 };
+    // The mask has a border behind `first`, since `touched` is neither all present nor all absent.
+    let border = first + (same >> first).trailing_zeros();
+    (is_present, (u64::from(border) * block - chunk.within).min(chunk.len))
+}
+
+/// Zeros to write before and behind a chunk whose border blocks are written for the first time.
+fn padding(geometry: Geometry, chunk: Chunk, absent: BlockMask) -> (u64, u64) {
+    let block = geometry.block_size();
+    let end = chunk.within + chunk.len;
+    let touched = geometry.blocks(chunk.within, chunk.len);
+    let first = touched.0.trailing_zeros();
+    let last = 31 - touched.0.leading_zeros();
+    let head = if absent.has(first) { chunk.within % block } else { 0 };
+    let tail = if absent.has(last) { end.next_multiple_of(block) - end } else { 0 };
+    (head, tail)
+}
+
+fn to_usize(len: u64) -> usize {
+    usize::try_from(len).expect("a part of a request fits memory")
+}

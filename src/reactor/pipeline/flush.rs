@@ -1,0 +1,127 @@
+//! FLUSH, and the end of every writethrough write: syncs first, commit second, completion last.
+
+use crate::base::clock::Nanos;
+use crate::base::ids::DiskId;
+use crate::engine::{Engine, IoError, Op};
+use crate::reactor::messages::{Outbox, OwnerRequest};
+use crate::shared::disk::SyncNumber;
+use crate::store::change::CommitRequest;
+use crate::virtio::request::Status;
+
+use super::slots::{Operation, RequestSlot};
+use super::{Pipeline, Step};
+
+/// The syncs of one disk on one reactor: at most one in flight, and one more for those who came too late for it.
+#[derive(Default)]
+pub(super) struct DiskSyncs {
+    in_flight: Option<SyncNumber>,
+    /// Wait for the sync in flight.
+    waiting: Vec<RequestSlot>,
+    /// Wait for the next one: what they need completed after the one in flight began.
+    next: Vec<RequestSlot>,
+}
+
+impl<E: Engine, O: Outbox> Pipeline<E, O> {
+    /// Joins or begins a sync of every disk that the VHD has written to and that is not synced yet.
+    pub(super) fn step_sync(&mut self, slot: RequestSlot) -> Step {
+        if self.slots.request(slot).asked {
+            return Step::Exhausted;
+        }
+        let disks = self.slots.request(slot).vhd().disks_written();
+        if self.engine.available() < disks.len() || self.slots.operations_free() < disks.len() {
+            return self.park_on_engine(slot);
+        }
+        self.slots.request_mut(slot).asked = true;
+        for id in disks.iter() {
+            let needed = self.slots.request(slot).vhd().sync_needed_on(id);
+            let disk = self.disk(id);
+            if disk.is_synced(needed) {
+                continue;
+            }
+            if disk.is_failed() {
+                self.slots.request_mut(slot).fail(Status::IoError);
+                continue;
+            }
+            self.slots.request_mut(slot).outstanding += 1;
+            let syncs = &mut self.syncs[id.index()];
+            match syncs.in_flight {
+                Some(number) if number >= needed => syncs.waiting.push(slot),
+                Some(_) => syncs.next.push(slot),
+                None => {
+                    syncs.waiting.push(slot);
+                    self.begin_sync(id);
+                }
+            }
+        }
+        Step::Exhausted
+    }
+
+    fn begin_sync(&mut self, id: DiskId) {
+        // Numbered before it is submitted: what completes from here on is not covered by it.
+        let number = self.disk(id).begin_sync();
+        let tag = self.slots.add_operation(Operation::Sync { disk: id, number });
+        // SAFETY: a sync has no buffers.
+        unsafe { self.engine.submit(Op::Sync { disk: id }, tag) }.expect("room in the engine was checked");
+        self.parking.operation_begun(id);
+        self.syncs[id.index()].in_flight = Some(number);
+    }
+
+    pub(super) fn sync_done(&mut self, id: DiskId, number: SyncNumber, result: Result<(), IoError>, now: Nanos) {
+        match result {
+            Ok(()) => self.disk(id).sync_succeeded(number),
+            Err(error) => {
+                self.disk(id).fail();
+                self.outbox.to_owner(OwnerRequest::DiskError { disk: id, error, sync: true });
+            }
+        }
+        // Asked of the shared state and not of this result: another reactor's sync may have failed the disk meanwhile.
+        let durable = result.is_ok() && self.disk(id).is_synced(number);
+        let syncs = &mut self.syncs[id.index()];
+        assert!(syncs.in_flight == Some(number));
+        syncs.in_flight = None;
+        let mut told = std::mem::take(&mut syncs.waiting);
+        let failed = self.disk(id).is_failed();
+        if failed {
+            told.append(&mut self.syncs[id.index()].next);
+        } else if !self.syncs[id.index()].next.is_empty() {
+            let syncs = &mut self.syncs[id.index()];
+            std::mem::swap(&mut syncs.waiting, &mut syncs.next);
+            // The operation that just completed left its place free.
+            self.begin_sync(id);
+        }
+        for slot in told.drain(..) {
+            if !durable {
+                self.slots.request_mut(slot).fail(Status::IoError);
+            }
+            self.run_if_waiting(slot, now);
+        }
+        // Keeps the allocation for the next sync.
+        let syncs = &mut self.syncs[id.index()];
+        if syncs.waiting.capacity() == 0 {
+            syncs.waiting = told;
+        } else if syncs.next.capacity() == 0 {
+            syncs.next = told;
+        }
+    }
+
+    /// Joins the next commit, if the VHD has changes that are not durable.
+    pub(super) fn step_commit(&mut self, slot: RequestSlot) -> Step {
+        let ticket = self.slots.ticket(slot);
+        let state = self.slots.request_mut(slot);
+        if state.asked_commit || !state.vhd().has_pending_changes() {
+            return Step::Exhausted;
+        }
+        state.asked_commit = true;
+        state.parked = true;
+        self.outbox.commit(CommitRequest { reactor: self.id, ticket });
+        Step::Parked
+    }
+
+    pub(super) fn committed(&mut self, ticket: u64, ok: bool, now: Nanos) {
+        let Some(slot) = self.slots.by_ticket(ticket) else { return };
+        if !ok {
+            self.slots.request_mut(slot).fail(Status::IoError);
+        }
+        self.resume(slot, now);
+    }
+}

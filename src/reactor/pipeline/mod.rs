@@ -1,0 +1,356 @@
+//! Guest requests in, engine operations out, completions back: the state machine of the data path.
+//!
+//! No thread, no clock, no ring. Generic over the engine and the outbox, so that the crash simulation runs the very code
+//! that serves guests.
+//!
+//! * [`slots`]: fixed slabs of requests, pieces and operations.
+//! * `data`: reads and writes. `clear`: discard and write-zeroes. `flush`: syncs and commits.
+//! * `gather`: from a byte range of a request to buffers; pure.
+//! * `fence`: telling the owner when everything that saw an old placement has completed.
+//!
+//! A request is a cursor over what it asks for. Each step looks up the extent under the cursor and submits one *piece* (one
+//! operation per replica), or parks; a wake-up resumes at the cursor. A parked request holds no claim: claims belong to
+//! pieces in flight, which complete on their own. So no request waits for another while being waited for.
+
+mod bounce;
+mod clear;
+mod data;
+mod fence;
+mod flush;
+mod gather;
+mod park;
+mod slots;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::base::aligned::AlignedBuf;
+use crate::base::clock::Nanos;
+use crate::base::ids::{DiskId, ReactorId, VhdId};
+use crate::base::limits::{DISKS_MAX, EXTENT_SIZE_MAX, IOVECS_MAX};
+use crate::base::units::BLOCKS_PER_EXTENT;
+use crate::engine::{Buffer, Completion, Engine};
+use crate::metrics::IoKind;
+use crate::reactor::messages::{AllocateError, Outbox};
+use crate::shared::{DiskState, VhdState};
+use crate::virtio::request::{Request, RequestKind, Status};
+
+use bounce::BouncePool;
+use fence::Fences;
+use flush::DiskSyncs;
+use park::Parking;
+use slots::{Operation, Phase, Slots};
+
+pub use slots::RequestSlot;
+
+/// The caller's name for a guest request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Token(pub u64);
+
+/// A request that is done; told exactly once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// As given to [`Pipeline::start`].
+    pub token: Token,
+    /// The status byte.
+    pub status: Status,
+    /// Bytes put into device-writable data buffers, without the status byte.
+    pub written: u32,
+}
+
+/// What the owner, the committer and other reactors tell a pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PipelineMessage {
+    /// The extent that request `ticket` asked for is placed, or cannot be.
+    Allocated {
+        /// The request.
+        ticket: u64,
+        /// Whether it has a slot now.
+        result: Result<(), AllocateError>,
+    },
+    /// The extent that request `ticket` discarded is dropped.
+    Freed {
+        /// The request.
+        ticket: u64,
+    },
+    /// The commit that request `ticket` asked for is durable, or failed.
+    Committed {
+        /// The request.
+        ticket: u64,
+        /// Whether it is durable.
+        ok: bool,
+    },
+    /// A claim of the VHD was released by another reactor.
+    ClaimReleased {
+        /// The VHD.
+        vhd: VhdId,
+    },
+    /// Report when everything in flight now has completed.
+    Fence {
+        /// Which fence.
+        fence: u64,
+    },
+}
+
+/// The data path of one reactor.
+pub struct Pipeline<E: Engine, O: Outbox> {
+    /// Runs the disk operations. Public for the thread that waits on it.
+    pub engine: E,
+    /// Takes the messages.
+    pub outbox: O,
+    id: ReactorId,
+    disks: [Option<Arc<DiskState>>; DISKS_MAX],
+    slots: Slots,
+    parking: Parking,
+    syncs: [DiskSyncs; DISKS_MAX],
+    fences: Fences,
+    bounce: BouncePool,
+    finished: VecDeque<Finished>,
+    /// Zeros to pad first writes with; never written.
+    zeros: AlignedBuf,
+    buffers: Vec<Buffer>,
+}
+
+/// What one step of a request did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The cursor moved, or the view changed: step again.
+    Again,
+    /// The request waits and will be woken.
+    Parked,
+    /// Everything has been submitted.
+    Exhausted,
+}
+
+impl<E: Engine, O: Outbox> Pipeline<E, O> {
+    /// A pipeline without disks and without request slots.
+    #[must_use]
+    pub fn new(id: ReactorId, engine: E, outbox: O) -> Self {
+        let block_max = usize::try_from(EXTENT_SIZE_MAX / u64::from(BLOCKS_PER_EXTENT)).expect("a block fits memory");
+        let operations = engine.available();
+        Pipeline {
+            engine,
+            outbox,
+            id,
+            disks: [const { None }; DISKS_MAX],
+            slots: Slots::new(operations),
+            parking: Parking::new(),
+            syncs: std::array::from_fn(|_| DiskSyncs::default()),
+            fences: Fences::default(),
+            bounce: BouncePool::new(),
+            finished: VecDeque::new(),
+            zeros: AlignedBuf::zeroed(block_max),
+            buffers: Vec::with_capacity(IOVECS_MAX),
+        }
+    }
+
+    /// Makes a host disk known. The engine must know it, too.
+    pub fn add_disk(&mut self, disk: Arc<DiskState>) {
+        let index = disk.id.index();
+        self.disks[index] = Some(disk);
+    }
+
+    /// Reserves `count` request slots, when a ring starts.
+    pub fn reserve(&mut self, count: usize) {
+        self.slots.reserve_requests(count);
+        self.finished.reserve(self.slots.request_count());
+        self.parking.reserve(self.slots.request_count());
+    }
+
+    /// Gives back `count` reserved slots, when a ring has stopped. (Their memory is kept for the next ring.)
+    pub fn unreserve(&mut self, count: usize) {
+        self.slots.unreserve_requests(count);
+    }
+
+    /// A free request to parse into; `None` only if more are used than were reserved.
+    pub fn prepare(&mut self) -> Option<RequestSlot> {
+        self.slots.take_request()
+    }
+
+    /// The request in a prepared slot.
+    pub fn request_mut(&mut self, slot: RequestSlot) -> &mut Request {
+        &mut self.slots.request_mut(slot).request
+    }
+
+    /// Gives a prepared slot back: nothing was popped, or it was malformed.
+    pub fn abandon(&mut self, slot: RequestSlot) {
+        self.slots.free_request(slot);
+    }
+
+    /// Starts the request in a prepared slot. It is reported by [`Pipeline::next_finished`] exactly once, maybe at once.
+    pub fn start(&mut self, slot: RequestSlot, vhd: &Arc<VhdState>, writethrough: bool, token: Token, now: Nanos) {
+        let state = self.slots.request_mut(slot);
+        state.begin(Arc::clone(vhd), writethrough, token, now);
+        if vhd.is_deleted() {
+            state.fail(Status::IoError);
+        }
+        self.run(slot, now);
+    }
+
+    /// Makes everything durable that the VHD has completed, as a FLUSH of its guest would.
+    ///
+    /// # Panics
+    /// If no request slot is reserved for it.
+    pub fn flush_vhd(&mut self, vhd: &Arc<VhdState>, token: Token, now: Nanos) {
+        let slot = self.prepare().expect("a slot reserved for internal flushes");
+        self.request_mut(slot).reset(RequestKind::Flush);
+        self.start(slot, vhd, false, token, now);
+    }
+
+    /// Takes a message.
+    pub fn handle(&mut self, message: PipelineMessage, now: Nanos) {
+        match message {
+            PipelineMessage::Allocated { ticket, result } => self.allocated(ticket, result, now),
+            PipelineMessage::Freed { ticket } => self.freed(ticket, now),
+            PipelineMessage::Committed { ticket, ok } => self.committed(ticket, ok, now),
+            PipelineMessage::ClaimReleased { vhd } => self.wake_claim_waiters(vhd, now),
+            PipelineMessage::Fence { fence } => {
+                self.fences.begin(fence);
+                self.report_fences();
+            }
+        }
+    }
+
+    /// Takes the engine's completions and lets requests go on. Returns whether anything happened.
+    pub fn poll(&mut self, now: Nanos) -> bool {
+        let mut progress = false;
+        while let Some(completion) = self.engine.take_completion() {
+            progress = true;
+            self.complete(completion, now);
+        }
+        self.resume_ready(now) || progress
+    }
+
+    /// The next request that is done.
+    pub fn next_finished(&mut self) -> Option<Finished> {
+        self.finished.pop_front()
+    }
+
+    /// Whether [`Pipeline::poll`] has work that no completion or message will announce: do not block.
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
+        self.parking.has_ready()
+    }
+
+    /// Whether no request is in progress.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.slots.requests_used() == 0 && self.slots.operations_used() == 0
+    }
+
+    fn disk(&self, disk: DiskId) -> &Arc<DiskState> {
+        self.disks[disk.index()].as_ref().expect("a placed extent lies on a disk of the pool")
+    }
+
+    /// Runs a request until it parks, or has submitted all it can.
+    fn run(&mut self, slot: RequestSlot, now: Nanos) {
+        loop {
+            let state = self.slots.request(slot);
+            let step = match state.phase {
+                _ if state.failed.is_some() => Step::Exhausted,
+                Phase::Work => match state.request.kind {
+                    RequestKind::Read { .. } => self.step_read(slot),
+                    RequestKind::Write { .. } => self.step_write(slot),
+                    RequestKind::Discard | RequestKind::WriteZeroes => self.step_clear(slot),
+                    RequestKind::GetId => self.step_get_id(slot),
+                    RequestKind::Flush => Step::Exhausted,
+                },
+                Phase::Sync => self.step_sync(slot),
+                Phase::Commit => self.step_commit(slot),
+            };
+            match step {
+                Step::Again => {}
+                Step::Parked => return,
+                Step::Exhausted => {
+                    if self.slots.request(slot).outstanding > 0 || !self.next_phase(slot, now) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Everything of this phase is done: goes on to the next one, or finishes the request (and returns false).
+    fn next_phase(&mut self, slot: RequestSlot, now: Nanos) -> bool {
+        let state = self.slots.request_mut(slot);
+        assert!(state.outstanding == 0);
+        let flushes = match state.request.kind {
+            RequestKind::Flush => true,
+            RequestKind::Write { .. } | RequestKind::Discard | RequestKind::WriteZeroes => state.writethrough,
+            RequestKind::Read { .. } | RequestKind::GetId => false,
+        };
+        match state.phase {
+            Phase::Work if flushes && state.failed.is_none() => state.begin_sync(),
+            Phase::Sync if state.failed.is_none() => state.phase = Phase::Commit,
+            Phase::Work | Phase::Sync | Phase::Commit => {
+                self.finish(slot, now);
+                return false;
+            }
+        }
+        true
+    }
+
+    fn finish(&mut self, slot: RequestSlot, now: Nanos) {
+        let state = self.slots.request_mut(slot);
+        let status = state.failed.unwrap_or(Status::Ok);
+        let (kind, bytes) = match state.request.kind {
+            RequestKind::Read { len, .. } => (Some(IoKind::Read), len),
+            RequestKind::Write { len, .. } => (Some(IoKind::Write), len),
+            RequestKind::Flush => (Some(IoKind::Flush), 0),
+            RequestKind::Discard => (Some(IoKind::Discard), state.request.ranges().iter().map(|r| r.len).sum()),
+            RequestKind::WriteZeroes => (Some(IoKind::WriteZeroes), state.request.ranges().iter().map(|r| r.len).sum()),
+            RequestKind::GetId => (None, 0),
+        };
+        let written = match (status, state.request.kind) {
+            (Status::Ok, RequestKind::Read { len, .. }) => u32::try_from(len).expect("a request is at most 32 MiB"),
+            (Status::Ok, RequestKind::GetId) => GET_ID_LEN,
+            _ => 0,
+        };
+        if let (Some(kind), Some(vhd)) = (kind, &state.vhd) {
+            vhd.metrics.of(self.id).record(kind, bytes, now.since(state.started), status == Status::Ok);
+        }
+        self.finished.push_back(Finished { token: state.token, status, written });
+        self.slots.free_request(slot);
+    }
+
+    fn complete(&mut self, completion: Completion, now: Nanos) {
+        let operation = self.slots.take_operation(completion.tag);
+        self.parking.operation_done(operation.disk(), self.slots.operations_used() == 0);
+        match operation {
+            Operation::Sync { disk, number } => self.sync_done(disk, number, completion.result, now),
+            Operation::Transfer { piece, disk } => {
+                if let Some(slot) = self.transfer_done(piece, disk, completion.result) {
+                    self.run_if_waiting(slot, now);
+                }
+            }
+        }
+        self.report_fences();
+    }
+
+    /// A piece of the request is done: the last one takes it to the next phase.
+    fn run_if_waiting(&mut self, slot: RequestSlot, now: Nanos) {
+        let state = self.slots.request_mut(slot);
+        assert!(state.outstanding > 0);
+        state.outstanding -= 1;
+        if state.outstanding == 0 && !state.parked {
+            self.run(slot, now);
+        }
+    }
+
+    fn step_get_id(&mut self, slot: RequestSlot) -> Step {
+        let state = self.slots.request_mut(slot);
+        if state.cursor > 0 {
+            return Step::Exhausted;
+        }
+        let uuid = state.vhd().settings.uuid.simple().to_string();
+        let id = uuid.as_bytes().get(..GET_ID_LEN as usize).expect("a UUID has 32 hex digits");
+        gather::scatter_into(state.request.segments(), 0, id);
+        state.cursor = u64::from(GET_ID_LEN);
+        Step::Exhausted
+    }
+}
+
+/// Length of the device ID string (virtio 1.3, 5.2.6: VIRTIO_BLK_T_GET_ID).
+const GET_ID_LEN: u32 = 20;

@@ -1,0 +1,296 @@
+//! Fixed slabs: requests, pieces of requests, operations. Allocated when rings start, never on the I/O path.
+
+use std::sync::Arc;
+
+use crate::base::clock::Nanos;
+use crate::base::ids::DiskId;
+use crate::base::limits::REPLICAS_MAX;
+use crate::base::units::{BlockMask, ExtentIndex, Generation};
+use crate::engine::OpTag;
+use crate::placement::ReplicaSet;
+use crate::shared::VhdState;
+use crate::shared::disk::{SyncNumber, SyncPoint};
+use crate::virtio::request::{Request, Status};
+
+use super::Token;
+use super::bounce::BounceBuffer;
+
+/// A slot for one guest request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RequestSlot(u32);
+
+/// A slot for one piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct PieceSlot(u32);
+
+/// How far a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Moving data or clearing blocks.
+    Work,
+    /// Waiting for syncs of the disks it wrote to.
+    Sync,
+    /// Waiting for the table changes to be durable.
+    Commit,
+}
+
+/// One guest request.
+pub(super) struct RequestState {
+    pub request: Request,
+    pub vhd: Option<Arc<VhdState>>,
+    pub token: Token,
+    pub started: Nanos,
+    pub writethrough: bool,
+    pub phase: Phase,
+    /// Bytes of the current range that have been dealt with.
+    pub cursor: u64,
+    /// Range of a discard or write-zeroes under the cursor.
+    pub range: usize,
+    /// Pieces and syncs in flight.
+    pub outstanding: u32,
+    /// Waits for something that will wake it; not stepped meanwhile.
+    pub parked: bool,
+    /// What the request will report; nothing more is submitted once it is set.
+    pub failed: Option<Status>,
+    /// An extent claimed whole, while the owner drops it.
+    pub freeing: Option<ExtentIndex>,
+    /// Whether the syncs have been asked for.
+    pub asked: bool,
+    /// Whether the commit has been asked for.
+    pub asked_commit: bool,
+    /// Distinguishes uses of the slot, so that a late answer meets nobody.
+    sequence: u32,
+    used: bool,
+}
+
+impl RequestState {
+    fn new() -> RequestState {
+        RequestState {
+            request: Request::default(),
+            vhd: None,
+            token: Token(0),
+            started: Nanos(0),
+            writethrough: false,
+            phase: Phase::Work,
+            cursor: 0,
+            range: 0,
+            outstanding: 0,
+            parked: false,
+            failed: None,
+            freeing: None,
+            asked: false,
+            asked_commit: false,
+            sequence: 0,
+            used: false,
+        }
+    }
+
+    /// Makes a prepared request current.
+    pub fn begin(&mut self, vhd: Arc<VhdState>, writethrough: bool, token: Token, now: Nanos) {
+        assert!(self.used && self.vhd.is_none());
+        self.vhd = Some(vhd);
+        self.token = token;
+        self.started = now;
+        self.writethrough = writethrough;
+        self.phase = Phase::Work;
+        self.cursor = 0;
+        self.range = 0;
+        self.outstanding = 0;
+        self.parked = false;
+        self.failed = None;
+        self.freeing = None;
+        self.asked = false;
+        self.asked_commit = false;
+    }
+
+    /// Goes on to the sync phase.
+    pub fn begin_sync(&mut self) {
+        self.phase = Phase::Sync;
+        self.asked = false;
+    }
+
+    /// Sets what the request will report, unless something went wrong before.
+    pub fn fail(&mut self, status: Status) {
+        self.failed.get_or_insert(status);
+    }
+
+    /// The VHD of a started request.
+    pub fn vhd(&self) -> &Arc<VhdState> {
+        self.vhd.as_ref().expect("a started request has a VHD")
+    }
+}
+
+/// A part of a request within one extent: one transfer per replica.
+pub(super) struct Piece {
+    pub request: RequestSlot,
+    pub extent: ExtentIndex,
+    pub generation: Generation,
+    pub replicas: ReplicaSet,
+    /// Blocks this piece writes for the first time.
+    pub claimed: BlockMask,
+    /// A write; else a read.
+    pub is_write: bool,
+    /// Transfers in flight.
+    pub outstanding: u32,
+    pub failed: bool,
+    /// Per replica written: the sync that covers it.
+    pub needs: [Option<SyncPoint>; REPLICAS_MAX],
+    /// Memory between guest and disk, where alignment asks for it.
+    pub bounce: Option<Bounced>,
+    /// For fences: when the piece began.
+    pub epoch: u64,
+}
+
+/// A read through bounce memory: what to copy to the guest when it is done.
+pub(super) struct Bounced {
+    pub buffer: BounceBuffer,
+    /// Where the guest's bytes begin in the buffer.
+    pub skip: usize,
+    /// Bytes of the guest.
+    pub len: usize,
+    /// Offset of those bytes within the request.
+    pub request_offset: u64,
+}
+
+/// What an engine operation is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Operation {
+    /// Data of a piece, on one disk.
+    Transfer { piece: PieceSlot, disk: DiskId },
+    /// A sync.
+    Sync { disk: DiskId, number: SyncNumber },
+}
+
+impl Operation {
+    /// The disk it runs on.
+    pub fn disk(self) -> DiskId {
+        match self {
+            Operation::Transfer { disk, .. } | Operation::Sync { disk, .. } => disk,
+        }
+    }
+}
+
+/// All slabs of a pipeline.
+pub(super) struct Slots {
+    requests: Vec<Box<RequestState>>,
+    free_requests: Vec<u32>,
+    reserved: usize,
+    pieces: Vec<Option<Piece>>,
+    free_pieces: Vec<u32>,
+    operations: Vec<Option<Operation>>,
+    free_operations: Vec<u32>,
+}
+
+impl Slots {
+    /// Slabs for `operations` operations in flight, and no requests yet.
+    pub fn new(operations: usize) -> Slots {
+        let count = u32::try_from(operations).expect("fewer than 2^32 engine slots");
+        Slots {
+            requests: Vec::new(),
+            free_requests: Vec::new(),
+            reserved: 0,
+            pieces: (0..count).map(|_| None).collect(),
+            free_pieces: (0..count).rev().collect(),
+            operations: vec![None; operations],
+            free_operations: (0..count).rev().collect(),
+        }
+    }
+
+    pub fn reserve_requests(&mut self, count: usize) {
+        self.reserved += count;
+        while self.requests.len() < self.reserved {
+            let slot = u32::try_from(self.requests.len()).expect("fewer than 2^32 requests");
+            self.requests.push(Box::new(RequestState::new()));
+            self.free_requests.push(slot);
+        }
+        self.free_requests.reserve(self.requests.len());
+    }
+
+    pub fn unreserve_requests(&mut self, count: usize) {
+        assert!(count <= self.reserved, "gave back more request slots than were reserved");
+        self.reserved -= count;
+    }
+
+    pub fn request_count(&self) -> usize {
+        self.requests.len()
+    }
+
+    pub fn requests_used(&self) -> usize {
+        self.requests.len() - self.free_requests.len()
+    }
+
+    pub fn operations_used(&self) -> usize {
+        self.operations.len() - self.free_operations.len()
+    }
+
+    pub fn take_request(&mut self) -> Option<RequestSlot> {
+        let slot = self.free_requests.pop()?;
+        let state = &mut self.requests[slot as usize];
+        assert!(!state.used);
+        state.used = true;
+        state.vhd = None;
+        Some(RequestSlot(slot))
+    }
+
+    pub fn free_request(&mut self, slot: RequestSlot) {
+        let state = &mut self.requests[slot.0 as usize];
+        assert!(state.used && state.outstanding == 0, "a request is given back once, with nothing in flight");
+        state.used = false;
+        state.vhd = None;
+        state.sequence = state.sequence.wrapping_add(1);
+        self.free_requests.push(slot.0);
+    }
+
+    pub fn request(&self, slot: RequestSlot) -> &RequestState {
+        &self.requests[slot.0 as usize]
+    }
+
+    pub fn request_mut(&mut self, slot: RequestSlot) -> &mut RequestState {
+        &mut self.requests[slot.0 as usize]
+    }
+
+    /// A name for the request in messages.
+    pub fn ticket(&self, slot: RequestSlot) -> u64 {
+        u64::from(self.request(slot).sequence) << 32 | u64::from(slot.0)
+    }
+
+    /// The request that a message names, if it is still the same one.
+    #[allow(clippy::cast_possible_truncation, reason = "the halves of a ticket")]
+    pub fn by_ticket(&self, ticket: u64) -> Option<RequestSlot> {
+        let slot = RequestSlot(ticket as u32);
+        let state = self.requests.get(slot.0 as usize)?;
+        (state.used && state.sequence == (ticket >> 32) as u32).then_some(slot)
+    }
+
+    /// Operations that can still be recorded.
+    pub fn operations_free(&self) -> usize {
+        self.free_operations.len()
+    }
+
+    pub fn add_piece(&mut self, piece: Piece) -> PieceSlot {
+        let slot = self.free_pieces.pop().expect("a piece has at least one operation, and those were counted");
+        self.pieces[slot as usize] = Some(piece);
+        PieceSlot(slot)
+    }
+
+    pub fn piece_mut(&mut self, slot: PieceSlot) -> &mut Piece {
+        self.pieces[slot.0 as usize].as_mut().expect("a piece lives until its last operation")
+    }
+
+    pub fn take_piece(&mut self, slot: PieceSlot) -> Piece {
+        self.free_pieces.push(slot.0);
+        self.pieces[slot.0 as usize].take().expect("a piece is taken once")
+    }
+
+    pub fn add_operation(&mut self, operation: Operation) -> OpTag {
+        let slot = self.free_operations.pop().expect("room for the operation was checked");
+        self.operations[slot as usize] = Some(operation);
+        OpTag(u64::from(slot))
+    }
+
+    pub fn take_operation(&mut self, tag: OpTag) -> Operation {
+        let slot = u32::try_from(tag.0).expect("tags are slots");
+        self.free_operations.push(slot);
+        self.operations[slot as usize].take().expect("an operation completes once")
+    }
+}
