@@ -239,12 +239,12 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             failed: false,
             needs: [None; REPLICAS_MAX],
             bounce,
-            epoch: self.fences.enter(),
         })
     }
 
     fn submit(&mut self, piece: PieceSlot, disk: DiskId, offset: u64) {
-        let tag = self.slots.add_operation(Operation::Transfer { piece, disk });
+        let tag =
+            self.slots.add_operation(Operation::Transfer { piece, disk, epoch: self.fences[disk.index()].enter() });
         let state = self.slots.piece_mut(piece);
         state.outstanding += 1;
         let op = if state.is_write {
@@ -286,7 +286,6 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             return None;
         }
         let piece = self.slots.take_piece(slot);
-        self.fences.leave(piece.epoch);
         let request = piece.request;
         self.piece_done(piece);
         Some(request)
@@ -339,8 +338,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.disk(replica.disk).data_offset + u64::from(replica.slot.0) * extent_size + within
     }
 
-    pub(super) fn report_fences(&mut self) {
-        while let Some(fence) = self.fences.next_reached() {
+    pub(super) fn report_fences(&mut self, disk: DiskId) {
+        while let Some(fence) = self.fences[disk.index()].next_reached() {
             self.outbox.to_owner(OwnerRequest::FenceReached { reactor: self.id, fence });
         }
     }

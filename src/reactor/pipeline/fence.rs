@@ -1,30 +1,30 @@
-//! Fences: the owner asks when everything that may have seen an old placement has completed.
+//! Fences of one disk: the owner asks when everything that may have seen an old placement on it has completed.
 //!
-//! Every piece belongs to the epoch in which it began; a fence closes the current epoch. A fence is reached when its epoch
-//! and all before it have no piece in flight.
+//! Every transfer belongs to the epoch in which it began; a fence closes the current epoch. A fence is reached when its
+//! epoch and all before it have no transfer in flight. Requests that wait hold no placement: they look up again.
 
 use std::collections::VecDeque;
 
 #[derive(Debug, Default)]
 pub(super) struct Fences {
-    /// Epochs that are closed and not reached, oldest first: fence and pieces in flight.
+    /// Epochs that are closed and not reached, oldest first: fence and transfers in flight.
     closed: VecDeque<(u64, u64)>,
     /// Number of the epoch at the front of `closed` (or of the current one, if none is closed).
     first: u64,
-    /// Pieces in flight of the current epoch.
+    /// Transfers in flight of the current epoch.
     current: u64,
 }
 
 impl Fences {
-    /// A piece begins: the epoch it belongs to.
+    /// A transfer begins: the epoch it belongs to.
     pub fn enter(&mut self) -> u64 {
         self.current += 1;
         self.first + self.closed.len() as u64
     }
 
-    /// A piece of `epoch` has completed.
+    /// A transfer of `epoch` has completed.
     pub fn leave(&mut self, epoch: u64) {
-        let index = usize::try_from(epoch - self.first).expect("an epoch with a piece in flight is not reached");
+        let index = usize::try_from(epoch - self.first).expect("an epoch with a transfer in flight is not reached");
         let count = match self.closed.get_mut(index) {
             Some((_, count)) => count,
             None => &mut self.current,

@@ -87,10 +87,12 @@ pub enum PipelineMessage {
         /// The VHD.
         vhd: VhdId,
     },
-    /// Report when everything in flight now has completed.
+    /// Report when every operation in flight on the disk now has completed.
     Fence {
         /// Which fence.
         fence: u64,
+        /// The disk.
+        disk: DiskId,
     },
 }
 
@@ -105,7 +107,7 @@ pub struct Pipeline<E: Engine, O: Outbox> {
     slots: Slots,
     parking: Parking,
     syncs: [DiskSyncs; DISKS_MAX],
-    fences: Fences,
+    fences: [Fences; DISKS_MAX],
     bounce: BouncePool,
     finished: VecDeque<Finished>,
     /// Zeros to pad first writes with; never written.
@@ -138,7 +140,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             slots: Slots::new(operations),
             parking: Parking::new(),
             syncs: std::array::from_fn(|_| DiskSyncs::default()),
-            fences: Fences::default(),
+            fences: std::array::from_fn(|_| Fences::default()),
             bounce: BouncePool::new(),
             finished: VecDeque::new(),
             zeros: AlignedBuf::zeroed(block_max),
@@ -206,9 +208,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             PipelineMessage::Freed { ticket } => self.freed(ticket, now),
             PipelineMessage::Committed { ticket, ok } => self.committed(ticket, ok, now),
             PipelineMessage::ClaimReleased { vhd } => self.wake_claim_waiters(vhd, now),
-            PipelineMessage::Fence { fence } => {
-                self.fences.begin(fence);
-                self.report_fences();
+            PipelineMessage::Fence { fence, disk } => {
+                self.fences[disk.index()].begin(fence);
+                self.report_fences(disk);
             }
         }
     }
@@ -317,16 +319,18 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 
     fn complete(&mut self, completion: Completion, now: Nanos) {
         let operation = self.slots.take_operation(completion.tag);
-        self.parking.operation_done(operation.disk(), self.slots.operations_used() == 0);
+        let disk = operation.disk();
+        self.parking.operation_done(disk, self.slots.operations_used() == 0);
         match operation {
             Operation::Sync { disk, number } => self.sync_done(disk, number, completion.result, now),
-            Operation::Transfer { piece, disk } => {
+            Operation::Transfer { piece, disk, epoch } => {
+                self.fences[disk.index()].leave(epoch);
                 if let Some(slot) = self.transfer_done(piece, disk, completion.result) {
                     self.run_if_waiting(slot, now);
                 }
             }
         }
-        self.report_fences();
+        self.report_fences(disk);
     }
 
     /// A piece of the request is done: the last one takes it to the next phase.

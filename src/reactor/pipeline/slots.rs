@@ -137,8 +137,6 @@ pub(super) struct Piece {
     pub needs: [Option<SyncPoint>; REPLICAS_MAX],
     /// Memory between guest and disk, where alignment asks for it.
     pub bounce: Option<Bounced>,
-    /// For fences: when the piece began.
-    pub epoch: u64,
 }
 
 /// A read through bounce memory: what to copy to the guest when it is done.
@@ -155,8 +153,8 @@ pub(super) struct Bounced {
 /// What an engine operation is for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Operation {
-    /// Data of a piece, on one disk.
-    Transfer { piece: PieceSlot, disk: DiskId },
+    /// Data of a piece, on one disk; `epoch` is for the fences of that disk.
+    Transfer { piece: PieceSlot, disk: DiskId, epoch: u64 },
     /// A sync.
     Sync { disk: DiskId, number: SyncNumber },
 }
