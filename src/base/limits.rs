@@ -77,6 +77,9 @@ pub const CONNECTIONS_PER_VHD_MAX: usize = 4;
 /// Guest memory regions of one frontend.
 pub const MEM_SLOTS_MAX: usize = 509;
 
+/// Commands that wait for the one before them.
+pub const COMMANDS_WAITING_MAX: usize = 1024;
+
 /// Seconds that a write into a full pool waits for room, unless the VHD says otherwise.
 pub const WHEN_FULL_WAIT_SECS_DEFAULT: u64 = 60;
 

@@ -5,6 +5,7 @@
 //!
 //! Uses `base` only.
 
+pub mod check;
 pub mod record;
 pub mod view;
 

@@ -356,7 +356,7 @@ impl VhdRecord {
         if !matches!(self.block_size, 512 | 4096) {
             return bad("block size", self.block_size.into());
         }
-        if self.size == 0 || self.size > VHD_SIZE_MAX || self.size % u64::from(self.block_size) != 0 {
+        if self.size == 0 || self.size > VHD_SIZE_MAX || !self.size.is_multiple_of(u64::from(self.block_size)) {
             return bad("size", self.size);
         }
         if self.queues == 0 || usize::from(self.queues) > QUEUES_MAX {

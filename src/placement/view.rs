@@ -169,6 +169,20 @@ impl VhdMap {
         }
     }
 
+    /// Blocks that have been written, in the whole VHD: a sum over all extents, so not for the I/O path.
+    #[must_use]
+    pub fn present_blocks(&self) -> u64 {
+        self.bits.iter().map(|word| u64::from(unpack_bits(word.load(Ordering::Relaxed)).0.len())).sum()
+    }
+
+    /// The extents from `from` on that have a slot, in order. Exact for the owner, a snapshot for anybody else.
+    pub fn placed_from(&self, from: ExtentIndex) -> impl Iterator<Item = ExtentIndex> + '_ {
+        let words = self.replicas[0].get().map_or(&[][..], |words| &words[..]);
+        let from_index = (from.0 as usize).min(words.len());
+        let placed = words[from_index..].iter().zip(from.0..).filter(|(word, _)| word.load(Ordering::Acquire) != 0);
+        placed.map(|(_, extent)| ExtentIndex(extent))
+    }
+
     /// Owner only: places an extent. Present bits are as they were (none, for an absent extent).
     pub fn place(&self, extent: ExtentIndex, replicas: ReplicaSet) {
         self.change(extent, || self.store_replicas(extent, replicas));

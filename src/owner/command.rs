@@ -1,0 +1,268 @@
+//! Typed commands to the owner, and its answers. The wire types of the API are mapped to these; they carry no wire format.
+//!
+//! Every command is idempotent: asking again for what is already so succeeds and says that nothing changed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::base::ids::{DiskId, VhdId};
+use crate::placement::check::CheckReport;
+use crate::placement::record::{Accept, DiskRecord, PoolRecord, SocketOwner, VhdRecord, WhenFull};
+use crate::shared::{DiskState, VhdState};
+
+pub use super::error::{CommandError, ErrorKind};
+
+/// The caller's name for a command, given back with its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommandId(pub u64);
+
+/// What the owner can be asked to do. A VHD or a disk is named by its name or its UUID in text form.
+#[derive(Debug)]
+pub enum Command {
+    /// Creates a VHD. Answered by [`Reply::Vhd`] once it is durable.
+    CreateVhd(Box<CreateVhd>),
+    /// Deletes a VHD and frees its room. Answered by [`Reply::Deleted`] once it is durable.
+    DeleteVhd {
+        /// Which.
+        vhd: String,
+        /// Even if a frontend is attached.
+        force: bool,
+    },
+    /// Gives a VHD another name. Answered by [`Reply::Vhd`].
+    RenameVhd {
+        /// Which.
+        vhd: String,
+        /// The new name.
+        to: String,
+    },
+    /// Changes settings of a VHD. Answered by [`Reply::Vhd`].
+    SetVhd(Box<SetVhd>),
+    /// Asks for one VHD. Answered by [`Reply::Vhd`].
+    ShowVhd {
+        /// Which.
+        vhd: String,
+    },
+    /// Asks for all VHDs. Answered by [`Reply::Vhds`], by name.
+    ListVhds,
+    /// Asks for the pool and its disks. Answered by [`Reply::Pool`].
+    ShowPool,
+    /// Adds a disk that has been opened, locked and labelled. Answered by [`Reply::Disk`].
+    AddDisk(Box<AddDisk>),
+    /// Changes settings of a disk. Answered by [`Reply::Disk`].
+    SetDisk(Box<SetDisk>),
+    /// Proves that table and allocator are consistent. Answered by [`Reply::Check`].
+    Check,
+}
+
+/// Where a new VHD should be; disks by name or UUID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LayoutRequest {
+    /// On one disk.
+    Isolated {
+        /// Which; `None`: the one with the most room that accepts isolated VHDs.
+        disk: Option<String>,
+    },
+    /// Over several disks.
+    Spanned {
+        /// Which; `None`: those with the most room that accept spanned VHDs.
+        disks: Option<Vec<String>>,
+        /// How many; `None`: all of them.
+        width: Option<u32>,
+    },
+}
+
+/// What a new VHD should be. Defaults are the caller's business.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateVhd {
+    /// Its name.
+    pub name: String,
+    /// Its UUID if it is new (randomness is an argument). Not compared if the VHD exists.
+    pub uuid: uuid::Uuid,
+    /// When it is created, if it is new, in seconds since the Unix epoch.
+    pub created: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Where its extents should be.
+    pub layout: LayoutRequest,
+    /// Whether to give all extents their slots now.
+    pub thick: bool,
+    /// Whether guest writes are refused.
+    pub read_only: bool,
+    /// Logical block size that the guest sees, in bytes (512 or 4096).
+    pub block_size: u32,
+    /// Virtqueues.
+    pub queues: u16,
+    /// The VM it belongs to.
+    pub vm: Option<String>,
+    /// Owner of its socket; `None`: the daemon's own.
+    pub socket_owner: Option<SocketOwner>,
+    /// Permission bits of its socket.
+    pub socket_mode: u32,
+    /// What becomes of a write that finds no room.
+    pub when_full: WhenFull,
+}
+
+/// New settings of a VHD; `None` leaves one as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SetVhd {
+    /// Name or UUID.
+    pub vhd: String,
+    /// The VM it belongs to; `Some(None)`: none.
+    pub vm: Option<Option<String>>,
+    /// Owner of its socket; `Some(None)`: the daemon's own.
+    pub socket_owner: Option<Option<SocketOwner>>,
+    /// Permission bits of its socket.
+    pub socket_mode: Option<u32>,
+    /// What becomes of a write that finds no room.
+    pub when_full: Option<WhenFull>,
+    /// Virtqueues; refused while a frontend is attached.
+    pub queues: Option<u16>,
+}
+
+/// A disk to add. It has been labelled as a member of this pool with the identifier of the record, which must be
+/// [`PoolRecord::next_disk_id`] of the pool as [`Command::ShowPool`] gave it.
+#[derive(Debug)]
+pub struct AddDisk {
+    /// What the store will say about it.
+    pub record: DiskRecord,
+    /// Shared state of the open disk.
+    pub state: Arc<DiskState>,
+}
+
+/// New settings of a disk; `None` leaves one as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SetDisk {
+    /// Name or UUID.
+    pub disk: String,
+    /// Which VHDs may be put there from now on. VHDs that are there stay.
+    pub accept: Option<Accept>,
+    /// What fails together with it.
+    pub failure_domain: Option<String>,
+}
+
+/// A successful answer.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// One VHD, as it is now.
+    Vhd {
+        /// What the command did.
+        outcome: Outcome,
+        /// The VHD.
+        vhd: Box<VhdInfo>,
+    },
+    /// The VHD is gone.
+    Deleted {
+        /// Its identifier.
+        id: VhdId,
+        /// Its name.
+        name: String,
+    },
+    /// VHDs, by name.
+    Vhds(Vec<VhdInfo>),
+    /// The pool.
+    Pool(Box<PoolInfo>),
+    /// One disk, as it is now.
+    Disk {
+        /// What the command did.
+        outcome: Outcome,
+        /// The disk.
+        disk: Box<DiskInfo>,
+    },
+    /// What the check found.
+    Check(Box<CheckReport>),
+}
+
+/// What a command did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It made something new.
+    Created,
+    /// It changed something.
+    Changed,
+    /// All was so already (or it was only a question).
+    Unchanged,
+}
+
+/// A VHD as it is now.
+#[derive(Clone)]
+pub struct VhdInfo {
+    /// What the store says.
+    pub record: VhdRecord,
+    /// Shared state: metrics, and the map for whoever wants to see each extent. The bytes written are
+    /// `state.map.present_blocks()` blocks; counting them reads all of the map, so that is left to the caller's thread.
+    pub state: Arc<VhdState>,
+    /// Process that has it attached (0 if the process is not known).
+    pub attached: Option<u32>,
+    /// Whether it is served: false while room for a thick VHD is still being given.
+    pub ready: bool,
+    /// Slots in use per disk.
+    pub slots: BTreeMap<DiskId, u32>,
+    /// Bytes of those slots.
+    pub allocated: u64,
+}
+
+impl std::fmt::Debug for VhdInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VhdInfo")
+            .field("record", &self.record)
+            .field("attached", &self.attached)
+            .field("ready", &self.ready)
+            .field("slots", &self.slots)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How much room there is and what became of it, in bytes. `allocated + reserved + reclaiming + free == capacity`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// All slots.
+    pub capacity: u64,
+    /// Slots that hold an extent.
+    pub allocated: u64,
+    /// Slots promised to thick VHDs that are being made.
+    pub reserved: u64,
+    /// Slots given back that may not be used again yet.
+    pub reclaiming: u64,
+    /// Slots that can be given out now.
+    pub free: u64,
+    /// Sizes of the VHDs: all of them for the pool, their shares for a disk. May exceed the capacity.
+    pub provisioned: u64,
+}
+
+/// The pool as it is now.
+#[derive(Clone, Debug)]
+pub struct PoolInfo {
+    /// What the store says.
+    pub record: PoolRecord,
+    /// Its room.
+    pub space: Space,
+    /// Its disks, by identifier.
+    pub disks: Vec<DiskInfo>,
+    /// Number of VHDs.
+    pub vhds: u32,
+    /// Requests that wait for room.
+    pub waiting: u32,
+    /// Bytes used in the metadata region, once the committer has told.
+    pub metadata_used: u64,
+    /// Bytes of the metadata region.
+    pub metadata_size: u64,
+    /// Whether the metadata region is so full that no extent can be placed.
+    pub metadata_low: bool,
+}
+
+/// A host disk as it is now.
+#[derive(Clone, Debug)]
+pub struct DiskInfo {
+    /// What the store says.
+    pub record: DiskRecord,
+    /// Shared state.
+    pub state: Arc<DiskState>,
+    /// Its room.
+    pub space: Space,
+    /// VHDs whose layout has this disk or that have extents on it, by name.
+    pub vhds: Vec<String>,
+    /// Errors it gave since the daemon started.
+    pub errors: u64,
+    /// Other disks with the same failure domain, by name.
+    pub shares_domain_with: Vec<String>,
+}

@@ -1,0 +1,190 @@
+//! Why a command was refused. The text is what a user sees: what is wrong, and what to do next.
+
+use crate::base::ids::NameError;
+use crate::base::limits::{COMMANDS_WAITING_MAX, DISKS_MAX, QUEUES_MAX, VHD_SIZE_MAX};
+use crate::placement::record::Accept;
+use crate::store::edit::EditFailed;
+
+/// What kind of refusal it is: decides exit codes and HTTP status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The command can never succeed as it is.
+    Invalid,
+    /// It names something that does not exist.
+    NotFound,
+    /// It contradicts what there is.
+    Conflict,
+    /// There is not enough room.
+    NoRoom,
+    /// It is right, and failed; or it cannot be done just now.
+    Failed,
+}
+
+/// Why a command was refused. Nothing has changed then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the fields are what the message says they are")]
+pub enum CommandError {
+    /// There is no such VHD or disk.
+    #[error("there is no {what} '{name}'")]
+    NotFound { what: &'static str, name: String },
+    /// A VHD of that name exists and differs.
+    #[error(
+        "VHD '{vhd}' exists with another {field}: it is {existing}, not {asked}; \
+         choose another name, or ask for the same {field}"
+    )]
+    Conflict { vhd: String, field: &'static str, existing: String, asked: String },
+    /// The name is in use.
+    #[error("the name '{name}' belongs to another {what}: choose another name")]
+    NameTaken { what: &'static str, name: String },
+    /// The name breaks the rules.
+    #[error("bad {what} name: {source}")]
+    InvalidName { what: &'static str, source: NameError },
+    /// The size is not a multiple of the block size, or 0.
+    #[error("a VHD cannot have {size} bytes: give a multiple of its block size, {block_size}, above 0")]
+    InvalidSize { size: u64, block_size: u32 },
+    /// The size is beyond the limit.
+    #[error("a VHD cannot have {size} bytes: the most is {VHD_SIZE_MAX}")]
+    SizeTooLarge { size: u64 },
+    /// The block size is not supported.
+    #[error("the block size cannot be {block_size}: use 512 or 4096")]
+    InvalidBlockSize { block_size: u32 },
+    /// The number of queues is not supported.
+    #[error("a VHD cannot have {queues} queues: give 1 to {QUEUES_MAX}")]
+    InvalidQueues { queues: u16 },
+    /// The socket mode has bits other than rwx.
+    #[error("the socket mode cannot be {mode:#o}: give permission bits, 0 to 0777")]
+    InvalidSocketMode { mode: u32 },
+    /// A failure domain needs a name.
+    #[error("the failure domain cannot be empty: name what fails together, such as a controller or a shelf")]
+    InvalidDomain,
+    /// A width of 0.
+    #[error("a spanned VHD cannot have width 0: give the number of disks, or leave it out for all")]
+    InvalidWidth,
+    /// Width and list of disks disagree.
+    #[error("width {width} disagrees with the {named} disks that are named: leave one of the two out")]
+    WidthDisagrees { width: u32, named: usize },
+    /// Not enough disks for the width.
+    #[error(
+        "width {width} asks for more disks than there are: {accepting} of the pool's {disks} disks accept spanned VHDs and \
+         work; give a smaller width, add disks, or change a disk's role"
+    )]
+    WidthTooLarge { width: u32, accepting: usize, disks: usize },
+    /// No disk at all.
+    #[error(
+        "none of the pool's {disks} disks accepts {layout} VHDs and works: add a disk, or change a disk's role with \
+         `spanblk disk set NAME --accept any`"
+    )]
+    NoDiskAccepts { layout: &'static str, disks: usize },
+    /// A disk is named twice.
+    #[error("disk '{disk}' is named twice")]
+    DiskTwice { disk: String },
+    /// No disk is named.
+    #[error("the list of disks is empty: name at least one disk, or leave the list out")]
+    NoDisks,
+    /// The named disk does not take such VHDs.
+    #[error("disk '{disk}' does not accept {layout} VHDs, its role is '{}': name another disk, or change its role", accept.word())]
+    DiskRefuses { disk: String, layout: &'static str, accept: Accept },
+    /// The named disk has failed.
+    #[error("disk '{disk}' has failed: name another disk")]
+    DiskFailed { disk: String },
+    /// A thick VHD does not fit.
+    #[error(
+        "a thick VHD of {needed} bytes does not fit: its disks have {free} bytes free; \
+         create it thin, smaller, or on other disks"
+    )]
+    NoRoom { needed: u64, free: u64 },
+    /// The metadata region is nearly full.
+    #[error("the metadata region is nearly full ({used} of {size} bytes): delete VHDs that are not needed")]
+    MetadataFull { used: u64, size: u64 },
+    /// A frontend has the VHD.
+    #[error("VHD '{vhd}' is attached to process {pid}: detach it first{hint}")]
+    Attached { vhd: String, pid: u32, hint: &'static str },
+    /// The VHD was deleted while the command waited.
+    #[error("VHD '{vhd}' was deleted meanwhile")]
+    Deleted { vhd: String },
+    /// The pool has all the disks it can have.
+    #[error("the pool has {DISKS_MAX} disks, which is the most: it cannot take another")]
+    TooManyDisks,
+    /// The identifier of a new disk is not the pool's next one.
+    #[error("disk '{disk}' was labelled while another disk was being added: wipe it and add it again")]
+    DiskIdTaken { disk: String },
+    /// Block sizes cannot be mixed in a pool.
+    #[error("disk '{disk}' has blocks of {block_size} bytes, the pool's disks have {pool}: they cannot be mixed")]
+    BlockSizesMixed { disk: String, block_size: u32, pool: u32 },
+    /// Too many commands wait.
+    #[error("{COMMANDS_WAITING_MAX} commands are waiting already: try again later")]
+    Busy,
+    /// The store could not commit.
+    #[error("the change could not be made durable")]
+    Store(#[from] EditFailed),
+}
+
+impl CommandError {
+    /// What kind of refusal it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        use CommandError as E;
+        match self {
+            E::NotFound { .. } => ErrorKind::NotFound,
+            E::Conflict { .. }
+            | E::NameTaken { .. }
+            | E::Attached { .. }
+            | E::Deleted { .. }
+            | E::DiskIdTaken { .. }
+            | E::DiskRefuses { .. }
+            | E::DiskFailed { .. }
+            | E::NoDiskAccepts { .. }
+            | E::WidthTooLarge { .. }
+            | E::BlockSizesMixed { .. }
+            | E::TooManyDisks => ErrorKind::Conflict,
+            E::InvalidName { .. }
+            | E::InvalidSize { .. }
+            | E::SizeTooLarge { .. }
+            | E::InvalidBlockSize { .. }
+            | E::InvalidQueues { .. }
+            | E::InvalidSocketMode { .. }
+            | E::InvalidDomain
+            | E::InvalidWidth
+            | E::WidthDisagrees { .. }
+            | E::DiskTwice { .. }
+            | E::NoDisks => ErrorKind::Invalid,
+            E::NoRoom { .. } | E::MetadataFull { .. } => ErrorKind::NoRoom,
+            E::Busy | E::Store(_) => ErrorKind::Failed,
+        }
+    }
+
+    /// A stable word for programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        use CommandError as E;
+        match self {
+            E::NotFound { .. } => "not_found",
+            E::Conflict { .. } => "differs",
+            E::NameTaken { .. } => "name_taken",
+            E::InvalidName { .. } => "invalid_name",
+            E::InvalidSize { .. } => "invalid_size",
+            E::SizeTooLarge { .. } => "size_too_large",
+            E::InvalidBlockSize { .. } => "invalid_block_size",
+            E::InvalidQueues { .. } => "invalid_queues",
+            E::InvalidSocketMode { .. } => "invalid_socket_mode",
+            E::InvalidDomain => "invalid_failure_domain",
+            E::InvalidWidth => "invalid_width",
+            E::WidthDisagrees { .. } => "width_disagrees",
+            E::WidthTooLarge { .. } => "width_too_large",
+            E::NoDiskAccepts { .. } => "no_disk_accepts",
+            E::DiskTwice { .. } => "disk_twice",
+            E::NoDisks => "no_disks",
+            E::DiskRefuses { .. } => "disk_refuses",
+            E::DiskFailed { .. } => "disk_failed",
+            E::NoRoom { .. } => "no_room",
+            E::MetadataFull { .. } => "metadata_full",
+            E::Attached { .. } => "attached",
+            E::Deleted { .. } => "deleted",
+            E::TooManyDisks => "too_many_disks",
+            E::DiskIdTaken { .. } => "disk_id_taken",
+            E::BlockSizesMixed { .. } => "block_sizes_mixed",
+            E::Busy => "busy",
+            E::Store(_) => "store_failed",
+        }
+    }
+}

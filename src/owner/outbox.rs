@@ -1,0 +1,171 @@
+//! What the owner makes happen. It never does anything itself: threads and queues carry these out in production, a
+//! scheduler in the simulation.
+
+use std::sync::Arc;
+
+use super::command::{CommandError, CommandId, Reply};
+use crate::base::ids::{DiskId, ReactorId, VhdId};
+use crate::base::units::SlotIndex;
+use crate::placement::record::VhdRecord;
+use crate::reactor::messages::ReactorMessage;
+use crate::shared::VhdState;
+use crate::store::change::Change;
+use crate::store::edit::{EditId, StoreEdit};
+
+/// Consecutive slots of one disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SlotRun {
+    /// The first.
+    pub first: SlotIndex,
+    /// How many; never 0.
+    pub count: u32,
+}
+
+impl SlotRun {
+    /// The slots.
+    pub fn iter(self) -> impl Iterator<Item = SlotIndex> {
+        (self.first.0..self.first.0 + self.count).map(SlotIndex)
+    }
+}
+
+/// Where the owner's messages go. Each receiver gets its messages in the order in which they were sent.
+pub trait OwnerOutbox {
+    /// To a reactor.
+    fn to_reactor(&mut self, reactor: ReactorId, message: ReactorMessage);
+
+    /// To the committer. `change_handed_over` of the VHD has been called.
+    fn change(&mut self, change: Change);
+
+    /// To the committer: rows to write in one commit, answered by `StoreReport::EditDone`.
+    fn edit(&mut self, edit: EditId, rows: Vec<StoreEdit>);
+
+    /// To the committer: commit soon, even if no guest asks. Not answered.
+    fn commit(&mut self);
+
+    /// To the worker of the disk: give the backing of these slots back. Answered by
+    /// `Owner::handle_punched` with the same run, however it went.
+    fn punch(&mut self, disk: DiskId, run: SlotRun);
+
+    /// A VHD begins to exist (at its creation; not at start, when the caller has the states): the committer must know its
+    /// state from here on. It may be served once its creation is answered.
+    fn open_vhd(&mut self, state: &Arc<VhdState>);
+
+    /// Record of a served VHD has changed and is durable: name (and so its socket), owner or mode of the socket.
+    fn vhd_changed(&mut self, record: &VhdRecord);
+
+    /// A VHD is durably gone: close its socket, stop its rings, forget it.
+    fn close_vhd(&mut self, vhd: VhdId);
+
+    /// A disk has become part of the pool: tell the reactors, then allocation on it begins.
+    fn disk_added(&mut self, disk: DiskId);
+
+    /// The answer to a command.
+    fn reply(&mut self, command: CommandId, result: Result<Reply, CommandError>);
+
+    /// Something people and programs may want to know.
+    fn event(&mut self, event: Event);
+}
+
+/// What happened, for the log and for subscribers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A VHD was created.
+    VhdCreated {
+        /// Its name.
+        vhd: String,
+    },
+    /// A VHD was deleted.
+    VhdDeleted {
+        /// Its name.
+        vhd: String,
+    },
+    /// A VHD was renamed.
+    VhdRenamed {
+        /// Its old name.
+        from: String,
+        /// Its new name.
+        to: String,
+    },
+    /// Settings of a VHD changed.
+    VhdChanged {
+        /// Its name.
+        vhd: String,
+    },
+    /// A frontend attached.
+    VhdAttached {
+        /// The VHD.
+        vhd: String,
+        /// Its process.
+        pid: u32,
+    },
+    /// The frontend left.
+    VhdDetached {
+        /// The VHD.
+        vhd: String,
+    },
+    /// A disk joined the pool.
+    DiskAdded {
+        /// Its name.
+        disk: String,
+    },
+    /// Settings of a disk changed.
+    DiskChanged {
+        /// Its name.
+        disk: String,
+    },
+    /// A disk gave an error. Sent for the 1st, 2nd, 4th, 8th and so on.
+    DiskError {
+        /// Its name.
+        disk: String,
+        /// What it said.
+        error: String,
+        /// Errors so far.
+        count: u64,
+    },
+    /// A disk failed: nothing more is sent to it until the pool is opened again.
+    DiskFailed {
+        /// Its name.
+        disk: String,
+        /// What it said.
+        error: String,
+    },
+    /// Allocation rose above a threshold, or fell well below it again.
+    Fill {
+        /// The disk; `None`: the pool as a whole.
+        disk: Option<String>,
+        /// The threshold in percent: 80, 90 or 95.
+        percent: u32,
+        /// Whether it rose above.
+        above: bool,
+        /// Bytes allocated.
+        allocated: u64,
+        /// Bytes there are.
+        capacity: u64,
+    },
+    /// A write of this VHD waits for room. Sent once until none of it waits any more.
+    WaitingForRoom {
+        /// The VHD.
+        vhd: String,
+    },
+    /// A write of this VHD failed for want of room. Sent once until it gets room again.
+    OutOfRoom {
+        /// The VHD.
+        vhd: String,
+    },
+    /// The metadata region passed its low-water mark, in either direction.
+    MetadataLow {
+        /// Whether no extent can be placed now.
+        low: bool,
+        /// Bytes used.
+        used: u64,
+        /// Bytes there are.
+        size: u64,
+    },
+    /// A thick VHD could not be given all its room: it is served as if it were thin.
+    ThickIncomplete {
+        /// The VHD.
+        vhd: String,
+        /// Extents without room.
+        missing: u64,
+    },
+}

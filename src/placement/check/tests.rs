@@ -1,0 +1,129 @@
+use super::super::record::{Accept, DiskRecord, Layout, RECORD_VERSION, WhenFull};
+use super::super::{Replica, ReplicaState};
+use super::*;
+
+fn pool() -> PoolRecord {
+    let disk = |id: u8, domain: &str| DiskRecord {
+        id: DiskId(id),
+        uuid: uuid::Uuid::from_u128(u128::from(id) + 1),
+        name: format!("d{id}"),
+        slots: 100,
+        data_offset: 1 << 20,
+        accept: Accept::Any,
+        failure_domain: domain.to_owned(),
+    };
+    let mut pool = PoolRecord::new(uuid::Uuid::from_u128(7), 1 << 20, vec![disk(0, "a"), disk(1, "b"), disk(2, "b")]);
+    pool.next_vhd_id = VhdId(10);
+    pool
+}
+
+fn vhd(id: u32, name: &str) -> VhdRecord {
+    VhdRecord {
+        version: RECORD_VERSION,
+        id: VhdId(id),
+        name: name.to_owned(),
+        uuid: uuid::Uuid::from_u128(id.into()),
+        size: 10 << 20,
+        layout: Layout::Isolated { disk: DiskId(0), chosen: false },
+        thick: false,
+        read_only: false,
+        block_size: 512,
+        queues: 1,
+        vm: None,
+        socket_owner: None,
+        socket_mode: 0o600,
+        when_full: WhenFull::Error,
+        created: 0,
+    }
+}
+
+fn single(vhd: u32, extent: u32, disk: u8, slot: u32) -> TableExtent {
+    let replicas = ReplicaSet::single(DiskId(disk), SlotIndex(slot));
+    TableExtent { vhd: VhdId(vhd), extent: ExtentIndex(extent), replicas, present: BlockMask::ALL }
+}
+
+fn check(vhds: &[VhdRecord], extents: &[TableExtent]) -> Vec<String> {
+    let pool = pool();
+    let report = Checker::check(&pool, vhds, || extents.iter().copied());
+    assert_eq!(report.is_consistent(), report.violations.is_empty());
+    report.violations.iter().map(Violation::to_string).collect()
+}
+
+#[test]
+fn a_good_table_is_consistent() {
+    let pool = pool();
+    let mut mirrored = single(2, 0, 0, 2);
+    mirrored.replicas.push(Replica { disk: DiskId(1), slot: SlotIndex(2), state: ReplicaState::Syncing });
+    let extents = [single(1, 0, 0, 0), single(1, 9, 0, 1), mirrored];
+    let report = Checker::check(&pool, &[vhd(1, "a"), vhd(2, "b")], || extents.iter().copied());
+    assert!(report.is_consistent(), "{:?}", report.violations);
+    assert_eq!((report.vhds, report.extents, report.replicas), (2, 3, 4));
+    assert_eq!(report.used, BTreeMap::from([(DiskId(0), 3), (DiskId(1), 1)]));
+}
+
+#[test]
+fn all_owners_of_a_shared_slot_are_named() {
+    let extents = [single(1, 3, 0, 5), single(2, 4, 0, 5), single(1, 6, 0, 7), single(2, 7, 0, 5)];
+    let found = check(&[vhd(1, "a"), vhd(2, "b")], &extents);
+    assert_eq!(
+        found,
+        ["slot 5 of disk 'd0' has 3 owners: extent 3 of VHD 'a', extent 4 of VHD 'b', extent 7 of VHD 'b'"]
+    );
+}
+
+#[test]
+fn places_out_of_range_are_named() {
+    let extents = [single(1, 10, 0, 0), single(1, 1, 7, 0), single(1, 2, 1, 100), single(8, 3, 1, 1)];
+    let found = check(&[vhd(1, "a")], &extents);
+    assert_eq!(
+        found,
+        [
+            "extent 10 of VHD 'a' lies beyond the end: the VHD has 10 extents",
+            "extent 1 of VHD 'a' is on disk #7, which the pool does not have",
+            "extent 2 of VHD 'a' is in slot 100 of disk 'd1', which has 100 slots",
+            "extent 3 belongs to VHD #8, which does not exist",
+        ]
+    );
+}
+
+#[test]
+fn replicas_that_fail_together_are_named() {
+    let mut extent = single(1, 0, 1, 0);
+    extent.replicas.push(Replica { disk: DiskId(2), slot: SlotIndex(0), state: ReplicaState::InSync });
+    let found = check(&[vhd(1, "a")], &[extent]);
+    assert_eq!(found, ["extent 0 of VHD 'a' has replicas on disks 'd1' and 'd2', which share the failure domain 'b'"]);
+}
+
+#[test]
+fn data_without_a_readable_replica_is_named() {
+    let mut absent = single(1, 0, 1, 0);
+    absent.replicas = ReplicaSet::ABSENT;
+    let mut stale = single(1, 1, 1, 0);
+    stale.replicas = ReplicaSet::ABSENT;
+    stale.replicas.push(Replica { disk: DiskId(2), slot: SlotIndex(0), state: ReplicaState::Stale });
+    let found = check(&[vhd(1, "a")], &[absent, stale]);
+    assert_eq!(
+        found,
+        [
+            "extent 0 of VHD 'a' has written blocks but no readable replica",
+            "extent 1 of VHD 'a' has written blocks but no readable replica"
+        ]
+    );
+}
+
+#[test]
+fn records_that_cannot_be_together_are_named() {
+    let mut twin = vhd(1, "b");
+    twin.layout = Layout::Isolated { disk: DiskId(9), chosen: true };
+    let found = check(&[vhd(1, "a"), twin, vhd(11, "a")], &[]);
+    assert_eq!(
+        found,
+        [
+            "VHDs 'a' and 'b' have the same UUID",
+            "VHDs 'a' and 'b' have the same identifier",
+            "the layout of VHD 'b' names disk #9, which the pool does not have",
+            "VHDs 'a' and 'a' have the same name",
+            "VHD 'a' has identifier 11, but the pool's next identifier is 10",
+        ]
+    );
+}
