@@ -47,6 +47,21 @@ pub const IOVECS_MAX: usize = SEGMENTS_MAX + 2;
 /// Operations one reactor's engine can have in flight.
 pub const ENGINE_SLOTS: usize = 1024;
 
+/// Entries of a reactor's submission queue: every engine slot once, and as many polls and interrupts.
+pub const SUBMISSION_ENTRIES: u32 = 2048;
+
+/// Entries of a reactor's completion queue; the kernel keeps what does not fit until there is room.
+pub const COMPLETION_ENTRIES: u32 = 2 * SUBMISSION_ENTRIES;
+
+/// Kernel threads that one reactor's io_uring may use for operations that block (syncs, writes into file holes).
+pub const IO_WORKERS_MAX: u32 = 256;
+
+/// Times that an operation interrupted or refused for lack of kernel resources is submitted again.
+pub const IO_RETRIES_MAX: u8 = 32;
+
+/// Chains popped from one virtqueue before the next one has its turn.
+pub const POP_BATCH: usize = 128;
+
 /// Guest requests one reactor can have in flight.
 pub const REQUEST_SLOTS: usize = 1024;
 
@@ -91,3 +106,6 @@ const _: () = assert!(EXTENT_SIZE_MIN.is_power_of_two() && EXTENT_SIZE_MAX.is_po
 const _: () = assert!(SEGMENTS_MAX + 2 <= IOVECS_MAX);
 const _: () = assert!(REQUEST_SLOTS <= ENGINE_SLOTS);
 const _: () = assert!(VHD_SIZE_MAX / EXTENT_SIZE_MIN <= u32::MAX as u64 + 1);
+const _: () = assert!(SUBMISSION_ENTRIES as usize >= 2 * ENGINE_SLOTS);
+const _: () = assert!(ENGINE_SLOTS <= u16::MAX as usize && IOVECS_MAX <= u8::MAX as usize);
+const _: () = assert!(IO_WORKERS_MAX as usize >= 2 * DISKS_MAX);

@@ -5,6 +5,8 @@
 //!
 //! Uses `base` and `disk`.
 
+pub mod uring;
+
 use crate::base::ids::DiskId;
 
 /// Memory of a guest or of ours that the kernel reads or writes. Says nothing of lifetime: see [`Engine::submit`].

@@ -1,0 +1,278 @@
+//! The engine that runs on io_uring: one ring of one thread, for disk operations, kicks and interrupts alike.
+//!
+//! * [`slots`]: operations in flight; each owns its I/O vectors until the kernel has answered.
+//! * `setup`: the ring, restricted to the few operations needed here.
+//!
+//! [`UringEngine::wait`] is the only place where the thread blocks, and submits everything queued since the last time: one
+//! system call per batch. The ring must be used by the thread that made it.
+//!
+//! Unsafe: entries are pushed to the ring here and nowhere else.
+
+mod setup;
+mod slots;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+
+use super::{Completion, Engine, EngineFull, Op, OpTag};
+use crate::base::ids::DiskId;
+use crate::base::limits::{COMPLETION_ENTRIES, DISKS_MAX, ENGINE_SLOTS};
+
+pub use setup::SetupError;
+use slots::{Slots, Verdict};
+
+/// The caller's name for a descriptor that is watched or signalled.
+///
+/// Must not be used again while something of it may still come (a completion can be under way when the descriptor is
+/// given up), and must be below 2^56.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EventTag(pub u64);
+
+/// What happened on descriptors that are not disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A watched eventfd was written to.
+    Readable {
+        /// As given to [`UringEngine::watch`].
+        tag: EventTag,
+        /// Whether it is still watched; if not, watch it again.
+        watched: bool,
+    },
+    /// A descriptor cannot be watched (any more).
+    WatchFailed {
+        /// As given to [`UringEngine::watch`].
+        tag: EventTag,
+    },
+    /// A signal has been delivered (or cannot be: then nobody listens).
+    Signalled {
+        /// As given to [`UringEngine::signal`].
+        tag: EventTag,
+    },
+}
+
+/// How long to wait for a completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Only submit, and collect what is there.
+    No,
+    /// Until there is one.
+    Forever,
+    /// Until there is one, or the time is up.
+    AtMost(Duration),
+}
+
+/// User data: what it belongs to in the top byte, its name below.
+const KIND_SHIFT: u32 = 56;
+const KIND_OP: u64 = 0;
+const KIND_WATCH: u64 = 1;
+const KIND_SIGNAL: u64 = 2;
+const KIND_IGNORED: u64 = 3;
+
+/// What a signal adds to an eventfd.
+static ONE: u64 = 1;
+
+/// The io_uring engine.
+pub struct UringEngine {
+    ring: IoUring,
+    slots: Slots,
+    completions: VecDeque<Completion>,
+    events: VecDeque<Event>,
+    /// Keeps the disks open (and so locked) as long as the ring has them.
+    disks: [Option<Arc<OwnedFd>>; DISKS_MAX],
+}
+
+impl UringEngine {
+    /// An engine for the calling thread, without disks.
+    ///
+    /// # Errors
+    /// The kernel refuses or is too old.
+    pub fn new() -> Result<UringEngine, SetupError> {
+        Ok(UringEngine {
+            ring: setup::create()?,
+            slots: Slots::new(),
+            completions: VecDeque::with_capacity(ENGINE_SLOTS),
+            events: VecDeque::with_capacity(COMPLETION_ENTRIES as usize),
+            disks: [const { None }; DISKS_MAX],
+        })
+    }
+
+    /// Makes a disk known.
+    ///
+    /// A disk whose *submission* can block (a file on a hung FUSE file system does that) would stop the thread here; such a
+    /// disk will be given a submitter thread of its own behind the same trait.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn add_disk(&mut self, disk: DiskId, file: Arc<OwnedFd>) -> io::Result<()> {
+        let index = u32::from(disk.0);
+        self.ring.submitter().register_files_update(index, &[file.as_raw_fd()])?;
+        self.disks[disk.index()] = Some(file);
+        Ok(())
+    }
+
+    /// Tells of every write to an eventfd from now on, as [`Event::Readable`]. Once at the beginning if it was written to
+    /// already. It need not be read: only its being written to counts.
+    pub fn watch(&mut self, fd: BorrowedFd<'_>, tag: EventTag) {
+        let events = u32::try_from(libc::POLLIN).expect("a poll bit");
+        let poll = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events).multi(true).build();
+        self.push(poll.user_data(user_data(KIND_WATCH, tag.0)));
+    }
+
+    /// Ends a watch. Events already under way may still come.
+    pub fn unwatch(&mut self, tag: EventTag) {
+        let remove = opcode::PollRemove::new(user_data(KIND_WATCH, tag.0)).build();
+        self.push(remove.user_data(user_data(KIND_IGNORED, 0)));
+    }
+
+    /// Adds one to an eventfd with the next submission; [`Event::Signalled`] follows. `may_block`: the descriptor is in
+    /// blocking mode, so that a frontend could make the write wait; a worker thread does it.
+    pub fn signal(&mut self, fd: BorrowedFd<'_>, tag: EventTag, may_block: bool) {
+        let write = opcode::Write::new(types::Fd(fd.as_raw_fd()), (&raw const ONE).cast(), 8).build();
+        let flags = if may_block { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
+        self.push(write.flags(flags).user_data(user_data(KIND_SIGNAL, tag.0)));
+    }
+
+    /// The next event.
+    pub fn take_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Operations submitted whose completion the kernel owes.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.slots.in_flight()
+    }
+
+    /// Submits everything queued. Call before a descriptor that was watched or signalled is closed.
+    pub fn flush(&mut self) {
+        self.enter(Wait::No);
+    }
+
+    /// Submits everything queued, and waits for a completion or event unless one is there already.
+    pub fn wait(&mut self, wait: Wait) {
+        self.reap();
+        let nothing_yet = self.completions.is_empty() && self.events.is_empty();
+        self.enter(if nothing_yet { wait } else { Wait::No });
+        self.reap();
+    }
+
+    fn enter(&mut self, wait: Wait) {
+        let submission = self.ring.submission();
+        let nothing_to_do = submission.is_empty() && !submission.taskrun() && !submission.cq_overflow();
+        drop(submission);
+        let submitter = self.ring.submitter();
+        let result = match wait {
+            // Without the flag that tells of deferred work, the kernel does that work by itself.
+            Wait::No if nothing_to_do => return,
+            Wait::No => submitter.submit(),
+            Wait::Forever => submitter.submit_and_wait(1),
+            Wait::AtMost(limit) => {
+                let limit = types::Timespec::from(limit);
+                submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&limit))
+            }
+        };
+        match result {
+            Ok(_) => {}
+            Err(error) => match error.raw_os_error() {
+                // Interrupted, time is up, no memory for now, completions must be taken first: the caller comes again.
+                Some(libc::EINTR | libc::ETIME | libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {}
+                _ => panic!("io_uring_enter failed, which only a bug can cause: {error}"),
+            },
+        }
+    }
+
+    /// Sorts what the kernel has posted.
+    fn reap(&mut self) {
+        loop {
+            let entry = self.ring.completion().next();
+            let Some(entry) = entry else { return };
+            let name = entry.user_data() & ((1 << KIND_SHIFT) - 1);
+            match entry.user_data() >> KIND_SHIFT {
+                KIND_OP => {
+                    let index = u16::try_from(name).expect("our own user data");
+                    match self.slots.judge(index, entry.result()) {
+                        Verdict::Finished(completion) => self.completions.push_back(completion),
+                        Verdict::Resubmit => self.push_op(index),
+                    }
+                }
+                KIND_WATCH => self.push_watch_event(EventTag(name), &entry),
+                KIND_SIGNAL => self.events.push_back(Event::Signalled { tag: EventTag(name) }),
+                kind => assert!(kind == KIND_IGNORED, "a completion with user data that is not ours"),
+            }
+        }
+    }
+
+    fn push_watch_event(&mut self, tag: EventTag, entry: &cqueue::Entry) {
+        let readable = i32::from(libc::POLLIN);
+        match entry.result() {
+            // Ended by us.
+            cancelled if cancelled == -libc::ECANCELED => {}
+            bits if bits >= 0 && bits & readable != 0 => {
+                self.events.push_back(Event::Readable { tag, watched: cqueue::more(entry.flags()) });
+            }
+            _ => self.events.push_back(Event::WatchFailed { tag }),
+        }
+    }
+
+    fn push_op(&mut self, index: u16) {
+        let entry = self.slots.entry(index).user_data(user_data(KIND_OP, u64::from(index)));
+        self.push(entry);
+    }
+
+    fn push(&mut self, entry: squeue::Entry) {
+        loop {
+            // SAFETY: what the entry points to outlives the operation: I/O vectors lie in the slab, which is neither moved
+            // nor freed before every operation is back (see `drop`), and their slot is not used again before; the memory
+            // behind the vectors is vouched for by whoever called `submit`; the value of a signal is a static.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+            self.enter(Wait::No);
+        }
+    }
+}
+
+fn user_data(kind: u64, name: u64) -> u64 {
+    assert!(name >> KIND_SHIFT == 0);
+    kind << KIND_SHIFT | name
+}
+
+impl Engine for UringEngine {
+    fn available(&self) -> usize {
+        self.slots.available().saturating_sub(self.completions.len())
+    }
+
+    unsafe fn submit(&mut self, op: Op<'_>, tag: OpTag) -> Result<(), EngineFull> {
+        if self.available() == 0 {
+            return Err(EngineFull);
+        }
+        let index = self.slots.insert(op, tag).ok_or(EngineFull)?;
+        self.push_op(index);
+        Ok(())
+    }
+
+    fn take_completion(&mut self) -> Option<Completion> {
+        if self.completions.is_empty() {
+            self.reap();
+        }
+        self.completions.pop_front()
+    }
+}
+
+impl Drop for UringEngine {
+    /// Waits for everything in flight: the kernel still uses the memory.
+    fn drop(&mut self) {
+        while self.slots.in_flight() > 0 {
+            self.completions.clear();
+            self.events.clear();
+            self.wait(Wait::Forever);
+        }
+    }
+}
