@@ -46,6 +46,11 @@ fn eventfd(flags: i32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+/// Offsets, lengths and addresses are multiples of this, whatever the disk below wants for O_DIRECT.
+const UNIT: u64 = 4096;
+
+const IOVECS: usize = crate::base::limits::IOVECS_MAX;
+
 struct Random(u64);
 
 impl Random {
@@ -78,15 +83,15 @@ impl Planned {
 
 /// Operations in flight never overlap, so that the outcome is known.
 fn plan(random: &mut Random, size: u64, batch: u64, tag: u8) -> Vec<Planned> {
-    let stripe = size / batch;
+    let stripe = size / batch / UNIT * UNIT;
     (0..batch)
         .map(|i| {
-            let len = (random.below(stripe / 512) + 1) * 512;
-            let offset = i * stripe + random.below((stripe - len) / 512 + 1) * 512;
+            let len = (random.below(stripe / UNIT) + 1) * UNIT;
+            let offset = i * stripe + random.below((stripe - len) / UNIT + 1) * UNIT;
             let mut cuts = Vec::new();
             let mut left = len;
             while left > 0 {
-                let cut = if cuts.len() + 1 == IOVECS { left } else { (random.below(left / 512) + 1) * 512 };
+                let cut = if cuts.len() + 1 == IOVECS { left } else { (random.below(left / UNIT) + 1) * UNIT };
                 cuts.push(usize::try_from(cut).unwrap());
                 left -= cut;
             }
@@ -100,11 +105,9 @@ fn plan(random: &mut Random, size: u64, batch: u64, tag: u8) -> Vec<Planned> {
         .collect()
 }
 
-const IOVECS: usize = crate::base::limits::IOVECS_MAX;
-
 fn random_transfers(direct: bool) {
     const SIZE: u64 = 4 << 20;
-    let path = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR_OR_TMP")).unwrap();
+    let path = tempfile::NamedTempFile::new().unwrap();
     let flags = if direct { libc::O_DIRECT } else { 0 };
     let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path.path()).unwrap();
     file.set_len(SIZE).unwrap();
@@ -245,10 +248,15 @@ fn every_kick_wakes_though_nobody_reads_the_eventfd() {
 #[test]
 fn what_cannot_be_watched_is_told() {
     let mut engine = UringEngine::new().unwrap();
-    let file = tempfile::tempfile().unwrap();
-    engine.watch(file.as_fd(), EventTag(1));
+    let kick = eventfd(0);
+    engine.watch(kick.as_fd(), EventTag(1));
+    drop(kick);
     engine.wait(Wait::AtMost(Duration::from_secs(5)));
     assert_eq!(engine.take_event(), Some(Event::WatchFailed { tag: EventTag(1) }));
+    let file = tempfile::tempfile().unwrap();
+    engine.watch(file.as_fd(), EventTag(2));
+    engine.wait(Wait::AtMost(Duration::from_secs(5)));
+    assert_eq!(engine.take_event(), Some(Event::Readable { tag: EventTag(2), watched: false }), "always ready");
 }
 
 #[test]
