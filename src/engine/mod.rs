@@ -5,6 +5,7 @@
 //!
 //! Uses `base` and `disk`.
 
+pub mod sim;
 pub mod uring;
 
 use crate::base::ids::DiskId;

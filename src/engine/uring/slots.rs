@@ -178,7 +178,7 @@ impl Slots {
 
 /// The length of one transfer; what exceeds the kernel's limit is a short transfer.
 fn transfer_len(len: usize) -> u32 {
-    u32::try_from(len).unwrap_or(u32::MAX & !0xfff)
+    u32::try_from(len).unwrap_or(!0xfff)
 }
 
 fn vector_len(iovecs: &[Iovec]) -> u32 {

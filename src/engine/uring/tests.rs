@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::base::aligned::AlignedBuf;
+use crate::base::rng::Rng;
 use crate::engine::{Buffer, IoError};
 
 const DISK: DiskId = DiskId(3);
@@ -51,15 +52,6 @@ const UNIT: u64 = 4096;
 
 const IOVECS: usize = crate::base::limits::IOVECS_MAX;
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-}
-
 /// One operation of the random test: where, how much, in how many buffers.
 struct Planned {
     write: bool,
@@ -82,7 +74,7 @@ impl Planned {
 }
 
 /// Operations in flight never overlap, so that the outcome is known.
-fn plan(random: &mut Random, size: u64, batch: u64, tag: u8) -> Vec<Planned> {
+fn plan(random: &mut Rng, size: u64, batch: u64, tag: u8) -> Vec<Planned> {
     let stripe = size / batch / UNIT * UNIT;
     (0..batch)
         .map(|i| {
@@ -96,9 +88,9 @@ fn plan(random: &mut Random, size: u64, batch: u64, tag: u8) -> Vec<Planned> {
                 left -= cut;
             }
             let mut memory = AlignedBuf::zeroed(usize::try_from(len).unwrap());
-            let write = random.below(2) == 0;
+            let write = random.chance(1, 2);
             if write {
-                memory.iter_mut().enumerate().for_each(|(n, byte)| *byte = tag ^ (n % 251) as u8);
+                memory.iter_mut().enumerate().for_each(|(n, byte)| *byte = tag ^ n.to_le_bytes()[0]);
             }
             Planned { write, offset, memory, cuts }
         })
@@ -113,7 +105,7 @@ fn random_transfers(direct: bool) {
     file.set_len(SIZE).unwrap();
     let mut engine = engine_on(file);
     let mut model = vec![0u8; usize::try_from(SIZE).unwrap()];
-    let mut random = Random(7);
+    let mut random = Rng::new(7);
     for round in 0..40u8 {
         let mut batch = plan(&mut random, SIZE, 1 + u64::from(round), round);
         for (tag, planned) in batch.iter_mut().enumerate() {
@@ -199,7 +191,7 @@ fn short_transfers_are_continued() {
     let (head, tail) = memory.split_at_mut(300);
     let buffers = [buffer(head), buffer(tail)];
     submit(&mut engine, Op::Read { disk: DISK, offset: 0, buffers: &buffers }, 1).unwrap();
-    let bytes: Vec<u8> = (0..1000u32).map(|i| (i % 256) as u8).collect();
+    let bytes: Vec<u8> = (0..1000u32).map(|i| i.to_le_bytes()[0]).collect();
     for piece in bytes.chunks(170) {
         assert!(engine.take_completion().is_none());
         writer.write_all(piece).unwrap();
