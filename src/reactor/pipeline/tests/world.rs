@@ -1,0 +1,422 @@
+//! A pool of in-memory disks, reactors without threads, and an owner that answers when told to.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::base::aligned::AlignedBuf;
+use crate::base::clock::Nanos;
+use crate::base::ids::{DiskId, ReactorId, VhdId};
+use crate::base::rng::Rng;
+use crate::base::units::{ExtentIndex, Geometry, SlotIndex};
+use crate::engine::{Buffer, Completion, Engine, EngineFull, IoError, Op, OpTag};
+use crate::placement::ReplicaSet;
+use crate::placement::view::VhdMap;
+use crate::reactor::messages::{Outbox, OwnerRequest, ReactorMessage};
+use crate::reactor::pipeline::{Finished, Pipeline, PipelineMessage, RequestSlot, Token};
+use crate::shared::{DiskState, VhdSettings, VhdState};
+use crate::store::change::{Change, ChangeKind, CommitRequest};
+use crate::virtio::request::{Request, RequestKind, Segment, Status};
+
+pub const EXTENT: u64 = 256 << 10;
+pub const BLOCK: u64 = EXTENT / 32;
+const DATA_OFFSET: u64 = 1 << 20;
+/// What disks hold before anybody writes: must never reach a guest.
+pub const GARBAGE: u8 = 0xEE;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Read,
+    Write,
+    Sync,
+}
+
+pub struct Pending {
+    pub kind: Kind,
+    pub disk: DiskId,
+    pub offset: u64,
+    buffers: Vec<Buffer>,
+    tag: OpTag,
+}
+
+impl Pending {
+    pub fn len(&self) -> u64 {
+        self.buffers.iter().map(|b| b.len as u64).sum()
+    }
+}
+
+pub type Disks = Rc<RefCell<HashMap<DiskId, Vec<u8>>>>;
+
+pub struct TestEngine {
+    pub pending: Vec<Pending>,
+    done: VecDeque<Completion>,
+    disks: Disks,
+    capacity: usize,
+}
+
+impl TestEngine {
+    /// Carries out a pending operation, or fails it.
+    pub fn finish(&mut self, index: usize, result: Result<(), IoError>) {
+        let op = self.pending.remove(index);
+        let mut disks = self.disks.borrow_mut();
+        let disk = disks.get_mut(&op.disk).unwrap();
+        let mut at = usize::try_from(op.offset).unwrap();
+        for buffer in op.buffers.iter().filter(|_| result.is_ok()) {
+            let range = at..at + buffer.len;
+            disk.resize(disk.len().max(range.end), GARBAGE);
+            // SAFETY: the pipeline vouches for its buffers until the completion is taken.
+            match op.kind {
+                Kind::Read => unsafe {
+                    std::ptr::copy_nonoverlapping(disk[range].as_ptr(), buffer.ptr, buffer.len);
+                },
+                Kind::Write => unsafe {
+                    std::ptr::copy_nonoverlapping(buffer.ptr, disk[range].as_mut_ptr(), buffer.len);
+                },
+                Kind::Sync => {}
+            }
+            at += buffer.len;
+        }
+        self.done.push_back(Completion { tag: op.tag, result });
+    }
+}
+
+impl Engine for TestEngine {
+    fn available(&self) -> usize {
+        self.capacity - self.pending.len() - self.done.len()
+    }
+
+    unsafe fn submit(&mut self, op: Op<'_>, tag: OpTag) -> Result<(), EngineFull> {
+        if self.available() == 0 {
+            return Err(EngineFull);
+        }
+        self.pending.push(match op {
+            Op::Read { disk, offset, buffers } => {
+                Pending { kind: Kind::Read, disk, offset, buffers: buffers.to_vec(), tag }
+            }
+            Op::Write { disk, offset, buffers } => {
+                Pending { kind: Kind::Write, disk, offset, buffers: buffers.to_vec(), tag }
+            }
+            Op::Sync { disk } => Pending { kind: Kind::Sync, disk, offset: 0, buffers: Vec::new(), tag },
+        });
+        Ok(())
+    }
+
+    fn take_completion(&mut self) -> Option<Completion> {
+        self.done.pop_front()
+    }
+}
+
+#[derive(Default)]
+pub struct Mail {
+    pub owner: VecDeque<OwnerRequest>,
+    pub changes: Vec<Change>,
+    pub commits: VecDeque<CommitRequest>,
+    pub reactors: VecDeque<(ReactorId, ReactorMessage)>,
+}
+
+#[derive(Clone, Default)]
+pub struct TestOutbox(pub Rc<RefCell<Mail>>);
+
+impl Outbox for TestOutbox {
+    fn to_owner(&mut self, message: OwnerRequest) {
+        self.0.borrow_mut().owner.push_back(message);
+    }
+    fn change(&mut self, change: Change) {
+        self.0.borrow_mut().changes.push(change);
+    }
+    fn commit(&mut self, request: CommitRequest) {
+        self.0.borrow_mut().commits.push_back(request);
+    }
+    fn to_reactor(&mut self, reactor: ReactorId, message: ReactorMessage) {
+        self.0.borrow_mut().reactors.push_back((reactor, message));
+    }
+}
+
+/// Guest memory of one request.
+#[derive(Clone)]
+pub struct Guest {
+    memory: Rc<AlignedBuf>,
+    pub segments: Vec<Segment>,
+}
+
+impl Guest {
+    pub fn filled(len: usize, byte: u8) -> Guest {
+        Guest::split(len, byte, 0, len)
+    }
+
+    /// Buffers of `part` bytes each, beginning `skew` bytes into a page.
+    pub fn split(len: usize, byte: u8, skew: usize, part: usize) -> Guest {
+        let mut memory = AlignedBuf::zeroed(len + skew);
+        memory.fill(byte);
+        let segments = (0..len)
+            .step_by(part.max(1))
+            .map(|at| Segment {
+                ptr: memory.as_ptr().wrapping_add(skew + at),
+                len: u32::try_from(part.min(len - at)).unwrap(),
+            })
+            .collect();
+        Guest { memory: Rc::new(memory), segments }
+    }
+
+    /// Fills the buffers, before the request starts.
+    pub fn fill_with(&mut self, fill: impl FnOnce(&mut [u8])) {
+        let skew = self.skew();
+        fill(&mut Rc::get_mut(&mut self.memory).expect("not started yet")[skew..]);
+    }
+
+    fn skew(&self) -> usize {
+        self.memory.len() - self.segments.iter().map(|s| s.len as usize).sum::<usize>()
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        self.memory[self.skew()..].to_vec()
+    }
+}
+
+pub struct World {
+    pub pipelines: Vec<Pipeline<TestEngine, TestOutbox>>,
+    pub vhd: Arc<VhdState>,
+    pub disks: Vec<Arc<DiskState>>,
+    pub mail: Rc<RefCell<Mail>>,
+    pub freed: Vec<ReplicaSet>,
+    next_slot: u32,
+    next_token: u64,
+    finished: HashMap<Token, Finished>,
+    /// Memory that the engine may still use.
+    in_use: Vec<Rc<AlignedBuf>>,
+}
+
+pub struct Options {
+    pub reactors: u16,
+    pub extents: u32,
+    pub disk_block: u32,
+    pub memory_alignment: u32,
+    pub engine_slots: usize,
+    pub thick: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { reactors: 1, extents: 4, disk_block: 512, memory_alignment: 512, engine_slots: 64, thick: false }
+    }
+}
+
+impl World {
+    pub fn new(options: &Options) -> World {
+        let geometry = Geometry::new(EXTENT).unwrap();
+        let vhd = VhdState::new(
+            VhdSettings {
+                id: VhdId(7),
+                uuid: uuid::Uuid::from_u128(0x1234),
+                geometry,
+                size: u64::from(options.extents) * EXTENT,
+                block_size: options.disk_block,
+                read_only: false,
+                thick: options.thick,
+            },
+            VhdMap::new(options.extents),
+            options.reactors,
+        );
+        let images: Disks = Rc::default();
+        let disks: Vec<_> = (0..2u8)
+            .map(|i| {
+                images.borrow_mut().insert(DiskId(i), Vec::new());
+                let (block, align) = (options.disk_block, options.memory_alignment);
+                Arc::new(DiskState::new(DiskId(i), format!("d{i}"), DATA_OFFSET, 128, block, align))
+            })
+            .collect();
+        let outbox = TestOutbox::default();
+        let mail = Rc::clone(&outbox.0);
+        let pipelines = (0..options.reactors)
+            .map(|i| {
+                let engine = TestEngine {
+                    pending: Vec::new(),
+                    done: VecDeque::new(),
+                    disks: Rc::clone(&images),
+                    capacity: options.engine_slots,
+                };
+                let mut pipeline = Pipeline::new(ReactorId(i), engine, outbox.clone());
+                disks.iter().for_each(|d| pipeline.add_disk(Arc::clone(d)));
+                pipeline.reserve(64);
+                pipeline
+            })
+            .collect();
+        World {
+            pipelines,
+            vhd: Arc::new(vhd),
+            disks,
+            mail,
+            freed: Vec::new(),
+            next_slot: 0,
+            next_token: 0,
+            finished: HashMap::new(),
+            in_use: Vec::new(),
+        }
+    }
+
+    fn begin(&mut self, reactor: usize, writethrough: bool, fill: impl FnOnce(&mut Request)) -> Token {
+        let pipeline = &mut self.pipelines[reactor];
+        let slot: RequestSlot = pipeline.prepare().expect("reserved");
+        fill(pipeline.request_mut(slot));
+        self.next_token += 1;
+        let token = Token(self.next_token);
+        pipeline.start(slot, &self.vhd, writethrough, token, Nanos(0));
+        token
+    }
+
+    pub fn start(&mut self, reactor: usize, kind: RequestKind, guest: &Guest) -> Token {
+        self.start_as(reactor, kind, guest, false)
+    }
+
+    pub fn start_as(&mut self, reactor: usize, kind: RequestKind, guest: &Guest, writethrough: bool) -> Token {
+        let segments = guest.segments.clone();
+        self.in_use.push(Rc::clone(&guest.memory));
+        self.begin(reactor, writethrough, |request| {
+            request.reset(kind);
+            assert!(segments.iter().all(|s| request.push_segment(*s)));
+        })
+    }
+
+    pub fn flush(&mut self, reactor: usize) -> Token {
+        self.begin(reactor, false, |request| request.reset(RequestKind::Flush))
+    }
+
+    pub fn clear(&mut self, reactor: usize, kind: RequestKind, offset: u64, len: u64) -> Token {
+        self.begin(reactor, false, |request| {
+            request.reset(kind);
+            assert!(request.push_range(crate::virtio::request::Range { offset, len, unmap: true }));
+        })
+    }
+
+    /// What a request reported, if it has.
+    pub fn status(&mut self, token: Token) -> Option<Status> {
+        for pipeline in &mut self.pipelines {
+            while let Some(finished) = pipeline.next_finished() {
+                assert!(self.finished.insert(finished.token, finished).is_none(), "finished twice");
+            }
+        }
+        self.finished.get(&token).map(|f| f.status)
+    }
+
+    pub fn finish_op(&mut self, reactor: usize, index: usize, result: Result<(), IoError>) {
+        self.pipelines[reactor].engine.finish(index, result);
+        self.pipelines[reactor].poll(Nanos(0));
+    }
+
+    /// The owner answers its oldest request. Returns false if there is none.
+    pub fn answer_owner(&mut self) -> bool {
+        let Some(request) = self.mail.borrow_mut().owner.pop_front() else { return false };
+        match request {
+            OwnerRequest::Allocate { reactor, ticket, extent, .. } => {
+                self.place(extent);
+                self.tell(reactor, PipelineMessage::Allocated { ticket, result: Ok(()) });
+            }
+            OwnerRequest::Free { reactor, ticket, extent, .. } => {
+                let freed = self.vhd.map.lookup(extent).replicas;
+                self.vhd.map.drop_extent(extent);
+                self.freed.push(freed);
+                self.vhd.change_handed_over();
+                let generation = self.vhd.map.lookup(extent).generation;
+                let change = Change { vhd: VhdId(7), extent, generation, kind: ChangeKind::Freed { freed } };
+                self.mail.borrow_mut().changes.push(change);
+                self.tell(reactor, PipelineMessage::Freed { ticket });
+            }
+            OwnerRequest::FenceReached { .. } | OwnerRequest::DiskError { .. } => {}
+        }
+        true
+    }
+
+    pub fn place(&mut self, extent: ExtentIndex) {
+        if self.vhd.map.lookup(extent).replicas.is_absent() {
+            let disk = DiskId(u8::try_from(self.next_slot % 2).unwrap());
+            self.vhd.map.place(extent, ReplicaSet::single(disk, SlotIndex(self.next_slot / 2)));
+            self.next_slot += 1;
+        }
+    }
+
+    /// The committer takes everything handed over, and answers one commit request.
+    pub fn answer_commit(&mut self, ok: bool) -> bool {
+        let Some(request) = self.mail.borrow_mut().commits.pop_front() else { return false };
+        if ok {
+            let count = self.mail.borrow_mut().changes.drain(..).count() as u64;
+            self.vhd.changes_committed(count);
+        }
+        self.tell(request.reactor, PipelineMessage::Committed { ticket: request.ticket, ok });
+        true
+    }
+
+    /// Delivers one message between reactors.
+    pub fn deliver(&mut self) -> bool {
+        let Some((reactor, message)) = self.mail.borrow_mut().reactors.pop_front() else { return false };
+        let ReactorMessage::ClaimReleased { vhd } = message else { panic!("reactors say nothing else to each other") };
+        self.tell(reactor, PipelineMessage::ClaimReleased { vhd });
+        true
+    }
+
+    pub fn tell(&mut self, reactor: ReactorId, message: PipelineMessage) {
+        let pipeline = &mut self.pipelines[usize::from(reactor.0)];
+        pipeline.handle(message, Nanos(0));
+        pipeline.poll(Nanos(0));
+    }
+
+    /// Does one thing of all that can happen, chosen by `rng`. Returns false if nothing can.
+    pub fn step(&mut self, rng: &mut Rng) -> bool {
+        let count = self.pipelines.len();
+        for _ in 0..8 {
+            match rng.below(4 + count as u64) {
+                0 if self.answer_owner() => return true,
+                1 if self.answer_commit(true) => return true,
+                2 if self.deliver() => return true,
+                3 => {}
+                choice if choice > 3 => {
+                    let reactor = usize::try_from(choice - 4).unwrap();
+                    let pending = self.pipelines[reactor].engine.pending.len() as u64;
+                    if pending > 0 {
+                        let index = usize::try_from(rng.below(pending)).unwrap();
+                        self.finish_op(reactor, index, Ok(()));
+                        return true;
+                    }
+                }
+                _ => {}
+            }
+        }
+        if self.answer_owner() || self.answer_commit(true) || self.deliver() {
+            return true;
+        }
+        for reactor in 0..count {
+            if !self.pipelines[reactor].engine.pending.is_empty() {
+                self.finish_op(reactor, 0, Ok(()));
+                return true;
+            }
+            if self.pipelines[reactor].poll(Nanos(0)) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Lets everything happen, in an order chosen by `rng`.
+    pub fn settle(&mut self, rng: &mut Rng) {
+        while self.step(rng) {}
+        assert!(self.pipelines.iter().all(Pipeline::is_idle), "a request is stuck");
+        self.in_use.clear();
+    }
+
+    /// Writes and waits.
+    pub fn write(&mut self, offset: u64, guest: &Guest) -> Status {
+        let len = guest.segments.iter().map(|s| u64::from(s.len)).sum();
+        let token = self.start(0, RequestKind::Write { offset, len }, guest);
+        self.settle(&mut Rng::new(1));
+        self.status(token).expect("finished")
+    }
+
+    /// Reads and waits.
+    pub fn read(&mut self, offset: u64, len: usize) -> Vec<u8> {
+        let guest = Guest::filled(len, 0x55);
+        let token = self.start(0, RequestKind::Read { offset, len: len as u64 }, &guest);
+        self.settle(&mut Rng::new(1));
+        assert_eq!(self.status(token), Some(Status::Ok));
+        guest.bytes()
+    }
+}
