@@ -120,6 +120,25 @@ impl VhdMap {
         Ok(cleared)
     }
 
+    /// Claims `blocks`, present or not, and leaves their present bits. Returns those that are present.
+    ///
+    /// # Errors
+    /// As [`VhdMap::claim_and_clear`].
+    pub fn claim_any(&self, extent: ExtentIndex, blocks: BlockMask, seen: Generation) -> Result<BlockMask, ClaimError> {
+        let mut found = BlockMask::NONE;
+        self.claim(
+            extent,
+            blocks,
+            seen,
+            |present| {
+                found = present.and(blocks);
+                true
+            },
+            |present| present,
+        )?;
+        Ok(found)
+    }
+
     fn claim(
         &self,
         extent: ExtentIndex,

@@ -42,14 +42,23 @@ pub(super) enum Fill {
 }
 
 /// A piece that is about to be submitted.
-struct Plan {
-    chunk: Chunk,
-    seen: Lookup,
+pub(super) struct Plan {
+    pub chunk: Chunk,
+    pub seen: Lookup,
     /// Blocks claimed for it.
-    claimed: BlockMask,
+    pub claimed: BlockMask,
+    /// Blocks among them that it writes for the first time.
+    pub fresh: BlockMask,
     /// Zeros before and behind the guest's bytes, up to the borders of blocks written for the first time.
-    pad: (u64, u64),
-    fill: Fill,
+    pub pad: (u64, u64),
+    pub fill: Fill,
+}
+
+impl Plan {
+    /// A piece that claims nothing.
+    fn unclaimed(chunk: Chunk, seen: Lookup, fill: Fill) -> Plan {
+        Plan { chunk, seen, claimed: BlockMask::NONE, fresh: BlockMask::NONE, pad: (0, 0), fill }
+    }
 }
 
 impl<E: Engine, O: Outbox> Pipeline<E, O> {
@@ -85,7 +94,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.read_piece(slot, chunk, seen, replica)
     }
 
-    fn replica_to_read(&self, replicas: ReplicaSet) -> Option<Replica> {
+    pub(super) fn replica_to_read(&self, replicas: ReplicaSet) -> Option<Replica> {
         replicas.iter().find(|r| r.state == ReplicaState::InSync && !self.disk(r.disk).is_failed())
     }
 
@@ -112,7 +121,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             let request_offset = self.slots.request(slot).cursor;
             bounce = Some(Bounced { buffer, skip: to_usize(skip), len: to_usize(chunk.len), request_offset });
         }
-        let plan = Plan { chunk, seen, claimed: BlockMask::NONE, pad: (0, 0), fill: Fill::Guest };
+        let plan = Plan::unclaimed(chunk, seen, Fill::Guest);
         let piece = self.add_piece(slot, &plan, false, bounce);
         self.submit(piece, replica.disk, from);
         self.advance(slot, chunk.len)
@@ -125,6 +134,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let seen = state.vhd().map.lookup(chunk.extent);
         if seen.replicas.is_absent() {
             return self.park_on_allocation(slot, chunk.extent);
+        }
+        if self.emulates_blocks(slot, seen.replicas) {
+            return self.write_emulated(slot, chunk, seen, Fill::Guest);
         }
         let touched = geometry.blocks(chunk.within, chunk.len);
         let absent = touched.without(seen.present);
@@ -139,7 +151,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if let Some(parked) = self.park_unless_room(slot, written_replicas(seen.replicas)) {
             return parked;
         }
-        self.write_piece(slot, Plan { chunk, seen, claimed: BlockMask::NONE, pad: (0, 0), fill })
+        self.write_piece(slot, Plan::unclaimed(chunk, seen, fill))
     }
 
     /// Writes to blocks some of which are `absent`: claims those, and pads with zeros to their borders.
@@ -156,7 +168,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             chunk.len = chunk.len.min(BOUNCE_LEN as u64);
             absent = geometry.blocks(chunk.within, chunk.len).without(seen.present);
             if absent.is_empty() {
-                return self.write_piece(slot, Plan { chunk, seen, claimed: absent, pad: (0, 0), fill: Fill::Guest });
+                return self.write_piece(slot, Plan::unclaimed(chunk, seen, Fill::Guest));
             }
         }
         match self.slots.request(slot).vhd().map.claim_absent(chunk.extent, absent, seen.generation) {
@@ -167,11 +179,11 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             Ok(()) => {}
         }
         let pad = padding(geometry, chunk, absent);
-        self.write_piece(slot, Plan { chunk, seen, claimed: absent, pad, fill: Fill::Guest })
+        self.write_piece(slot, Plan { chunk, seen, claimed: absent, fresh: absent, pad, fill: Fill::Guest })
     }
 
     /// Submits a write to all replicas. Room in the engine and a bounce buffer, if one is needed, were checked.
-    fn write_piece(&mut self, slot: RequestSlot, mut plan: Plan) -> Step {
+    pub(super) fn write_piece(&mut self, slot: RequestSlot, mut plan: Plan) -> Step {
         let mut bounce = None;
         let needs_bounce = plan.fill == Fill::Guest && self.needs_bounce(slot, plan.chunk, plan.seen.replicas);
         if needs_bounce {
@@ -194,7 +206,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.advance(slot, len)
     }
 
-    fn gather_write(&mut self, slot: RequestSlot, plan: &Plan, bounce: Option<&Bounced>) {
+    pub(super) fn gather_write(&mut self, slot: RequestSlot, plan: &Plan, bounce: Option<&Bounced>) {
         let zeros = self.zeros.as_ptr();
         self.buffers.clear();
         if plan.pad.0 > 0 {
@@ -216,7 +228,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     }
 
     /// Whether direct I/O refuses the guest's buffers on one of the disks.
-    fn needs_bounce(&mut self, slot: RequestSlot, chunk: Chunk, replicas: ReplicaSet) -> bool {
+    pub(super) fn needs_bounce(&mut self, slot: RequestSlot, chunk: Chunk, replicas: ReplicaSet) -> bool {
         let state = self.slots.request(slot);
         self.buffers.clear();
         gather::gather(state.request.segments(), state.cursor, chunk.len, &mut self.buffers);
@@ -226,7 +238,13 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         })
     }
 
-    fn add_piece(&mut self, slot: RequestSlot, plan: &Plan, is_write: bool, bounce: Option<Bounced>) -> PieceSlot {
+    pub(super) fn add_piece(
+        &mut self,
+        slot: RequestSlot,
+        plan: &Plan,
+        is_write: bool,
+        bounce: Option<Bounced>,
+    ) -> PieceSlot {
         self.slots.request_mut(slot).outstanding += 1;
         self.slots.add_piece(Piece {
             request: slot,
@@ -234,6 +252,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             generation: plan.seen.generation,
             replicas: plan.seen.replicas,
             claimed: plan.claimed,
+            fresh: plan.fresh,
+            filling: false,
+            part: None,
             is_write,
             outstanding: 0,
             failed: false,
@@ -242,12 +263,12 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         })
     }
 
-    fn submit(&mut self, piece: PieceSlot, disk: DiskId, offset: u64) {
+    pub(super) fn submit(&mut self, piece: PieceSlot, disk: DiskId, offset: u64) {
         let tag =
             self.slots.add_operation(Operation::Transfer { piece, disk, epoch: self.fences[disk.index()].enter() });
         let state = self.slots.piece_mut(piece);
         state.outstanding += 1;
-        let op = if state.is_write {
+        let op = if state.is_write && !state.filling {
             Op::Write { disk, offset, buffers: &self.buffers }
         } else {
             Op::Read { disk, offset, buffers: &self.buffers }
@@ -268,12 +289,12 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         // Asked after the completion: the sync to come begins after it, too.
         let point = self.disk(id).sync_needed();
         let piece = self.slots.piece_mut(slot);
+        let (request, filling) = (piece.request, piece.filling);
         piece.outstanding -= 1;
         match result {
-            Ok(()) if piece.is_write => {
+            Ok(()) if piece.is_write && !filling => {
                 let replica = written_replicas(piece.replicas).position(|r| r.disk == id);
                 piece.needs[replica.expect("the disk of a replica")] = Some(point);
-                let request = piece.request;
                 self.slots.request(request).vhd().note_written(point);
             }
             Ok(()) => {}
@@ -282,11 +303,16 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
                 self.outbox.to_owner(OwnerRequest::DiskError { disk: id, error, sync: false });
             }
         }
-        if self.slots.piece_mut(slot).outstanding > 0 {
+        let piece = self.slots.piece_mut(slot);
+        if piece.outstanding > 0 {
+            return None;
+        }
+        if filling && !piece.failed {
+            self.filled.push_back(slot);
+            self.write_filled();
             return None;
         }
         let piece = self.slots.take_piece(slot);
-        let request = piece.request;
         self.piece_done(piece);
         Some(request)
     }
@@ -308,19 +334,23 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         }
         let vhd = std::sync::Arc::clone(self.slots.request(piece.request).vhd());
         let mut written = BlockMask::NONE;
-        if !piece.failed {
+        if !piece.failed && !piece.fresh.is_empty() {
             // Handed over before the claim is given up: whoever discards the blocks next comes later in the queue.
             vhd.change_handed_over();
-            let kind = ChangeKind::Written { replicas: piece.replicas, blocks: piece.claimed, needs: piece.needs };
+            let kind = ChangeKind::Written { replicas: piece.replicas, blocks: piece.fresh, needs: piece.needs };
             self.outbox.change(Change { vhd: vhd.id(), extent: piece.extent, generation: piece.generation, kind });
-            written = piece.claimed;
+            written = piece.fresh;
         }
         vhd.map.release(piece.extent, piece.claimed, written);
         self.claim_released(&vhd);
     }
 
     /// Parks the request unless the engine and every disk take one more operation.
-    fn park_unless_room(&mut self, slot: RequestSlot, replicas: impl Iterator<Item = Replica> + Clone) -> Option<Step> {
+    pub(super) fn park_unless_room(
+        &mut self,
+        slot: RequestSlot,
+        replicas: impl Iterator<Item = Replica> + Clone,
+    ) -> Option<Step> {
         let count = replicas.clone().count();
         if replicas.clone().any(|r| self.disk(r.disk).is_failed()) || count == 0 {
             self.slots.request_mut(slot).fail(Status::IoError);
@@ -333,7 +363,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         full.map(|disk| self.park_on_disk(slot, disk))
     }
 
-    fn disk_offset(&self, slot: RequestSlot, replica: Replica, within: u64) -> u64 {
+    pub(super) fn disk_offset(&self, slot: RequestSlot, replica: Replica, within: u64) -> u64 {
         let extent_size = self.slots.request(slot).vhd().settings.geometry.extent_size();
         self.disk(replica.disk).data_offset + u64::from(replica.slot.0) * extent_size + within
     }
@@ -346,7 +376,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 }
 
 /// The replicas that a write goes to.
-fn written_replicas(replicas: ReplicaSet) -> impl Iterator<Item = Replica> + Clone {
+pub(super) fn written_replicas(replicas: ReplicaSet) -> impl Iterator<Item = Replica> + Clone {
     let all: [Option<Replica>; REPLICAS_MAX] = {
         let mut kept = replicas.iter().filter(|r| r.state != ReplicaState::Stale);
         std::array::from_fn(|_| kept.next())
@@ -373,7 +403,7 @@ fn first_run(geometry: Geometry, chunk: Chunk, present: BlockMask) -> (bool, u64
 }
 
 /// Zeros to write before and behind a chunk whose border blocks are written for the first time.
-fn padding(geometry: Geometry, chunk: Chunk, absent: BlockMask) -> (u64, u64) {
+pub(super) fn padding(geometry: Geometry, chunk: Chunk, absent: BlockMask) -> (u64, u64) {
     let block = geometry.block_size();
     let end = chunk.within + chunk.len;
     let touched = geometry.blocks(chunk.within, chunk.len);
@@ -384,6 +414,6 @@ fn padding(geometry: Geometry, chunk: Chunk, absent: BlockMask) -> (u64, u64) {
     (head, tail)
 }
 
-fn to_usize(len: u64) -> usize {
+pub(super) fn to_usize(len: u64) -> usize {
     usize::try_from(len).expect("a part of a request fits memory")
 }

@@ -4,7 +4,8 @@
 //! that serves guests.
 //!
 //! * [`slots`]: fixed slabs of requests, pieces and operations.
-//! * `data`: reads and writes. `clear`: discard and write-zeroes. `flush`: syncs and commits.
+//! * `data`: reads and writes. `emulate`: writes of less than a disk block. `bounce`: memory for both.
+//! * `clear`: discard and write-zeroes. `flush`: syncs and commits.
 //! * `gather`: from a byte range of a request to buffers; pure.
 //! * `fence`: telling the owner when everything that saw an old placement has completed.
 //!
@@ -15,6 +16,7 @@
 mod bounce;
 mod clear;
 mod data;
+mod emulate;
 mod fence;
 mod flush;
 mod gather;
@@ -41,7 +43,7 @@ use bounce::BouncePool;
 use fence::Fences;
 use flush::DiskSyncs;
 use park::Parking;
-use slots::{Operation, Phase, Slots};
+use slots::{Operation, Phase, PieceSlot, Slots};
 
 pub use slots::RequestSlot;
 
@@ -110,6 +112,8 @@ pub struct Pipeline<E: Engine, O: Outbox> {
     fences: [Fences; DISKS_MAX],
     bounce: BouncePool,
     finished: VecDeque<Finished>,
+    /// Pieces whose disk block has been read and that can be written.
+    filled: VecDeque<PieceSlot>,
     /// Zeros to pad first writes with; never written.
     zeros: AlignedBuf,
     buffers: Vec<Buffer>,
@@ -143,6 +147,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             fences: std::array::from_fn(|_| Fences::default()),
             bounce: BouncePool::new(),
             finished: VecDeque::new(),
+            filled: VecDeque::new(),
             zeros: AlignedBuf::zeroed(block_max),
             buffers: Vec::with_capacity(IOVECS_MAX),
         }
@@ -330,6 +335,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
                 }
             }
         }
+        self.write_filled();
         self.report_fences(disk);
     }
 

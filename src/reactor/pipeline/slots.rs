@@ -14,6 +14,7 @@ use crate::virtio::request::{Request, Status};
 
 use super::Token;
 use super::bounce::BounceBuffer;
+use super::data::Fill;
 
 /// A slot for one guest request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -126,8 +127,14 @@ pub(super) struct Piece {
     pub extent: ExtentIndex,
     pub generation: Generation,
     pub replicas: ReplicaSet,
-    /// Blocks this piece writes for the first time.
+    /// Blocks that nobody else may write first, discard or (where guest blocks are smaller than the disk's) write at all.
     pub claimed: BlockMask,
+    /// The claimed ones that this piece writes for the first time.
+    pub fresh: BlockMask,
+    /// Filling a disk block before a part of it is overwritten.
+    pub filling: bool,
+    /// A part of one disk block: where its bytes come from, and offset within the extent and length of the disk block.
+    pub part: Option<(Fill, u64, u64)>,
     /// A write; else a read.
     pub is_write: bool,
     /// Transfers in flight.
@@ -139,7 +146,7 @@ pub(super) struct Piece {
     pub bounce: Option<Bounced>,
 }
 
-/// A read through bounce memory: what to copy to the guest when it is done.
+/// Our memory between the guest and a disk.
 pub(super) struct Bounced {
     pub buffer: BounceBuffer,
     /// Where the guest's bytes begin in the buffer.

@@ -278,7 +278,7 @@ fn a_fence_waits_for_what_was_in_flight_on_its_disk_only() {
 
 #[test]
 fn misaligned_guest_buffers_bounce() {
-    let options = Options { disk_block: 4096, memory_alignment: 4096, ..Options::default() };
+    let options = Options { disk_block: 4096, guest_block: 4096, memory_alignment: 4096, ..Options::default() };
     let mut world = World::new(&options);
     let written = Guest::split(3 * 4096, 7, 512, 1024);
     assert_eq!(world.write(4096, &written), Status::Ok);
@@ -287,6 +287,28 @@ fn misaligned_guest_buffers_bounce() {
     world.settle(&mut Rng::new(0));
     assert_eq!(world.status(token), Some(Status::Ok));
     assert!(buffer.bytes().iter().all(|&b| b == 7));
+}
+
+#[test]
+fn small_writes_to_one_large_disk_block_both_survive() {
+    let mut world = World::new(&Options { disk_block: 4096, ..Options::default() });
+    world.write(0, &Guest::filled(8192, 9));
+    let a = world.start(0, RequestKind::Write { offset: 512, len: 512 }, &Guest::filled(512, 1));
+    let b = world.start(0, RequestKind::Write { offset: 2048, len: 512 }, &Guest::filled(512, 2));
+    let whole = world.start(0, RequestKind::Write { offset: 4096, len: 4096 }, &Guest::filled(4096, 3));
+    assert_eq!(world.pipelines[0].engine.pending.len(), 1, "they wait for each other");
+    world.settle(&mut Rng::new(0));
+    for token in [a, b, whole] {
+        assert_eq!(world.status(token), Some(Status::Ok));
+    }
+    let read = world.read(0, 8192);
+    let expected = |i: usize| match i {
+        512..1024 => 1,
+        2048..2560 => 2,
+        4096.. => 3,
+        _ => 9,
+    };
+    assert!(read.iter().enumerate().all(|(i, &b)| b == expected(i)));
 }
 
 #[test]

@@ -33,6 +33,7 @@ impl Run {
             reactors: u16::try_from(reactors).unwrap(),
             extents: 3,
             engine_slots: [3, 8, 64][rng.index(3)],
+            disk_block: [512, 4096][rng.index(2)],
             memory_alignment: [4, 512][rng.index(2)],
             thick: rng.chance(1, 5),
             ..Options::default()

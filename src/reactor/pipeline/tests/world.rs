@@ -53,6 +53,8 @@ pub struct TestEngine {
     done: VecDeque<Completion>,
     disks: Disks,
     capacity: usize,
+    block: u64,
+    alignment: usize,
 }
 
 impl TestEngine {
@@ -89,6 +91,12 @@ impl Engine for TestEngine {
     unsafe fn submit(&mut self, op: Op<'_>, tag: OpTag) -> Result<(), EngineFull> {
         if self.available() == 0 {
             return Err(EngineFull);
+        }
+        if let Op::Read { offset, buffers, .. } | Op::Write { offset, buffers, .. } = op {
+            let block = self.block as usize;
+            assert!(offset.is_multiple_of(self.block), "offset {offset}");
+            assert!(buffers.iter().all(|b| b.len > 0 && b.len.is_multiple_of(block)), "{buffers:?}");
+            assert!(buffers.iter().all(|b| b.ptr.addr().is_multiple_of(self.alignment)), "{buffers:?}");
         }
         self.pending.push(match op {
             Op::Read { disk, offset, buffers } => {
@@ -191,6 +199,7 @@ pub struct Options {
     pub reactors: u16,
     pub extents: u32,
     pub disk_block: u32,
+    pub guest_block: u32,
     pub memory_alignment: u32,
     pub engine_slots: usize,
     pub thick: bool,
@@ -198,7 +207,15 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { reactors: 1, extents: 4, disk_block: 512, memory_alignment: 512, engine_slots: 64, thick: false }
+        Options {
+            reactors: 1,
+            extents: 4,
+            disk_block: 512,
+            guest_block: 512,
+            memory_alignment: 512,
+            engine_slots: 64,
+            thick: false,
+        }
     }
 }
 
@@ -211,7 +228,7 @@ impl World {
                 uuid: uuid::Uuid::from_u128(0x1234),
                 geometry,
                 size: u64::from(options.extents) * EXTENT,
-                block_size: options.disk_block,
+                block_size: options.guest_block,
                 read_only: false,
                 thick: options.thick,
             },
@@ -235,6 +252,8 @@ impl World {
                     done: VecDeque::new(),
                     disks: Rc::clone(&images),
                     capacity: options.engine_slots,
+                    block: u64::from(options.disk_block),
+                    alignment: options.memory_alignment as usize,
                 };
                 let mut pipeline = Pipeline::new(ReactorId(i), engine, outbox.clone());
                 disks.iter().for_each(|d| pipeline.add_disk(Arc::clone(d)));

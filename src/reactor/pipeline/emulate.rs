@@ -1,0 +1,157 @@
+//! VHDs whose blocks are smaller than the host disk's (512 bytes on 4096): a part of a disk block is read, changed and
+//! written back.
+//!
+//! Two such writes to one disk block must not overlap, nor may an aligned write slip between the read and the write back. So
+//! every write of such a VHD claims the blocks it touches, present or not.
+
+use crate::engine::Engine;
+use crate::placement::ReplicaSet;
+use crate::placement::view::{ClaimError, Lookup};
+use crate::reactor::messages::Outbox;
+
+use super::data::{Chunk, Fill, Plan, padding, to_usize, written_replicas};
+use super::slots::{Bounced, RequestSlot};
+use super::{Pipeline, Step, gather};
+use crate::base::limits::BOUNCE_LEN;
+use crate::engine::Buffer;
+
+/// The first part of a write that is either whole disk blocks, or lies within one; and which of the two it is.
+fn split(chunk: Chunk, disk_block: u64) -> (Chunk, bool) {
+    let to_border = disk_block - chunk.within % disk_block;
+    if to_border < disk_block || chunk.len < disk_block {
+        return (Chunk { len: chunk.len.min(to_border), ..chunk }, true);
+    }
+    (Chunk { len: chunk.len / disk_block * disk_block, ..chunk }, false)
+}
+
+impl<E: Engine, O: Outbox> Pipeline<E, O> {
+    /// Whether the guest's blocks are smaller than those of the disks its extent lies on.
+    pub(super) fn emulates_blocks(&self, slot: RequestSlot, replicas: ReplicaSet) -> bool {
+        let block_size = self.slots.request(slot).vhd().settings.block_size;
+        written_replicas(replicas).any(|r| self.disk(r.disk).block_size > block_size)
+    }
+
+    pub(super) fn write_emulated(&mut self, slot: RequestSlot, chunk: Chunk, seen: Lookup, fill: Fill) -> Step {
+        if let Some(parked) = self.park_unless_room(slot, written_replicas(seen.replicas)) {
+            return parked;
+        }
+        if !self.bounce.has_free() {
+            return self.park_on_engine(slot);
+        }
+        let disk_block = written_replicas(seen.replicas).map(|r| self.disk(r.disk).block_size).max();
+        let disk_block = u64::from(disk_block.expect("a placed extent has a replica"));
+        let (mut chunk, is_part) = split(chunk, disk_block);
+        if !is_part && fill == Fill::Guest && self.needs_bounce(slot, chunk, seen.replicas) {
+            chunk.len = chunk.len.min(BOUNCE_LEN as u64);
+        }
+        let vhd = self.slots.request(slot).vhd();
+        let geometry = vhd.settings.geometry;
+        let touched = geometry.blocks(chunk.within, chunk.len);
+        let present = match vhd.map.claim_any(chunk.extent, touched, seen.generation) {
+            Err(ClaimError::Changed) => return Step::Again,
+            Err(ClaimError::Busy) => {
+                return self.park_on_claim(slot, |vhd| !vhd.map.lookup(chunk.extent).claimed.and(touched).is_empty());
+            }
+            Ok(present) => present,
+        };
+        let fresh = touched.without(present);
+        let plan = Plan { chunk, seen, claimed: touched, fresh, pad: (0, 0), fill };
+        if is_part {
+            return self.write_part(slot, plan, disk_block);
+        }
+        self.write_piece(slot, Plan { pad: padding(geometry, chunk, fresh), ..plan })
+    }
+
+    /// Writes a part of one disk block through bounce memory, which is filled from the disk first unless the block is new.
+    fn write_part(&mut self, slot: RequestSlot, plan: Plan, disk_block: u64) -> Step {
+        let chunk = plan.chunk;
+        let mut buffer = self.bounce.take().expect("a free bounce buffer was checked");
+        let start = chunk.within & !(disk_block - 1);
+        let skip = to_usize(chunk.within - start);
+        let len = to_usize(chunk.len);
+        let state = self.slots.request(slot);
+        let request_offset = state.cursor;
+        let geometry = state.vhd().settings.geometry;
+        let source = self.replica_to_read(plan.seen.replicas);
+        buffer[..to_usize(disk_block)].fill(0);
+        if !plan.fresh.is_empty() {
+            if plan.fill == Fill::Guest {
+                gather::gather_from(state.request.segments(), request_offset, &mut buffer[skip..skip + len]);
+            }
+            let whole = Chunk { within: start, len: disk_block, ..chunk };
+            let pad = padding(geometry, whole, plan.fresh);
+            return self.write_bounced(slot, plan, buffer, pad, start, disk_block);
+        }
+        let bounced = Bounced { buffer, skip, len, request_offset };
+        self.buffers.clear();
+        self.buffers.push(Buffer { ptr: bounced.buffer.as_ptr(), len: to_usize(disk_block) });
+        let piece = self.add_piece(slot, &plan, true, Some(bounced));
+        self.slots.piece_mut(piece).filling = true;
+        self.slots.piece_mut(piece).part = Some((plan.fill, start, disk_block));
+        let source = source.expect("a replica in sync was written to before");
+        let offset = self.disk_offset(slot, source, start);
+        self.submit(piece, source.disk, offset);
+        self.advance(slot, chunk.len)
+    }
+
+    /// Writes a disk block that is new, with zeros up to the borders of its block.
+    fn write_bounced(
+        &mut self,
+        slot: RequestSlot,
+        plan: Plan,
+        buffer: super::bounce::BounceBuffer,
+        pad: (u64, u64),
+        start: u64,
+        disk_block: u64,
+    ) -> Step {
+        let zeros = self.zeros.as_ptr();
+        self.buffers.clear();
+        if pad.0 > 0 {
+            self.buffers.push(Buffer { ptr: zeros, len: to_usize(pad.0) });
+        }
+        self.buffers.push(Buffer { ptr: buffer.as_ptr(), len: to_usize(disk_block) });
+        if pad.1 > 0 {
+            self.buffers.push(Buffer { ptr: zeros, len: to_usize(pad.1) });
+        }
+        let bounced = Bounced { buffer, skip: 0, len: to_usize(disk_block), request_offset: 0 };
+        let piece = self.add_piece(slot, &plan, true, Some(bounced));
+        for replica in written_replicas(plan.seen.replicas) {
+            let offset = self.disk_offset(slot, replica, start - pad.0);
+            self.submit(piece, replica.disk, offset);
+        }
+        self.advance(slot, plan.chunk.len)
+    }
+
+    /// Writes back disk blocks that have been read, as far as the engine has room. Called at every completion, so that
+    /// one that finds no room goes on as soon as something else completes.
+    pub(super) fn write_filled(&mut self) {
+        while let Some(&slot) = self.filled.front() {
+            let piece = self.slots.piece_mut(slot);
+            let count = written_replicas(piece.replicas).count();
+            if self.engine.available() < count || self.slots.operations_free() < count {
+                return;
+            }
+            self.filled.pop_front();
+            let piece = self.slots.piece_mut(slot);
+            piece.filling = false;
+            let (replicas, request) = (piece.replicas, piece.request);
+            let (fill, start, disk_block) = piece.part.expect("a piece that was filled");
+            let mut bounced = piece.bounce.take().expect("a piece that was filled");
+            let guest = &mut bounced.buffer[bounced.skip..bounced.skip + bounced.len];
+            match fill {
+                Fill::Guest => {
+                    let segments = self.slots.request(request).request.segments();
+                    gather::gather_from(segments, bounced.request_offset, guest);
+                }
+                Fill::Zeros => guest.fill(0),
+            }
+            self.buffers.clear();
+            self.buffers.push(Buffer { ptr: bounced.buffer.as_ptr(), len: to_usize(disk_block) });
+            self.slots.piece_mut(slot).bounce = Some(bounced);
+            for replica in written_replicas(replicas) {
+                let offset = self.disk_offset(request, replica, start);
+                self.submit(slot, replica.disk, offset);
+            }
+        }
+    }
+}
