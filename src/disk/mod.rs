@@ -2,7 +2,10 @@
 //!
 //! Uses `base` only.
 
+pub mod file;
+pub mod identity;
 pub mod sim;
+mod sys;
 
 use std::fmt::Debug;
 use std::io;

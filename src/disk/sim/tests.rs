@@ -208,7 +208,7 @@ fn disks_of_one_trace_share_one_order_and_replay_equals_live() {
         match rng.below(8) {
             0 => disk.sync().unwrap(),
             1 => disk.punch(rng.below(32) * 4096, 8192).unwrap(),
-            _ => disk.write_at(rng.below(200) * 1024, &[rng.next_u64() as u8; 3000]).unwrap(),
+            _ => disk.write_at(rng.below(200) * 1024, &[rng.next_u64().to_le_bytes()[0]; 3000]).unwrap(),
         }
         live.push((trace.len(), all_bytes(&trace.crash_now(99))));
     }

@@ -1,0 +1,328 @@
+//! A real host disk: a block device or a regular file, opened for direct I/O and locked.
+//!
+//! The lock (`flock`, and for block devices also `O_EXCL`) belongs to the open file description that all I/O goes through,
+//! also the engine's: it lasts until the last request of a killed process has left the kernel.
+
+#[cfg(test)]
+mod tests;
+mod transfer;
+
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread::sleep;
+use std::time::Duration;
+
+use super::identity::DiskIdentity;
+use super::sys;
+use crate::base::aligned::{AlignedBuf, DIRECT_IO_ALIGNMENT};
+
+/// How often and how far apart a lock is tried: udev holds a lock on a block device while it looks at it.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why a host disk cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// `open(2)` failed.
+    #[error("cannot open {}: {source}{}", path.display(), advice(source))]
+    Open {
+        /// The path as given.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Another part of the system has the block device.
+    #[error("{} is in use: it is mounted, or a part of LVM, RAID or another daemon's pool; release it there first", path.display())]
+    Busy {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// Somebody holds the lock.
+    #[error("{} is locked by {}: only one daemon or command can use a disk at a time", path.display(), holder(*pid))]
+    Locked {
+        /// The path as given.
+        path: PathBuf,
+        /// Who, if it could be found out.
+        pid: Option<u32>,
+    },
+    /// The filesystem refuses O_DIRECT.
+    #[error(
+        "the filesystem of {} refuses direct I/O (O_DIRECT): put the file on ext4, xfs, btrfs or a newer kernel's tmpfs, \
+         or use a block device",
+        path.display()
+    )]
+    NoDirectIo {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// Neither block device nor regular file.
+    #[error("{} is neither a block device nor a regular file", path.display())]
+    WrongKind {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// A logical block size that pools do not support.
+    #[error("{} has logical blocks of {block_size} bytes: only 512 and 4096 are supported", path.display())]
+    BlockSize {
+        /// The path as given.
+        path: PathBuf,
+        /// Its block size in bytes.
+        block_size: u32,
+    },
+    /// A question about the open disk failed.
+    #[error("cannot find out {what} of {}: {source}", path.display())]
+    Inspect {
+        /// The path as given.
+        path: PathBuf,
+        /// What was asked.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A file to be created is already there.
+    #[error("{} already exists: leave out --size to use it as it is, or choose another path", path.display())]
+    Exists {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// A file could not be created.
+    #[error("cannot create {} with {size} bytes: {source}{}", path.display(), advice(source))]
+    Create {
+        /// The path as given.
+        path: PathBuf,
+        /// Size asked for, in bytes.
+        size: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::PermissionDenied => " (run as root, or give this user access to it)",
+        ErrorKind::NotFound => {
+            " (check the path; a device may have another name after a reboot: /dev/disk/by-id has lasting ones)"
+        }
+        ErrorKind::ReadOnlyFilesystem => " (it is read-only: only read-only commands can use it)",
+        _ => "",
+    }
+}
+
+fn holder(pid: Option<u32>) -> String {
+    match pid {
+        Some(pid) if pid == std::process::id() => "this process".to_owned(),
+        Some(pid) => format!("process {pid}"),
+        None => "another process".to_owned(),
+    }
+}
+
+/// What a disk is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A look at it: read-only, without lock, also while somebody else uses it.
+    Probe,
+    /// Reading with a shared lock: nobody writes meanwhile.
+    Read,
+    /// Reading and writing with an exclusive lock.
+    Write,
+}
+
+/// A block device or regular file that is open.
+#[derive(Debug)]
+pub struct FileDisk {
+    fd: Arc<OwnedFd>,
+    path: PathBuf,
+    size: u64,
+    block_size: u32,
+    memory_alignment: u32,
+    is_device: bool,
+    access: Access,
+    identity: DiskIdentity,
+    /// Held over the read-modify-write of partial blocks.
+    edges: Mutex<()>,
+}
+
+impl FileDisk {
+    /// Opens and (unless probing) locks a disk.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(path: &Path, access: Access) -> Result<FileDisk, OpenError> {
+        let kind =
+            std::fs::metadata(path).map_err(|source| OpenError::Open { path: path.to_owned(), source })?.file_type();
+        let is_device = std::os::unix::fs::FileTypeExt::is_block_device(&kind);
+        if !is_device && !kind.is_file() {
+            return Err(OpenError::WrongKind { path: path.to_owned() });
+        }
+        let exclusive = if is_device && access != Access::Probe { libc::O_EXCL } else { 0 };
+        let writing = if access == Access::Write { libc::O_RDWR } else { libc::O_RDONLY };
+        // O_NONBLOCK: never wait for a pipe that took the path's place; disks do not care.
+        let flags = writing | exclusive | libc::O_DIRECT | libc::O_NONBLOCK;
+        let fd = sys::open(path, flags).map_err(|source| match source.raw_os_error() {
+            Some(libc::EINVAL) => OpenError::NoDirectIo { path: path.to_owned() },
+            Some(libc::EBUSY) => OpenError::Busy { path: path.to_owned() },
+            _ => OpenError::Open { path: path.to_owned(), source },
+        })?;
+        FileDisk::from_fd(path, fd, access)
+    }
+
+    /// Creates a sparse file of `size` bytes and opens it for writing.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; a file that is there is left alone.
+    pub fn create(path: &Path, size: u64) -> Result<FileDisk, OpenError> {
+        let failed = |source: io::Error| OpenError::Create { path: path.to_owned(), size, source };
+        let file =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|source| {
+                match source.kind() {
+                    ErrorKind::AlreadyExists => OpenError::Exists { path: path.to_owned() },
+                    _ => failed(source),
+                }
+            })?;
+        let opened = file
+            .set_len(size)
+            .and_then(|()| file.sync_all())
+            .and_then(|()| sync_directory_of(path))
+            .map_err(failed)
+            .and_then(|()| FileDisk::open(path, Access::Write));
+        if opened.is_err() {
+            // Ours and empty; that it could not be removed would only hide the first error.
+            let _ = std::fs::remove_file(path);
+        }
+        opened
+    }
+
+    /// Takes over an open descriptor (from [`FileDisk::open`], or passed by another process), and locks it unless probing.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn from_fd(path: &Path, fd: OwnedFd, access: Access) -> Result<FileDisk, OpenError> {
+        let inspect = |what| move |source| OpenError::Inspect { path: path.to_owned(), what, source };
+        let stat = sys::statx(fd.as_fd()).map_err(inspect("the type"))?;
+        let is_device = u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFBLK;
+        if !is_device && u32::from(stat.stx_mode) & libc::S_IFMT != libc::S_IFREG {
+            return Err(OpenError::WrongKind { path: path.to_owned() });
+        }
+        let identity = DiskIdentity::from_statx(&stat);
+        if access != Access::Probe {
+            lock(path, fd.as_fd(), access == Access::Write, &stat)?;
+        }
+        let size = if is_device { sys::device_size(fd.as_fd()).map_err(inspect("the size"))? } else { stat.stx_size };
+        let alignment = if is_device {
+            device_alignment(fd.as_fd(), &stat).map_err(inspect("the block size"))?
+        } else {
+            file_alignment(fd.as_fd(), &stat, size).ok_or_else(|| OpenError::NoDirectIo { path: path.to_owned() })?
+        };
+        if !matches!(alignment.block, 512 | 4096) {
+            return Err(OpenError::BlockSize { path: path.to_owned(), block_size: alignment.block });
+        }
+        Ok(FileDisk {
+            fd: Arc::new(fd),
+            path: path.to_owned(),
+            size: size / u64::from(alignment.block) * u64::from(alignment.block),
+            block_size: alignment.block,
+            memory_alignment: alignment.memory,
+            is_device,
+            access,
+            identity,
+            edges: Mutex::new(()),
+        })
+    }
+
+    /// The descriptor that carries the lock: all I/O has to go through it or a duplicate of it.
+    #[must_use]
+    pub fn fd(&self) -> &Arc<OwnedFd> {
+        &self.fd
+    }
+
+    /// The path it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What makes it this disk and no other.
+    #[must_use]
+    pub fn identity(&self) -> &DiskIdentity {
+        &self.identity
+    }
+
+    /// Alignment that direct I/O asks of memory addresses, in bytes.
+    #[must_use]
+    pub fn memory_alignment(&self) -> u32 {
+        self.memory_alignment
+    }
+
+    /// Whether it is a block device (else a regular file).
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        self.is_device
+    }
+
+    /// What it was opened for.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        self.access
+    }
+}
+
+struct Alignment {
+    block: u32,
+    memory: u32,
+}
+
+fn device_alignment(fd: BorrowedFd<'_>, stat: &libc::statx) -> io::Result<Alignment> {
+    let block = sys::logical_block_size(fd)?;
+    let told = stat.stx_mask & libc::STATX_DIOALIGN != 0 && stat.stx_dio_mem_align > 0;
+    Ok(Alignment { block, memory: if told { stat.stx_dio_mem_align } else { block } })
+}
+
+/// `None` if the file cannot do direct I/O.
+fn file_alignment(fd: BorrowedFd<'_>, stat: &libc::statx, size: u64) -> Option<Alignment> {
+    if stat.stx_mask & libc::STATX_DIOALIGN != 0 {
+        let block = stat.stx_dio_offset_align.max(512);
+        return (stat.stx_dio_offset_align > 0).then_some(Alignment { block, memory: stat.stx_dio_mem_align.max(1) });
+    }
+    // A kernel or filesystem that does not tell: try.
+    let mut buffer = AlignedBuf::zeroed(DIRECT_IO_ALIGNMENT);
+    let small = size < 1024 || sys::pread(fd, &mut buffer[..512], 512).is_ok();
+    let block = if small { 512 } else { 4096 };
+    sys::pread(fd, &mut buffer, 0).is_ok().then_some(Alignment { block, memory: 4096 })
+}
+
+fn lock(path: &Path, fd: BorrowedFd<'_>, exclusive: bool, stat: &libc::statx) -> Result<(), OpenError> {
+    for attempt in 1.. {
+        match sys::try_lock(fd, exclusive) {
+            Ok(()) => break,
+            Err(e) if e.kind() == ErrorKind::WouldBlock && attempt < LOCK_TRIES => sleep(LOCK_PAUSE),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                return Err(OpenError::Locked { path: path.to_owned(), pid: lock_holder(stat) });
+            }
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(source) => return Err(OpenError::Inspect { path: path.to_owned(), what: "the lock", source }),
+        }
+    }
+    Ok(())
+}
+
+/// The process that holds the `flock`, as far as the kernel's list says.
+fn lock_holder(stat: &libc::statx) -> Option<u32> {
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let inode = format!("{:02x}:{:02x}:{}", stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino);
+    locks.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let ours = words.contains(&"FLOCK") && words.get(5) == Some(&inode.as_str());
+        if ours { words.get(4)?.parse().ok() } else { None }
+    })
+}
+
+fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::File::open(parent)?.sync_all()
+}
