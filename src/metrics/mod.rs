@@ -82,17 +82,17 @@ pub fn latency_bucket(latency_ns: u64) -> usize {
     (u64::BITS - micros.leading_zeros()).min(25) as usize
 }
 
-/// Counters of one VHD (or host disk), one set per reactor.
+/// Counters of one VHD or host disk, one set per reactor.
 #[derive(Debug)]
-pub struct VhdMetrics {
+pub struct IoMetricsSet {
     per_reactor: Box<[IoMetrics]>,
 }
 
-impl VhdMetrics {
+impl IoMetricsSet {
     /// Zeroed counters for `reactors` reactors.
     #[must_use]
-    pub fn new(reactors: u16) -> VhdMetrics {
-        VhdMetrics { per_reactor: (0..reactors).map(|_| IoMetrics::default()).collect() }
+    pub fn new(reactors: u16) -> IoMetricsSet {
+        IoMetricsSet { per_reactor: (0..reactors).map(|_| IoMetrics::default()).collect() }
     }
 
     /// The counters that only `reactor` writes.

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::base::ids::DiskId;
+use crate::base::limits::REACTORS_MAX;
+use crate::metrics::IoMetricsSet;
 
 /// Number of a sync of one host disk, counted in the order in which they begin. 0 comes before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,6 +18,10 @@ pub struct SyncPoint {
     /// The first sync that covers the write.
     pub number: SyncNumber,
 }
+
+/// Sets of counters: disks live longer than a choice of how many reactors there are.
+#[allow(clippy::cast_possible_truncation, reason = "at most 64")]
+const REACTORS: u16 = REACTORS_MAX as u16;
 
 /// Shared state of one host disk.
 ///
@@ -34,6 +40,8 @@ pub struct DiskState {
     pub block_size: u32,
     /// Alignment that O_DIRECT asks of memory addresses, in bytes (`statx` `dio_mem_align`).
     pub memory_alignment: u32,
+    /// What was done on it, per reactor; a sync counts as a flush.
+    pub metrics: IoMetricsSet,
     sync_begun: AtomicU64,
     sync_done: AtomicU64,
     failed: AtomicBool,
@@ -57,6 +65,7 @@ impl DiskState {
             slots,
             block_size,
             memory_alignment,
+            metrics: IoMetricsSet::new(REACTORS),
             sync_begun: AtomicU64::new(0),
             sync_done: AtomicU64::new(0),
             failed: AtomicBool::new(false),

@@ -6,7 +6,7 @@ use super::disk::{SyncNumber, SyncPoint};
 use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::DISKS_MAX;
 use crate::base::units::Geometry;
-use crate::metrics::VhdMetrics;
+use crate::metrics::IoMetricsSet;
 use crate::placement::view::VhdMap;
 
 /// What is fixed while a VHD is served.
@@ -35,7 +35,7 @@ pub struct VhdState {
     /// Where its extents are.
     pub map: VhdMap,
     /// What it did, per reactor.
-    pub metrics: VhdMetrics,
+    pub metrics: IoMetricsSet,
     needs_sync: [AtomicU64; DISKS_MAX],
     pending_changes: AtomicU64,
     claim_waiters: AtomicU64,
@@ -49,7 +49,7 @@ impl VhdState {
         VhdState {
             settings,
             map,
-            metrics: VhdMetrics::new(reactors),
+            metrics: IoMetricsSet::new(reactors),
             needs_sync: [const { AtomicU64::new(0) }; DISKS_MAX],
             pending_changes: AtomicU64::new(0),
             claim_waiters: AtomicU64::new(0),

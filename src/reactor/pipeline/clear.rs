@@ -1,6 +1,5 @@
 //! Discard and write-zeroes: present bits are cleared, whole extents are given back.
 
-use crate::base::clock::Nanos;
 use crate::base::units::{BlockMask, ExtentIndex, Geometry};
 use crate::engine::Engine;
 use crate::placement::view::{ClaimError, Lookup};
@@ -132,14 +131,14 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     }
 
     /// The owner has dropped the extent: gives up the claim and goes on.
-    pub(super) fn freed(&mut self, ticket: u64, now: Nanos) {
+    pub(super) fn freed(&mut self, ticket: u64) {
         let Some(slot) = self.slots.by_ticket(ticket) else { return };
         let state = self.slots.request_mut(slot);
         let extent = state.freeing.take().expect("an answer to a request that asked");
         let vhd = std::sync::Arc::clone(state.vhd());
         vhd.map.release(extent, BlockMask::ALL, BlockMask::NONE);
         self.claim_released(&vhd);
-        self.resume(slot, now);
+        self.resume(slot);
     }
 
     /// Write-zeroes of less than a block: zeros are written if the block is there.

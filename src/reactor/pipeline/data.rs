@@ -4,13 +4,14 @@ use crate::base::ids::DiskId;
 use crate::base::limits::{BOUNCE_LEN, REPLICAS_MAX};
 use crate::base::units::{BlockMask, ExtentIndex, Geometry};
 use crate::engine::{Buffer, Engine, IoError, Op};
+use crate::metrics::IoKind;
 use crate::placement::view::{ClaimError, Lookup};
 use crate::placement::{Replica, ReplicaSet, ReplicaState};
 use crate::reactor::messages::{Outbox, OwnerRequest};
 use crate::store::change::{Change, ChangeKind};
 use crate::virtio::request::{RequestKind, Status};
 
-use super::slots::{Bounced, Operation, Piece, PieceSlot, RequestSlot};
+use super::slots::{Bounced, Operation, Piece, PieceSlot, Purpose, RequestSlot};
 use super::{Pipeline, Step, gather};
 
 /// A part of a request that lies in one extent.
@@ -264,15 +265,16 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     }
 
     pub(super) fn submit(&mut self, piece: PieceSlot, disk: DiskId, offset: u64) {
-        let tag =
-            self.slots.add_operation(Operation::Transfer { piece, disk, epoch: self.fences[disk.index()].enter() });
+        let purpose = Purpose::Transfer { piece, epoch: self.fences[disk.index()].enter() };
         let state = self.slots.piece_mut(piece);
         state.outstanding += 1;
-        let op = if state.is_write && !state.filling {
-            Op::Write { disk, offset, buffers: &self.buffers }
+        let (op, kind) = if state.is_write && !state.filling {
+            (Op::Write { disk, offset, buffers: &self.buffers }, IoKind::Write)
         } else {
-            Op::Read { disk, offset, buffers: &self.buffers }
+            (Op::Read { disk, offset, buffers: &self.buffers }, IoKind::Read)
         };
+        let bytes = self.buffers.iter().map(|b| b.len as u64).sum();
+        let tag = self.slots.add_operation(Operation { disk, purpose, kind, bytes, begun: self.now });
         // SAFETY: the buffers are guest memory, which the ring keeps mapped until the request has finished; the zero
         // buffer, which lives as long as the pipeline; or a bounce buffer, which the piece owns until its completion.
         unsafe { self.engine.submit(op, tag) }.expect("room in the engine was checked");

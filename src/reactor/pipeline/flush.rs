@@ -1,14 +1,14 @@
 //! FLUSH, and the end of every writethrough write: syncs first, commit second, completion last.
 
-use crate::base::clock::Nanos;
 use crate::base::ids::DiskId;
 use crate::engine::{Engine, IoError, Op};
+use crate::metrics::IoKind;
 use crate::reactor::messages::{Outbox, OwnerRequest};
 use crate::shared::disk::SyncNumber;
 use crate::store::change::CommitRequest;
 use crate::virtio::request::Status;
 
-use super::slots::{Operation, RequestSlot};
+use super::slots::{Operation, Purpose, RequestSlot};
 use super::{Pipeline, Step};
 
 /// The syncs of one disk on one reactor: at most one in flight, and one more for those who came too late for it.
@@ -59,14 +59,16 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     fn begin_sync(&mut self, id: DiskId) {
         // Numbered before it is submitted: what completes from here on is not covered by it.
         let number = self.disk(id).begin_sync();
-        let tag = self.slots.add_operation(Operation::Sync { disk: id, number });
+        let purpose = Purpose::Sync { number };
+        let operation = Operation { disk: id, purpose, kind: IoKind::Flush, bytes: 0, begun: self.now };
+        let tag = self.slots.add_operation(operation);
         // SAFETY: a sync has no buffers.
         unsafe { self.engine.submit(Op::Sync { disk: id }, tag) }.expect("room in the engine was checked");
         self.parking.operation_begun(id);
         self.syncs[id.index()].in_flight = Some(number);
     }
 
-    pub(super) fn sync_done(&mut self, id: DiskId, number: SyncNumber, result: Result<(), IoError>, now: Nanos) {
+    pub(super) fn sync_done(&mut self, id: DiskId, number: SyncNumber, result: Result<(), IoError>) {
         match result {
             Ok(()) => self.disk(id).sync_succeeded(number),
             Err(error) => {
@@ -93,7 +95,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             if !durable {
                 self.slots.request_mut(slot).fail(Status::IoError);
             }
-            self.run_if_waiting(slot, now);
+            self.run_if_waiting(slot);
         }
         // Keeps the allocation for the next sync.
         let syncs = &mut self.syncs[id.index()];
@@ -117,11 +119,11 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         Step::Parked
     }
 
-    pub(super) fn committed(&mut self, ticket: u64, ok: bool, now: Nanos) {
+    pub(super) fn committed(&mut self, ticket: u64, ok: bool) {
         let Some(slot) = self.slots.by_ticket(ticket) else { return };
         if !ok {
             self.slots.request_mut(slot).fail(Status::IoError);
         }
-        self.resume(slot, now);
+        self.resume(slot);
     }
 }

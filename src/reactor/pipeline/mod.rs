@@ -43,7 +43,7 @@ use bounce::BouncePool;
 use fence::Fences;
 use flush::DiskSyncs;
 use park::Parking;
-use slots::{Operation, Phase, PieceSlot, Slots};
+use slots::{Phase, PieceSlot, Purpose, Slots};
 
 pub use slots::RequestSlot;
 
@@ -105,6 +105,8 @@ pub struct Pipeline<E: Engine, O: Outbox> {
     /// Takes the messages.
     pub outbox: O,
     id: ReactorId,
+    /// The time of the call being handled.
+    now: Nanos,
     disks: [Option<Arc<DiskState>>; DISKS_MAX],
     slots: Slots,
     parking: Parking,
@@ -140,6 +142,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             engine,
             outbox,
             id,
+            now: Nanos(0),
             disks: [const { None }; DISKS_MAX],
             slots: Slots::new(operations),
             parking: Parking::new(),
@@ -188,12 +191,13 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 
     /// Starts the request in a prepared slot. It is reported by [`Pipeline::next_finished`] exactly once, maybe at once.
     pub fn start(&mut self, slot: RequestSlot, vhd: &Arc<VhdState>, writethrough: bool, token: Token, now: Nanos) {
+        self.now = now;
         let state = self.slots.request_mut(slot);
         state.begin(Arc::clone(vhd), writethrough, token, now);
         if vhd.is_deleted() {
             state.fail(Status::IoError);
         }
-        self.run(slot, now);
+        self.run(slot);
     }
 
     /// Makes everything durable that the VHD has completed, as a FLUSH of its guest would.
@@ -208,11 +212,12 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 
     /// Takes a message.
     pub fn handle(&mut self, message: PipelineMessage, now: Nanos) {
+        self.now = now;
         match message {
-            PipelineMessage::Allocated { ticket, result } => self.allocated(ticket, result, now),
-            PipelineMessage::Freed { ticket } => self.freed(ticket, now),
-            PipelineMessage::Committed { ticket, ok } => self.committed(ticket, ok, now),
-            PipelineMessage::ClaimReleased { vhd } => self.wake_claim_waiters(vhd, now),
+            PipelineMessage::Allocated { ticket, result } => self.allocated(ticket, result),
+            PipelineMessage::Freed { ticket } => self.freed(ticket),
+            PipelineMessage::Committed { ticket, ok } => self.committed(ticket, ok),
+            PipelineMessage::ClaimReleased { vhd } => self.wake_claim_waiters(vhd),
             PipelineMessage::Fence { fence, disk } => {
                 self.fences[disk.index()].begin(fence);
                 self.report_fences(disk);
@@ -222,12 +227,13 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 
     /// Takes the engine's completions and lets requests go on. Returns whether anything happened.
     pub fn poll(&mut self, now: Nanos) -> bool {
+        self.now = now;
         let mut progress = false;
         while let Some(completion) = self.engine.take_completion() {
             progress = true;
-            self.complete(completion, now);
+            self.complete(completion);
         }
-        self.resume_ready(now) || progress
+        self.resume_ready() || progress
     }
 
     /// The next request that is done.
@@ -252,7 +258,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     }
 
     /// Runs a request until it parks, or has submitted all it can.
-    fn run(&mut self, slot: RequestSlot, now: Nanos) {
+    fn run(&mut self, slot: RequestSlot) {
         loop {
             let state = self.slots.request(slot);
             let step = match state.phase {
@@ -271,7 +277,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
                 Step::Again => {}
                 Step::Parked => return,
                 Step::Exhausted => {
-                    if self.slots.request(slot).outstanding > 0 || !self.next_phase(slot, now) {
+                    if self.slots.request(slot).outstanding > 0 || !self.next_phase(slot) {
                         return;
                     }
                 }
@@ -280,7 +286,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     }
 
     /// Everything of this phase is done: goes on to the next one, or finishes the request (and returns false).
-    fn next_phase(&mut self, slot: RequestSlot, now: Nanos) -> bool {
+    fn next_phase(&mut self, slot: RequestSlot) -> bool {
         let state = self.slots.request_mut(slot);
         assert!(state.outstanding == 0);
         let flushes = match state.request.kind {
@@ -292,14 +298,14 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             Phase::Work if flushes && state.failed.is_none() => state.begin_sync(),
             Phase::Sync if state.failed.is_none() => state.phase = Phase::Commit,
             Phase::Work | Phase::Sync | Phase::Commit => {
-                self.finish(slot, now);
+                self.finish(slot);
                 return false;
             }
         }
         true
     }
 
-    fn finish(&mut self, slot: RequestSlot, now: Nanos) {
+    fn finish(&mut self, slot: RequestSlot) {
         let state = self.slots.request_mut(slot);
         let status = state.failed.unwrap_or(Status::Ok);
         let (kind, bytes) = match state.request.kind {
@@ -316,22 +322,25 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             _ => 0,
         };
         if let (Some(kind), Some(vhd)) = (kind, &state.vhd) {
-            vhd.metrics.of(self.id).record(kind, bytes, now.since(state.started), status == Status::Ok);
+            vhd.metrics.of(self.id).record(kind, bytes, self.now.since(state.started), status == Status::Ok);
         }
         self.finished.push_back(Finished { token: state.token, status, written });
         self.slots.free_request(slot);
     }
 
-    fn complete(&mut self, completion: Completion, now: Nanos) {
+    fn complete(&mut self, completion: Completion) {
         let operation = self.slots.take_operation(completion.tag);
-        let disk = operation.disk();
+        let disk = operation.disk;
+        let latency_ns = self.now.since(operation.begun);
+        let ok = completion.result.is_ok();
+        self.disk(disk).metrics.of(self.id).record(operation.kind, operation.bytes, latency_ns, ok);
         self.parking.operation_done(disk, self.slots.operations_used() == 0);
-        match operation {
-            Operation::Sync { disk, number } => self.sync_done(disk, number, completion.result, now),
-            Operation::Transfer { piece, disk, epoch } => {
+        match operation.purpose {
+            Purpose::Sync { number } => self.sync_done(disk, number, completion.result),
+            Purpose::Transfer { piece, epoch } => {
                 self.fences[disk.index()].leave(epoch);
                 if let Some(slot) = self.transfer_done(piece, disk, completion.result) {
-                    self.run_if_waiting(slot, now);
+                    self.run_if_waiting(slot);
                 }
             }
         }
@@ -340,12 +349,12 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     }
 
     /// A piece of the request is done: the last one takes it to the next phase.
-    fn run_if_waiting(&mut self, slot: RequestSlot, now: Nanos) {
+    fn run_if_waiting(&mut self, slot: RequestSlot) {
         let state = self.slots.request_mut(slot);
         assert!(state.outstanding > 0);
         state.outstanding -= 1;
         if state.outstanding == 0 && !state.parked {
-            self.run(slot, now);
+            self.run(slot);
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 
-use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, VhdId};
 use crate::base::limits::{DISK_IN_FLIGHT_MAX, DISKS_MAX};
 use crate::engine::Engine;
@@ -131,9 +130,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     }
 
     /// Steps everybody who waits for a claim of `vhd`.
-    pub(super) fn wake_claim_waiters(&mut self, vhd: VhdId, now: Nanos) {
+    pub(super) fn wake_claim_waiters(&mut self, vhd: VhdId) {
         self.ready_claim_waiters(vhd);
-        self.resume_ready(now);
+        self.resume_ready();
     }
 
     fn ready_claim_waiters(&mut self, vhd: VhdId) {
@@ -150,21 +149,21 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     }
 
     /// Steps everybody who is ready now; one that parks again waits for the next time. Returns whether there was any.
-    pub(super) fn resume_ready(&mut self, now: Nanos) -> bool {
+    pub(super) fn resume_ready(&mut self) -> bool {
         let count = self.parking.ready.len();
         for _ in 0..count {
             let Some(slot) = self.parking.ready.pop_front() else { break };
-            self.resume(slot, now);
+            self.resume(slot);
         }
         count > 0
     }
 
     /// Steps a request that was parked.
-    pub(super) fn resume(&mut self, slot: RequestSlot, now: Nanos) {
+    pub(super) fn resume(&mut self, slot: RequestSlot) {
         let state = self.slots.request_mut(slot);
         assert!(state.parked);
         state.parked = false;
-        self.run(slot, now);
+        self.run(slot);
     }
 
     /// Asks the owner to place an extent, and waits for the answer.
@@ -178,12 +177,12 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         Step::Parked
     }
 
-    pub(super) fn allocated(&mut self, ticket: u64, result: Result<(), AllocateError>, now: Nanos) {
+    pub(super) fn allocated(&mut self, ticket: u64, result: Result<(), AllocateError>) {
         let Some(slot) = self.slots.by_ticket(ticket) else { return };
         if result.is_err() {
             self.slots.request_mut(slot).fail(Status::IoError);
         }
-        self.resume(slot, now);
+        self.resume(slot);
     }
 
     fn reactor_bit(&self) -> u64 {

@@ -7,6 +7,7 @@ use crate::base::ids::DiskId;
 use crate::base::limits::REPLICAS_MAX;
 use crate::base::units::{BlockMask, ExtentIndex, Generation};
 use crate::engine::OpTag;
+use crate::metrics::IoKind;
 use crate::placement::ReplicaSet;
 use crate::shared::VhdState;
 use crate::shared::disk::{SyncNumber, SyncPoint};
@@ -157,22 +158,24 @@ pub(super) struct Bounced {
     pub request_offset: u64,
 }
 
-/// What an engine operation is for.
+/// An engine operation in flight.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Operation {
-    /// Data of a piece, on one disk; `epoch` is for the fences of that disk.
-    Transfer { piece: PieceSlot, disk: DiskId, epoch: u64 },
-    /// A sync.
-    Sync { disk: DiskId, number: SyncNumber },
+pub(super) struct Operation {
+    pub disk: DiskId,
+    pub purpose: Purpose,
+    /// How the disk's metrics count it.
+    pub kind: IoKind,
+    pub bytes: u64,
+    pub begun: Nanos,
 }
 
-impl Operation {
-    /// The disk it runs on.
-    pub fn disk(self) -> DiskId {
-        match self {
-            Operation::Transfer { disk, .. } | Operation::Sync { disk, .. } => disk,
-        }
-    }
+/// What an engine operation is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Purpose {
+    /// Data of a piece; `epoch` is for the fences of the disk.
+    Transfer { piece: PieceSlot, epoch: u64 },
+    /// A sync.
+    Sync { number: SyncNumber },
 }
 
 /// All slabs of a pipeline.
