@@ -5,7 +5,10 @@
 //!
 //! Uses `base` only.
 
+pub mod allocator;
 pub mod check;
+pub mod homes;
+pub mod layout;
 pub mod record;
 pub mod view;
 

@@ -312,3 +312,6 @@ pub fn unpack_replica(word: u64) -> Option<Replica> {
     let legal = disk.0 < 64 && word >> 32 & 0xffff == 0;
     legal.then_some(Replica { disk, slot: SlotIndex(word as u32), state })
 }
+
+#[cfg(test)]
+mod tests;

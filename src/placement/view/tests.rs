@@ -1,0 +1,289 @@
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::mpsc;
+
+use super::*;
+
+const E: ExtentIndex = ExtentIndex(3);
+
+fn placed(slot: u32) -> VhdMap {
+    let map = VhdMap::new(8);
+    map.place(E, ReplicaSet::single(DiskId(1), SlotIndex(slot)));
+    map
+}
+
+fn generation(map: &VhdMap) -> Generation {
+    map.lookup(E).generation
+}
+
+#[test]
+fn replica_words_keep_their_meaning() {
+    for state in [ReplicaState::InSync, ReplicaState::Syncing, ReplicaState::Stale] {
+        for (disk, slot) in [(0, 0), (63, u32::MAX), (7, 12_345)] {
+            let replica = Replica { disk: DiskId(disk), slot: SlotIndex(slot), state };
+            assert_eq!(unpack_replica(pack_replica(replica)), Some(replica));
+        }
+    }
+    assert_eq!(
+        pack_replica(Replica { disk: DiskId(2), slot: SlotIndex(5), state: ReplicaState::InSync }),
+        1 << 56 | 2 << 48 | 5
+    );
+    for bad in [0, 4 << 56, 1 << 56 | 64 << 48, 1 << 56 | 1 << 32] {
+        assert_eq!(unpack_replica(bad), None);
+    }
+}
+
+#[test]
+fn an_absent_extent_has_nothing() {
+    let map = VhdMap::new(8);
+    let found = map.lookup(E);
+    assert!(found.replicas.is_absent() && found.present.is_empty() && found.claimed.is_empty());
+    assert_eq!(found.generation, Generation(0));
+    assert_eq!(map.placed_from(ExtentIndex(0)).count(), 0);
+}
+
+#[test]
+fn a_first_write_claims_then_publishes() {
+    let map = placed(9);
+    let blocks = BlockMask::span(2, 4);
+    map.claim_absent(E, blocks, generation(&map)).unwrap();
+    assert_eq!(map.lookup(E).claimed, blocks);
+    assert!(map.lookup(E).present.is_empty());
+    map.release(E, blocks, blocks);
+    assert_eq!(map.lookup(E).present, blocks);
+    assert!(map.lookup(E).claimed.is_empty());
+    assert_eq!(map.present_blocks(), 3);
+}
+
+#[test]
+fn a_failed_write_releases_without_publishing() {
+    let map = placed(9);
+    map.claim_absent(E, BlockMask::ALL, generation(&map)).unwrap();
+    map.release(E, BlockMask::ALL, BlockMask::NONE);
+    assert!(map.lookup(E).present.is_empty() && map.lookup(E).claimed.is_empty());
+}
+
+#[test]
+fn overlapping_claims_are_refused() {
+    let map = placed(9);
+    let seen = generation(&map);
+    map.claim_absent(E, BlockMask(0b0110), seen).unwrap();
+    assert_eq!(map.claim_absent(E, BlockMask(0b1100), seen), Err(ClaimError::Busy));
+    assert_eq!(map.claim_and_clear(E, BlockMask::ALL, seen), Err(ClaimError::Busy));
+    map.claim_absent(E, BlockMask(0b1001), seen).unwrap();
+    map.release(E, BlockMask(0b0110), BlockMask(0b0010));
+    assert_eq!(map.claim_absent(E, BlockMask(0b0010), seen), Err(ClaimError::Changed), "it is present now");
+    map.claim_absent(E, BlockMask(0b0100), seen).unwrap();
+}
+
+#[test]
+fn a_claim_under_an_old_generation_is_refused() {
+    let map = placed(9);
+    let old = generation(&map);
+    map.place(E, ReplicaSet::single(DiskId(2), SlotIndex(1)));
+    assert_eq!(map.claim_absent(E, BlockMask(1), old), Err(ClaimError::Changed));
+    assert_eq!(map.claim_and_clear(E, BlockMask(1), old), Err(ClaimError::Changed));
+    assert!(map.lookup(E).claimed.is_empty());
+}
+
+#[test]
+fn a_discard_clears_then_the_owner_drops() {
+    let map = placed(9);
+    let seen = generation(&map);
+    map.claim_absent(E, BlockMask(0xff), seen).unwrap();
+    map.release(E, BlockMask(0xff), BlockMask(0xff));
+    assert_eq!(map.claim_and_clear(E, BlockMask::ALL, seen), Ok(BlockMask(0xff)));
+    map.drop_extent(E);
+    assert!(map.lookup(E).replicas.is_absent());
+    assert_eq!(map.lookup(E).claimed, BlockMask::ALL, "the claim stays with the discard");
+    assert!(generation(&map) > seen);
+    map.release(E, BlockMask::ALL, BlockMask::NONE);
+    assert_eq!(map.present_blocks(), 0);
+}
+
+#[test]
+#[should_panic(expected = "under a claim on all its blocks")]
+fn an_extent_is_not_dropped_without_its_claim() {
+    placed(9).drop_extent(E);
+}
+
+#[test]
+#[should_panic(expected = "not held")]
+fn a_claim_is_released_once() {
+    placed(9).release(E, BlockMask(1), BlockMask::NONE);
+}
+
+#[test]
+#[should_panic(expected = "claimed them")]
+fn only_claimed_blocks_become_present() {
+    let map = placed(9);
+    map.claim_absent(E, BlockMask(1), generation(&map)).unwrap();
+    map.release(E, BlockMask(1), BlockMask(2));
+}
+
+#[test]
+fn restore_sets_everything() {
+    let map = VhdMap::new(8);
+    let mut replicas = ReplicaSet::single(DiskId(0), SlotIndex(4));
+    replicas.push(Replica { disk: DiskId(5), slot: SlotIndex(6), state: ReplicaState::Stale });
+    map.restore(E, replicas, BlockMask(0xf0), Generation(12));
+    let found = map.lookup(E);
+    assert_eq!((found.replicas, found.present, found.generation), (replicas, BlockMask(0xf0), Generation(12)));
+    assert_eq!(map.placed_from(ExtentIndex(0)).collect::<Vec<_>>(), [E]);
+    assert_eq!(map.placed_from(ExtentIndex(4)).count(), 0);
+    assert_eq!(map.placed_from(ExtentIndex(99)).count(), 0);
+}
+
+#[test]
+fn fewer_replicas_leave_no_trace() {
+    let map = VhdMap::new(8);
+    let mut replicas = ReplicaSet::single(DiskId(0), SlotIndex(4));
+    replicas.push(Replica { disk: DiskId(5), slot: SlotIndex(6), state: ReplicaState::InSync });
+    map.place(E, replicas);
+    map.place(E, ReplicaSet::single(DiskId(5), SlotIndex(6)));
+    assert_eq!(map.lookup(E).replicas, ReplicaSet::single(DiskId(5), SlotIndex(6)));
+}
+
+/// Threads that write, read and discard against one owner that places and drops, each place in a slot never used before.
+/// Slots say which extent wrote them, so that a lookup that mixes two moments is found out: old present bits with a new
+/// slot show an empty block, and two claims on one block are counted.
+mod stress {
+    use super::*;
+
+    const EXTENTS: u32 = 2;
+    const SLOTS: u32 = if cfg!(miri) { 60 } else { 20_000 };
+    const WORKERS: u64 = 3;
+
+    struct World {
+        map: VhdMap,
+        /// What each block of each slot holds: 1 + the extent, 0 if it was never written.
+        content: Vec<[AtomicU32; 32]>,
+        /// Claims held per block.
+        held: [[AtomicU32; 32]; EXTENTS as usize],
+        stop: AtomicBool,
+    }
+
+    enum Ask {
+        Place(ExtentIndex, mpsc::Sender<()>),
+        Drop(ExtentIndex, mpsc::Sender<()>),
+    }
+
+    impl World {
+        fn hold(&self, extent: ExtentIndex, blocks: BlockMask, by: u32) {
+            for block in (0..32).filter(|block| blocks.has(*block)) {
+                let held = &self.held[extent.0 as usize][block as usize];
+                let before = if by == 1 { held.swap(1, Ordering::SeqCst) } else { 1 - held.swap(0, Ordering::SeqCst) };
+                assert_eq!(before, 0, "two claims on one block");
+            }
+        }
+
+        fn block(&self, slot: SlotIndex, block: u32) -> &AtomicU32 {
+            &self.content[slot.0 as usize][block as usize]
+        }
+
+        fn read(&self, extent: ExtentIndex) {
+            let seen = self.map.lookup(extent);
+            let Some(replica) = seen.replicas.iter().next() else {
+                assert!(seen.present.is_empty(), "present without a place");
+                return;
+            };
+            assert!(seen.present.and(seen.claimed).is_empty(), "a present block is never claimed");
+            for block in (0..32).filter(|block| seen.present.has(*block)) {
+                assert_eq!(self.block(replica.slot, block).load(Ordering::Relaxed), extent.0 + 1, "a stranger's bytes");
+            }
+        }
+
+        fn write(&self, extent: ExtentIndex, blocks: BlockMask, owner: &mpsc::Sender<Ask>) {
+            let seen = self.map.lookup(extent);
+            let Some(replica) = seen.replicas.iter().next() else {
+                let (answer, answered) = mpsc::channel();
+                if owner.send(Ask::Place(extent, answer)).is_ok() {
+                    let _ = answered.recv();
+                }
+                return;
+            };
+            let blocks = blocks.without(seen.present);
+            if blocks.is_empty() || self.map.claim_absent(extent, blocks, seen.generation).is_err() {
+                return;
+            }
+            self.hold(extent, blocks, 1);
+            for block in (0..32).filter(|block| blocks.has(*block)) {
+                self.block(replica.slot, block).store(extent.0 + 1, Ordering::Relaxed);
+            }
+            self.hold(extent, blocks, 0);
+            self.map.release(extent, blocks, blocks);
+        }
+
+        fn discard(&self, extent: ExtentIndex, owner: &mpsc::Sender<Ask>) {
+            let seen = self.map.lookup(extent);
+            let absent = seen.replicas.is_absent();
+            if absent || self.map.claim_and_clear(extent, BlockMask::ALL, seen.generation).is_err() {
+                return;
+            }
+            self.hold(extent, BlockMask::ALL, 1);
+            let (answer, answered) = mpsc::channel();
+            if owner.send(Ask::Drop(extent, answer)).is_ok() {
+                let _ = answered.recv();
+            }
+            self.hold(extent, BlockMask::ALL, 0);
+            self.map.release(extent, BlockMask::ALL, BlockMask::NONE);
+        }
+
+        fn work(&self, seed: u64, owner: &mpsc::Sender<Ask>) {
+            let mut rng = crate::base::rng::Rng::new(seed);
+            while !self.stop.load(Ordering::Relaxed) {
+                let extent = ExtentIndex(u32::try_from(rng.next_u64() % u64::from(EXTENTS)).unwrap());
+                #[allow(clippy::cast_possible_truncation, reason = "random bits")]
+                let blocks = BlockMask((rng.next_u64() & rng.next_u64()) as u32);
+                match rng.next_u64() % 16 {
+                    0 => self.discard(extent, owner),
+                    1..=7 => self.write(extent, blocks, owner),
+                    _ => self.read(extent),
+                }
+            }
+        }
+
+        fn own(&self, asks: &mpsc::Receiver<Ask>) {
+            let mut next = 0;
+            while next < SLOTS {
+                match asks.recv().expect("workers run until they are stopped") {
+                    Ask::Place(extent, answer) => {
+                        if self.map.lookup(extent).replicas.is_absent() {
+                            self.map.place(extent, ReplicaSet::single(DiskId(0), SlotIndex(next)));
+                            next += 1;
+                        }
+                        let _ = answer.send(());
+                    }
+                    Ask::Drop(extent, answer) => {
+                        self.map.drop_extent(extent);
+                        let _ = answer.send(());
+                    }
+                }
+            }
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn no_lookup_ever_mixes_two_moments() {
+        let world = World {
+            map: VhdMap::new(EXTENTS),
+            content: (0..SLOTS).map(|_| [const { AtomicU32::new(0) }; 32]).collect(),
+            held: [const { [const { AtomicU32::new(0) }; 32] }; EXTENTS as usize],
+            stop: AtomicBool::new(false),
+        };
+        let (asks, owner) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let world = &world;
+            for seed in 1..=WORKERS {
+                let asks = asks.clone();
+                scope.spawn(move || world.work(seed, &asks));
+            }
+            drop(asks);
+            scope.spawn(move || world.own(&owner));
+        });
+        for extent in (0..EXTENTS).map(ExtentIndex) {
+            world.read(extent);
+            assert!(world.map.lookup(extent).claimed.is_empty());
+        }
+    }
+}
