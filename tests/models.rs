@@ -1,5 +1,7 @@
 //! Property tests: allocator, layouts and placement view against plain models.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;

@@ -85,6 +85,7 @@ impl ReplicaSet {
 
     /// Number of copies.
     #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "an empty set is an absent extent: `is_absent`")]
     pub fn len(&self) -> usize {
         self.iter().count()
     }

@@ -37,7 +37,8 @@ pub struct Lookup {
 pub enum ClaimError {
     /// Another request holds one of them: wait for its release.
     Busy,
-    /// The extent changed since the lookup: look up again.
+    /// The extent changed since the lookup: look up again. The claim may have been held for a moment, so that others may
+    /// have begun to wait for its release: wake them.
     Changed,
 }
 
@@ -161,10 +162,11 @@ impl VhdMap {
             let next = pack_bits(new_present(present), claimed.or(blocks));
             match word.compare_exchange_weak(current, next, Ordering::AcqRel, Ordering::Acquire) {
                 // The owner drops an extent only while all its blocks are claimed, so a claim that was won under the
-                // generation that was seen holds; one that lost the race is given back.
+                // generation that was seen holds; one that lost the race (the extent was dropped, placed and written
+                // again to the very same bits since they were read) is given back, with the bits that it took away.
                 Ok(_) if self.generation(extent) == seen => return Ok(()),
                 Ok(_) => {
-                    self.release(extent, blocks, BlockMask::NONE);
+                    self.release(extent, blocks, present.and(blocks));
                     return Err(ClaimError::Changed);
                 }
                 Err(now) => current = now,

@@ -94,7 +94,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         }
         let vhd = std::sync::Arc::clone(self.slots.request(slot).vhd());
         match vhd.map.claim_and_clear(extent, blocks, seen.generation) {
-            Err(ClaimError::Changed) => Step::Again,
+            Err(ClaimError::Changed) => self.claim_changed(slot),
             Err(ClaimError::Busy) => self.park_on_claim(slot, |vhd| {
                 let now = vhd.map.lookup(extent);
                 !now.claimed.and(blocks).is_empty()
@@ -117,7 +117,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let ticket = self.slots.ticket(slot);
         let claim = self.slots.request(slot).vhd().map.claim_and_clear(extent, BlockMask::ALL, seen.generation);
         match claim {
-            Err(ClaimError::Changed) => Step::Again,
+            Err(ClaimError::Changed) => self.claim_changed(slot),
             Err(ClaimError::Busy) => self.park_on_claim(slot, |vhd| !vhd.map.lookup(extent).claimed.is_empty()),
             Ok(_) => {
                 let state = self.slots.request_mut(slot);

@@ -173,7 +173,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             }
         }
         match self.slots.request(slot).vhd().map.claim_absent(chunk.extent, absent, seen.generation) {
-            Err(ClaimError::Changed) => return Step::Again,
+            Err(ClaimError::Changed) => return self.claim_changed(slot),
             Err(ClaimError::Busy) => {
                 return self.park_on_claim(slot, |vhd| !vhd.map.lookup(chunk.extent).claimed.and(absent).is_empty());
             }

@@ -48,7 +48,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let geometry = vhd.settings.geometry;
         let touched = geometry.blocks(chunk.within, chunk.len);
         let present = match vhd.map.claim_any(chunk.extent, touched, seen.generation) {
-            Err(ClaimError::Changed) => return Step::Again,
+            Err(ClaimError::Changed) => return self.claim_changed(slot),
             Err(ClaimError::Busy) => {
                 return self.park_on_claim(slot, |vhd| !vhd.map.lookup(chunk.extent).claimed.and(touched).is_empty());
             }

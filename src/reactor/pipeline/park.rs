@@ -129,6 +129,14 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         }
     }
 
+    /// A claim was refused because the extent changed: looks again. The claim may have been held for a moment, and somebody
+    /// may have begun to wait for it.
+    pub(super) fn claim_changed(&mut self, slot: RequestSlot) -> Step {
+        let vhd = std::sync::Arc::clone(self.slots.request(slot).vhd());
+        self.claim_released(&vhd);
+        Step::Again
+    }
+
     /// Steps everybody who waits for a claim of `vhd`.
     pub(super) fn wake_claim_waiters(&mut self, vhd: VhdId) {
         self.ready_claim_waiters(vhd);
