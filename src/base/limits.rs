@@ -38,6 +38,9 @@ pub const QUEUE_SIZE_MAX: u16 = 1024;
 /// Data segments of one guest request (`seg_max`): a 128-entry ring less header and status.
 pub const SEGMENTS_MAX: usize = 126;
 
+/// Descriptors of one chain that are looked at; a longer chain (an indirect table may name 65535) is refused unanswered.
+pub const CHAIN_DESCRIPTORS_MAX: usize = QUEUE_SIZE_MAX as usize;
+
 /// Largest data length of one guest request, in bytes.
 pub const REQUEST_LEN_MAX: u64 = 32 << 20;
 
@@ -83,6 +86,9 @@ pub const CHANGES_OUTSTANDING_MAX: u64 = 65_536;
 /// Ranges in one discard or write-zeroes request.
 pub const DISCARD_RANGES_MAX: u32 = 32;
 
+/// Extents that one discard or write-zeroes range can cover.
+pub const RANGE_EXTENTS_MAX: u64 = 256;
+
 /// Body of one API request, in bytes.
 pub const API_BODY_MAX: usize = 64 << 10;
 
@@ -95,6 +101,9 @@ pub const MEM_SLOTS_MAX: usize = 509;
 /// Commands that wait for the one before them.
 pub const COMMANDS_WAITING_MAX: usize = 1024;
 
+/// Guest memory that one frontend can map, in bytes, so that no frontend can use up the address space.
+pub const GUEST_MEMORY_MAX: u64 = 16 << 40;
+
 /// Seconds that a write into a full pool waits for room, unless the VHD says otherwise.
 pub const WHEN_FULL_WAIT_SECS_DEFAULT: u64 = 60;
 
@@ -104,6 +113,9 @@ const _: () = assert!(EXTENT_SIZE_MIN / BLOCKS_PER_EXTENT as u64 >= 4096);
 const _: () = assert!(SECTOR_SIZE == 512);
 const _: () = assert!(EXTENT_SIZE_MIN.is_power_of_two() && EXTENT_SIZE_MAX.is_power_of_two());
 const _: () = assert!(SEGMENTS_MAX + 2 <= IOVECS_MAX);
+const _: () = assert!(CHAIN_DESCRIPTORS_MAX >= SEGMENTS_MAX + 2);
+const _: () = assert!(REQUEST_LEN_MAX <= u32::MAX as u64);
+const _: () = assert!(RANGE_EXTENTS_MAX * EXTENT_SIZE_MAX / SECTOR_SIZE <= u32::MAX as u64);
 const _: () = assert!(REQUEST_SLOTS <= ENGINE_SLOTS);
 const _: () = assert!(VHD_SIZE_MAX / EXTENT_SIZE_MIN <= u32::MAX as u64 + 1);
 const _: () = assert!(SUBMISSION_ENTRIES as usize >= 2 * ENGINE_SLOTS);

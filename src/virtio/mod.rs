@@ -2,4 +2,10 @@
 //!
 //! Pure: touches guest memory through `vm-memory`, nothing else. Uses `base` only.
 
+pub mod config;
+pub mod device;
+pub mod features;
+#[doc(hidden)]
+pub mod fuzz;
+pub mod parse;
 pub mod request;
