@@ -3,7 +3,9 @@
 //! Uses `base` only.
 
 pub mod file;
+pub mod geometry;
 pub mod identity;
+pub mod signature;
 pub mod sim;
 mod sys;
 
