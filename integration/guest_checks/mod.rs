@@ -1,0 +1,165 @@
+//! The checks of `guest.rs`, in the order in which a guest goes through them.
+
+mod raw;
+mod session;
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::lab::machine::Machine;
+use crate::lab::report::Report;
+pub use session::Session;
+
+/// Runs all checks.
+pub fn run(report: &mut Report, mut session: Session) {
+    let Some((mut machine, boot)) = report.check("guest boots with three disks", || session.boot()) else { return };
+    report.note(&format!("{:.1}s from start to the first command", boot.as_secs_f64()));
+
+    for vhd in session.vhds.clone() {
+        let name = vhd.name;
+        report.check(&format!("{name}: identify ({})", vhd.layout), || raw::identify(&session, &mut machine, &vhd));
+    }
+    report.check("fio crc32c verify on all disks at once", || raw::verify_all(&mut machine, &session.vhds));
+    for vhd in session.vhds.clone() {
+        let name = vhd.name;
+        report.check(&format!("{name}: discard reads zeros, neighbours stay"), || raw::discard(&mut machine, &vhd));
+        report.check(&format!("{name}: write zeroes is exact"), || raw::write_zeroes(&mut machine, &vhd));
+        report.check(&format!("{name}: cache mode write through and back"), || raw::cache_mode(&mut machine, &vhd));
+    }
+    report.check("discard gives the room back", || session.discarded_room(&mut machine));
+
+    let mut sums = Sums::default();
+    report.check("ext4 on the isolated disk survives remount", || {
+        sums.ext4 = make_filesystem(&mut machine, "vda", "ext4")?;
+        remounted(&mut machine, "vda", "ext4", &sums.ext4)
+    });
+    report.check("xfs on the spanned disk survives remount", || {
+        sums.xfs = make_filesystem(&mut machine, "vdb", "xfs")?;
+        remounted(&mut machine, "vdb", "xfs", &sums.xfs)
+    });
+    report.check("hot-unplug and hot-plug", || hotplug(&session, &mut machine));
+    report.check("guest reset while writing", || reset_while_writing(&mut machine, &sums));
+    report.check("the kernel has no complaints", || {
+        let complaints = machine.complaints();
+        ensure!(complaints.is_empty(), "{}", complaints.join("\n"));
+        Ok(())
+    });
+    report.check("guest powers off", || machine.power_off());
+    report.check("placement is consistent", || session.consistent());
+
+    if report.check("cold start with the disks in another order", || session.cold_start()).is_none() {
+        return;
+    }
+    report.check("all data is there after the cold start", || {
+        let (mut machine, _) = session.boot()?;
+        remounted(&mut machine, "vda", "ext4", &sums.ext4)?;
+        remounted(&mut machine, "vdb", "xfs", &sums.xfs)?;
+        raw::pattern_is_there(&mut machine, "vdc")?;
+        machine.power_off()
+    });
+    report.check("backend ends cleanly", || session.stop());
+}
+
+/// What `md5sum` said of the files that were written.
+#[derive(Debug, Default)]
+struct Sums {
+    ext4: String,
+    xfs: String,
+}
+
+/// Makes a file system and fills it with files of odd sizes; their sums.
+fn make_filesystem(machine: &mut Machine, device: &str, kind: &str) -> Result<String> {
+    let force = if kind == "xfs" { "-f" } else { "-F" };
+    machine.agent.run(&format!(
+        "set -e
+         /sbin/mkfs.{kind} -q {force} /dev/{device}
+         mkdir -p /mnt/{device}
+         mount -t {kind} /dev/{device} /mnt/{device}
+         cd /mnt/{device}
+         mkdir small
+         for i in 1 2 3 4 5 6; do dd if=/dev/urandom of=large$i bs=$((1048576 + i * 777)) count=4 2>/dev/null; done
+         for i in $(seq 1 60); do dd if=/dev/urandom of=small/$i bs=$((i * 97)) count=1 2>/dev/null; done
+         rm small/7 large3
+         sync
+         find . -type f -name '[0-9l]*' | sort | xargs md5sum"
+    ))
+}
+
+/// Unmounts, checks the file system, mounts it afresh and compares every file with its sum.
+fn remounted(machine: &mut Machine, device: &str, kind: &str, sums: &str) -> Result<()> {
+    ensure!(!sums.is_empty(), "no files were written before");
+    // A read-only check of a journal that was not replayed finds faults that are none: mount once before.
+    let checker = if kind == "xfs" { "/sbin/xfs_repair -n" } else { "/sbin/e2fsck -fn" };
+    machine.agent.run(&format!(
+        "set -e
+         cd /
+         mkdir -p /mnt/{device}
+         umount /mnt/{device} 2>/dev/null || true
+         mount -t {kind} /dev/{device} /mnt/{device}
+         umount /mnt/{device}
+         {checker} /dev/{device} >/tmp/fsck 2>&1 || {{ cat /tmp/fsck; exit 1; }}
+         echo 3 >/proc/sys/vm/drop_caches
+         mount -t {kind} /dev/{device} /mnt/{device}
+         cd /mnt/{device}
+         cat >/tmp/sums <<'SUMS'\n{sums}\nSUMS
+         md5sum -c /tmp/sums >/tmp/compared 2>&1 || {{ grep -v OK /tmp/compared; exit 1; }}"
+    ))?;
+    Ok(())
+}
+
+/// A fourth disk comes, goes, comes back in another slot with its data, and goes with writes under way; the others stay.
+fn hotplug(session: &Session, machine: &mut Machine) -> Result<()> {
+    raw::write_pattern(machine, "vdc")?;
+    let extra = session.extra_drive();
+    machine.plug(&extra, 1)?;
+    machine.agent.run(&wait_for_device("vdd", true))?;
+    raw::write_pattern(machine, "vdd")?;
+    machine.unplug(&extra.id)?;
+    machine.agent.run(&wait_for_device("vdd", false))?;
+    machine.plug(&extra, 2)?;
+    machine.agent.run(&wait_for_device("vdd", true))?;
+    raw::pattern_is_there(machine, "vdd")?;
+    // The guest's writer gets errors when the disk goes, and ends.
+    machine.agent.run(
+        "(while dd if=/dev/zero of=/dev/vdd bs=64k count=16 seek=64 oflag=direct 2>/dev/null; do :; done) &
+         sleep 1",
+    )?;
+    machine.unplug(&extra.id)?;
+    machine.agent.run(&wait_for_device("vdd", false))?;
+    machine.plug(&extra, 3)?;
+    machine.agent.run(&wait_for_device("vdd", true))?;
+    raw::pattern_is_there(machine, "vdd")?;
+    machine.unplug(&extra.id)?;
+    raw::pattern_is_there(machine, "vdc")
+}
+
+fn wait_for_device(device: &str, there: bool) -> String {
+    let (test, word) = if there { ("-b", "did not appear") } else { ("! -b", "did not go") };
+    format!(
+        "for i in $(seq 1 200); do [ {test} /dev/{device} ] && exit 0; usleep 50000; done; echo {device} {word}; exit 1"
+    )
+}
+
+/// Resets the guest under load; what was synced before is there, and the disks work.
+fn reset_while_writing(machine: &mut Machine, sums: &Sums) -> Result<()> {
+    machine.agent.run(
+        "set -e
+         grep -q /mnt/vda /proc/mounts
+         cd /mnt/vda
+         echo synced before the reset >marker
+         sync
+         for device in vda vdb; do
+             (i=0; while :; do i=$((i + 1)); dd if=/dev/urandom of=/mnt/$device/load$((i % 4)) bs=256k count=8 conv=fsync 2>/dev/null; done) &
+         done
+         (while :; do dd if=/dev/urandom of=/dev/vdc bs=512k count=16 seek=64 oflag=direct 2>/dev/null; done) &
+         sleep 3",
+    )?;
+    machine.reset()?;
+    remounted(machine, "vda", "ext4", &sums.ext4)?;
+    remounted(machine, "vdb", "xfs", &sums.xfs)?;
+    let marker = machine.agent.run_within("cat /mnt/vda/marker", Duration::from_secs(30))?;
+    ensure!(marker == "synced before the reset", "the marker file holds '{marker}'");
+    raw::pattern_is_there(machine, "vdc")?;
+    raw::write_pattern(machine, "vdc")
+}

@@ -1,0 +1,204 @@
+//! A pool of the spanblk built with this run, and its daemon.
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use super::tools::{Process, UNPRIVILEGED_ID, command, is_root, run};
+
+/// The program under test.
+pub const SPANBLK: &str = env!("CARGO_BIN_EXE_spanblk");
+
+/// Longest start of the daemon.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+
+/// A pool and, while it is served, its daemon.
+#[derive(Debug)]
+pub struct Pool {
+    /// Its disks, in the order of creation.
+    pub disks: Vec<PathBuf>,
+    dir: PathBuf,
+    process: Option<Process>,
+}
+
+impl Pool {
+    /// Formats `disks` into a pool. Sockets and the log go into `dir`.
+    ///
+    /// # Errors
+    /// What spanblk says.
+    pub fn create(dir: &Path, disks: Vec<PathBuf>, options: &[&str]) -> Result<Pool> {
+        let pool = Pool { disks, dir: dir.to_owned(), process: None };
+        run(Command::new(SPANBLK).args(["pool", "create"]).args(options).args(&pool.disks))?;
+        Ok(pool)
+    }
+
+    /// A pool of `count` sparse files of `size` bytes in `files`.
+    ///
+    /// # Errors
+    /// What spanblk says.
+    pub fn create_files(dir: &Path, files: &Path, count: usize, size: u64) -> Result<Pool> {
+        let disks = (0..count).map(|i| files.join(format!("disk{i}.img"))).collect();
+        Pool::create(dir, disks, &["--size", &size.to_string()])
+    }
+
+    /// Starts the daemon on the disks in this order and waits until it says that it is ready; how long that took.
+    ///
+    /// # Errors
+    /// It ends, or is not ready in time; with the end of its log.
+    pub fn serve(&mut self, order: &[usize], options: &[&str]) -> Result<Duration> {
+        ensure!(self.process.is_none(), "the daemon runs already");
+        let notify_path = self.dir.join("notify");
+        let _ = fs::remove_file(&notify_path);
+        let notify = UnixDatagram::bind(&notify_path).context("readiness socket")?;
+        notify.set_read_timeout(Some(Duration::from_millis(20)))?;
+        let log = fs::File::options().create(true).append(true).open(self.log_path())?;
+        let started = Instant::now();
+        let mut process = Process::start(
+            "spanblk serve",
+            command(SPANBLK)
+                .arg("serve")
+                .args(options)
+                .arg("--control")
+                .arg(self.control())
+                .arg("--socket-dir")
+                .arg(self.socket_dir())
+                .args(order.iter().map(|&i| &self.disks[i]))
+                .env("NOTIFY_SOCKET", &notify_path)
+                .stdout(Stdio::null())
+                .stderr(log),
+        )?;
+        loop {
+            let mut message = [0; 256];
+            if let Ok(len) = notify.recv(&mut message)
+                && String::from_utf8_lossy(&message[..len]).lines().any(|l| l == "READY=1")
+            {
+                let took = started.elapsed();
+                self.process = Some(process);
+                return Ok(took);
+            }
+            if let Some(status) = process.exited() {
+                bail!("spanblk serve: {status}\n{}", self.log_tail());
+            }
+            ensure!(started.elapsed() < READY_LIMIT, "spanblk serve is not ready\n{}", self.log_tail());
+        }
+    }
+
+    /// As [`Pool::serve`], with the disks in their own order and no options.
+    ///
+    /// # Errors
+    /// As [`Pool::serve`].
+    pub fn serve_all(&mut self) -> Result<Duration> {
+        let order: Vec<usize> = (0..self.disks.len()).collect();
+        self.serve(&order, &[])
+    }
+
+    /// SIGTERM, and waits for a clean end.
+    ///
+    /// # Errors
+    /// It does not end within 30 s, or not with exit code 0.
+    pub fn stop(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("the daemon does not run")?;
+        process.terminate()?;
+        process.wait_success(Duration::from_secs(30)).with_context(|| self.log_tail())
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// Process id of the daemon.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn id(&self) -> Result<u32> {
+        self.process.as_ref().map(Process::id).context("the daemon does not run")
+    }
+
+    /// Whether the daemon still runs.
+    #[must_use]
+    pub fn runs(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|p| p.exited().is_none())
+    }
+
+    /// Creates a VHD whose socket the guests' user may use.
+    ///
+    /// # Errors
+    /// What spanblk says.
+    pub fn create_vhd(&self, name: &str, size: u64, options: &[&str]) -> Result<()> {
+        let (size, owner) = (size.to_string(), format!("{UNPRIVILEGED_ID}:{UNPRIVILEGED_ID}"));
+        let mut args = vec!["vhd", "create", name, "--size", &size];
+        args.extend(options);
+        if is_root() {
+            args.extend(["--socket-owner", &owner]);
+        }
+        self.cli(&args).map(drop)
+    }
+
+    /// Runs a command against the daemon; what it prints.
+    ///
+    /// # Errors
+    /// What it says.
+    pub fn cli(&self, args: &[&str]) -> Result<String> {
+        run(Command::new(SPANBLK).arg("--control").arg(self.control()).args(args))
+    }
+
+    /// As [`Pool::cli`] with `--json`.
+    ///
+    /// # Errors
+    /// What it says, or that it is no JSON.
+    pub fn json(&self, args: &[&str]) -> Result<Value> {
+        let mut all = vec!["--json"];
+        all.extend(args);
+        let text = self.cli(&all)?;
+        serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+    }
+
+    /// Proves the placement table consistent, through the daemon if it runs, else on the disks.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check(&self) -> Result<()> {
+        if self.process.is_some() {
+            return self.cli(&["check"]).map(drop);
+        }
+        run(Command::new(SPANBLK).arg("check").args(&self.disks)).map(drop)
+    }
+
+    /// Path of a VHD's socket.
+    #[must_use]
+    pub fn socket(&self, vhd: &str) -> PathBuf {
+        self.socket_dir().join(format!("{vhd}.sock"))
+    }
+
+    /// Path of the control socket.
+    #[must_use]
+    pub fn control(&self) -> PathBuf {
+        self.dir.join("control").join("api.sock")
+    }
+
+    /// Where the daemon's log is.
+    #[must_use]
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.join("spanblk.log")
+    }
+
+    /// The end of the daemon's log.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.log_path()).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        format!("log of spanblk:\n{}", lines[lines.len().saturating_sub(20)..].join("\n"))
+    }
+
+    fn socket_dir(&self) -> PathBuf {
+        self.dir.join("vhost")
+    }
+}

@@ -1,0 +1,287 @@
+//! A QEMU guest that runs as an unprivileged user.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use super::agent::Agent;
+use super::image::Image;
+use super::qmp::Qmp;
+use super::tools::{Process, RunDir, UNPRIVILEGED_ID, give_to_guest_user, is_root, unprivileged, wait_for};
+
+/// How the guest's instructions are executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accel {
+    /// By the processor.
+    Kvm,
+    /// By QEMU's emulation.
+    Tcg,
+}
+
+/// A vhost-user-blk device of a guest.
+#[derive(Clone, Debug)]
+pub struct Drive {
+    /// Device id, unique in the guest.
+    pub id: String,
+    /// The backend's socket.
+    pub socket: PathBuf,
+    /// Virtqueues.
+    pub queues: u16,
+}
+
+impl Drive {
+    /// A drive.
+    #[must_use]
+    pub fn new(id: &str, socket: &Path, queues: u16) -> Drive {
+        Drive { id: id.to_owned(), socket: socket.to_owned(), queues }
+    }
+}
+
+/// A running guest.
+#[derive(Debug)]
+pub struct Machine {
+    /// Runs commands in it.
+    pub agent: Agent,
+    /// Steers its QEMU.
+    pub qmp: Qmp,
+    process: Process,
+    dir: PathBuf,
+}
+
+/// Root ports for hot-plug; slots 1 to this.
+const HOTPLUG_PORTS: u16 = 3;
+
+/// Longest start of a guest, emulated and on a loaded machine.
+const BOOT_LIMIT: Duration = Duration::from_secs(90);
+
+impl Machine {
+    /// Starts a guest with these drives and waits until it takes commands; with the time from start to there.
+    ///
+    /// # Errors
+    /// QEMU refuses, or the guest does not come up; with the end of its console.
+    pub fn boot(run: &RunDir, image: &Image, accel: Accel, drives: &[Drive]) -> Result<(Machine, Duration)> {
+        let started = Instant::now();
+        let dir = run.guest_dir(&format!("guest-{}", unique()))?;
+        let process = start_qemu(&dir, &image.place_in(&dir)?, accel, drives)?;
+        let connected = connect(process, &dir);
+        let mut machine = connected.with_context(|| stderr_of(&dir))?;
+        machine.wait_ready()?;
+        Ok((machine, started.elapsed()))
+    }
+
+    /// The last lines of the kernel's console, and what QEMU complained about.
+    #[must_use]
+    pub fn console_tail(&self) -> String {
+        let console = fs::read(self.dir.join("console")).unwrap_or_default();
+        let console = String::from_utf8_lossy(&console);
+        let lines: Vec<&str> = console.lines().collect();
+        let tail = lines[lines.len().saturating_sub(15)..].join("\n");
+        format!("console of the guest:\n{tail}\n{}", stderr_of(&self.dir))
+    }
+
+    /// Lines of the kernel's console that tell of a fault of a disk or of the kernel itself.
+    #[must_use]
+    pub fn complaints(&self) -> Vec<String> {
+        const SIGNS: [&str; 7] =
+            ["I/O error", "BUG:", "Oops", "is not a head", "hung_task", "blocked for more than", "corrupt"];
+        let console = fs::read(self.dir.join("console")).unwrap_or_default();
+        let console = String::from_utf8_lossy(&console);
+        console.lines().filter(|l| SIGNS.iter().any(|s| l.contains(s))).map(str::to_owned).collect()
+    }
+
+    /// Adds a drive to the running guest, in this slot (from 1).
+    ///
+    /// # Errors
+    /// QEMU refuses.
+    pub fn plug(&mut self, drive: &Drive, slot: u16) -> Result<()> {
+        assert!((1..=HOTPLUG_PORTS).contains(&slot));
+        let address = json!({ "type": "unix", "data": { "path": drive.socket } });
+        let backend = json!({ "type": "socket", "data": { "addr": address, "server": false, "reconnect": 1 } });
+        self.qmp.execute("chardev-add", json!({ "id": format!("c-{}", drive.id), "backend": backend }))?;
+        let device = json!({
+            "driver": "vhost-user-blk-pci", "id": drive.id, "chardev": format!("c-{}", drive.id),
+            "num-queues": drive.queues, "bus": format!("rp{slot}"),
+        });
+        self.qmp.execute("device_add", device)?;
+        Ok(())
+    }
+
+    /// Takes a drive out of the running guest, which must agree.
+    ///
+    /// # Errors
+    /// It does not within 30 s.
+    pub fn unplug(&mut self, id: &str) -> Result<()> {
+        self.qmp.forget_events();
+        self.qmp.execute("device_del", json!({ "id": id }))?;
+        self.qmp.wait_event("DEVICE_DELETED").context("the guest did not let go of the disk")?;
+        // QEMU lets go of the socket a little after the device.
+        let chardev = json!({ "id": format!("c-{id}") });
+        wait_for("end of the disk's socket in QEMU", Duration::from_secs(10), || {
+            self.qmp.execute("chardev-remove", chardev.clone()).ok()
+        })?;
+        Ok(())
+    }
+
+    /// Presses the reset button and waits until the guest is up again.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn reset(&mut self) -> Result<()> {
+        self.qmp.execute("system_reset", json!({}))?;
+        self.wait_ready()
+    }
+
+    /// Waits in short turns, so that a guest that cannot start is told from a slow one.
+    fn wait_ready(&mut self) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let Err(error) = self.agent.wait_ready(Duration::from_secs(1)) else { return Ok(()) };
+            let console = self.console_tail();
+            let hopeless = console.contains("Kernel panic") || self.process.exited().is_some();
+            if hopeless || started.elapsed() > BOOT_LIMIT {
+                bail!("{error:#}\n{console}");
+            }
+        }
+    }
+
+    /// Pulls the plug: QEMU ends by itself, the guest is not asked.
+    ///
+    /// # Errors
+    /// QEMU does not end.
+    pub fn quit(mut self) -> Result<()> {
+        self.qmp.execute("quit", json!({}))?;
+        self.process.wait_success(Duration::from_secs(30))
+    }
+
+    /// Shuts the guest down from within and waits for QEMU to end.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn power_off(mut self) -> Result<()> {
+        self.agent.send("sync; poweroff -f")?;
+        self.process.wait_success(Duration::from_secs(60))
+    }
+}
+
+/// Whether a guest really runs on /dev/kvm: the device may be there and still not run one. The reason if not.
+pub fn probe_kvm(run: &RunDir, image: &Image) -> Result<Accel, String> {
+    if fs::metadata("/dev/kvm").is_err() {
+        return Err("no /dev/kvm".to_owned());
+    }
+    let booted = (|| -> Result<()> {
+        let dir = run.guest_dir("probe")?;
+        let mut process = start_qemu(&dir, &image.place_in(&dir)?, Accel::Kvm, &[])?;
+        let control = dir.join("control");
+        let stream = wait_for("QEMU with KVM", Duration::from_secs(10), || {
+            UnixStream::connect(&control).ok().map(Some).or_else(|| process.exited().map(|_| None))
+        })?;
+        let stream = stream.with_context(|| stderr_of(&dir))?;
+        let mut agent = Agent::new(stream);
+        // Looked at in short turns: QEMU says at once when the processor cannot be used, and then waits for ever.
+        for _ in 0..20 {
+            if agent.wait_ready(Duration::from_millis(500)).is_ok() {
+                return Ok(());
+            }
+            let complaint = stderr_of(&dir);
+            if complaint.contains("KVM") || process.exited().is_some() {
+                bail!("{}", complaint.lines().next().unwrap_or("QEMU ended"));
+            }
+        }
+        bail!("no guest came up within 10 s");
+    })();
+    booted.map(|()| Accel::Kvm).map_err(|e| format!("/dev/kvm is there, but a guest does not run on it: {e}"))
+}
+
+fn connect(mut process: Process, dir: &Path) -> Result<Machine> {
+    // QEMU makes the command port first and waits for us on it; the rest follows.
+    let control = dir.join("control");
+    let stream = wait_for("QEMU's command port", Duration::from_secs(20), || {
+        UnixStream::connect(&control).ok().map(Some).or_else(|| process.exited().map(|_| None))
+    })?;
+    let agent = Agent::new(stream.context("QEMU ended at once")?);
+    let qmp = Qmp::connect(&dir.join("qmp"))?;
+    Ok(Machine { agent, qmp, process, dir: dir.to_owned() })
+}
+
+fn start_qemu(dir: &Path, image: &Image, accel: Accel, drives: &[Drive]) -> Result<Process> {
+    let mut command = match accel {
+        Accel::Tcg => unprivileged("qemu-system-x86_64"),
+        Accel::Kvm => unprivileged_with_kvm(dir)?,
+    };
+    let (accel, cpu) = match accel {
+        Accel::Kvm => ("kvm", "host"),
+        // Fewer features to set up than `max`: the kernel is up sooner.
+        Accel::Tcg => ("tcg", "Nehalem"),
+    };
+    let machine = format!(
+        "q35,accel={accel},memory-backend=mem,usb=off,hpet=off,vmport=off,smbus=off,sata=off,graphics=off,pit=on"
+    );
+    let kernel_line = "console=ttyS0,115200 quiet nokaslr mitigations=off no_timer_check tsc=reliable panic=-1 oops=panic \
+                       random.trust_cpu=on lab.port=ttyS1";
+    command
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-machine", &machine])
+        .args(["-object", "memory-backend-memfd,id=mem,size=256M,share=on", "-m", "256M", "-smp", "2", "-cpu", cpu])
+        .arg("-kernel")
+        .arg(&image.kernel)
+        .arg("-initrd")
+        .arg(&image.initrd)
+        .args(["-append", kernel_line])
+        .args(["-chardev", &format!("file,id=console,path={}", dir.join("console").display())])
+        .args(["-serial", "chardev:console"])
+        .args(["-chardev", &format!("socket,id=control,path={},server=on,wait=on", dir.join("control").display())])
+        .args(["-serial", "chardev:control"])
+        .args(["-qmp", &format!("unix:{},server=on,wait=off", dir.join("qmp").display())]);
+    for slot in 1..=HOTPLUG_PORTS {
+        command.args(["-device", &format!("pcie-root-port,id=rp{slot},chassis={slot},slot={slot}")]);
+    }
+    for drive in drives {
+        let (id, socket) = (&drive.id, drive.socket.display());
+        command.args(["-chardev", &format!("socket,id=c-{id},path={socket},reconnect=1")]);
+        let queues = drive.queues;
+        command.args(["-device", &format!("vhost-user-blk-pci,id={id},chardev=c-{id},num-queues={queues}")]);
+    }
+    let stderr = fs::File::create(dir.join("stderr"))?;
+    command.stdout(Stdio::null()).stderr(stderr);
+    Process::start("QEMU", &mut command)
+}
+
+/// QEMU as an unprivileged user who may nevertheless use the processor: where /dev/kvm belongs to root alone, a device node of
+/// its own lies over /dev/kvm in a mount namespace of its own; the host stays as it is.
+fn unprivileged_with_kvm(dir: &Path) -> Result<Command> {
+    if !is_root() {
+        return Ok(unprivileged("qemu-system-x86_64"));
+    }
+    let device = fs::metadata("/dev/kvm")?.rdev();
+    let (major, minor) = ((device >> 8) & 0xfff, (device & 0xff) | ((device >> 12) & !0xff));
+    let node = dir.join("kvm");
+    if !node.exists() {
+        let done = Command::new("mknod").arg(&node).args(["c", &major.to_string(), &minor.to_string()]).status()?;
+        anyhow::ensure!(done.success(), "mknod failed");
+        give_to_guest_user(&node)?;
+    }
+    let id = UNPRIVILEGED_ID;
+    let script = format!(
+        "mount --bind {} /dev/kvm && exec setpriv --reuid {id} --regid {id} --clear-groups --no-new-privs --pdeathsig KILL -- \
+         qemu-system-x86_64 \"$@\"",
+        node.display()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--", "sh", "-c", &script, "sh"]).stdin(Stdio::null());
+    Ok(command)
+}
+
+fn stderr_of(dir: &Path) -> String {
+    fs::read_to_string(dir.join("stderr")).unwrap_or_default()
+}
+
+fn unique() -> u32 {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}

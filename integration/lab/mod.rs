@@ -1,0 +1,14 @@
+//! Building blocks of the integration runs: guests, host processes, faulty disks, and a report with one line per check.
+//!
+//! Each run is a test target with its own `main`; none of them uses every block.
+#![allow(dead_code)]
+
+pub mod agent;
+pub mod daemon;
+pub mod fio;
+pub mod image;
+pub mod machine;
+pub mod qmp;
+pub mod reference;
+pub mod report;
+pub mod tools;

@@ -1,0 +1,218 @@
+//! Processes, directories and waiting.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// The user that guests run as when the run itself is root's: `nobody`.
+pub const UNPRIVILEGED_ID: u32 = 65534;
+
+/// Whether this process is root.
+#[must_use]
+pub fn is_root() -> bool {
+    own_uid() == Some(0)
+}
+
+fn own_uid() -> Option<u32> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    status.lines().find_map(|l| l.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
+}
+
+/// A number from the environment, or the default.
+///
+/// # Panics
+/// If the variable is set to something that is no number: a run with other counts than asked for would mislead.
+#[must_use]
+pub fn number_from_env(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")),
+        Err(_) => default,
+    }
+}
+
+/// A command that dies with this process, so that a run which is interrupted leaves nothing behind.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program).stdin(Stdio::null());
+    command
+}
+
+/// As [`command`], as an unprivileged user if we are root.
+pub fn unprivileged(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    if is_root() {
+        let id = UNPRIVILEGED_ID.to_string();
+        command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--no-new-privs"]);
+    }
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program).stdin(Stdio::null());
+    command
+}
+
+/// Runs a command to its end; its standard output, or an error with everything it said.
+///
+/// # Errors
+/// The program is missing or its exit code is not 0.
+pub fn run(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("cannot start {command:?}; run ci/install"))?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("{command:?}: {}\n{stdout}{stderr}", output.status);
+    }
+    Ok(stdout)
+}
+
+/// Waits until `ready` gives a value.
+///
+/// # Errors
+/// After `limit`, naming `what`.
+pub fn wait_for<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = ready() {
+            return Ok(value);
+        }
+        ensure!(started.elapsed() < limit, "{what}: nothing after {} s", limit.as_secs());
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A child process that is killed when its owner goes.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    name: String,
+}
+
+impl Process {
+    /// Starts a command.
+    ///
+    /// # Errors
+    /// The program is missing.
+    pub fn start(name: &str, command: &mut Command) -> Result<Process> {
+        let child = command.spawn().with_context(|| format!("cannot start {name}; run ci/install"))?;
+        Ok(Process { child, name: name.to_owned() })
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it exited with, if it has.
+    pub fn exited(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Kills it with SIGKILL and waits until it is gone.
+    pub fn kill(&mut self) {
+        // Both fail only when it is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Sends SIGTERM.
+    ///
+    /// # Errors
+    /// `kill` is missing or failed.
+    pub fn terminate(&self) -> Result<()> {
+        run(Command::new("kill").arg("-TERM").arg(self.id().to_string())).map(drop)
+    }
+
+    /// Waits for it to exit with code 0.
+    ///
+    /// # Errors
+    /// It still runs after `limit`, or exited with another code.
+    pub fn wait_success(&mut self, limit: Duration) -> Result<()> {
+        let name = self.name.clone();
+        let status = wait_for(&format!("end of {name}"), limit, || self.exited())?;
+        ensure!(status.success(), "{name}: {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Directories of one run: `disks` on the build's file system (room, O_DIRECT), `sockets` short enough for a socket path
+/// and open to the unprivileged user.
+#[derive(Debug)]
+pub struct RunDir {
+    disks: tempfile::TempDir,
+    sockets: tempfile::TempDir,
+}
+
+impl RunDir {
+    /// Fresh directories, removed when dropped.
+    ///
+    /// # Errors
+    /// They cannot be made.
+    pub fn new() -> Result<RunDir> {
+        let base = target_dir();
+        fs::create_dir_all(&base)?;
+        let disks = tempfile::Builder::new().prefix("run-").tempdir_in(&base)?;
+        let sockets = tempfile::Builder::new().prefix("spanblk-lab-").tempdir()?;
+        fs::set_permissions(sockets.path(), fs::Permissions::from_mode(0o755))?;
+        Ok(RunDir { disks, sockets })
+    }
+
+    /// Where disks go.
+    #[must_use]
+    pub fn disks(&self) -> &Path {
+        self.disks.path()
+    }
+
+    /// Where sockets go.
+    #[must_use]
+    pub fn sockets(&self) -> &Path {
+        self.sockets.path()
+    }
+
+    /// A new directory under [`RunDir::sockets`] that belongs to the user guests run as.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn guest_dir(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.sockets.path().join(name);
+        fs::create_dir(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        give_to_guest_user(&dir)?;
+        Ok(dir)
+    }
+}
+
+/// Gives a file or directory to the user guests run as.
+///
+/// # Errors
+/// As of `chown`.
+pub fn give_to_guest_user(path: &Path) -> Result<()> {
+    if is_root() {
+        std::os::unix::fs::chown(path, Some(UNPRIVILEGED_ID), Some(UNPRIVILEGED_ID))?;
+    }
+    Ok(())
+}
+
+/// Where the lab keeps what outlives a run: `target/lab`.
+#[must_use]
+pub fn target_dir() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
+    target.join("lab")
+}
+
+/// A file of `size` bytes without any data in it.
+///
+/// # Errors
+/// As of the file system.
+pub fn sparse_file(path: &Path, size: u64) -> Result<()> {
+    fs::File::create(path).and_then(|f| f.set_len(size)).with_context(|| format!("creating {}", path.display()))
+}
