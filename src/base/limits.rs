@@ -65,6 +65,9 @@ pub const IO_RETRIES_MAX: u8 = 32;
 /// Chains popped from one virtqueue before the next one has its turn.
 pub const POP_BATCH: usize = 128;
 
+/// Messages that a reactor takes before it looks at its rings again.
+pub const MESSAGES_PER_TURN: usize = 256;
+
 /// Guest requests one reactor can have in flight.
 pub const REQUEST_SLOTS: usize = 1024;
 

@@ -1,0 +1,313 @@
+//! One vring: chains in, completions out. Knows guest memory and the pipeline, but no descriptor, ring or thread.
+//!
+//! Every chain popped is given back exactly once: the table of heads knows which ones the guest is owed. A guest that breaks
+//! the rules of the ring itself (not just those of a request) breaks its ring, and nothing else.
+//!
+//! Unsafe: the status byte is written here.
+
+#[cfg(test)]
+mod tests;
+mod used;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions};
+
+use super::messages::{Outbox, RingAddresses, RingConfig};
+use super::pipeline::{Finished, Pipeline, RequestSlot, Token};
+use crate::base::clock::Nanos;
+use crate::base::ids::ReactorId;
+use crate::base::limits::{POP_BATCH, QUEUE_SIZE_MAX};
+use crate::engine::Engine;
+use crate::shared::VhdState;
+use crate::virtio::device::DeviceLimits;
+use crate::virtio::parse::{Answer, ParseError, Parsed, parse};
+use crate::virtio::request::RequestKind;
+use used::{AVAILABLE_ENTRY, RING_EXTRA, USED_ENTRY, UsedRing};
+
+/// Bytes of a descriptor.
+const DESCRIPTOR: u64 = 16;
+
+/// How a guest (or its VMM) broke a ring.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RingFault {
+    #[error("a size of {0}: it must be a power of two, at most {QUEUE_SIZE_MAX}")]
+    Size(u16),
+    #[error("the {what} at guest address {address:#x} is misaligned or outside guest memory")]
+    Address { what: &'static str, address: u64 },
+    #[error("the available index moved further than the ring is long, or more is available than exists")]
+    AvailableIndex,
+    #[error("descriptor {0} is available, which is outside the table")]
+    HeadOutOfRange(u16),
+    #[error("descriptor {0} is available, which is still in use")]
+    HeadInUse(u16),
+    #[error("guest memory is not accessible: {0}")]
+    Memory(#[from] GuestMemoryError),
+    #[error("virtqueue: {0}")]
+    Queue(#[from] virtio_queue::Error),
+    #[error("the {0} descriptor is not an eventfd")]
+    NotAnEventfd(&'static str),
+    #[error("the kick eventfd cannot be watched")]
+    KickLost,
+}
+
+/// A chain that the guest is owed.
+#[derive(Clone, Copy)]
+struct Head {
+    parsed: Parsed,
+    kind: RequestKind,
+}
+
+/// What [`Ring::pop`] left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Popped {
+    /// Nothing: the guest will kick.
+    All,
+    /// Maybe more: pop again, the guest will not kick.
+    More,
+}
+
+/// A chain that was no valid request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Malformed {
+    /// How many of them since the last time somebody asked.
+    pub count: u64,
+    /// What was wrong with the last one.
+    pub error: ParseError,
+}
+
+/// A vring being served.
+pub(super) struct Ring {
+    pub vhd: Arc<VhdState>,
+    pub index: u16,
+    pub writeback: Arc<AtomicBool>,
+    size: u16,
+    addresses: RingAddresses,
+    memory: Arc<GuestMemoryMmap>,
+    /// Maps that requests in flight may still point into.
+    old_memory: Vec<Arc<GuestMemoryMmap>>,
+    limits: DeviceLimits,
+    queue: Queue,
+    used: UsedRing,
+    heads: Box<[Option<Head>]>,
+    in_flight: u16,
+    malformed: Option<Malformed>,
+}
+
+impl Ring {
+    /// Checks the ring of a configuration and opens it.
+    pub fn open(config: &RingConfig) -> Result<Ring, RingFault> {
+        let size = config.size;
+        if !size.is_power_of_two() || size > QUEUE_SIZE_MAX {
+            return Err(RingFault::Size(size));
+        }
+        check_addresses(&config.memory, config.addresses, size)?;
+        let mut queue = Queue::new(size)?;
+        queue.try_set_desc_table_address(GuestAddress(config.addresses.descriptors))?;
+        queue.try_set_avail_ring_address(GuestAddress(config.addresses.available))?;
+        queue.try_set_used_ring_address(GuestAddress(config.addresses.used))?;
+        queue.set_event_idx(config.event_idx);
+        queue.set_next_avail(config.next_available);
+        queue.set_ready(true);
+        let vhd = &config.vhd.settings;
+        Ok(Ring {
+            vhd: Arc::clone(&config.vhd),
+            index: config.index,
+            writeback: Arc::clone(&config.writeback),
+            size,
+            addresses: config.addresses,
+            memory: Arc::clone(&config.memory),
+            old_memory: Vec::new(),
+            limits: DeviceLimits::new(vhd.size, vhd.block_size, vhd.read_only, vhd.geometry, config.features),
+            queue,
+            used: UsedRing::open(&config.memory, config.addresses, size, config.event_idx)?,
+            heads: vec![None; usize::from(size)].into_boxed_slice(),
+            in_flight: 0,
+            malformed: None,
+        })
+    }
+
+    /// Request slots to reserve: one for every entry, and one for an internal flush.
+    pub fn slots(&self) -> usize {
+        usize::from(self.size) + 1
+    }
+
+    /// Chains popped and not given back.
+    pub fn in_flight(&self) -> u16 {
+        self.in_flight
+    }
+
+    /// The next available index to pop.
+    pub fn next_available(&self) -> u16 {
+        self.queue.next_avail()
+    }
+
+    /// The malformed chains since the last call.
+    pub fn take_malformed(&mut self) -> Option<Malformed> {
+        self.malformed.take()
+    }
+
+    /// Uses another map of guest memory from now on.
+    pub fn set_memory(&mut self, memory: Arc<GuestMemoryMmap>) -> Result<(), RingFault> {
+        check_addresses(&memory, self.addresses, self.size)?;
+        let old = std::mem::replace(&mut self.memory, memory);
+        if self.in_flight > 0 {
+            self.old_memory.push(old);
+        }
+        Ok(())
+    }
+
+    /// Pops a batch of chains and starts their requests. `token` makes the name of the request with a given head.
+    pub fn pop<E: Engine, O: Outbox>(
+        &mut self,
+        pipeline: &mut Pipeline<E, O>,
+        reactor: ReactorId,
+        token: impl Fn(u16) -> Token,
+        now: Nanos,
+    ) -> Result<Popped, RingFault> {
+        let memory = Arc::clone(&self.memory);
+        let memory: &GuestMemoryMmap = &memory;
+        let mut budget = POP_BATCH;
+        let mut more_announced = false;
+        loop {
+            self.queue.disable_notification(memory)?;
+            let before = budget;
+            while budget > 0 {
+                // The slot comes first: what there is no room for stays in the guest's ring.
+                let slot = if self.in_flight < self.size { pipeline.prepare() } else { None };
+                // The index is read again for every chain, so that what comes meanwhile is in the same batch.
+                let chain = self.queue.iter(memory).map_err(available_fault)?.next();
+                let (slot, chain) = match (slot, chain) {
+                    (Some(slot), Some(chain)) => (slot, chain),
+                    (None, Some(_)) => return Err(RingFault::AvailableIndex),
+                    (slot, None) => {
+                        slot.into_iter().for_each(|slot| pipeline.abandon(slot));
+                        break;
+                    }
+                };
+                budget -= 1;
+                let head = chain.head_index();
+                if let Err(fault) = self.check_head(head) {
+                    pipeline.abandon(slot);
+                    return Err(fault);
+                }
+                match parse(chain, memory, &self.limits, pipeline.request_mut(slot)) {
+                    Ok(parsed) => self.start(pipeline, slot, head, parsed, token(head), now),
+                    Err(rejected) => {
+                        pipeline.abandon(slot);
+                        self.reject(reactor, head, rejected.error, rejected.answer)?;
+                    }
+                }
+            }
+            if budget == 0 {
+                return Ok(Popped::More);
+            }
+            if !self.queue.enable_notification(memory)? {
+                return Ok(Popped::All);
+            }
+            if more_announced && budget == before {
+                return Err(RingFault::AvailableIndex);
+            }
+            more_announced = true;
+        }
+    }
+
+    fn check_head(&self, head: u16) -> Result<(), RingFault> {
+        match self.heads.get(usize::from(head)) {
+            Some(None) => Ok(()),
+            Some(Some(_)) => Err(RingFault::HeadInUse(head)),
+            None => Err(RingFault::HeadOutOfRange(head)),
+        }
+    }
+
+    fn start<E: Engine, O: Outbox>(
+        &mut self,
+        pipeline: &mut Pipeline<E, O>,
+        slot: RequestSlot,
+        head: u16,
+        parsed: Parsed,
+        token: Token,
+        now: Nanos,
+    ) {
+        let kind = pipeline.request_mut(slot).kind;
+        self.heads[usize::from(head)] = Some(Head { parsed, kind });
+        self.in_flight += 1;
+        let writethrough = !self.writeback.load(Ordering::Relaxed);
+        pipeline.start(slot, &self.vhd, writethrough, token, now);
+    }
+
+    fn reject(
+        &mut self,
+        reactor: ReactorId,
+        head: u16,
+        error: ParseError,
+        answer: Option<Answer>,
+    ) -> Result<(), RingFault> {
+        if let Some(answer) = answer {
+            // SAFETY: the byte was found in `self.memory`, which is mapped.
+            unsafe { answer.at.write(answer.status) };
+        }
+        self.vhd.metrics.of(reactor).malformed.fetch_add(1, Ordering::Relaxed);
+        let count = self.malformed.map_or(0, |malformed| malformed.count) + 1;
+        self.malformed = Some(Malformed { count, error });
+        // A length of 0 promises nothing of the buffers; drivers look at the status byte.
+        self.used.put(&self.memory, head, 0)?;
+        Ok(())
+    }
+
+    /// Gives a chain back: status byte, then used entry. The guest sees it after [`Ring::publish`].
+    ///
+    /// # Panics
+    /// If the guest is not owed that chain.
+    pub fn complete(&mut self, head: u16, finished: &Finished) -> Result<(), RingFault> {
+        let Head { parsed, kind } = self.heads[usize::from(head)].take().expect("a chain is given back once");
+        self.in_flight -= 1;
+        // SAFETY: the byte was found in `self.memory` or in one of `self.old_memory`, which are mapped until no chain is in
+        // flight.
+        unsafe { parsed.status.write(finished.status) };
+        if self.in_flight == 0 {
+            self.old_memory.clear();
+        }
+        self.used.put(&self.memory, head, parsed.used_len(kind, finished.status))?;
+        Ok(())
+    }
+
+    /// Whether [`Ring::publish`] has something to show.
+    pub fn has_unpublished(&self) -> bool {
+        self.used.has_unpublished()
+    }
+
+    /// Shows the guest what was given back. Returns whether to interrupt it.
+    pub fn publish(&mut self) -> Result<bool, RingFault> {
+        Ok(self.used.publish(&self.memory)?)
+    }
+}
+
+fn available_fault(error: virtio_queue::Error) -> RingFault {
+    if matches!(error, virtio_queue::Error::InvalidAvailRingIndex) {
+        return RingFault::AvailableIndex;
+    }
+    RingFault::Queue(error)
+}
+
+fn check_addresses(memory: &GuestMemoryMmap, addresses: RingAddresses, size: u16) -> Result<(), RingFault> {
+    let size = u64::from(size);
+    let parts = [
+        ("descriptor table", addresses.descriptors, size * DESCRIPTOR, 16, Permissions::Read),
+        ("available ring", addresses.available, size * AVAILABLE_ENTRY + RING_EXTRA, 2, Permissions::Read),
+        ("used ring", addresses.used, size * USED_ENTRY + RING_EXTRA, 4, Permissions::Write),
+    ];
+    for (what, address, len, alignment, access) in parts {
+        let len = usize::try_from(len).expect("a ring fits memory");
+        let legal = address != 0
+            && address.is_multiple_of(alignment)
+            && address.checked_add(len as u64).is_some()
+            && memory.check_range(GuestAddress(address), len, access);
+        if !legal {
+            return Err(RingFault::Address { what, address });
+        }
+    }
+    Ok(())
+}

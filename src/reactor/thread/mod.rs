@@ -1,0 +1,200 @@
+//! The reactor thread: one loop around the rings, the pipeline and the engine.
+//!
+//! Each turn takes messages and events, pops from the rings that were kicked, lets the pipeline go on, gives back what is
+//! done, and ends in the one system call that submits the batch and waits for the next.
+
+mod gate;
+mod rings;
+mod signal;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::inbox::Inbox;
+use super::messages::{Outbox, ReactorMessage};
+use super::pipeline::{Pipeline, PipelineMessage};
+use crate::base::clock::{self, Nanos};
+use crate::base::ids::ReactorId;
+use crate::base::limits::MESSAGES_PER_TURN;
+use crate::engine::uring::{Event, EventTag, SetupError, UringEngine, Wait};
+use crate::shared::DiskState;
+use rings::{Rings, UringPipeline};
+
+/// The inbox's own event.
+const INBOX: EventTag = EventTag((1 << 56) - 2);
+
+/// How often rings without a kick eventfd are looked at.
+const POLL_INTERVAL: Duration = Duration::from_micros(100);
+
+/// A reactor to start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReactorConfig {
+    /// Its number.
+    pub id: ReactorId,
+    /// The CPU to run on; `None` leaves it to the kernel.
+    pub cpu: Option<usize>,
+}
+
+/// Why a reactor did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No thread.
+    #[error("cannot start a reactor thread: {0}")]
+    Thread(#[source] io::Error),
+    /// No engine.
+    #[error(transparent)]
+    Engine(#[from] SetupError),
+    /// The CPU does not exist or is not ours.
+    #[error("cannot run a reactor on CPU {cpu}: {source}; give CPUs that this process may use")]
+    Cpu {
+        /// The CPU.
+        cpu: usize,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Starts a reactor. It runs until [`ReactorMessage::Shutdown`].
+///
+/// # Errors
+/// The thread, its io_uring or its CPU is not to be had.
+pub fn spawn<O>(config: ReactorConfig, inbox: Inbox, outbox: O) -> Result<JoinHandle<()>, StartError>
+where
+    O: Outbox + Send + 'static,
+{
+    let (started, outcome) = crossbeam_channel::bounded(1);
+    let body = move || match prepare(config) {
+        Ok(engine) => {
+            let _ = started.send(Ok(()));
+            Reactor::new(config.id, inbox, engine, outbox).run();
+        }
+        Err(error) => {
+            let _ = started.send(Err(error));
+        }
+    };
+    let builder = std::thread::Builder::new().name(format!("spanblk-r{}", config.id.0));
+    let thread = builder.spawn(body).map_err(StartError::Thread)?;
+    outcome.recv().expect("the thread tells how it started")?;
+    Ok(thread)
+}
+
+/// What must happen on the thread itself.
+fn prepare(config: ReactorConfig) -> Result<UringEngine, StartError> {
+    if let Some(cpu) = config.cpu {
+        pin(cpu).map_err(|source| StartError::Cpu { cpu, source })?;
+    }
+    Ok(UringEngine::new()?)
+}
+
+/// Ties the calling thread to one CPU.
+fn pin(cpu: usize) -> io::Result<()> {
+    if cpu >= libc::CPU_SETSIZE as usize {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: an all-zero set is an empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `cpu` is within the set, as checked above.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the set is valid for its size.
+    let result = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+struct Reactor<O: Outbox> {
+    inbox: Inbox,
+    rings: Rings,
+    pipeline: UringPipeline<O>,
+    leaving: bool,
+}
+
+impl<O: Outbox> Reactor<O> {
+    fn new(id: ReactorId, inbox: Inbox, mut engine: UringEngine, outbox: O) -> Reactor<O> {
+        engine.watch(inbox.wake_fd(), INBOX);
+        Reactor { inbox, rings: Rings::new(id), pipeline: Pipeline::new(id, engine, outbox), leaving: false }
+    }
+
+    fn run(mut self) {
+        loop {
+            let now = clock::now();
+            let messages_left = self.take_messages(now);
+            self.take_events(now);
+            if self.rings.has_polled() {
+                self.rings.queue_polled();
+            }
+            self.rings.pop_ready(&mut self.pipeline, now);
+            self.pipeline.poll(now);
+            self.rings.deliver(&mut self.pipeline, now);
+            if self.leaving && self.pipeline.is_idle() {
+                self.pipeline.engine.flush();
+                return;
+            }
+            self.wait(messages_left);
+        }
+    }
+
+    /// Submits the batch, and blocks if nothing is left to do.
+    fn wait(&mut self, messages_left: bool) {
+        let busy = messages_left || self.rings.has_ready() || self.pipeline.has_ready();
+        let wait = if busy || !self.inbox.prepare_to_sleep() {
+            Wait::No
+        } else if self.rings.has_polled() {
+            Wait::AtMost(POLL_INTERVAL)
+        } else {
+            Wait::Forever
+        };
+        self.pipeline.engine.wait(wait);
+        self.inbox.awake();
+    }
+
+    fn take_events(&mut self, now: Nanos) {
+        while let Some(event) = self.pipeline.engine.take_event() {
+            match event {
+                Event::Readable { tag: INBOX, watched } => {
+                    if !watched {
+                        self.pipeline.engine.watch(self.inbox.wake_fd(), INBOX);
+                    }
+                }
+                Event::WatchFailed { tag: INBOX } => panic!("the kernel cannot watch our own eventfd"),
+                other => self.rings.event(other, &mut self.pipeline.engine, now),
+            }
+        }
+    }
+
+    /// Takes messages; true if there may be more.
+    fn take_messages(&mut self, now: Nanos) -> bool {
+        for _ in 0..MESSAGES_PER_TURN {
+            let Some(message) = self.inbox.take() else { return false };
+            self.take_message(message, now);
+        }
+        true
+    }
+
+    fn take_message(&mut self, message: ReactorMessage, now: Nanos) {
+        let message = match message {
+            ReactorMessage::Ring(command) => return self.rings.command(command, &mut self.pipeline, now),
+            ReactorMessage::AddDisk { disk, file } => return self.add_disk(disk, file),
+            ReactorMessage::Shutdown => {
+                self.leaving = true;
+                return self.rings.leave();
+            }
+            ReactorMessage::Allocated { ticket, result } => PipelineMessage::Allocated { ticket, result },
+            ReactorMessage::Freed { ticket } => PipelineMessage::Freed { ticket },
+            ReactorMessage::Committed { ticket, ok } => PipelineMessage::Committed { ticket, ok },
+            ReactorMessage::ClaimReleased { vhd } => PipelineMessage::ClaimReleased { vhd },
+            ReactorMessage::Fence { fence, disk } => PipelineMessage::Fence { fence, disk },
+        };
+        self.pipeline.handle(message, now);
+    }
+
+    fn add_disk(&mut self, disk: Arc<DiskState>, file: Arc<OwnedFd>) {
+        if let Err(error) = self.pipeline.engine.add_disk(disk.id, file) {
+            // Requests to it will fail one by one, each with a typed error to the owner.
+            log::error!("disk {}: cannot be registered with io_uring, its requests will fail: {error}", disk.name);
+        }
+        self.pipeline.add_disk(disk);
+    }
+}

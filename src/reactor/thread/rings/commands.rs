@@ -1,0 +1,172 @@
+//! Starting, stopping and changing rings.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use vm_memory::GuestMemoryMmap;
+
+use super::super::signal::{CallFd, is_eventfd};
+use super::{FLUSH, Mode, Rings, Served, TAG_PLACE_BITS, TOKEN_PLACE_SHIFT, UringPipeline, signal_error};
+use crate::base::clock::Nanos;
+use crate::engine::uring::UringEngine;
+use crate::reactor::messages::{Outbox, RingCommand, RingConfig, RingKey, RingStopped};
+use crate::reactor::pipeline::Token;
+use crate::reactor::ring::{Ring, RingFault};
+
+impl Rings {
+    /// Carries out a command.
+    pub fn command<O: Outbox>(&mut self, command: RingCommand, pipeline: &mut UringPipeline<O>, now: Nanos) {
+        self.execute(command, pipeline, now);
+        self.polled = self.places.iter().flatten().filter(|served| served.is_polled()).count();
+    }
+
+    fn execute<O: Outbox>(&mut self, command: RingCommand, pipeline: &mut UringPipeline<O>, now: Nanos) {
+        match command {
+            RingCommand::Start(config) => self.start(*config, pipeline, now),
+            RingCommand::Stop { key, reply } => {
+                // Dropping the reply of an unknown ring tells that it never started.
+                let Some(place) = self.place(key) else { return };
+                let served = self.served(place);
+                served.mode = Mode::Ended;
+                served.stop = Some(reply);
+                self.settle(place, pipeline, now);
+            }
+            RingCommand::SetCall { key, call } => self.set_call(key, call, &mut pipeline.engine, now),
+            RingCommand::SetKick { key, kick } => self.set_kick(key, kick, &mut pipeline.engine, now),
+            RingCommand::SetMemory { key, memory } => self.set_memory(key, memory, &mut pipeline.engine, now),
+            RingCommand::SetWriteback { key, writeback, reply } => {
+                let Some(place) = self.place(key) else { return };
+                let served = self.served(place);
+                served.ring.writeback.store(writeback, Ordering::Relaxed);
+                if writeback {
+                    let _ = reply.send(true);
+                    return;
+                }
+                served.switching.push(reply);
+                self.settle(place, pipeline, now);
+            }
+        }
+    }
+
+    fn start<O: Outbox>(&mut self, config: RingConfig, pipeline: &mut UringPipeline<O>, now: Nanos) {
+        if self.leaving || self.by_key.contains_key(&config.key) {
+            return;
+        }
+        let ring = match Ring::open(&config) {
+            Ok(ring) => ring,
+            Err(fault) => {
+                self.log_broken(&config.vhd.settings.uuid, config.index, &fault, now);
+                if let Some(error) = config.error.filter(|error| is_eventfd(error.as_fd())) {
+                    signal_error(&error, &mut pipeline.engine);
+                    pipeline.engine.flush();
+                }
+                return;
+            }
+        };
+        pipeline.reserve(ring.slots());
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.places.push(None);
+            u32::try_from(self.places.len() - 1).expect("fewer rings than fit memory")
+        });
+        assert!(place < (1 << TAG_PLACE_BITS) - 2, "fewer rings than fit memory");
+        self.by_key.insert(config.key, place);
+        self.places[place as usize] = Some(Served {
+            key: config.key,
+            ring,
+            mode: Mode::Running,
+            kick: None,
+            call: None,
+            error: config.error.filter(|error| is_eventfd(error.as_fd())),
+            queued: false,
+            unpublished: false,
+            stop: None,
+            switching: Vec::new(),
+            flushing: false,
+        });
+        // Room for every ring at once, so that serving them allocates nothing.
+        self.ready.reserve(self.places.len());
+        self.unpublished.reserve(self.places.len());
+        self.set_call(config.key, config.call, &mut pipeline.engine, now);
+        self.set_kick(config.key, config.kick, &mut pipeline.engine, now);
+    }
+
+    fn set_call(&mut self, key: RingKey, call: Option<OwnedFd>, engine: &mut UringEngine, now: Nanos) {
+        let Some(place) = self.place(key) else { return };
+        // What was queued for the old descriptor goes out before it is closed.
+        engine.flush();
+        if call.as_ref().is_some_and(|call| !is_eventfd(call.as_fd())) {
+            return self.break_ring(place, &RingFault::NotAnEventfd("call"), engine, now);
+        }
+        let tag = self.new_tag(place);
+        let served = self.served(place);
+        served.call = call.map(|call| CallFd::new(call, tag));
+        // What was given back while there was no descriptor, or the other one: one interrupt too many is harmless.
+        if let Some(call) = &mut served.call {
+            call.signal(engine);
+        }
+    }
+
+    fn set_kick(&mut self, key: RingKey, kick: Option<OwnedFd>, engine: &mut UringEngine, now: Nanos) {
+        let Some(place) = self.place(key) else { return };
+        self.drop_kick(place, engine);
+        if let Some(kick) = kick {
+            if !is_eventfd(kick.as_fd()) {
+                return self.break_ring(place, &RingFault::NotAnEventfd("kick"), engine, now);
+            }
+            let tag = self.new_tag(place);
+            engine.watch(kick.as_fd(), tag);
+            self.served(place).kick = Some((kick, tag));
+        }
+        self.queue(place);
+    }
+
+    /// Forgets the kick eventfd; the ring is polled until it has another.
+    fn drop_kick(&mut self, place: u32, engine: &mut UringEngine) {
+        let Some((kick, tag)) = self.served(place).kick.take() else { return };
+        engine.unwatch(tag);
+        engine.flush();
+        drop(kick);
+    }
+
+    fn set_memory(&mut self, key: RingKey, memory: Arc<GuestMemoryMmap>, engine: &mut UringEngine, now: Nanos) {
+        let Some(place) = self.place(key) else { return };
+        if let Err(fault) = self.served(place).ring.set_memory(memory) {
+            self.break_ring(place, &fault, engine, now);
+        }
+    }
+
+    /// Goes on with what waits for the ring to have nothing in flight: a switch of the cache mode, then a stop.
+    pub(super) fn settle<O: Outbox>(&mut self, place: u32, pipeline: &mut UringPipeline<O>, now: Nanos) {
+        let Some(served) = &mut self.places[place as usize] else { return };
+        if served.ring.in_flight() > 0 || served.flushing {
+            return;
+        }
+        if !served.switching.is_empty() {
+            // Everything that was popped under the old mode has completed, so that the flush covers it.
+            served.flushing = true;
+            let token = Token(u64::from(place) << TOKEN_PLACE_SHIFT | FLUSH);
+            pipeline.flush_vhd(&served.ring.vhd, token, now);
+        } else if served.stop.is_some() && !served.unpublished {
+            self.remove(place, pipeline);
+        }
+    }
+
+    /// Lets go of a ring that has stopped, then answers.
+    fn remove<O: Outbox>(&mut self, place: u32, pipeline: &mut UringPipeline<O>) {
+        self.drop_kick(place, &mut pipeline.engine);
+        pipeline.engine.flush();
+        let served = self.places[place as usize].take().expect("looked at just now");
+        self.by_key.remove(&served.key);
+        if served.queued {
+            self.ready.retain(|&queued| queued != place);
+        }
+        self.free.push(place);
+        pipeline.unreserve(served.ring.slots());
+        let stopped = RingStopped { next_available: served.ring.next_available() };
+        let Served { stop, ring, .. } = served;
+        // The frontend may unmap its memory as soon as it has the answer.
+        drop(ring);
+        let _ = stop.expect("looked at just now").send(stopped);
+    }
+}

@@ -1,0 +1,287 @@
+//! The rings of one reactor: which ones are ready, which ones have something to show. `commands`: what vhost-user
+//! connections want of them.
+
+mod commands;
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+
+use crossbeam_channel::Sender;
+
+use super::gate::LogGate;
+use super::signal::{CallFd, may_block};
+use crate::base::clock::Nanos;
+use crate::base::ids::ReactorId;
+use crate::engine::uring::{Event, EventTag, UringEngine};
+use crate::reactor::messages::{Outbox, RingKey, RingStopped};
+use crate::reactor::pipeline::{Finished, Pipeline, Token};
+use crate::reactor::ring::{Malformed, Popped, Ring, RingFault};
+use crate::virtio::request::Status;
+
+/// The pipeline that runs in production.
+pub(super) type UringPipeline<O> = Pipeline<UringEngine, O>;
+
+/// Bits of a token: the head, whether it is an internal flush, the place of the ring.
+const FLUSH: u64 = 1 << 16;
+const TOKEN_PLACE_SHIFT: u32 = 17;
+/// Bits of an event tag: the place of the ring, then a number that makes tags of earlier descriptors meet nobody.
+const TAG_PLACE_BITS: u32 = 24;
+/// An event that nobody waits for.
+const NOBODY: EventTag = EventTag((1 << 56) - 1);
+
+/// Whether a ring pops.
+enum Mode {
+    Running,
+    /// No more popping: the frontend or the daemon wants it to end, or it is broken.
+    Ended,
+}
+
+struct Served {
+    key: RingKey,
+    ring: Ring,
+    mode: Mode,
+    kick: Option<(OwnedFd, EventTag)>,
+    call: Option<CallFd>,
+    error: Option<OwnedFd>,
+    /// In the queue of rings to pop from.
+    queued: bool,
+    /// In the list of rings with something to publish.
+    unpublished: bool,
+    stop: Option<Sender<RingStopped>>,
+    /// Who waits for the switch to writethrough: no popping until it is done.
+    switching: Vec<Sender<bool>>,
+    flushing: bool,
+}
+
+impl Served {
+    fn is_polled(&self) -> bool {
+        self.kick.is_none() && matches!(self.mode, Mode::Running)
+    }
+}
+
+/// All rings of a reactor.
+pub(super) struct Rings {
+    reactor: ReactorId,
+    places: Vec<Option<Served>>,
+    free: Vec<u32>,
+    by_key: HashMap<RingKey, u32>,
+    /// Rings to pop from, in turn.
+    ready: VecDeque<u32>,
+    /// Rings with something to publish.
+    unpublished: Vec<u32>,
+    next_tag: u64,
+    /// Rings that pop and have no kick eventfd.
+    polled: usize,
+    leaving: bool,
+    malformed_log: LogGate,
+    broken_log: LogGate,
+}
+
+impl Rings {
+    pub fn new(reactor: ReactorId) -> Rings {
+        Rings {
+            reactor,
+            places: Vec::new(),
+            free: Vec::new(),
+            by_key: HashMap::new(),
+            ready: VecDeque::new(),
+            unpublished: Vec::new(),
+            next_tag: 0,
+            polled: 0,
+            leaving: false,
+            malformed_log: LogGate::default(),
+            broken_log: LogGate::default(),
+        }
+    }
+
+    /// Whether some ring may have chains that nobody will announce.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Whether some ring must be looked at from time to time.
+    pub fn has_polled(&self) -> bool {
+        self.polled > 0
+    }
+
+    /// No ring pops any more.
+    pub fn leave(&mut self) {
+        self.leaving = true;
+        self.places.iter_mut().flatten().for_each(|served| served.mode = Mode::Ended);
+    }
+
+    /// Takes what happened on a descriptor of a ring.
+    pub fn event(&mut self, event: Event, engine: &mut UringEngine, now: Nanos) {
+        let (Event::Readable { tag, .. } | Event::WatchFailed { tag } | Event::Signalled { tag }) = event;
+        let place = u32::try_from(tag.0 & ((1 << TAG_PLACE_BITS) - 1)).expect("24 bits");
+        let Some(Some(served)) = self.places.get_mut(place as usize) else { return };
+        let is_kick = served.kick.as_ref().is_some_and(|kick| kick.1 == tag);
+        match event {
+            Event::Signalled { tag } => {
+                if let Some(call) = &mut served.call {
+                    call.delivered(tag, engine);
+                }
+            }
+            Event::Readable { watched, .. } if is_kick => {
+                if let (false, Some((kick, _))) = (watched, &served.kick) {
+                    engine.watch(kick.as_fd(), tag);
+                }
+                self.queue(place);
+            }
+            Event::WatchFailed { .. } if is_kick => self.break_ring(place, &RingFault::KickLost, engine, now),
+            // Of a descriptor that was given up.
+            Event::Readable { .. } | Event::WatchFailed { .. } => {}
+        }
+    }
+
+    /// Queues the rings that have no kick eventfd.
+    pub fn queue_polled(&mut self) {
+        for place in 0..self.places.len() {
+            if self.places[place].as_ref().is_some_and(Served::is_polled) {
+                self.queue(u32::try_from(place).expect("checked at start"));
+            }
+        }
+    }
+
+    /// Pops from every ring that is ready, once.
+    pub fn pop_ready<O: Outbox>(&mut self, pipeline: &mut UringPipeline<O>, now: Nanos) {
+        for _ in 0..self.ready.len() {
+            let Some(place) = self.ready.pop_front() else { return };
+            let reactor = self.reactor;
+            let Some(served) = &mut self.places[place as usize] else { continue };
+            served.queued = false;
+            if matches!(served.mode, Mode::Ended) || !served.switching.is_empty() {
+                continue;
+            }
+            let token = |head| Token(u64::from(place) << TOKEN_PLACE_SHIFT | u64::from(head));
+            let result = served.ring.pop(pipeline, reactor, token, now);
+            let malformed = served.ring.take_malformed();
+            self.note_unpublished(place);
+            match result {
+                Ok(Popped::All) => {}
+                Ok(Popped::More) => self.queue(place),
+                Err(fault) => self.break_ring(place, &fault, &mut pipeline.engine, now),
+            }
+            if let Some(malformed) = malformed {
+                self.log_malformed(place, malformed, now);
+            }
+        }
+    }
+
+    /// Gives back every chain whose request is done, and interrupts the guests that want to know.
+    pub fn deliver<O: Outbox>(&mut self, pipeline: &mut UringPipeline<O>, now: Nanos) {
+        while let Some(finished) = pipeline.next_finished() {
+            let place = u32::try_from(finished.token.0 >> TOKEN_PLACE_SHIFT).expect("our own token");
+            if finished.token.0 & FLUSH == 0 {
+                self.complete(place, &finished, &mut pipeline.engine, now);
+            } else {
+                self.flushed(place, finished.status);
+            }
+        }
+        while let Some(place) = self.unpublished.pop() {
+            let Some(served) = &mut self.places[place as usize] else { continue };
+            served.unpublished = false;
+            match served.ring.publish() {
+                Ok(true) => served.call.iter_mut().for_each(|call| call.signal(&mut pipeline.engine)),
+                Ok(false) => {}
+                Err(fault) => self.break_ring(place, &fault, &mut pipeline.engine, now),
+            }
+            self.settle(place, pipeline, now);
+        }
+    }
+
+    fn complete(&mut self, place: u32, finished: &Finished, engine: &mut UringEngine, now: Nanos) {
+        let head = u16::try_from(finished.token.0 & 0xffff).expect("16 bits");
+        let result = self.served(place).ring.complete(head, finished);
+        // Whatever the result: a stop may wait for this.
+        self.force_unpublished(place);
+        if let Err(fault) = result {
+            self.break_ring(place, &fault, engine, now);
+        }
+    }
+
+    /// The flush of a switch to writethrough is done.
+    fn flushed(&mut self, place: u32, status: Status) {
+        let served = self.served(place);
+        served.flushing = false;
+        for reply in served.switching.drain(..) {
+            let _ = reply.send(status == Status::Ok);
+        }
+        self.queue(place);
+        // So that a stop that waited for it goes on.
+        self.force_unpublished(place);
+    }
+
+    /// The guest or its VMM broke the ring: it pops no more, and waits to be stopped.
+    fn break_ring(&mut self, place: u32, fault: &RingFault, engine: &mut UringEngine, now: Nanos) {
+        let served = self.served(place);
+        if matches!(served.mode, Mode::Ended) {
+            return;
+        }
+        served.mode = Mode::Ended;
+        if let Some(error) = &served.error {
+            signal_error(error, engine);
+        }
+        let (uuid, index) = (served.ring.vhd.settings.uuid, served.ring.index);
+        self.log_broken(&uuid, index, fault, now);
+    }
+
+    fn log_broken(&mut self, vhd: &uuid::Uuid, index: u16, fault: &RingFault, now: Nanos) {
+        if let Some(held_back) = self.broken_log.pass(now) {
+            log::warn!(
+                "VHD {vhd}, queue {index}: the ring is broken and stops until the guest resets its device: {fault} \
+                 ({held_back} more broken rings not logged)"
+            );
+        }
+    }
+
+    fn log_malformed(&mut self, place: u32, malformed: Malformed, now: Nanos) {
+        if let Some(held_back) = self.malformed_log.pass(now) {
+            let ring = &self.served(place).ring;
+            let (vhd, index, Malformed { count, error }) = (ring.vhd.settings.uuid, ring.index, malformed);
+            log::warn!(
+                "VHD {vhd}, queue {index}: {count} malformed requests, the last one: {error} \
+                 ({held_back} batches with more not logged)"
+            );
+        }
+    }
+
+    fn queue(&mut self, place: u32) {
+        let served = self.served(place);
+        if !served.queued {
+            served.queued = true;
+            self.ready.push_back(place);
+        }
+    }
+
+    fn note_unpublished(&mut self, place: u32) {
+        if self.served(place).ring.has_unpublished() {
+            self.force_unpublished(place);
+        }
+    }
+
+    fn force_unpublished(&mut self, place: u32) {
+        let served = self.served(place);
+        if !served.unpublished {
+            served.unpublished = true;
+            self.unpublished.push(place);
+        }
+    }
+
+    fn new_tag(&mut self, place: u32) -> EventTag {
+        self.next_tag = (self.next_tag + 1) & 0xffff_ffff;
+        EventTag(self.next_tag << TAG_PLACE_BITS | u64::from(place))
+    }
+
+    fn place(&self, key: RingKey) -> Option<u32> {
+        self.by_key.get(&key).copied()
+    }
+
+    fn served(&mut self, place: u32) -> &mut Served {
+        self.places[place as usize].as_mut().expect("a ring stays until nothing of it is in flight")
+    }
+}
+
+fn signal_error(error: &OwnedFd, engine: &mut UringEngine) {
+    engine.signal(error.as_fd(), NOBODY, may_block(error.as_fd()));
+}

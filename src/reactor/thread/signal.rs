@@ -1,0 +1,58 @@
+//! Interrupting guests: at most one write to a call eventfd under way, and none forgotten.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use crate::engine::uring::{EventTag, UringEngine};
+
+/// The eventfd that interrupts the guest.
+pub(super) struct CallFd {
+    fd: OwnedFd,
+    tag: EventTag,
+    may_block: bool,
+    under_way: bool,
+    again: bool,
+}
+
+impl CallFd {
+    /// Signals of this descriptor are named `tag`.
+    pub fn new(fd: OwnedFd, tag: EventTag) -> CallFd {
+        let may_block = may_block(fd.as_fd());
+        CallFd { fd, tag, may_block, under_way: false, again: false }
+    }
+
+    /// Interrupts the guest with the next submission.
+    pub fn signal(&mut self, engine: &mut UringEngine) {
+        if self.under_way {
+            self.again = true;
+            return;
+        }
+        self.under_way = true;
+        engine.signal(self.fd.as_fd(), self.tag, self.may_block);
+    }
+
+    /// A signal has been delivered.
+    pub fn delivered(&mut self, tag: EventTag, engine: &mut UringEngine) {
+        if tag != self.tag {
+            return;
+        }
+        self.under_way = false;
+        if std::mem::take(&mut self.again) {
+            self.signal(engine);
+        }
+    }
+}
+
+/// Whether a write to the descriptor can wait.
+pub(super) fn may_block(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: takes no pointer.
+    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+    flags & libc::O_NONBLOCK == 0
+}
+
+/// Whether the descriptor is an eventfd, as far as that can be found out. Others could wake us without end.
+pub(super) fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
+    match std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())) {
+        Ok(target) => target.as_os_str() == "anon_inode:[eventfd]",
+        Err(_) => true,
+    }
+}
