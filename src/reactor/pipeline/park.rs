@@ -166,11 +166,15 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         count > 0
     }
 
-    /// Steps a request that was parked.
+    /// Steps a request that was parked. If its VHD was deleted meanwhile it fails: the slots that its map still names may
+    /// belong to others by now.
     pub(super) fn resume(&mut self, slot: RequestSlot) {
         let state = self.slots.request_mut(slot);
         assert!(state.parked);
         state.parked = false;
+        if state.vhd().is_deleted() {
+            state.fail(Status::IoError);
+        }
         self.run(slot);
     }
 

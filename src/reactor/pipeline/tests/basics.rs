@@ -3,8 +3,9 @@
 use super::world::{BLOCK, EXTENT, GARBAGE, Guest, Kind, Options, World};
 use crate::base::ids::{DiskId, ReactorId};
 use crate::base::rng::Rng;
-use crate::base::units::{BlockMask, ExtentIndex};
+use crate::base::units::{BlockMask, ExtentIndex, SlotIndex};
 use crate::engine::IoError;
+use crate::placement::ReplicaSet;
 use crate::reactor::messages::{AllocateError, OwnerRequest};
 use crate::reactor::pipeline::PipelineMessage;
 use crate::store::change::ChangeKind;
@@ -355,6 +356,18 @@ fn a_deleted_vhd_fails_every_request() {
     let mut world = World::new(&Options::default());
     world.vhd.mark_deleted();
     assert_eq!(world.write(0, &guest(1)), Status::IoError);
+}
+
+#[test]
+fn a_request_that_waited_while_its_vhd_was_deleted_does_not_touch_a_disk() {
+    let mut world = World::new(&Options::default());
+    let token = world.start(0, write_at(0), &guest(1));
+    let Some(OwnerRequest::Allocate { ticket, .. }) = world.mail.borrow_mut().owner.pop_front() else { panic!() };
+    world.vhd.map.place(ExtentIndex(0), ReplicaSet::single(DiskId(0), SlotIndex(0)));
+    world.vhd.mark_deleted();
+    world.tell(ReactorId(0), PipelineMessage::Allocated { ticket, result: Ok(()) });
+    assert!(world.pipelines[0].engine.pending.is_empty());
+    assert_eq!(world.status(token), Some(Status::IoError));
 }
 
 #[test]
