@@ -5,5 +5,9 @@
 //!
 //! Uses `base`, `placement`, `shared` and `disk`.
 
+pub mod batch;
 pub mod change;
 pub mod edit;
+pub mod page;
+pub mod pending;
+pub mod region;
