@@ -1,6 +1,89 @@
-//! The command line.
+//! The command line: what users type and see.
+//!
+//! Online commands speak the HTTP API with the types of `control::wire`; commands for disks that nobody serves use `disk` and
+//! `store` directly, under the pool's lock. Import and export attach to a VHD's socket as a guest would ([`blk_client`]).
+//!
+//! Uses everything.
+
+pub mod args;
+mod attach;
+pub mod blk_client;
+pub mod client;
+mod disk;
+mod docs;
+mod image;
+pub mod output;
+mod pool;
+mod status;
+mod vhd;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command, Global, MetadataCommand};
+use client::Client;
+use output::{Outcome, Output};
 
 /// Runs the program and returns its exit code.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+#[must_use]
+pub fn main() -> ExitCode {
+    run(std::env::args_os())
+}
+
+/// Runs the command line `args`, the program's name first, and returns the exit code.
+#[must_use]
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to standard output, usage errors to standard error; nobody is left to tell if they are closed.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    let json = cli.global.json;
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.print(json);
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Outcome {
+    let session = Session { global: cli.global };
+    match cli.command {
+        Command::Pool(command) => pool::run(&session, command),
+        Command::Disk(command) => disk::run(&session, command),
+        Command::Vhd(command) => vhd::run(&session, command),
+        Command::Metadata(MetadataCommand::Dump { disks, output }) => pool::dump(&session, &disks, output.as_deref()),
+        Command::Metadata(MetadataCommand::Restore { file, disks, force }) => {
+            pool::restore(&session, &file, &disks, force)
+        }
+        Command::Check { disks } => pool::check(&session, &disks),
+        Command::Events { follow, after } => status::events(&session, follow, after),
+        Command::Metrics => output::print(&session.client()?.get_text("/metrics")?),
+        Command::Serve(args) => status::serve(&session, &args),
+        Command::Completions { shell } => docs::completions(shell),
+        Command::Man { directory } => docs::man(&directory),
+    }
+}
+
+/// What every command is given.
+#[derive(Debug)]
+struct Session {
+    global: Global,
+}
+
+impl Session {
+    fn client(&self) -> Result<Client, output::Failure> {
+        Client::new(&self.global.control)
+    }
+
+    fn output(&self) -> Output {
+        Output { json: self.global.json }
+    }
 }

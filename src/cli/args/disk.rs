@@ -1,0 +1,94 @@
+//! `spanblk disk`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::parse_size_arg;
+use crate::control::wire::Accept;
+
+/// What to do with host disks.
+#[derive(Debug, Subcommand)]
+pub enum DiskCommand {
+    /// Format a disk and add it to the pool that the daemon serves
+    Add(DiskAddArgs),
+    /// All disks of the pool
+    List,
+    /// One disk
+    Show {
+        /// Name or UUID
+        #[arg(value_name = "DISK")]
+        disk: String,
+    },
+    /// Wipe the label of a disk that nobody serves
+    Wipe(DiskWipeArgs),
+    /// Change what a disk takes
+    Set(DiskSetArgs),
+}
+
+const ADD_HELP: &str = "\
+Examples:
+  spanblk disk add /dev/disk/by-id/nvme-D
+  spanblk disk add --size 10GiB --name spare /srv/d.img
+
+Add the path to the daemon's configuration, too: at the next start it looks for its disks there.";
+
+/// Adds a disk.
+#[derive(Debug, Args)]
+#[command(after_help = ADD_HELP)]
+pub struct DiskAddArgs {
+    /// Block device or regular file
+    #[arg(value_name = "DISK")]
+    pub disk: PathBuf,
+    /// Unique name [default: from the by-id link or the file name]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Create the file if it does not exist, sparse, with this size
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_arg)]
+    pub size: Option<u64>,
+    /// What it can fail together with [default: parent device]
+    #[arg(long, value_name = "DOMAIN")]
+    pub failure_domain: Option<String>,
+    /// What new extents it takes
+    #[arg(long, value_enum, default_value_t = Accept::Any)]
+    pub accept: Accept,
+    /// Overwrite a filesystem, partition table or label that is found on it
+    #[arg(long)]
+    pub force: bool,
+}
+
+const WIPE_HELP: &str = "\
+Example:
+  spanblk disk wipe --yes /dev/disk/by-id/nvme-D";
+
+/// Wipes a label.
+#[derive(Debug, Args)]
+#[command(after_help = WIPE_HELP)]
+pub struct DiskWipeArgs {
+    /// Block device or regular file
+    #[arg(value_name = "DISK")]
+    pub disk: PathBuf,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+}
+
+const SET_HELP: &str = "\
+Examples:
+  spanblk disk set fast0 --accept isolated     one disk for isolated VHDs only
+  spanblk disk set old1 --accept none          nothing new; what is there stays";
+
+/// Changes a disk.
+#[derive(Debug, Args)]
+#[command(after_help = SET_HELP)]
+pub struct DiskSetArgs {
+    /// Name or UUID
+    #[arg(value_name = "DISK")]
+    pub disk: String,
+    /// What new extents it takes
+    #[arg(long, value_enum)]
+    pub accept: Option<Accept>,
+    /// What it can fail together with
+    #[arg(long, value_name = "DOMAIN")]
+    pub failure_domain: Option<String>,
+}

@@ -1,0 +1,166 @@
+//! What can be typed: the command line, its help and its examples.
+
+mod disk;
+mod pool;
+mod serve;
+mod values;
+mod vhd;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+pub use disk::{DiskAddArgs, DiskCommand, DiskSetArgs, DiskWipeArgs};
+pub use pool::{PoolCommand, PoolCreateArgs, PoolDestroyArgs};
+pub use serve::ServeArgs;
+pub use values::{parse_size_arg, parse_when_full};
+pub use vhd::{AttachTarget, ExportArgs, ImportArgs, VhdCommand, VhdCreateArgs, VhdSetArgs};
+
+/// Where the control socket is unless told otherwise.
+pub const CONTROL_DEFAULT: &str = "/run/spanblk/control/api.sock";
+
+const TOP_HELP: &str = "\
+First steps:
+  spanblk pool create --size 10GiB /srv/a.img /srv/b.img      make a pool of two sparse files
+  spanblk serve /srv/a.img /srv/b.img &                       serve it
+  spanblk vhd create vm1 --size 5GiB --layout spanned         make a guest disk on both
+  spanblk vhd show vm1 --attach qemu                          print the QEMU flags for it
+
+Exit codes:
+  0  done, or it was so already      3  no such disk, VHD or file
+  1  failed                          4  refused: the state of the pool forbids it
+  2  not a valid command             5  the daemon cannot be reached";
+
+/// Serves guest disks (VHDs) over vhost-user-blk from a pool of host disks.
+///
+/// On the same host disks at the same time, some VHDs are isolated (all on one disk) and some are spanned (striped over
+/// several).
+#[derive(Debug, Parser)]
+#[command(name = "spanblk", version, after_help = TOP_HELP, propagate_version = true, max_term_width = 110)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Control socket of the daemon.
+    #[arg(long, global = true, env = "SPANBLK_CONTROL", default_value = CONTROL_DEFAULT, value_name = "PATH")]
+    #[arg(help_heading = "Global options")]
+    pub control: PathBuf,
+    /// Print JSON instead of tables and sentences.
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub json: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create, look at, destroy the pool of this host
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Host disks of the pool
+    #[command(subcommand)]
+    Disk(DiskCommand),
+    /// Guest disks
+    #[command(subcommand)]
+    Vhd(VhdCommand),
+    /// The placement table as text
+    #[command(subcommand)]
+    Metadata(MetadataCommand),
+    /// Prove that the placement table is consistent: through the daemon, or on DISKs that nobody serves
+    #[command(after_help = CHECK_HELP)]
+    Check {
+        /// All disks of the pool; without any, the daemon checks the pool that it serves
+        #[arg(value_name = "DISK")]
+        disks: Vec<PathBuf>,
+    },
+    /// What happened lately
+    #[command(after_help = EVENTS_HELP)]
+    Events {
+        /// Go on printing events as they happen
+        #[arg(long, short)]
+        follow: bool,
+        /// Only events after this sequence number
+        #[arg(long, value_name = "SEQ")]
+        after: Option<u64>,
+    },
+    /// Counters and histograms, as Prometheus reads them
+    Metrics,
+    /// Run the daemon
+    Serve(ServeArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the manual pages into a directory
+    Man {
+        /// The directory; created if absent
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+}
+
+const CHECK_HELP: &str = "\
+Examples:
+  spanblk check                       ask the daemon
+  spanblk check /dev/disk/by-id/*     look at the disks of a pool that is not served
+
+Every slot must have one owner or be free, every replica lie on a disk that exists. Exit code 1 if something is wrong.";
+
+const EVENTS_HELP: &str = "\
+Examples:
+  spanblk events                      the last 10000 events
+  spanblk events --follow --json      one JSON object a line, as they happen";
+
+const COMPLETIONS_HELP: &str = "\
+Examples:
+  spanblk completions bash > /etc/bash_completion.d/spanblk
+  spanblk completions fish > ~/.config/fish/completions/spanblk.fish";
+
+/// What to do with the placement table.
+#[derive(Debug, Subcommand)]
+pub enum MetadataCommand {
+    /// Print the placement table as text, one JSON object a line
+    #[command(after_help = DUMP_HELP)]
+    Dump {
+        /// All disks of a pool that is not served; without any, the daemon dumps the pool that it serves
+        #[arg(value_name = "DISK")]
+        disks: Vec<PathBuf>,
+        /// Write to a file instead of standard output
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Replace the placement table by a dump
+    #[command(after_help = RESTORE_HELP)]
+    Restore {
+        /// The dump
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// All disks of the pool, which nobody may be serving
+        #[arg(value_name = "DISK", required = true)]
+        disks: Vec<PathBuf>,
+        /// Replace a table that is readable
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+const DUMP_HELP: &str = "\
+Examples:
+  spanblk metadata dump -o /root/pool.dump     keep one on another machine";
+
+const RESTORE_HELP: &str = "\
+Data written after the dump was made may be attributed to the wrong extents: restore only the newest dump, and only if
+the table cannot be read any more.
+
+Example:
+  spanblk metadata restore /root/pool.dump /srv/a.img /srv/b.img";

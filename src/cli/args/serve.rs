@@ -1,0 +1,45 @@
+//! `spanblk serve`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+const SERVE_HELP: &str = "\
+Examples:
+  spanblk serve /srv/a.img /srv/b.img
+  spanblk serve --config /etc/spanblk.toml
+  spanblk serve --reactors 4 --pin --metrics-listen 127.0.0.1:9464 '/dev/disk/by-id/nvme-*'
+
+DISKs are paths or globs, in any order: disks of the pool are found by their labels. Options win over the configuration
+file, whose keys are: disks (list), control, socket_dir, reactors, pin, metrics_listen, log_level.
+The first SIGTERM or SIGINT finishes what guests have asked for, syncs and stops; the second stops at once.";
+
+/// Runs the daemon.
+#[derive(Clone, Debug, Default, Args)]
+#[command(after_help = SERVE_HELP)]
+pub struct ServeArgs {
+    /// Disks of the pool: paths or globs
+    #[arg(value_name = "DISK")]
+    pub disks: Vec<String>,
+    /// Facts of this host, as TOML
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where each VHD's vhost-user socket goes [default: /run/spanblk/vhost]
+    #[arg(long, value_name = "DIR")]
+    pub socket_dir: Option<PathBuf>,
+    /// Threads that serve guests [default: one per core, at most 8]
+    #[arg(long, value_name = "N")]
+    pub reactors: Option<u16>,
+    /// Serve /metrics on this TCP address, too
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics_listen: Option<std::net::SocketAddr>,
+    /// Pin each reactor to a core
+    #[arg(long)]
+    pub pin: bool,
+    /// Open a pool without a majority of its placement store: commits that only missing disks have are lost
+    #[arg(long)]
+    pub accept_stale: bool,
+    /// error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL", env = "SPANBLK_LOG")]
+    pub log_level: Option<log::LevelFilter>,
+}

@@ -1,0 +1,234 @@
+//! `spanblk vhd`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{parse_size_arg, parse_when_full};
+use crate::control::wire::{Layout, WhenFull};
+
+/// What to do with guest disks.
+#[derive(Debug, Subcommand)]
+pub enum VhdCommand {
+    /// Create a VHD; the same again changes nothing
+    Create(VhdCreateArgs),
+    /// All VHDs
+    List,
+    /// One VHD, or what to paste to attach it
+    #[command(after_help = SHOW_HELP)]
+    Show {
+        /// Name or UUID
+        #[arg(value_name = "VHD")]
+        vhd: String,
+        /// Print the flags or XML that attach it
+        #[arg(long, value_enum, value_name = "VMM")]
+        attach: Option<AttachTarget>,
+    },
+    /// Which disk each extent is on
+    Map {
+        /// Name or UUID
+        #[arg(value_name = "VHD")]
+        vhd: String,
+    },
+    /// Change settings
+    Set(VhdSetArgs),
+    /// Give a VHD another name; its socket moves with it
+    Rename {
+        /// Name or UUID
+        #[arg(value_name = "VHD")]
+        vhd: String,
+        /// The new name
+        #[arg(value_name = "NEW-NAME")]
+        new_name: String,
+    },
+    /// Delete a VHD and its data
+    #[command(after_help = DELETE_HELP)]
+    Delete {
+        /// Name or UUID
+        #[arg(value_name = "VHD")]
+        vhd: String,
+        /// Even while a guest is attached
+        #[arg(long)]
+        force: bool,
+    },
+    /// Copy a raw or qcow2 image into a new or existing VHD
+    Import(ImportArgs),
+    /// Copy a VHD that is not attached into a raw or qcow2 image
+    Export(ExportArgs),
+}
+
+const SHOW_HELP: &str = "\
+Examples:
+  spanblk vhd show vm1
+  spanblk vhd show vm1 --attach qemu
+  spanblk --json vhd show vm1";
+
+const DELETE_HELP: &str = "\
+Examples:
+  spanblk vhd delete vm1
+  spanblk vhd delete vm1 --force      the guest's requests fail from then on";
+
+/// What attaches a VHD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AttachTarget {
+    /// Flags for qemu-system-*
+    Qemu,
+    /// Flags for cloud-hypervisor
+    CloudHypervisor,
+    /// XML for the domain
+    Libvirt,
+}
+
+const CREATE_HELP: &str = "\
+Examples:
+  spanblk vhd create vm1 --size 20GiB --layout isolated                 all on one disk, chosen by free space
+  spanblk vhd create vm1 --size 20GiB --layout isolated --disks fast0   all on that disk
+  spanblk vhd create db  --size 2TiB  --layout spanned                  over all disks
+  spanblk vhd create db  --size 2TiB  --layout spanned --width 3        over three disks, chosen
+  spanblk vhd create vm1 --size 20GiB --layout isolated --socket-owner libvirt-qemu:kvm
+
+VHDs are thin unless --thick: room is taken as the guest writes.";
+
+/// Creates a VHD.
+#[derive(Debug, Args)]
+#[command(after_help = CREATE_HELP)]
+pub struct VhdCreateArgs {
+    /// Unique name: letters, digits, '-', '_', '.'
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Size the guest sees
+    #[arg(long, value_parser = parse_size_arg)]
+    pub size: u64,
+    /// All on one disk, or over several
+    #[arg(long, value_enum)]
+    pub layout: Layout,
+    /// Host disks it may use, by name or UUID [default: chosen]
+    #[arg(long, value_name = "DISK,...", value_delimiter = ',')]
+    pub disks: Vec<String>,
+    /// Spanned over this many host disks [default: all]
+    #[arg(long, value_name = "N", conflicts_with = "disks")]
+    pub width: Option<u8>,
+    /// Take all room now
+    #[arg(long)]
+    pub thick: bool,
+    /// Refuse guest writes
+    #[arg(long)]
+    pub read_only: bool,
+    /// Logical block size: 512 or 4096 [default: 512]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_arg)]
+    pub block_size: Option<u64>,
+    /// Virtqueues, the most a guest can use [default: 4]
+    #[arg(long, value_name = "N")]
+    pub queues: Option<u16>,
+    /// The VM it belongs to
+    #[arg(long, value_name = "NAME")]
+    pub vm: Option<String>,
+    /// Owner of its socket
+    #[arg(long, value_name = "USER:GROUP")]
+    pub socket_owner: Option<String>,
+    /// Mode of its socket, in octal [default: 0660]
+    #[arg(long, value_name = "MODE")]
+    pub socket_mode: Option<String>,
+    /// A write that finds the pool full waits, by default 60 seconds (queue, queue:60s), or fails at once (error)
+    #[arg(long, value_name = "queue[:TIME]|error", value_parser = parse_when_full)]
+    pub when_full: Option<WhenFull>,
+}
+
+const SET_HELP: &str = "\
+Examples:
+  spanblk vhd set vm1 --when-full error
+  spanblk vhd set vm1 --socket-owner libvirt-qemu:kvm --socket-mode 0600
+  spanblk vhd set vm1 --vm ''                                           not part of a VM any more";
+
+/// Changes a VHD.
+#[derive(Debug, Args)]
+#[command(after_help = SET_HELP)]
+pub struct VhdSetArgs {
+    /// Name or UUID
+    #[arg(value_name = "VHD")]
+    pub vhd: String,
+    /// The VM it belongs to; '' for none
+    #[arg(long, value_name = "NAME")]
+    pub vm: Option<String>,
+    /// Owner of its socket; '' for the daemon's user
+    #[arg(long, value_name = "USER:GROUP")]
+    pub socket_owner: Option<String>,
+    /// Mode of its socket, in octal
+    #[arg(long, value_name = "MODE")]
+    pub socket_mode: Option<String>,
+    /// What a write does that finds the pool full
+    #[arg(long, value_name = "queue[:TIME]|error", value_parser = parse_when_full)]
+    pub when_full: Option<WhenFull>,
+    /// Virtqueues; not while attached
+    #[arg(long, value_name = "N")]
+    pub queues: Option<u16>,
+}
+
+const IMPORT_HELP: &str = "\
+Examples:
+  spanblk vhd import debian.qcow2 vm1                                  isolated, as large as the image
+  spanblk vhd import debian.qcow2 vm1 --size 40GiB --layout spanned
+  spanblk vhd import backup.raw vm1 --existing                         into a VHD that exists
+
+Images other than raw are converted by qemu-img first, into a sparse temporary file. Zeros are not written.";
+
+/// Imports an image.
+#[derive(Debug, Args)]
+#[command(after_help = IMPORT_HELP)]
+pub struct ImportArgs {
+    /// The image
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The VHD
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Format of the image [default: what qemu-img finds]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    /// Size of the new VHD [default: that of the image]
+    #[arg(long, value_parser = parse_size_arg, conflicts_with = "existing")]
+    pub size: Option<u64>,
+    /// Layout of the new VHD
+    #[arg(long, value_enum, default_value_t = Layout::Isolated, conflicts_with = "existing")]
+    pub layout: Layout,
+    /// Host disks of the new VHD, by name or UUID
+    #[arg(long, value_name = "DISK,...", value_delimiter = ',', conflicts_with = "existing")]
+    pub disks: Vec<String>,
+    /// Write into a VHD that exists; what it held is lost
+    #[arg(long)]
+    pub existing: bool,
+    /// Read everything back and compare
+    #[arg(long)]
+    pub verify: bool,
+    /// Where the temporary file goes [default: TMPDIR, or beside the image]
+    #[arg(long, value_name = "DIR")]
+    pub temp_dir: Option<PathBuf>,
+}
+
+const EXPORT_HELP: &str = "\
+Examples:
+  spanblk vhd export vm1 vm1.raw
+  spanblk vhd export vm1 vm1.qcow2 --format qcow2
+
+The file must not exist unless --overwrite. What the guest never wrote becomes a hole.";
+
+/// Exports an image.
+#[derive(Debug, Args)]
+#[command(after_help = EXPORT_HELP)]
+pub struct ExportArgs {
+    /// Name or UUID of the VHD
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// The image
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// raw, qcow2 or whatever qemu-img knows
+    #[arg(long, value_name = "FORMAT", default_value = "raw")]
+    pub format: String,
+    /// Replace a file that exists
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Read everything back and compare
+    #[arg(long)]
+    pub verify: bool,
+}

@@ -1,0 +1,162 @@
+//! `spanblk vhd`.
+
+use hyper::Method;
+
+use super::args::{VhdCommand, VhdCreateArgs, VhdSetArgs};
+use super::client::path_segment;
+use super::output::{Failure, Outcome, Table, facts, print};
+use super::{Session, attach, image};
+use crate::control::wire::size::human_size;
+use crate::control::wire::{
+    ErrorKind, Layout, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdRename, VhdResult, VhdUpdate, WhenFull,
+};
+
+pub mod map;
+
+/// Runs a command.
+pub fn run(session: &Session, command: VhdCommand) -> Outcome {
+    match command {
+        VhdCommand::Create(args) => create(session, args),
+        VhdCommand::List => {
+            let list: VhdList = session.client()?.get("/vhds")?;
+            session.output().show(&list, table)
+        }
+        VhdCommand::Show { vhd, attach } => show(session, &vhd, attach),
+        VhdCommand::Map { vhd } => {
+            let map = map::fetch(&session.client()?, &vhd)?;
+            session.output().show(&map, map::picture)
+        }
+        VhdCommand::Set(args) => set(session, args),
+        VhdCommand::Rename { vhd, new_name } => {
+            let path = format!("/vhds/{}/rename", path_segment(&vhd));
+            let result: VhdResult = session.client()?.send(Method::POST, &path, &VhdRename { name: new_name })?;
+            session.output().show(&result, |r| said(r, "renamed"))
+        }
+        VhdCommand::Delete { vhd, force } => {
+            let path = format!("/vhds/{}?force={force}", path_segment(&vhd));
+            let deleted: VhdDeleted = session.client()?.delete(&path)?;
+            session.output().show(&deleted, |deleted| format!("VHD '{}' deleted\n", deleted.name))
+        }
+        VhdCommand::Import(args) => image::import(session, &args),
+        VhdCommand::Export(args) => image::export(session, &args),
+    }
+}
+
+fn show(session: &Session, vhd: &str, target: Option<super::args::AttachTarget>) -> Outcome {
+    let info: VhdInfo = session.client()?.get(&format!("/vhds/{}", path_segment(vhd)))?;
+    match target {
+        Some(target) => print(&attach::fragment(&info, target)),
+        None => session.output().show(&info, details),
+    }
+}
+
+fn create(session: &Session, args: VhdCreateArgs) -> Outcome {
+    let block_bytes = args.block_size.map(|size| u32::try_from(size).unwrap_or(u32::MAX));
+    let request = VhdCreate {
+        name: args.name,
+        size_bytes: args.size,
+        layout: args.layout,
+        disks: (!args.disks.is_empty()).then_some(args.disks),
+        width: args.width,
+        thick: args.thick,
+        read_only: args.read_only,
+        block_bytes,
+        queues: args.queues,
+        vm: args.vm,
+        socket_owner: args.socket_owner,
+        socket_mode: args.socket_mode,
+        when_full: args.when_full.unwrap_or_default(),
+    };
+    let result: VhdResult = session.client()?.send(Method::POST, "/vhds", &request)?;
+    session.output().show(&result, |r| {
+        let socket = if r.changed { format!("socket: {}\n", r.vhd.socket) } else { String::new() };
+        said(r, "created") + &socket
+    })
+}
+
+fn set(session: &Session, args: VhdSetArgs) -> Outcome {
+    let or_none = |text: String| if text.is_empty() { None } else { Some(text) };
+    let request = VhdUpdate {
+        vm: args.vm.map(or_none),
+        socket_owner: args.socket_owner.map(or_none),
+        socket_mode: args.socket_mode,
+        when_full: args.when_full,
+        queues: args.queues,
+    };
+    if request == VhdUpdate::default() {
+        return Err(Failure::new(ErrorKind::Invalid, "nothing to set").hint("see 'spanblk vhd set --help'"));
+    }
+    let path = format!("/vhds/{}", path_segment(&args.vhd));
+    let result: VhdResult = session.client()?.send(Method::PATCH, &path, &request)?;
+    session.output().show(&result, |r| said(r, "changed"))
+}
+
+fn said(result: &VhdResult, what: &str) -> String {
+    let name = &result.vhd.name;
+    if result.changed {
+        format!("VHD '{name}' {what}\n")
+    } else {
+        format!("VHD '{name}' is like that already: nothing changed\n")
+    }
+}
+
+fn layout_word(layout: Layout) -> &'static str {
+    match layout {
+        Layout::Isolated => "isolated",
+        Layout::Spanned => "spanned",
+    }
+}
+
+fn table(list: &VhdList) -> String {
+    let mut table = Table::new(&["Name", ">Size", ">Allocated", ">Written", "Layout", "Disks", "VM", "Attached"]);
+    for vhd in &list.vhds {
+        let attached = vhd.attached.as_ref().map_or("-".to_owned(), |a| match a.pid {
+            Some(pid) => format!("pid {pid}"),
+            None => "yes".to_owned(),
+        });
+        table.row(vec![
+            vhd.name.clone(),
+            human_size(vhd.size_bytes),
+            human_size(vhd.allocated_bytes),
+            human_size(vhd.written_bytes),
+            layout_word(vhd.layout).to_owned(),
+            vhd.disks.join(","),
+            vhd.vm.clone().unwrap_or_else(|| "-".to_owned()),
+            attached,
+        ]);
+    }
+    table.render()
+}
+
+fn details(vhd: &VhdInfo) -> String {
+    let yes = |value: bool| if value { "yes" } else { "no" }.to_owned();
+    let when_full = match vhd.when_full {
+        WhenFull::Queue { wait_secs } => format!("queue:{wait_secs}s"),
+        WhenFull::Error {} => "error".to_owned(),
+    };
+    let attached = match &vhd.attached {
+        Some(attachment) => attachment.pid.map_or("yes".to_owned(), |pid| format!("by process {pid}")),
+        None => "no".to_owned(),
+    };
+    let placed: Vec<String> = vhd.placement.iter().map(|p| format!("{} {}", p.disk, p.extents)).collect();
+    facts(&[
+        ("Name", vhd.name.clone()),
+        ("UUID", vhd.uuid.to_string()),
+        ("Size", format!("{} ({} bytes)", human_size(vhd.size_bytes), vhd.size_bytes)),
+        ("Block size", human_size(vhd.block_bytes.into())),
+        ("Layout", layout_word(vhd.layout).to_owned()),
+        ("Disks", vhd.disks.join(", ")),
+        ("Extents", if placed.is_empty() { "none yet".to_owned() } else { placed.join(", ") }),
+        ("Allocated", human_size(vhd.allocated_bytes)),
+        ("Written", human_size(vhd.written_bytes)),
+        ("Thick", yes(vhd.thick)),
+        ("Read-only", yes(vhd.read_only)),
+        ("Queues", vhd.queues.to_string()),
+        ("VM", vhd.vm.clone().unwrap_or_else(|| "-".to_owned())),
+        ("When full", when_full),
+        ("Socket", vhd.socket.clone()),
+        ("Socket mode", vhd.socket_mode.clone()),
+        ("Socket owner", vhd.socket_owner.clone().unwrap_or_else(|| "the daemon's user".to_owned())),
+        ("Attached", attached),
+    ])
+}

@@ -1,0 +1,34 @@
+//! Events of the owner as the API tells them.
+
+use crate::control::wire::{EventDetail, Severity};
+use crate::owner::outbox::Event;
+
+/// What the API tells of an event, and how bad it is.
+#[must_use]
+pub fn event_detail(event: Event) -> (Severity, EventDetail) {
+    use EventDetail as D;
+    use Severity::{Error, Info, Warning};
+    match event {
+        Event::VhdCreated { vhd } => (Info, D::VhdCreated { vhd }),
+        Event::VhdDeleted { vhd } => (Info, D::VhdDeleted { vhd }),
+        Event::VhdRenamed { from, to } => (Info, D::VhdRenamed { vhd: to, old_name: from }),
+        Event::VhdChanged { vhd } => (Info, D::VhdChanged { vhd }),
+        Event::VhdAttached { vhd, pid } => (Info, D::VhdAttached { vhd, pid: (pid != 0).then_some(pid) }),
+        Event::VhdDetached { vhd } => (Info, D::VhdDetached { vhd }),
+        Event::DiskAdded { disk } => (Info, D::DiskAdded { disk }),
+        Event::DiskChanged { disk } => (Info, D::DiskChanged { disk }),
+        Event::DiskError { disk, error, count } => (Warning, D::DiskError { disk, message: error, count }),
+        Event::DiskFailed { disk, error } => (Error, D::DiskFailed { disk, message: error }),
+        Event::Fill { disk, percent, above, allocated, capacity } => {
+            let severity = if above { Warning } else { Info };
+            (severity, D::Fill { disk, percent, above, allocated_bytes: allocated, total_bytes: capacity })
+        }
+        Event::WaitingForRoom { vhd } => (Warning, D::WaitingForRoom { vhd }),
+        Event::OutOfRoom { vhd } => (Error, D::OutOfRoom { vhd }),
+        Event::MetadataLow { low, used, size } => {
+            let severity = if low { Error } else { Info };
+            (severity, D::MetadataLow { low, used_bytes: used, region_bytes: size })
+        }
+        Event::ThickIncomplete { vhd, missing } => (Warning, D::ThickIncomplete { vhd, missing_extents: missing }),
+    }
+}

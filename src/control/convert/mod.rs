@@ -1,0 +1,64 @@
+//! Between the wire types of the API and the owner's commands, answers and events.
+//!
+//! What only the shape of a request can tell (a bad mode, a list of disks for an isolated VHD) is refused here; what depends
+//! on the state of the pool is the owner's to refuse.
+
+mod event;
+mod pool;
+mod vhd;
+
+pub use event::event_detail;
+pub use pool::{OpenDisk, OpenDisks, check_report, disk_info, pool_info, set_disk};
+pub use vhd::{create_vhd, layout_of, map_info, set_vhd, vhd_info};
+
+use super::wire::{Accept, ErrorInfo, ErrorKind};
+use crate::owner::command::{CommandError, ErrorKind as CommandErrorKind};
+use crate::placement::record;
+
+/// The error body for a refused command.
+#[must_use]
+pub fn command_error(error: &CommandError) -> ErrorInfo {
+    let kind = match error.kind() {
+        CommandErrorKind::Invalid => ErrorKind::Invalid,
+        CommandErrorKind::NotFound => ErrorKind::NotFound,
+        CommandErrorKind::Conflict | CommandErrorKind::NoRoom => ErrorKind::Conflict,
+        CommandErrorKind::Failed => ErrorKind::Failed,
+    };
+    let mut message = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        // Some messages carry their cause already.
+        let text = cause.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        source = cause.source();
+    }
+    ErrorInfo { kind, code: Some(error.code().to_owned()), message, hint: None }
+}
+
+fn invalid(message: impl Into<String>) -> ErrorInfo {
+    ErrorInfo::new(ErrorKind::Invalid, message)
+}
+
+impl From<Accept> for record::Accept {
+    fn from(accept: Accept) -> record::Accept {
+        match accept {
+            Accept::Any => record::Accept::Any,
+            Accept::Isolated => record::Accept::Isolated,
+            Accept::Spanned => record::Accept::Spanned,
+            Accept::None => record::Accept::None,
+        }
+    }
+}
+
+impl From<record::Accept> for Accept {
+    fn from(accept: record::Accept) -> Accept {
+        match accept {
+            record::Accept::Any => Accept::Any,
+            record::Accept::Isolated => Accept::Isolated,
+            record::Accept::Spanned => Accept::Spanned,
+            record::Accept::None => Accept::None,
+        }
+    }
+}

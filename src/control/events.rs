@@ -1,0 +1,101 @@
+//! What happened lately, and telling whoever wants to know as it happens.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::broadcast;
+
+use super::wire::{Event, EventDetail, Severity};
+use crate::base::clock;
+
+/// Events that are remembered.
+pub const EVENTS_MAX: usize = 10_000;
+
+/// Events that a slow subscriber may lag behind before it loses some.
+const LAG_MAX: usize = 1024;
+
+/// The last events. Any thread but a reactor may record.
+#[derive(Debug)]
+pub struct EventLog {
+    inner: Mutex<Inner>,
+    live: broadcast::Sender<Event>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    recent: VecDeque<Event>,
+    next_seq: u64,
+}
+
+impl Default for EventLog {
+    fn default() -> EventLog {
+        let (live, _) = broadcast::channel(LAG_MAX);
+        EventLog { inner: Mutex::new(Inner { recent: VecDeque::new(), next_seq: 1 }), live }
+    }
+}
+
+impl EventLog {
+    /// Records an event, logs it and tells the subscribers.
+    pub fn record(&self, severity: Severity, detail: EventDetail) {
+        let level = match severity {
+            Severity::Info => log::Level::Info,
+            Severity::Warning => log::Level::Warn,
+            Severity::Error => log::Level::Error,
+        };
+        log::log!(level, "{}", serde_json::to_string(&detail).unwrap_or_default());
+        let mut inner = self.lock();
+        let event = Event { seq: inner.next_seq, time_secs: clock::wall_secs(), severity, detail };
+        inner.next_seq += 1;
+        if inner.recent.len() == EVENTS_MAX {
+            inner.recent.pop_front();
+        }
+        inner.recent.push_back(event.clone());
+        // Under the lock, so that a subscriber sees each event either in the past or live. Nobody may be listening.
+        let _ = self.live.send(event);
+    }
+
+    /// The remembered events after sequence number `after`, oldest first, and what comes next.
+    #[must_use]
+    pub fn subscribe(&self, after: u64) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        let inner = self.lock();
+        let past = inner.recent.iter().filter(|event| event.seq > after).cloned().collect();
+        (past, self.live.subscribe())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic aborts the process: nobody can have left the events half recorded.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note(i: usize) -> EventDetail {
+        EventDetail::Note { message: i.to_string() }
+    }
+
+    #[test]
+    fn the_last_events_are_remembered_in_order() {
+        let log = EventLog::default();
+        (0..EVENTS_MAX + 5).for_each(|i| log.record(Severity::Info, note(i)));
+        let (past, _) = log.subscribe(0);
+        assert_eq!(past.len(), EVENTS_MAX);
+        assert_eq!(past[0].seq, 6);
+        assert_eq!(past[0].detail, note(5));
+        assert!(past.windows(2).all(|pair| pair[0].seq + 1 == pair[1].seq));
+        assert_eq!(log.subscribe(past[EVENTS_MAX - 1].seq - 1).0.len(), 1);
+    }
+
+    #[test]
+    fn subscribers_see_what_comes_next_and_nothing_twice() {
+        let log = EventLog::default();
+        log.record(Severity::Info, note(1));
+        let (past, mut live) = log.subscribe(0);
+        log.record(Severity::Warning, note(2));
+        assert_eq!(past.len(), 1);
+        assert_eq!(live.try_recv().unwrap().seq, 2);
+        assert!(live.try_recv().is_err());
+    }
+}

@@ -1,0 +1,85 @@
+//! `/api/v1/disks`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+
+use super::Api;
+use super::error::{ApiError, wrong_reply};
+use super::pool::{ask_pool, blocking};
+use super::request::{JsonBody, Name};
+use crate::control::convert;
+use crate::control::wire::{DiskAdd, DiskInfo, DiskList, DiskResult, DiskUpdate, ErrorBody, ErrorInfo, ErrorKind};
+use crate::owner::command::{Command, Outcome, Reply};
+
+/// All host disks.
+#[utoipa::path(get, path = "/api/v1/disks", tag = "disks",
+    responses((status = 200, body = DiskList), (status = "default", body = ErrorBody)))]
+pub async fn list(State(api): State<Api>) -> Result<Json<DiskList>, ApiError> {
+    let pool = ask_pool(&api).await?;
+    let open = api.host.open_disks();
+    let disks = pool.disks.into_iter().map(|disk| convert::disk_info(disk, &open)).collect();
+    Ok(Json(DiskList { disks }))
+}
+
+/// One host disk.
+#[utoipa::path(get, path = "/api/v1/disks/{disk}", tag = "disks", params(("disk" = String, Path, description = "Name or UUID")),
+    responses((status = 200, body = DiskInfo), (status = "default", body = ErrorBody)))]
+pub async fn show(State(api): State<Api>, Name(disk): Name) -> Result<Json<DiskInfo>, ApiError> {
+    let pool = ask_pool(&api).await?;
+    let id = pool.record.find_disk(&disk).map(|record| record.id);
+    match pool.disks.into_iter().find(|info| Some(info.record.id) == id) {
+        Some(info) => Ok(Json(convert::disk_info(info, &api.host.open_disks()))),
+        None => Err(ApiError(ErrorInfo::new(ErrorKind::NotFound, format!("there is no disk '{disk}'")))),
+    }
+}
+
+/// Formats a disk and adds it to the pool.
+#[utoipa::path(post, path = "/api/v1/disks", tag = "disks", request_body = DiskAdd,
+    responses((status = 201, body = DiskResult), (status = "default", body = ErrorBody)))]
+pub async fn add(
+    State(api): State<Api>,
+    JsonBody(request): JsonBody<DiskAdd>,
+) -> Result<(StatusCode, Json<DiskResult>), ApiError> {
+    let _turn = api.adding_disk.lock().await;
+    let pool = ask_pool(&api).await?;
+    let host = api.host.clone();
+    let prepared = blocking(move || host.prepare_disk(&request, &pool)).await??;
+    let name = prepared.record.name.clone();
+    match api.owner.ask(Command::AddDisk(Box::new(prepared))).await {
+        Ok(Reply::Disk { outcome, disk }) => {
+            let shared = disk.shares_domain_with.join(", ");
+            let warnings = match shared.as_str() {
+                "" => Vec::new(),
+                others => vec![format!("it shares the failure domain '{}' with {others}", disk.record.failure_domain)],
+            };
+            let disk = convert::disk_info(*disk, &api.host.open_disks());
+            let result = DiskResult { changed: outcome != Outcome::Unchanged, disk, warnings };
+            Ok((StatusCode::CREATED, Json(result)))
+        }
+        Ok(_) => Err(wrong_reply()),
+        Err(error) if error.kind == ErrorKind::Unavailable => Err(ApiError(error)),
+        Err(error) => {
+            let host = api.host.clone();
+            blocking(move || host.forget_disk(&name)).await?;
+            Err(ApiError(error))
+        }
+    }
+}
+
+/// Changes a host disk.
+#[utoipa::path(patch, path = "/api/v1/disks/{disk}", tag = "disks", params(("disk" = String, Path, description = "Name or UUID")),
+    request_body = DiskUpdate, responses((status = 200, body = DiskResult), (status = "default", body = ErrorBody)))]
+pub async fn set(
+    State(api): State<Api>,
+    Name(disk): Name,
+    JsonBody(update): JsonBody<DiskUpdate>,
+) -> Result<Json<DiskResult>, ApiError> {
+    match api.owner.ask(Command::SetDisk(Box::new(convert::set_disk(disk, update)))).await? {
+        Reply::Disk { outcome, disk } => {
+            let disk = convert::disk_info(*disk, &api.host.open_disks());
+            Ok(Json(DiskResult { changed: outcome != Outcome::Unchanged, disk, warnings: Vec::new() }))
+        }
+        _ => Err(wrong_reply()),
+    }
+}

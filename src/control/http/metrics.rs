@@ -1,0 +1,266 @@
+//! `/metrics`: Prometheus text.
+//!
+//! Labels are names of VHDs and disks and kinds of requests, so there are as many series as there are VHDs and disks, times a
+//! constant. Histograms appear with the first request of their kind.
+
+use std::fmt::Write;
+use std::sync::atomic::Ordering;
+
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+
+use super::Api;
+use super::error::{ApiError, wrong_reply};
+use super::pool::{ask_pool, blocking};
+use crate::control::wire::{ErrorBody, MemberHealth, StoreInfo};
+use crate::metrics::{IO_KINDS, IoKind, IoMetricsSet, KindMetrics, LATENCY_BUCKETS};
+use crate::owner::command::{Command, PoolInfo, Reply, VhdInfo};
+
+/// The first bucket that is told: latencies below 8 microseconds are all alike.
+const FIRST_BUCKET: usize = 3;
+
+/// Counters and histograms, as Prometheus reads them.
+#[utoipa::path(get, path = "/metrics", tag = "daemon",
+    responses((status = 200, body = String, content_type = "text/plain"), (status = "default", body = ErrorBody)))]
+pub async fn text(State(api): State<Api>) -> Result<impl IntoResponse, ApiError> {
+    let pool = ask_pool(&api).await?;
+    let Reply::Vhds(vhds) = api.owner.ask(Command::ListVhds).await? else { return Err(wrong_reply()) };
+    let host = api.host.clone();
+    let text = blocking(move || render(&pool, &vhds, &host.store_info())).await?;
+    Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4")], text))
+}
+
+fn render(pool: &PoolInfo, vhds: &[VhdInfo], store: &StoreInfo) -> String {
+    let mut out = Exposition::default();
+    pool_gauges(&mut out, pool, store);
+    disk_gauges(&mut out, pool);
+    vhd_gauges(&mut out, vhds);
+    let of_vhds: Vec<(&str, &IoMetricsSet)> =
+        vhds.iter().map(|vhd| (vhd.record.name.as_str(), &vhd.state.metrics)).collect();
+    io_metrics(&mut out, "vhd", &of_vhds);
+    let of_disks: Vec<(&str, &IoMetricsSet)> =
+        pool.disks.iter().map(|disk| (disk.record.name.as_str(), &disk.state.metrics)).collect();
+    io_metrics(&mut out, "disk", &of_disks);
+    out.text
+}
+
+/// Text under construction.
+#[derive(Debug, Default)]
+struct Exposition {
+    text: String,
+}
+
+impl Exposition {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        self.line(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
+    }
+
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        self.text.write_fmt(line).expect("writing to a string cannot fail");
+        self.text.push('\n');
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) {
+        self.family(name, "gauge", help);
+        self.line(format_args!("{name} {value}"));
+    }
+
+    fn labelled<'a>(
+        &mut self,
+        (name, kind, help): (&str, &str, &str),
+        label: &str,
+        values: impl Iterator<Item = (&'a str, u64)>,
+    ) {
+        self.family(name, kind, help);
+        for (subject, value) in values {
+            self.line(format_args!("{name}{{{label}=\"{subject}\"}} {value}"));
+        }
+    }
+}
+
+fn pool_gauges(out: &mut Exposition, pool: &PoolInfo, store: &StoreInfo) {
+    let space = &pool.space;
+    out.gauge("spanblk_pool_capacity_bytes", "Room for extents on all disks.", space.capacity);
+    out.gauge("spanblk_pool_allocated_bytes", "Room taken by extents.", space.allocated);
+    out.gauge("spanblk_pool_reserved_bytes", "Room promised to thick VHDs being made.", space.reserved);
+    out.gauge("spanblk_pool_reclaiming_bytes", "Room given back and not allocatable yet.", space.reclaiming);
+    out.gauge("spanblk_pool_free_bytes", "Room that can be allocated now.", space.free);
+    out.gauge("spanblk_pool_provisioned_bytes", "Sizes of all VHDs together.", space.provisioned);
+    out.gauge("spanblk_pool_vhds", "VHDs in the pool.", pool.vhds.into());
+    out.gauge("spanblk_pool_requests_waiting", "Guest requests that wait for room.", pool.waiting.into());
+    out.gauge("spanblk_store_used_bytes", "Bytes in use of the fullest metadata region.", pool.metadata_used);
+    out.gauge("spanblk_store_region_bytes", "Size of a metadata region.", pool.metadata_size);
+    let in_sync = |health| u64::from(health == MemberHealth::InSync);
+    out.labelled(
+        ("spanblk_store_member_in_sync", "gauge", "Whether a region takes part in commits."),
+        "disk",
+        store.members.iter().map(|member| (member.disk.as_str(), in_sync(member.health))),
+    );
+}
+
+fn disk_gauges(out: &mut Exposition, pool: &PoolInfo) {
+    let disks = || pool.disks.iter().map(|disk| (disk.record.name.as_str(), disk));
+    let gauge = |name, help| (name, "gauge", help);
+    out.labelled(
+        gauge("spanblk_disk_capacity_bytes", "Room for extents on the disk."),
+        "disk",
+        disks().map(|(name, disk)| (name, disk.space.capacity)),
+    );
+    out.labelled(
+        gauge("spanblk_disk_allocated_bytes", "Room taken by extents on the disk."),
+        "disk",
+        disks().map(|(name, disk)| (name, disk.space.allocated)),
+    );
+    out.labelled(
+        gauge("spanblk_disk_failed", "Whether the disk has failed."),
+        "disk",
+        disks().map(|(name, disk)| (name, u64::from(disk.state.is_failed()))),
+    );
+    out.labelled(
+        ("spanblk_disk_reported_errors_total", "counter", "Errors that the disk gave."),
+        "disk",
+        disks().map(|(name, disk)| (name, disk.errors)),
+    );
+}
+
+fn vhd_gauges(out: &mut Exposition, vhds: &[VhdInfo]) {
+    let each = || vhds.iter().map(|vhd| (vhd.record.name.as_str(), vhd));
+    let gauge = |name, help| (name, "gauge", help);
+    out.labelled(
+        gauge("spanblk_vhd_size_bytes", "Size that the guest sees."),
+        "vhd",
+        each().map(|(name, vhd)| (name, vhd.record.size)),
+    );
+    out.labelled(
+        gauge("spanblk_vhd_allocated_bytes", "Room taken by extents of the VHD."),
+        "vhd",
+        each().map(|(name, vhd)| (name, vhd.allocated)),
+    );
+    out.labelled(
+        gauge("spanblk_vhd_attached", "Whether a frontend is attached."),
+        "vhd",
+        each().map(|(name, vhd)| (name, u64::from(vhd.attached.is_some()))),
+    );
+    let sum = |set: &IoMetricsSet, field: fn(&crate::metrics::IoMetrics) -> u64| set.iter().map(field).sum();
+    out.labelled(
+        ("spanblk_vhd_waits_total", "counter", "Requests that waited for a claim, for room or for an engine slot."),
+        "vhd",
+        each().map(|(name, vhd)| (name, sum(&vhd.state.metrics, |m| m.waits.load(Ordering::Relaxed)))),
+    );
+    out.labelled(
+        ("spanblk_vhd_malformed_total", "counter", "Malformed requests."),
+        "vhd",
+        each().map(|(name, vhd)| (name, sum(&vhd.state.metrics, |m| m.malformed.load(Ordering::Relaxed)))),
+    );
+}
+
+/// One kind of requests of one subject, summed over the reactors.
+#[derive(Debug, Default)]
+struct Totals {
+    requests: u64,
+    bytes: u64,
+    errors: u64,
+    latency_ns_sum: u64,
+    buckets: [u64; LATENCY_BUCKETS],
+}
+
+impl Totals {
+    fn of(set: &IoMetricsSet, kind: IoKind) -> Totals {
+        let mut totals = Totals::default();
+        for KindMetrics { requests, bytes, errors, latency_ns_sum, latency_buckets } in set.iter().map(|m| m.kind(kind))
+        {
+            totals.requests += requests.load(Ordering::Relaxed);
+            totals.bytes += bytes.load(Ordering::Relaxed);
+            totals.errors += errors.load(Ordering::Relaxed);
+            totals.latency_ns_sum += latency_ns_sum.load(Ordering::Relaxed);
+            for (total, bucket) in totals.buckets.iter_mut().zip(latency_buckets) {
+                *total += bucket.load(Ordering::Relaxed);
+            }
+        }
+        totals
+    }
+}
+
+/// Name, help text, and where the number is.
+type Counter = (&'static str, &'static str, fn(&Totals) -> u64);
+
+fn io_metrics(out: &mut Exposition, label: &str, subjects: &[(&str, &IoMetricsSet)]) {
+    let kinds = |&(subject, set): &(&'_ str, &IoMetricsSet)| {
+        IO_KINDS.map(|kind| (subject.to_owned(), kind_name(kind), Totals::of(set, kind)))
+    };
+    let rows: Vec<(String, &str, Totals)> = subjects.iter().flat_map(kinds).collect();
+    let counters: [Counter; 3] = [
+        ("requests", "Requests completed, failed ones included.", |totals| totals.requests),
+        ("bytes", "Bytes of the requests that succeeded.", |totals| totals.bytes),
+        ("errors", "Requests that failed.", |totals| totals.errors),
+    ];
+    for (what, help, value) in counters {
+        let name = format!("spanblk_{label}_{what}_total");
+        out.family(&name, "counter", help);
+        for (subject, kind, totals) in &rows {
+            out.line(format_args!("{name}{{{label}=\"{subject}\",kind=\"{kind}\"}} {}", value(totals)));
+        }
+    }
+    let name = format!("spanblk_{label}_latency_seconds");
+    out.family(&name, "histogram", "Time that requests took.");
+    for (subject, kind, totals) in rows.iter().filter(|(_, _, totals)| totals.requests > 0) {
+        histogram(out, &name, &format!("{label}=\"{subject}\",kind=\"{kind}\""), totals);
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "nanoseconds as seconds")]
+fn histogram(out: &mut Exposition, name: &str, labels: &str, totals: &Totals) {
+    let mut below: u64 = totals.buckets[..FIRST_BUCKET].iter().sum();
+    for (index, count) in totals.buckets.iter().enumerate().take(LATENCY_BUCKETS - 1).skip(FIRST_BUCKET) {
+        below += count;
+        let bound = (1_u64 << index) as f64 / 1e6;
+        out.line(format_args!("{name}_bucket{{{labels},le=\"{bound}\"}} {below}"));
+    }
+    // The counters are read one after the other while requests complete; buckets and count must agree all the same.
+    let count = below + totals.buckets[LATENCY_BUCKETS - 1];
+    out.line(format_args!("{name}_bucket{{{labels},le=\"+Inf\"}} {count}"));
+    out.line(format_args!("{name}_sum{{{labels}}} {}", totals.latency_ns_sum as f64 / 1e9));
+    out.line(format_args!("{name}_count{{{labels}}} {count}"));
+}
+
+fn kind_name(kind: IoKind) -> &'static str {
+    match kind {
+        IoKind::Read => "read",
+        IoKind::Write => "write",
+        IoKind::Flush => "flush",
+        IoKind::Discard => "discard",
+        IoKind::WriteZeroes => "write_zeroes",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::ReactorId;
+
+    #[test]
+    fn histograms_are_cumulative_and_sum_up_reactors() {
+        let set = IoMetricsSet::new(2);
+        set.of(ReactorId(0)).record(IoKind::Read, 4096, 10_000, true);
+        set.of(ReactorId(1)).record(IoKind::Read, 4096, 1_000_000, true);
+        set.of(ReactorId(1)).record(IoKind::Read, 4096, u64::MAX / 2, false);
+        let mut out = Exposition::default();
+        io_metrics(&mut out, "vhd", &[("a", &set)]);
+        let text = out.text;
+        for line in [
+            "spanblk_vhd_requests_total{vhd=\"a\",kind=\"read\"} 3",
+            "spanblk_vhd_bytes_total{vhd=\"a\",kind=\"read\"} 8192",
+            "spanblk_vhd_errors_total{vhd=\"a\",kind=\"read\"} 1",
+            "spanblk_vhd_requests_total{vhd=\"a\",kind=\"write\"} 0",
+            "spanblk_vhd_latency_seconds_bucket{vhd=\"a\",kind=\"read\",le=\"0.000008\"} 0",
+            "spanblk_vhd_latency_seconds_bucket{vhd=\"a\",kind=\"read\",le=\"0.000016\"} 1",
+            "spanblk_vhd_latency_seconds_bucket{vhd=\"a\",kind=\"read\",le=\"0.001024\"} 2",
+            "spanblk_vhd_latency_seconds_bucket{vhd=\"a\",kind=\"read\",le=\"+Inf\"} 3",
+            "spanblk_vhd_latency_seconds_count{vhd=\"a\",kind=\"read\"} 3",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\nnot in\n{text}");
+        }
+        assert!(!text.contains("latency_seconds_bucket{vhd=\"a\",kind=\"write\""), "no empty histograms");
+    }
+}

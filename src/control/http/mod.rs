@@ -1,0 +1,143 @@
+//! The HTTP API: routes and how they are served.
+//!
+//! A handler turns a request into a typed command, waits for the owner's answer and turns that into wire types. It touches
+//! no state. What the owner does not know (files, regions, events) comes through [`Host`].
+
+mod disks;
+mod error;
+mod events;
+mod listen;
+mod metrics;
+pub mod openapi;
+mod pool;
+mod request;
+mod vhds;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+
+pub use error::ApiError;
+pub use listen::{Bound, ListenError, bind_control, bind_metrics, serve};
+
+use super::convert::OpenDisks;
+use super::events::EventLog;
+use super::owner_link::OwnerLink;
+use super::wire::{API_PREFIX, DiskAdd, ErrorInfo, ErrorKind, StoreInfo};
+use crate::base::limits::API_BODY_MAX;
+use crate::owner::command::{AddDisk, PoolInfo};
+
+/// How long a request may take, streams apart. Longer than the wait for the owner's answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// What handlers need and the owner does not know. Calls may block and are made off the event loop.
+pub trait Host: Send + Sync {
+    /// Opens, locks and labels a disk as the next one of `pool`. [`Host::forget_disk`] undoes it.
+    ///
+    /// # Errors
+    /// The disk cannot be used; nothing on it has changed then.
+    fn prepare_disk(&self, request: &DiskAdd, pool: &PoolInfo) -> Result<AddDisk, ErrorInfo>;
+
+    /// Wipes the label of a disk that the owner did not take after all.
+    fn forget_disk(&self, disk: &str);
+
+    /// Paths and regions of the open disks.
+    fn open_disks(&self) -> OpenDisks;
+
+    /// The placement store.
+    fn store_info(&self) -> StoreInfo;
+
+    /// The placement table as text.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn dump(&self) -> Result<String, ErrorInfo>;
+}
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct Api {
+    /// The way to the owner.
+    pub owner: OwnerLink,
+    /// Everything else.
+    pub host: Arc<dyn Host>,
+    /// What happened lately.
+    pub events: Arc<EventLog>,
+    /// Where VHDs have their sockets.
+    pub socket_dir: PathBuf,
+    /// Adding disks is done one at a time, so that each gets the next place in the pool's disk table.
+    pub adding_disk: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Api {
+    /// Path of the socket of the VHD called `name`.
+    #[must_use]
+    pub fn socket_path(&self, name: &str) -> String {
+        self.socket_dir.join(format!("{name}.sock")).display().to_string()
+    }
+}
+
+/// All routes.
+pub fn router(api: Api) -> Router {
+    let v1 = Router::new()
+        .route("/pool", get(pool::show))
+        .route("/check", get(pool::check))
+        .route("/metadata", get(pool::dump))
+        .route("/disks", get(disks::list).post(disks::add))
+        .route("/disks/{disk}", get(disks::show).patch(disks::set))
+        .route("/vhds", get(vhds::list).post(vhds::create))
+        .route("/vhds/{vhd}", get(vhds::show).patch(vhds::set).delete(vhds::delete))
+        .route("/vhds/{vhd}/rename", post(vhds::rename))
+        .route("/vhds/{vhd}/map", get(vhds::map));
+    Router::new()
+        .nest(API_PREFIX, v1)
+        .route("/healthz", get(pool::health))
+        .route("/openapi.json", get(openapi::json))
+        .merge(metrics_route())
+        .layer(middleware::from_fn(limit_time))
+        // Streams last as long as their reader does.
+        .route(&format!("{API_PREFIX}/events"), get(events::stream))
+        .route("/events", get(events::stream))
+        .fallback(|request: Request| async move { no_route(&request) })
+        .method_not_allowed_fallback(|request: Request| async move { wrong_method(&request) })
+        .layer(DefaultBodyLimit::max(API_BODY_MAX))
+        .with_state(api)
+}
+
+/// Only what may be seen over TCP.
+pub fn metrics_router(api: Api) -> Router {
+    metrics_route()
+        .layer(middleware::from_fn(limit_time))
+        .fallback(|request: Request| async move { no_route(&request) })
+        .with_state(api)
+}
+
+fn metrics_route() -> Router<Api> {
+    Router::new().route("/metrics", get(metrics::text))
+}
+
+async fn limit_time(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => ApiError(ErrorInfo::new(ErrorKind::Unavailable, "the request took too long")).into_response(),
+    }
+}
+
+fn no_route(request: &Request) -> ApiError {
+    let message = format!("there is nothing at {}", request.uri().path());
+    ApiError(ErrorInfo::new(ErrorKind::NotFound, message).with_hint("see /openapi.json for what there is"))
+}
+
+fn wrong_method(request: &Request) -> Response {
+    let message = format!("{} is not possible on {}", request.method(), request.uri().path());
+    let error = ErrorInfo::new(ErrorKind::Invalid, message).with_hint("see /openapi.json for what there is");
+    let mut response = ApiError(error).into_response();
+    *response.status_mut() = axum::http::StatusCode::METHOD_NOT_ALLOWED;
+    response
+}

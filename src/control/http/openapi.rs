@@ -1,0 +1,49 @@
+//! The description of the API, generated from the handlers and the wire types.
+
+use axum::Json;
+use utoipa::OpenApi;
+
+use super::{disks, events, metrics, pool, vhds};
+
+/// The API.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "spanblk",
+        description = "Control of a spanblk daemon, over HTTP/1.1 on its unix socket. Sizes are in bytes. Requests refuse \
+            unknown fields. Every error has the same body."
+    ),
+    paths(
+        pool::show,
+        pool::check,
+        pool::dump,
+        disks::list,
+        disks::show,
+        disks::add,
+        disks::set,
+        vhds::list,
+        vhds::show,
+        vhds::create,
+        vhds::set,
+        vhds::rename,
+        vhds::delete,
+        vhds::map,
+        events::stream,
+        metrics::text,
+        pool::health,
+    )
+)]
+pub struct ApiDescription;
+
+/// The description as it is committed in `openapi.json`.
+#[must_use]
+pub fn document() -> String {
+    let mut text = ApiDescription::openapi().to_pretty_json().expect("the description has string keys");
+    text.push('\n');
+    text
+}
+
+/// `GET /openapi.json`.
+pub async fn json() -> Json<utoipa::openapi::OpenApi> {
+    Json(ApiDescription::openapi())
+}

@@ -1,0 +1,137 @@
+//! `/api/v1/vhds`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Deserialize;
+
+use super::Api;
+use super::error::{ApiError, wrong_reply};
+use super::pool::{ask_pool, blocking};
+use super::request::{JsonBody, Name, QueryOf};
+use crate::base::clock;
+use crate::control::convert;
+use crate::control::wire::{
+    ErrorBody, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdMapInfo, VhdRename, VhdResult, VhdUpdate,
+};
+use crate::owner::command::{self, Command, Outcome, Reply};
+
+/// All VHDs, by name.
+#[utoipa::path(get, path = "/api/v1/vhds", tag = "vhds",
+    responses((status = 200, body = VhdList), (status = "default", body = ErrorBody)))]
+pub async fn list(State(api): State<Api>) -> Result<Json<VhdList>, ApiError> {
+    let Reply::Vhds(vhds) = api.owner.ask(Command::ListVhds).await? else { return Err(wrong_reply()) };
+    let pool = ask_pool(&api).await?.record;
+    let list = blocking(move || {
+        let info = |vhd: &command::VhdInfo| convert::vhd_info(vhd, &pool, api.socket_path(&vhd.record.name));
+        VhdList { vhds: vhds.iter().map(info).collect() }
+    });
+    Ok(Json(list.await?))
+}
+
+/// One VHD.
+#[utoipa::path(get, path = "/api/v1/vhds/{vhd}", tag = "vhds", params(("vhd" = String, Path, description = "Name or UUID")),
+    responses((status = 200, body = VhdInfo), (status = "default", body = ErrorBody)))]
+pub async fn show(State(api): State<Api>, Name(vhd): Name) -> Result<Json<VhdInfo>, ApiError> {
+    match api.owner.ask(Command::ShowVhd { vhd }).await? {
+        Reply::Vhd { vhd, .. } => Ok(Json(info(api, vhd).await?)),
+        _ => Err(wrong_reply()),
+    }
+}
+
+async fn info(api: Api, vhd: Box<command::VhdInfo>) -> Result<VhdInfo, ApiError> {
+    let pool = ask_pool(&api).await?.record;
+    blocking(move || convert::vhd_info(&vhd, &pool, api.socket_path(&vhd.record.name))).await
+}
+
+async fn result(api: Api, reply: Reply) -> Result<(Outcome, Json<VhdResult>), ApiError> {
+    let Reply::Vhd { outcome, vhd } = reply else { return Err(wrong_reply()) };
+    let vhd = info(api, vhd).await?;
+    Ok((outcome, Json(VhdResult { changed: outcome != Outcome::Unchanged, vhd })))
+}
+
+/// Creates a VHD. The same request again changes nothing; one that differs is refused with the field that does.
+#[utoipa::path(post, path = "/api/v1/vhds", tag = "vhds", request_body = VhdCreate,
+    responses((status = 201, description = "created", body = VhdResult), (status = 200, description = "existed", body = VhdResult),
+        (status = "default", body = ErrorBody)))]
+pub async fn create(
+    State(api): State<Api>,
+    JsonBody(request): JsonBody<VhdCreate>,
+) -> Result<(StatusCode, Json<VhdResult>), ApiError> {
+    let create = convert::create_vhd(request, uuid::Uuid::new_v4(), clock::wall_secs())?;
+    let reply = api.owner.ask(Command::CreateVhd(Box::new(create))).await?;
+    let (outcome, body) = result(api, reply).await?;
+    let status = if outcome == Outcome::Created { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, body))
+}
+
+/// Changes settings of a VHD.
+#[utoipa::path(patch, path = "/api/v1/vhds/{vhd}", tag = "vhds", params(("vhd" = String, Path, description = "Name or UUID")),
+    request_body = VhdUpdate, responses((status = 200, body = VhdResult), (status = "default", body = ErrorBody)))]
+pub async fn set(
+    State(api): State<Api>,
+    Name(vhd): Name,
+    JsonBody(update): JsonBody<VhdUpdate>,
+) -> Result<Json<VhdResult>, ApiError> {
+    let reply = api.owner.ask(Command::SetVhd(Box::new(convert::set_vhd(vhd, update)?))).await?;
+    Ok(result(api, reply).await?.1)
+}
+
+/// Gives a VHD another name. Its socket moves with it; a frontend that is attached stays attached.
+#[utoipa::path(post, path = "/api/v1/vhds/{vhd}/rename", tag = "vhds",
+    params(("vhd" = String, Path, description = "Name or UUID")), request_body = VhdRename,
+    responses((status = 200, body = VhdResult), (status = "default", body = ErrorBody)))]
+pub async fn rename(
+    State(api): State<Api>,
+    Name(vhd): Name,
+    JsonBody(request): JsonBody<VhdRename>,
+) -> Result<Json<VhdResult>, ApiError> {
+    let reply = api.owner.ask(Command::RenameVhd { vhd, to: request.name }).await?;
+    Ok(result(api, reply).await?.1)
+}
+
+/// How to delete.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeleteQuery {
+    #[serde(default)]
+    force: bool,
+}
+
+/// Deletes a VHD and its data.
+#[utoipa::path(delete, path = "/api/v1/vhds/{vhd}", tag = "vhds",
+    params(("vhd" = String, Path, description = "Name or UUID"),
+        ("force" = Option<bool>, Query, description = "Even while a frontend is attached")),
+    responses((status = 200, body = VhdDeleted), (status = "default", body = ErrorBody)))]
+pub async fn delete(
+    State(api): State<Api>,
+    Name(vhd): Name,
+    QueryOf(query): QueryOf<DeleteQuery>,
+) -> Result<Json<VhdDeleted>, ApiError> {
+    match api.owner.ask(Command::DeleteVhd { vhd, force: query.force }).await? {
+        Reply::Deleted { name, .. } => Ok(Json(VhdDeleted { name })),
+        _ => Err(wrong_reply()),
+    }
+}
+
+/// Where a map begins.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MapQuery {
+    #[serde(default)]
+    from: u32,
+}
+
+/// Which disk and slot each extent of a VHD is on.
+#[utoipa::path(get, path = "/api/v1/vhds/{vhd}/map", tag = "vhds",
+    params(("vhd" = String, Path, description = "Name or UUID"), ("from" = Option<u32>, Query, description = "First extent")),
+    responses((status = 200, body = VhdMapInfo), (status = "default", body = ErrorBody)))]
+pub async fn map(
+    State(api): State<Api>,
+    Name(vhd): Name,
+    QueryOf(query): QueryOf<MapQuery>,
+) -> Result<Json<VhdMapInfo>, ApiError> {
+    let Reply::Vhd { vhd, .. } = api.owner.ask(Command::ShowVhd { vhd }).await? else { return Err(wrong_reply()) };
+    let pool = ask_pool(&api).await?.record;
+    Ok(Json(blocking(move || convert::map_info(&vhd, &pool, query.from)).await?))
+}

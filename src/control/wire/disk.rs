@@ -1,0 +1,120 @@
+//! Host disks.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// A host disk of the pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskInfo {
+    /// Its place in the pool's disk table.
+    pub id: u8,
+    /// Unique name.
+    pub name: String,
+    /// UUID, from its label.
+    pub uuid: Uuid,
+    /// Where it is now; absent for a missing disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Whether it can be used.
+    pub health: DiskHealth,
+    /// What new extents it takes.
+    pub accept: Accept,
+    /// What it can fail together with.
+    pub failure_domain: String,
+    /// Logical block size.
+    pub block_bytes: u32,
+    /// Size of its metadata region, 0 on a data-only disk.
+    pub metadata_bytes: u64,
+    /// Room for extents.
+    pub total_bytes: u64,
+    /// Room taken by extents.
+    pub allocated_bytes: u64,
+    /// Room that can be allocated now.
+    pub free_bytes: u64,
+    /// I/O errors since the pool was opened.
+    pub errors: u64,
+    /// Names of the VHDs that have extents on it or may get some.
+    pub vhds: Vec<String>,
+}
+
+/// Whether a disk can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskHealth {
+    /// Works.
+    Online,
+    /// Failed a sync, or was given up; nothing is submitted to it until the pool is opened again.
+    Failed,
+    /// Not found among the paths given.
+    Missing,
+}
+
+/// What new extents a disk takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Accept {
+    /// Extents of any VHD.
+    #[default]
+    Any,
+    /// Extents of isolated VHDs only.
+    Isolated,
+    /// Extents of spanned VHDs only.
+    Spanned,
+    /// None: what is there stays.
+    None,
+}
+
+/// All disks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskList {
+    /// In the order of the pool's disk table.
+    pub disks: Vec<DiskInfo>,
+}
+
+/// Adds a disk to the pool: formats it and starts to use it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskAdd {
+    /// Absolute path of a block device or regular file on the daemon's host.
+    pub path: String,
+    /// Unique name; by default from the by-id link or the file name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Creates the file with this size if it does not exist (sparse).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// What it can fail together with; by default its parent device, or that of a file's filesystem.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure_domain: Option<String>,
+    /// What new extents it takes.
+    #[serde(default)]
+    pub accept: Accept,
+    /// Overwrites a filesystem, partition table or label that is found on it.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Changes a disk. What is absent stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskUpdate {
+    /// What new extents it takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept: Option<Accept>,
+    /// What it can fail together with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure_domain: Option<String>,
+}
+
+/// A disk after a request that may have changed it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskResult {
+    /// Whether anything changed; false if it was as asked for already.
+    pub changed: bool,
+    /// The disk now.
+    pub disk: DiskInfo,
+    /// What an administrator should know, for people.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}

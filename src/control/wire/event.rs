@@ -1,0 +1,158 @@
+//! What happened, as it happens.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// Counts up from 1 since the daemon started.
+    pub seq: u64,
+    /// When, seconds since 1970.
+    pub time_secs: u64,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What.
+    #[serde(flatten)]
+    pub detail: EventDetail,
+}
+
+/// How bad an event is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// Normal operation.
+    Info,
+    /// Look at it soon.
+    Warning,
+    /// Something failed.
+    Error,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum EventDetail {
+    /// The pool is open and every VHD is served.
+    DaemonReady {
+        /// VHDs served.
+        vhds: u64,
+    },
+    /// The daemon drains and stops.
+    DaemonStopping {},
+    /// A VHD was created.
+    VhdCreated {
+        /// Its name.
+        vhd: String,
+    },
+    /// A VHD was deleted.
+    VhdDeleted {
+        /// Its name.
+        vhd: String,
+    },
+    /// A VHD has another name.
+    VhdRenamed {
+        /// The new name.
+        vhd: String,
+        /// The old name.
+        old_name: String,
+    },
+    /// Settings of a VHD changed.
+    VhdChanged {
+        /// Its name.
+        vhd: String,
+    },
+    /// A frontend connected.
+    VhdAttached {
+        /// Name of the VHD.
+        vhd: String,
+        /// Process id of the frontend.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pid: Option<u32>,
+    },
+    /// The frontend went away.
+    VhdDetached {
+        /// Name of the VHD.
+        vhd: String,
+    },
+    /// A write waits for room. Sent once until none of the VHD's writes waits any more.
+    WaitingForRoom {
+        /// Name of the VHD.
+        vhd: String,
+    },
+    /// A write failed for want of room. Sent once until the VHD gets room again.
+    OutOfRoom {
+        /// Name of the VHD.
+        vhd: String,
+    },
+    /// A thick VHD could not be given all its room: it is served as if it were thin.
+    ThickIncomplete {
+        /// Name of the VHD.
+        vhd: String,
+        /// Extents without room.
+        missing_extents: u64,
+    },
+    /// A disk was added.
+    DiskAdded {
+        /// Its name.
+        disk: String,
+    },
+    /// Settings of a disk changed.
+    DiskChanged {
+        /// Its name.
+        disk: String,
+    },
+    /// A disk gave an error. Sent for the 1st, 2nd, 4th, 8th and so on.
+    DiskError {
+        /// Its name.
+        disk: String,
+        /// What it said.
+        message: String,
+        /// Errors so far.
+        count: u64,
+    },
+    /// A disk failed: nothing more is sent to it until the pool is opened again.
+    DiskFailed {
+        /// Its name.
+        disk: String,
+        /// What it said.
+        message: String,
+    },
+    /// Allocation rose above a threshold, or fell well below it again.
+    Fill {
+        /// The disk; absent for the pool as a whole.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        disk: Option<String>,
+        /// The threshold: 80, 90 or 95.
+        percent: u32,
+        /// Whether it rose above.
+        above: bool,
+        /// Room taken.
+        allocated_bytes: u64,
+        /// Room there is.
+        total_bytes: u64,
+    },
+    /// The metadata region passed its low-water mark, in either direction.
+    MetadataLow {
+        /// Whether no extent can be placed now.
+        low: bool,
+        /// Bytes used.
+        used_bytes: u64,
+        /// Bytes there are.
+        region_bytes: u64,
+    },
+    /// A region of the placement store was dropped or is back.
+    StoreMember {
+        /// Name of its disk.
+        disk: String,
+        /// Whether it takes part.
+        in_sync: bool,
+        /// Why.
+        message: String,
+    },
+    /// Anything else worth a line.
+    Note {
+        /// What, for people.
+        message: String,
+    },
+}

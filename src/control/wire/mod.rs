@@ -1,0 +1,24 @@
+//! Every request and response of the HTTP API, used by the server and by our own command line.
+//!
+//! Sizes are integers in bytes, named `*_bytes`; times are seconds, named `*_secs`. Requests refuse unknown fields.
+
+mod check;
+mod disk;
+mod error;
+mod event;
+mod pool;
+pub mod size;
+mod vhd;
+
+pub use check::CheckReport;
+pub use disk::{Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskResult, DiskUpdate};
+pub use error::{ErrorBody, ErrorInfo, ErrorKind};
+pub use event::{Event, EventDetail, Severity};
+pub use pool::{DomainWarning, MemberHealth, PoolInfo, SpaceInfo, StoreInfo, StoreMember};
+pub use vhd::{
+    Attachment, DiskUse, Layout, MapRun, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdMapInfo, VhdRename, VhdResult,
+    VhdUpdate, WhenFull,
+};
+
+/// What the path prefix of every versioned route is.
+pub const API_PREFIX: &str = "/api/v1";

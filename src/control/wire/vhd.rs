@@ -1,0 +1,242 @@
+//! VHDs.
+
+use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::base::limits::WHEN_FULL_WAIT_SECS_DEFAULT;
+
+/// What the placement of a VHD should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// All extents on one host disk: no neighbour's load or failing disk can reach it.
+    Isolated,
+    /// Neighbouring extents on different host disks.
+    Spanned,
+}
+
+/// What a write does that needs room when there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "action", rename_all = "snake_case", deny_unknown_fields)]
+pub enum WhenFull {
+    /// Waits for room, then fails.
+    Queue {
+        /// How long.
+        #[serde(default = "default_wait_secs")]
+        wait_secs: u64,
+    },
+    /// Fails at once.
+    Error {},
+}
+
+fn default_wait_secs() -> u64 {
+    WHEN_FULL_WAIT_SECS_DEFAULT
+}
+
+impl Default for WhenFull {
+    fn default() -> WhenFull {
+        WhenFull::Queue { wait_secs: WHEN_FULL_WAIT_SECS_DEFAULT }
+    }
+}
+
+/// Creates a VHD. Creating one that exists with the same parameters changes nothing and succeeds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VhdCreate {
+    /// Unique name: 1 to 64 letters, digits, '-', '_' or '.', starting with a letter or digit.
+    pub name: String,
+    /// Size the guest sees; a multiple of the block size.
+    pub size_bytes: u64,
+    /// What its placement should be.
+    pub layout: Layout,
+    /// Names or UUIDs of the host disks it may use: one for `isolated`, two or more for `spanned`. Chosen when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<Vec<String>>,
+    /// `spanned` without `disks`: over how many host disks; all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width: Option<u8>,
+    /// Allocates every extent at once, so that no later write can find the pool full.
+    #[serde(default)]
+    pub thick: bool,
+    /// Refuses guest writes.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Logical block size the guest sees: 512 or 4096; 512 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_bytes: Option<u32>,
+    /// Virtqueues, the most a guest can use; 4 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    /// Name of the VM it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<String>,
+    /// Owner of its socket, `USER:GROUP` by name or number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_owner: Option<String>,
+    /// Mode of its socket in octal; `0660` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_mode: Option<String>,
+    /// What a write does that finds the pool full.
+    #[serde(default)]
+    pub when_full: WhenFull,
+}
+
+/// Changes settings of a VHD. What is absent stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VhdUpdate {
+    /// Name of the VM it belongs to; `null` for none.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub vm: Option<Option<String>>,
+    /// Owner of its socket, `USER:GROUP`; `null` for the daemon's own user.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub socket_owner: Option<Option<String>>,
+    /// Mode of its socket, in octal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_mode: Option<String>,
+    /// What a write does that finds the pool full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when_full: Option<WhenFull>,
+    /// Virtqueues. Refused while attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+}
+
+/// Tells `null` (clear it) from absent (leave it).
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::<String>::deserialize(deserializer).map(Some)
+}
+
+/// Gives a VHD another name; its socket moves with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VhdRename {
+    /// The new name.
+    pub name: String,
+}
+
+/// A VHD.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VhdInfo {
+    /// Unique name.
+    pub name: String,
+    /// UUID; its first 20 hex digits are the serial number that the guest sees.
+    pub uuid: Uuid,
+    /// Size the guest sees.
+    pub size_bytes: u64,
+    /// Logical block size the guest sees.
+    pub block_bytes: u32,
+    /// What its placement should be.
+    pub layout: Layout,
+    /// Names of the host disks it may use.
+    pub disks: Vec<String>,
+    /// Whether the user named the disks.
+    pub disks_chosen: bool,
+    /// Whether every extent was allocated at creation.
+    pub thick: bool,
+    /// Whether it is served; false while room for a thick VHD is still being given.
+    pub ready: bool,
+    /// Whether guest writes are refused.
+    pub read_only: bool,
+    /// Virtqueues.
+    pub queues: u16,
+    /// Name of the VM it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<String>,
+    /// Path of its vhost-user socket.
+    pub socket: String,
+    /// Owner of its socket, if not the daemon's own user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_owner: Option<String>,
+    /// Mode of its socket, in octal.
+    pub socket_mode: String,
+    /// What a write does that finds the pool full.
+    pub when_full: WhenFull,
+    /// The frontend that is connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attached: Option<Attachment>,
+    /// Room taken, whole extents counted.
+    pub allocated_bytes: u64,
+    /// Blocks written, whole blocks counted.
+    pub written_bytes: u64,
+    /// Where its extents are now.
+    pub placement: Vec<DiskUse>,
+    /// When it was created, seconds since 1970.
+    pub created_secs: u64,
+}
+
+/// The frontend that is connected to a VHD.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Attachment {
+    /// Process id of the frontend, if the kernel told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+}
+
+/// Extents of a VHD on one host disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskUse {
+    /// Name of the disk.
+    pub disk: String,
+    /// Extents there.
+    pub extents: u64,
+}
+
+/// All VHDs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VhdList {
+    /// Sorted by name.
+    pub vhds: Vec<VhdInfo>,
+}
+
+/// A VHD after a request that may have changed it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VhdResult {
+    /// Whether anything changed; false if it was as asked for already.
+    pub changed: bool,
+    /// The VHD now.
+    pub vhd: VhdInfo,
+}
+
+/// A VHD that is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VhdDeleted {
+    /// The name it had.
+    pub name: String,
+}
+
+/// Where the extents of a VHD are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VhdMapInfo {
+    /// Name of the VHD.
+    pub name: String,
+    /// Bytes of an extent.
+    pub extent_bytes: u64,
+    /// Extents of the VHD, absent ones included.
+    pub extents: u32,
+    /// Names of the disks that appear in `runs`, in the order of the pool's disk table.
+    pub disks: Vec<String>,
+    /// Runs of extents that lie on one disk in consecutive slots. Extents in no run are absent and read as zeros.
+    pub runs: Vec<MapRun>,
+    /// Where to go on (as `?from=`), if there are more runs than an answer carries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_extent: Option<u32>,
+}
+
+/// Consecutive extents in consecutive slots of one disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MapRun {
+    /// First extent.
+    pub extent: u32,
+    /// Number of extents.
+    pub count: u32,
+    /// Name of the disk.
+    pub disk: String,
+    /// Slot of the first extent.
+    pub slot: u32,
+    /// Blocks written in these extents.
+    pub blocks_written: u64,
+}

@@ -1,0 +1,270 @@
+//! The HTTP API: routes over a fake owner, and the unix socket they are served on.
+
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+#[path = "common/fake_owner.rs"]
+mod fake_owner;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use spanblk::cli::client::Client;
+use spanblk::control::http::{self, ListenError, router};
+use spanblk::control::wire::{ErrorKind, EventDetail, Severity, VhdList};
+use tower::ServiceExt;
+
+async fn call(method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
+    let body = body.map_or(Body::empty(), |value| Body::from(value.to_string()));
+    raw(method, path, body).await
+}
+
+async fn raw(method: Method, path: &str, body: Body) -> (StatusCode, Value) {
+    let request = Request::builder().method(method).uri(path).body(body).unwrap();
+    let response = router(fake_owner::api()).oneshot(request).await.unwrap();
+    let status = response.status();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    let value =
+        serde_json::from_slice(&bytes).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into()));
+    (status, value)
+}
+
+fn minimal() -> Value {
+    json!({"name": "new", "size_bytes": 1 << 30, "layout": "spanned"})
+}
+
+#[tokio::test]
+async fn the_pool_is_shown() {
+    let (status, pool) = call(Method::GET, "/api/v1/pool", None).await;
+    assert_eq!(status, StatusCode::OK, "{pool}");
+    assert_eq!(pool["extent_bytes"], 1 << 20);
+    assert_eq!(pool["block_bytes"], 32 << 10);
+    assert_eq!(pool["disks"][0]["name"], "d0");
+    assert_eq!(pool["disks"][0]["path"], "/srv/d0.img");
+    assert_eq!(pool["disks"][0]["health"], "online");
+    assert_eq!(pool["space"]["overcommit_ratio"], 0.5);
+    assert_eq!(pool["shared_failure_domains"][0]["disks"], json!(["d0", "d1"]));
+    assert!(pool["warnings"][0].as_str().unwrap().contains("failure domain"), "{pool}");
+}
+
+#[tokio::test]
+async fn disks_are_listed_shown_and_changed() {
+    let (_, list) = call(Method::GET, "/api/v1/disks", None).await;
+    assert_eq!(list["disks"].as_array().unwrap().len(), 2);
+    let (status, disk) = call(Method::GET, "/api/v1/disks/d1", None).await;
+    assert_eq!((status, &disk["name"]), (StatusCode::OK, &json!("d1")));
+    let uuid = disk["uuid"].as_str().unwrap();
+    assert_eq!(call(Method::GET, &format!("/api/v1/disks/{uuid}"), None).await.1["name"], "d1");
+    let (status, error) = call(Method::GET, "/api/v1/disks/dx", None).await;
+    assert_eq!((status, &error["error"]["kind"]), (StatusCode::NOT_FOUND, &json!("not_found")));
+    let (status, result) = call(Method::PATCH, "/api/v1/disks/d1", Some(json!({"accept": "isolated"}))).await;
+    assert_eq!((status, &result["changed"]), (StatusCode::OK, &json!(true)));
+}
+
+#[tokio::test]
+async fn a_vhd_is_created_with_defaults_filled_in() {
+    let (status, result) = call(Method::POST, "/api/v1/vhds", Some(minimal())).await;
+    assert_eq!(status, StatusCode::CREATED, "{result}");
+    let vhd = &result["vhd"];
+    assert_eq!(result["changed"], true);
+    assert_eq!(vhd["block_bytes"], 512);
+    assert_eq!(vhd["queues"], 4);
+    assert_eq!(vhd["socket_mode"], "0660");
+    assert_eq!(vhd["socket"], "/run/spanblk/vhost/new.sock");
+    assert_eq!(vhd["when_full"], json!({"action": "queue", "wait_secs": 60}));
+    let (_, list) = call(Method::GET, "/api/v1/vhds", None).await;
+    assert_eq!(list["vhds"][0]["name"], "old");
+}
+
+#[tokio::test]
+async fn creating_what_exists_says_that_nothing_changed() {
+    let mut body = minimal();
+    body["name"] = json!("old");
+    let (status, result) = call(Method::POST, "/api/v1/vhds", Some(body.clone())).await;
+    assert_eq!((status, &result["changed"]), (StatusCode::OK, &json!(false)));
+    body["size_bytes"] = json!(2_u64 << 30);
+    let (status, error) = call(Method::POST, "/api/v1/vhds", Some(body)).await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert_eq!(error["error"]["code"], "differs");
+    assert!(error["error"]["message"].as_str().unwrap().contains("size"), "{error}");
+}
+
+#[tokio::test]
+async fn bad_bodies_are_refused_with_the_field_named() {
+    let with = |field: &str, value: Value| {
+        let mut body = minimal();
+        body[field] = value;
+        Some(body)
+    };
+    let cases = [
+        (with("colour", json!("red")), "colour"),
+        (with("size_bytes", json!("20GiB")), "size_bytes"),
+        (with("size_bytes", json!(-1)), "size_bytes"),
+        (with("layout", json!("striped")), "layout"),
+        (with("when_full", json!({"action": "wait"})), "when_full"),
+        (with("when_full", json!({"action": "queue", "secs": 1})), "when_full"),
+        (with("socket_mode", json!("rw-")), "socket_mode"),
+        (with("socket_owner", json!("root")), "socket_owner"),
+        (with("disks", json!("d0")), "disks"),
+        (Some(json!({"name": "x", "layout": "spanned"})), "size_bytes"),
+        (Some(json!({"name": "x", "size_bytes": 1, "layout": "isolated", "width": 2})), "width"),
+    ];
+    for (body, field) in cases {
+        let (status, error) = call(Method::POST, "/api/v1/vhds", body.clone()).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body:?}");
+        assert_eq!(error["error"]["kind"], "invalid");
+        assert!(error["error"]["message"].as_str().unwrap().contains(field), "{field} not named: {error}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_that_are_no_json_are_refused() {
+    for body in ["", "{", "[]", "null", "{} trailing", "\u{0}"] {
+        let (status, error) = raw(Method::POST, "/api/v1/vhds", Body::from(body)).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body:?}: {error}");
+    }
+    let (status, _) = raw(Method::POST, "/api/v1/vhds", Body::from(vec![0xff; 16])).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    let deep = "[".repeat(60_000);
+    assert_eq!(raw(Method::POST, "/api/v1/vhds", Body::from(deep)).await.0, StatusCode::BAD_REQUEST);
+    let (status, error) = raw(Method::POST, "/api/v1/vhds", Body::from(" ".repeat(100_000))).await;
+    assert_eq!((status, &error["error"]["kind"]), (StatusCode::PAYLOAD_TOO_LARGE, &json!("too_large")));
+}
+
+#[tokio::test]
+async fn vhds_are_shown_changed_renamed_and_deleted() {
+    assert_eq!(call(Method::GET, "/api/v1/vhds/old", None).await.1["layout"], "spanned");
+    let (status, _) = call(Method::GET, "/api/v1/vhds/none", None).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let (status, result) = call(Method::PATCH, "/api/v1/vhds/old", Some(json!({"vm": null, "queues": 2}))).await;
+    assert_eq!((status, &result["vhd"]["queues"]), (StatusCode::OK, &json!(2)), "{result}");
+    let (_, result) = call(Method::POST, "/api/v1/vhds/old/rename", Some(json!({"name": "newer"}))).await;
+    assert_eq!(result["vhd"]["socket"], "/run/spanblk/vhost/newer.sock");
+    let (status, error) = call(Method::DELETE, "/api/v1/vhds/busy", None).await;
+    assert_eq!((status, &error["error"]["code"]), (StatusCode::CONFLICT, &json!("attached")));
+    let (status, deleted) = call(Method::DELETE, "/api/v1/vhds/busy?force=true", None).await;
+    assert_eq!((status, &deleted["name"]), (StatusCode::OK, &json!("busy")));
+    assert_eq!(call(Method::DELETE, "/api/v1/vhds/old?forced=true", None).await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn the_map_names_disk_and_slot_of_each_run() {
+    let (status, map) = call(Method::GET, "/api/v1/vhds/old/map", None).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(map["extents"], 1024);
+    let run = |extent, count, disk, slot, blocks| json!({"extent": extent, "count": count, "disk": disk, "slot": slot, "blocks_written": blocks});
+    assert_eq!(map["runs"], json!([run(0, 2, "d0", 5, 2), run(7, 1, "d1", 0, 1)]));
+    assert_eq!(call(Method::GET, "/api/v1/vhds/old/map?from=2", None).await.1["runs"], json!([run(7, 1, "d1", 0, 1)]));
+    assert_eq!(call(Method::GET, "/api/v1/vhds/old/map?from=99999", None).await.1["runs"], json!([]));
+}
+
+#[tokio::test]
+async fn adding_a_disk_prepares_it_and_gives_it_back_when_the_owner_refuses() {
+    let (status, result) = call(Method::POST, "/api/v1/disks", Some(json!({"path": "/srv/d2.img"}))).await;
+    assert_eq!((status, &result["disk"]["name"]), (StatusCode::CREATED, &json!("d2")), "{result}");
+    let api = fake_owner::api_with(|host| host.refuse_disks = true);
+    let body = json!({"path": "/srv/d2.img"}).to_string();
+    let request = Request::post("/api/v1/disks").body(Body::from(body)).unwrap();
+    let response = router(api.clone()).oneshot(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::CONFLICT);
+    assert_eq!(fake_owner::forgotten(), vec!["d2".to_owned()]);
+    let (status, error) = call(Method::POST, "/api/v1/disks", Some(json!({"path": "/srv/foreign"}))).await;
+    assert_eq!((status, &error["error"]["kind"]), (StatusCode::CONFLICT, &json!("conflict")));
+}
+
+#[tokio::test]
+async fn unknown_routes_and_methods_have_the_error_body() {
+    let (status, error) = call(Method::GET, "/api/v1/volumes", None).await;
+    assert_eq!((status, &error["error"]["kind"]), (StatusCode::NOT_FOUND, &json!("not_found")));
+    let (status, error) = call(Method::PUT, "/api/v1/vhds", Some(json!({}))).await;
+    assert_eq!((status, &error["error"]["kind"]), (StatusCode::METHOD_NOT_ALLOWED, &json!("invalid")));
+}
+
+#[tokio::test]
+async fn check_dump_health_and_metrics_answer() {
+    let (_, report) = call(Method::GET, "/api/v1/check", None).await;
+    assert_eq!(report["consistent"], true);
+    assert_eq!(call(Method::GET, "/api/v1/metadata", None).await.1, json!({"line": 1}));
+    assert_eq!(call(Method::GET, "/healthz", None).await.1, "ok\n");
+    let (_, metrics) = call(Method::GET, "/metrics", None).await;
+    let metrics = metrics.as_str().unwrap();
+    assert!(metrics.contains("spanblk_vhd_requests_total{vhd=\"old\",kind=\"read\"} 0\n"), "{metrics}");
+    assert!(metrics.contains("spanblk_pool_capacity_bytes 2147483648\n"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_daemon_that_stops_says_so() {
+    let api = fake_owner::api_with(|host| host.stopping = true);
+    let request = Request::get("/healthz").body(Body::empty()).unwrap();
+    assert_eq!(router(api).oneshot(request).await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn events_are_streamed_from_where_the_reader_was() {
+    let api = fake_owner::api();
+    for i in 0..3 {
+        api.events.record(Severity::Info, EventDetail::VhdCreated { vhd: format!("v{i}") });
+    }
+    let request = Request::get("/events?follow=false&after=1").body(Body::empty()).unwrap();
+    let body = router(api).oneshot(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    assert!(text.starts_with("id: 2\ndata: {\"seq\":2"), "{text}");
+    assert!(text.contains("\"event\":\"vhd_created\",\"vhd\":\"v2\"") && !text.contains("\"v0\""), "{text}");
+}
+
+#[test]
+fn the_description_is_committed() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/control/openapi.json");
+    let generated = http::openapi::document();
+    if std::env::var_os("SPANBLK_UPDATE").is_some() {
+        std::fs::write(&path, &generated).unwrap();
+    }
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(committed == generated, "run SPANBLK_UPDATE=1 cargo test --test api, and commit src/control/openapi.json");
+    let value: Value = serde_json::from_str(&generated).unwrap();
+    assert!(value["openapi"].as_str().unwrap().starts_with("3.1"));
+    assert_eq!(value["components"]["schemas"]["VhdCreate"]["additionalProperties"], false);
+}
+
+#[test]
+fn the_command_line_speaks_over_the_unix_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("control/api.sock");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let bound = runtime.block_on(async { http::bind_control(&path) }).unwrap();
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+    runtime.spawn(http::serve(bound, router(fake_owner::api()), std::future::pending()));
+
+    let client = Client::new(&path).unwrap();
+    let list: VhdList = client.get("/vhds").unwrap();
+    assert_eq!(list.vhds.len(), 2);
+    let failure = client.get::<Value>("/vhds/none").unwrap_err();
+    assert_eq!((failure.0.kind, failure.exit_code()), (ErrorKind::NotFound, 3));
+    let again = runtime.block_on(async { http::bind_control(&path) });
+    assert!(matches!(again, Err(ListenError::InUse(_))), "{again:?}");
+}
+
+#[tokio::test]
+async fn sockets_that_cannot_be_made_are_refused_with_the_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let long = directory.path().join("x".repeat(120));
+    assert!(matches!(http::bind_control(&long), Err(ListenError::PathTooLong { .. })));
+    let open = directory.path().join("open");
+    std::fs::create_dir(&open).unwrap();
+    std::fs::set_permissions(&open, PermissionsExt::from_mode(0o755)).unwrap();
+    assert!(matches!(http::bind_control(&open.join("s")), Err(ListenError::DirectoryOpen { .. })));
+    let private = directory.path().join("private");
+    std::fs::create_dir(&private).unwrap();
+    std::fs::set_permissions(&private, PermissionsExt::from_mode(0o700)).unwrap();
+    let file = private.join("file");
+    std::fs::write(&file, "precious").unwrap();
+    assert!(matches!(http::bind_control(&file), Err(ListenError::NotASocket(_))));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
+    let stale = private.join("stale");
+    drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+    assert!(http::bind_control(&stale).is_ok());
+}

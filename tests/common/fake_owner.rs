@@ -1,0 +1,225 @@
+//! An owner that knows two disks and two VHDs and forgets what it is told.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use spanblk::base::ids::{DiskId, VhdId};
+use spanblk::base::units::{BlockMask, ExtentIndex, Generation, Geometry, SlotIndex};
+use spanblk::control::convert::{OpenDisk, OpenDisks};
+use spanblk::control::events::EventLog;
+use spanblk::control::http::{Api, Host};
+use spanblk::control::owner_link::OwnerLink;
+use spanblk::control::wire::{DiskAdd, ErrorInfo, ErrorKind, StoreInfo};
+use spanblk::owner::command::{AddDisk, Command, CommandError, DiskInfo, Outcome, PoolInfo, Reply, Space, VhdInfo};
+use spanblk::placement::ReplicaSet;
+use spanblk::placement::check::CheckReport;
+use spanblk::placement::record::{Accept, DiskRecord, Layout, PoolRecord, RECORD_VERSION, VhdRecord, WhenFull};
+use spanblk::placement::view::VhdMap;
+use spanblk::shared::{DiskState, VhdSettings, VhdState};
+use uuid::Uuid;
+
+const EXTENT: u64 = 1 << 20;
+
+/// What the tests vary.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Script {
+    pub refuse_disks: bool,
+    pub stopping: bool,
+}
+
+static FORGOTTEN: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+
+/// Disks that were forgotten since the last call.
+pub fn forgotten() -> Vec<String> {
+    std::mem::take(&mut FORGOTTEN.lock().unwrap())
+}
+
+/// The API over a fake owner.
+pub fn api() -> Api {
+    api_with(|_| ())
+}
+
+/// The API over a fake owner with a script.
+pub fn api_with(change: impl FnOnce(&mut Script)) -> Api {
+    let mut script = Script::default();
+    change(&mut script);
+    Api {
+        owner: OwnerLink::new(move |asked| {
+            if !script.stopping {
+                let _ = asked.answer.send(answer(asked.command, script));
+            }
+        }),
+        host: Arc::new(FakeHost),
+        events: Arc::new(EventLog::default()),
+        socket_dir: PathBuf::from("/run/spanblk/vhost"),
+        adding_disk: Arc::default(),
+    }
+}
+
+fn answer(command: Command, script: Script) -> Result<Reply, CommandError> {
+    let known = |name: &str| {
+        let found = [vhd("old", None), vhd("busy", Some(4711))].into_iter().find(|vhd| vhd.record.name == name);
+        found.ok_or(CommandError::NotFound { what: "VHD", name: name.to_owned() })
+    };
+    let one = |outcome, vhd| Ok(Reply::Vhd { outcome, vhd: Box::new(vhd) });
+    match command {
+        Command::CreateVhd(create) => match known(&create.name) {
+            Ok(old) if old.record.size == create.size => one(Outcome::Unchanged, old),
+            Ok(old) => Err(CommandError::Conflict {
+                vhd: create.name,
+                field: "size",
+                existing: old.record.size.to_string(),
+                asked: create.size.to_string(),
+            }),
+            Err(_) => {
+                let mut new = vhd(&create.name, None);
+                new.record.block_size = create.block_size;
+                new.record.queues = create.queues;
+                new.record.socket_mode = create.socket_mode;
+                new.record.when_full = create.when_full;
+                one(Outcome::Created, new)
+            }
+        },
+        Command::DeleteVhd { vhd, force } => match known(&vhd)?.attached {
+            Some(pid) if !force => Err(CommandError::Attached { vhd, pid, hint: ", or use --force" }),
+            _ => Ok(Reply::Deleted { id: VhdId(1), name: vhd }),
+        },
+        Command::RenameVhd { vhd, to } => {
+            let mut renamed = known(&vhd)?;
+            renamed.record.name = to;
+            one(Outcome::Changed, renamed)
+        }
+        Command::SetVhd(set) => {
+            let mut changed = known(&set.vhd)?;
+            changed.record.queues = set.queues.unwrap_or(changed.record.queues);
+            one(Outcome::Changed, changed)
+        }
+        Command::ShowVhd { vhd } => one(Outcome::Unchanged, known(&vhd)?),
+        Command::ListVhds => Ok(Reply::Vhds(vec![vhd("old", None), vhd("busy", Some(4711))])),
+        Command::ShowPool => Ok(Reply::Pool(Box::new(pool()))),
+        Command::AddDisk(add) if script.refuse_disks => Err(CommandError::DiskIdTaken { disk: add.record.name }),
+        Command::AddDisk(add) => {
+            Ok(Reply::Disk { outcome: Outcome::Created, disk: Box::new(disk_info(add.record.id.0)) })
+        }
+        Command::SetDisk(set) => {
+            let id = pool().record.find_disk(&set.disk).map(|disk| disk.id.0);
+            let id = id.ok_or(CommandError::NotFound { what: "disk", name: set.disk })?;
+            Ok(Reply::Disk { outcome: Outcome::Changed, disk: Box::new(disk_info(id)) })
+        }
+        Command::Check => Ok(Reply::Check(Box::new(CheckReport {
+            vhds: 2,
+            extents: 3,
+            replicas: 3,
+            used: BTreeMap::new(),
+            violations: Vec::new(),
+        }))),
+    }
+}
+
+fn pool() -> PoolInfo {
+    let record = PoolRecord::new(Uuid::from_u128(1), EXTENT, (0..2).map(disk_record).collect());
+    let space = Space { capacity: 2 << 30, free: 2 << 30, provisioned: 1 << 30, ..Space::default() };
+    PoolInfo {
+        record,
+        space,
+        disks: (0..2).map(disk_info).collect(),
+        vhds: 2,
+        waiting: 0,
+        metadata_used: 1 << 20,
+        metadata_size: 64 << 20,
+        metadata_low: false,
+    }
+}
+
+fn disk_record(id: u8) -> DiskRecord {
+    DiskRecord {
+        id: DiskId(id),
+        uuid: Uuid::from_u128(100 + u128::from(id)),
+        name: format!("d{id}"),
+        slots: 1024,
+        data_offset: 65 << 20,
+        accept: Accept::Any,
+        failure_domain: "controller-1".to_owned(),
+    }
+}
+
+fn disk_state(id: u8) -> Arc<DiskState> {
+    Arc::new(DiskState::new(DiskId(id), format!("d{id}"), 65 << 20, 1024, 512, 512))
+}
+
+fn disk_info(id: u8) -> DiskInfo {
+    DiskInfo {
+        record: disk_record(id),
+        state: disk_state(id),
+        space: Space { capacity: 1 << 30, free: 1 << 30, ..Space::default() },
+        vhds: vec!["old".to_owned()],
+        errors: 0,
+        shares_domain_with: Vec::new(),
+    }
+}
+
+fn vhd(name: &str, attached: Option<u32>) -> VhdInfo {
+    let geometry = Geometry::new(EXTENT).unwrap();
+    let uuid = Uuid::from_u128(7);
+    let settings =
+        VhdSettings { id: VhdId(1), uuid, geometry, size: 1 << 30, block_size: 512, read_only: false, thick: false };
+    let map = VhdMap::new(1024);
+    for (extent, disk, slot) in [(0, 0, 5), (1, 0, 6), (7, 1, 0)] {
+        let replicas = ReplicaSet::single(DiskId(disk), SlotIndex(slot));
+        map.restore(ExtentIndex(extent), replicas, BlockMask(1), Generation(2));
+    }
+    VhdInfo {
+        record: VhdRecord {
+            version: RECORD_VERSION,
+            id: VhdId(1),
+            name: name.to_owned(),
+            uuid,
+            size: 1 << 30,
+            layout: Layout::Spanned { disks: vec![DiskId(0), DiskId(1)], width: None, chosen: false },
+            thick: false,
+            read_only: false,
+            block_size: 512,
+            queues: 4,
+            vm: None,
+            socket_owner: None,
+            socket_mode: 0o660,
+            when_full: WhenFull::default(),
+            created: 0,
+        },
+        state: Arc::new(VhdState::new(settings, map, 1)),
+        attached,
+        ready: true,
+        slots: [(DiskId(0), 2), (DiskId(1), 1)].into_iter().collect(),
+        allocated: 3 << 20,
+    }
+}
+
+struct FakeHost;
+
+impl Host for FakeHost {
+    fn prepare_disk(&self, request: &DiskAdd, pool: &PoolInfo) -> Result<AddDisk, ErrorInfo> {
+        if request.path.contains("foreign") {
+            return Err(ErrorInfo::new(ErrorKind::Conflict, "there is an ext4 filesystem"));
+        }
+        let id = pool.record.next_disk_id().unwrap();
+        Ok(AddDisk { record: disk_record(id.0), state: disk_state(id.0) })
+    }
+
+    fn forget_disk(&self, disk: &str) {
+        FORGOTTEN.lock().unwrap().push(disk.to_owned());
+    }
+
+    fn open_disks(&self) -> OpenDisks {
+        let open = |id: u8| (DiskId(id), OpenDisk { path: format!("/srv/d{id}.img"), metadata_bytes: 64 << 20 });
+        (0..3).map(open).collect::<HashMap<_, _>>()
+    }
+
+    fn store_info(&self) -> StoreInfo {
+        StoreInfo::default()
+    }
+
+    fn dump(&self) -> Result<String, ErrorInfo> {
+        Ok("{\"line\":1}\n".to_owned())
+    }
+}
