@@ -5,6 +5,8 @@
 pub mod file;
 pub mod geometry;
 pub mod identity;
+pub mod label;
+pub mod membership;
 pub mod signature;
 pub mod sim;
 mod sys;
