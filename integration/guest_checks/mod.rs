@@ -1,4 +1,5 @@
-//! The checks of `guest.rs`, in the order in which a guest goes through them.
+//! Checks of disks from inside a guest, in the order in which `guest.rs` goes through them.
+#![allow(dead_code)]
 
 mod raw;
 mod session;
@@ -7,37 +8,17 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use crate::lab::agent::Agent;
 use crate::lab::machine::Machine;
 use crate::lab::report::Report;
 pub use session::Session;
 
-/// Runs all checks.
+/// Runs all checks of `guest.rs`.
 pub fn run(report: &mut Report, mut session: Session) {
     let Some((mut machine, boot)) = report.check("guest boots with three disks", || session.boot()) else { return };
     report.note(&format!("{:.1}s from start to the first command", boot.as_secs_f64()));
 
-    for vhd in session.vhds.clone() {
-        let name = vhd.name;
-        report.check(&format!("{name}: identify ({})", vhd.layout), || raw::identify(&session, &mut machine, &vhd));
-    }
-    report.check("fio crc32c verify on all disks at once", || raw::verify_all(&mut machine, &session.vhds));
-    for vhd in session.vhds.clone() {
-        let name = vhd.name;
-        report.check(&format!("{name}: discard reads zeros, neighbours stay"), || raw::discard(&mut machine, &vhd));
-        report.check(&format!("{name}: write zeroes is exact"), || raw::write_zeroes(&mut machine, &vhd));
-        report.check(&format!("{name}: cache mode write through and back"), || raw::cache_mode(&mut machine, &vhd));
-    }
-    report.check("discard gives the room back", || session.discarded_room(&mut machine));
-
-    let mut sums = Sums::default();
-    report.check("ext4 on the isolated disk survives remount", || {
-        sums.ext4 = make_filesystem(&mut machine, "vda", "ext4")?;
-        remounted(&mut machine, "vda", "ext4", &sums.ext4)
-    });
-    report.check("xfs on the spanned disk survives remount", || {
-        sums.xfs = make_filesystem(&mut machine, "vdb", "xfs")?;
-        remounted(&mut machine, "vdb", "xfs", &sums.xfs)
-    });
+    let sums = basics(report, &session, &mut machine.agent);
     report.check("hot-unplug and hot-plug", || hotplug(&session, &mut machine));
     report.check("guest reset while writing", || reset_while_writing(&mut machine, &sums));
     report.check("the kernel has no complaints", || {
@@ -53,25 +34,52 @@ pub fn run(report: &mut Report, mut session: Session) {
     }
     report.check("all data is there after the cold start", || {
         let (mut machine, _) = session.boot()?;
-        remounted(&mut machine, "vda", "ext4", &sums.ext4)?;
-        remounted(&mut machine, "vdb", "xfs", &sums.xfs)?;
-        raw::pattern_is_there(&mut machine, "vdc")?;
+        remounted(&mut machine.agent, "vda", "ext4", &sums.ext4)?;
+        remounted(&mut machine.agent, "vdb", "xfs", &sums.xfs)?;
+        raw::pattern_is_there(&mut machine.agent, "vdc")?;
         machine.power_off()
     });
     report.check("backend ends cleanly", || session.stop());
 }
 
+/// What needs nothing but a running guest and its disks; the sums of the files that are then on them.
+pub fn basics(report: &mut Report, session: &Session, agent: &mut Agent) -> Sums {
+    for vhd in &session.vhds {
+        let name = vhd.name;
+        report.check(&format!("{name}: identify ({})", vhd.layout), || raw::identify(session, agent, vhd));
+    }
+    report.check("fio crc32c verify on all disks at once", || raw::verify_all(agent, &session.vhds));
+    for vhd in &session.vhds {
+        let name = vhd.name;
+        report.check(&format!("{name}: discard reads zeros, neighbours stay"), || raw::discard(agent, vhd));
+        report.check(&format!("{name}: write zeroes is exact"), || raw::write_zeroes(agent, vhd));
+        report.check(&format!("{name}: cache mode write through and back"), || raw::cache_mode(agent, vhd));
+    }
+    report.check("discard gives the room back", || session.discarded_room(agent));
+
+    let mut sums = Sums::default();
+    report.check("ext4 on the isolated disk survives remount", || {
+        sums.ext4 = make_filesystem(agent, "vda", "ext4")?;
+        remounted(agent, "vda", "ext4", &sums.ext4)
+    });
+    report.check("xfs on the spanned disk survives remount", || {
+        sums.xfs = make_filesystem(agent, "vdb", "xfs")?;
+        remounted(agent, "vdb", "xfs", &sums.xfs)
+    });
+    sums
+}
+
 /// What `md5sum` said of the files that were written.
 #[derive(Debug, Default)]
-struct Sums {
+pub struct Sums {
     ext4: String,
     xfs: String,
 }
 
 /// Makes a file system and fills it with files of odd sizes; their sums.
-fn make_filesystem(machine: &mut Machine, device: &str, kind: &str) -> Result<String> {
+fn make_filesystem(agent: &mut Agent, device: &str, kind: &str) -> Result<String> {
     let force = if kind == "xfs" { "-f" } else { "-F" };
-    machine.agent.run(&format!(
+    agent.run(&format!(
         "set -e
          /sbin/mkfs.{kind} -q {force} /dev/{device}
          mkdir -p /mnt/{device}
@@ -87,11 +95,11 @@ fn make_filesystem(machine: &mut Machine, device: &str, kind: &str) -> Result<St
 }
 
 /// Unmounts, checks the file system, mounts it afresh and compares every file with its sum.
-fn remounted(machine: &mut Machine, device: &str, kind: &str, sums: &str) -> Result<()> {
+fn remounted(agent: &mut Agent, device: &str, kind: &str, sums: &str) -> Result<()> {
     ensure!(!sums.is_empty(), "no files were written before");
     // A read-only check of a journal that was not replayed finds faults that are none: mount once before.
     let checker = if kind == "xfs" { "/sbin/xfs_repair -n" } else { "/sbin/e2fsck -fn" };
-    machine.agent.run(&format!(
+    agent.run(&format!(
         "set -e
          cd /
          mkdir -p /mnt/{device}
@@ -110,16 +118,16 @@ fn remounted(machine: &mut Machine, device: &str, kind: &str, sums: &str) -> Res
 
 /// A fourth disk comes, goes, comes back in another slot with its data, and goes with writes under way; the others stay.
 fn hotplug(session: &Session, machine: &mut Machine) -> Result<()> {
-    raw::write_pattern(machine, "vdc")?;
+    raw::write_pattern(&mut machine.agent, "vdc")?;
     let extra = session.extra_drive();
     machine.plug(&extra, 1)?;
     machine.agent.run(&wait_for_device("vdd", true))?;
-    raw::write_pattern(machine, "vdd")?;
+    raw::write_pattern(&mut machine.agent, "vdd")?;
     machine.unplug(&extra.id)?;
     machine.agent.run(&wait_for_device("vdd", false))?;
     machine.plug(&extra, 2)?;
     machine.agent.run(&wait_for_device("vdd", true))?;
-    raw::pattern_is_there(machine, "vdd")?;
+    raw::pattern_is_there(&mut machine.agent, "vdd")?;
     // The guest's writer gets errors when the disk goes, and ends.
     machine.agent.run(
         "(while dd if=/dev/zero of=/dev/vdd bs=64k count=16 seek=64 oflag=direct 2>/dev/null; do :; done) &
@@ -129,9 +137,9 @@ fn hotplug(session: &Session, machine: &mut Machine) -> Result<()> {
     machine.agent.run(&wait_for_device("vdd", false))?;
     machine.plug(&extra, 3)?;
     machine.agent.run(&wait_for_device("vdd", true))?;
-    raw::pattern_is_there(machine, "vdd")?;
+    raw::pattern_is_there(&mut machine.agent, "vdd")?;
     machine.unplug(&extra.id)?;
-    raw::pattern_is_there(machine, "vdc")
+    raw::pattern_is_there(&mut machine.agent, "vdc")
 }
 
 fn wait_for_device(device: &str, there: bool) -> String {
@@ -156,10 +164,10 @@ fn reset_while_writing(machine: &mut Machine, sums: &Sums) -> Result<()> {
          sleep 3",
     )?;
     machine.reset()?;
-    remounted(machine, "vda", "ext4", &sums.ext4)?;
-    remounted(machine, "vdb", "xfs", &sums.xfs)?;
+    remounted(&mut machine.agent, "vda", "ext4", &sums.ext4)?;
+    remounted(&mut machine.agent, "vdb", "xfs", &sums.xfs)?;
     let marker = machine.agent.run_within("cat /mnt/vda/marker", Duration::from_secs(30))?;
     ensure!(marker == "synced before the reset", "the marker file holds '{marker}'");
-    raw::pattern_is_there(machine, "vdc")?;
-    raw::write_pattern(machine, "vdc")
+    raw::pattern_is_there(&mut machine.agent, "vdc")?;
+    raw::write_pattern(&mut machine.agent, "vdc")
 }

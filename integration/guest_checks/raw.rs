@@ -5,15 +5,15 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::session::{Session, Vhd};
+use crate::lab::agent::Agent;
 use crate::lab::fio::Verify;
-use crate::lab::machine::Machine;
 use crate::lab::tools::number_from_env;
 
 const MIB: u64 = 1 << 20;
 
 /// What the guest's kernel found out about the disk is what was configured.
-pub fn identify(session: &Session, machine: &mut Machine, vhd: &Vhd) -> Result<()> {
-    let answer = machine.agent.run(&format!(
+pub fn identify(session: &Session, agent: &mut Agent, vhd: &Vhd) -> Result<()> {
+    let answer = agent.run(&format!(
         "cd /sys/block/{}
          cat size queue/logical_block_size ro queue/write_cache queue/discard_max_bytes queue/write_zeroes_max_bytes
          ls mq | wc -l
@@ -41,7 +41,7 @@ pub fn identify(session: &Session, machine: &mut Machine, vhd: &Vhd) -> Result<(
 }
 
 /// Random requests from one block to 1 MiB at any block, on all disks at the same time, verified by CRC-32C.
-pub fn verify_all(machine: &mut Machine, vhds: &[Vhd]) -> Result<()> {
+pub fn verify_all(agent: &mut Agent, vhds: &[Vhd]) -> Result<()> {
     let verify_mib = number_from_env("LAB_VERIFY_MIB", 128);
     let mut script = String::new();
     for vhd in vhds {
@@ -62,26 +62,26 @@ pub fn verify_all(machine: &mut Machine, vhds: &[Vhd]) -> Result<()> {
         script +=
             &format!("[ \"$(cat /tmp/code.{0})\" = 0 ] || {{ echo {0}; cat /tmp/fio.{0}; exit 1; }}\n", vhd.device);
     }
-    machine.agent.run_within(&script, Duration::from_secs(60 + 3 * verify_mib)).map(drop)
+    agent.run_within(&script, Duration::from_secs(60 + 3 * verify_mib)).map(drop)
 }
 
 /// A discarded range reads as zeros; what is beside it stays.
-pub fn discard(machine: &mut Machine, vhd: &Vhd) -> Result<()> {
-    hole(machine, vhd, &format!("/sbin/blkdiscard -o {} -l {} /dev/{}", 2 * MIB, 3 * MIB, vhd.device), 2 * MIB, 3 * MIB)
+pub fn discard(agent: &mut Agent, vhd: &Vhd) -> Result<()> {
+    hole(agent, vhd, &format!("/sbin/blkdiscard -o {} -l {} /dev/{}", 2 * MIB, 3 * MIB, vhd.device), 2 * MIB, 3 * MIB)
 }
 
 /// A zeroed range that begins and ends at odd blocks reads as zeros, to the byte.
-pub fn write_zeroes(machine: &mut Machine, vhd: &Vhd) -> Result<()> {
+pub fn write_zeroes(agent: &mut Agent, vhd: &Vhd) -> Result<()> {
     let block = u64::from(vhd.block_size);
     let (offset, len) = (MIB + 3 * block, 4 * MIB + 5 * block);
-    hole(machine, vhd, &format!("/sbin/blkdiscard -z -o {offset} -l {len} /dev/{}", vhd.device), offset, len)
+    hole(agent, vhd, &format!("/sbin/blkdiscard -z -o {offset} -l {len} /dev/{}", vhd.device), offset, len)
 }
 
 /// Fills 8 MiB, lets `command` make a hole, and compares everything with what must be there.
-fn hole(machine: &mut Machine, vhd: &Vhd, command: &str, offset: u64, len: u64) -> Result<()> {
+fn hole(agent: &mut Agent, vhd: &Vhd, command: &str, offset: u64, len: u64) -> Result<()> {
     let (device, block) = (vhd.device, vhd.block_size);
     let (skip, count) = (offset / u64::from(block), len / u64::from(block));
-    machine.agent.run(&format!(
+    agent.run(&format!(
         "set -e
          dd if=/dev/urandom of=/tmp/expected bs=1M count=8 2>/dev/null
          dd if=/tmp/expected of=/dev/{device} bs=1M oflag=direct 2>/dev/null
@@ -95,9 +95,9 @@ fn hole(machine: &mut Machine, vhd: &Vhd, command: &str, offset: u64, len: u64) 
 }
 
 /// The guest may make the disk write through and write back again; it works in both modes.
-pub fn cache_mode(machine: &mut Machine, vhd: &Vhd) -> Result<()> {
+pub fn cache_mode(agent: &mut Agent, vhd: &Vhd) -> Result<()> {
     let device = vhd.device;
-    machine.agent.run(&format!(
+    agent.run(&format!(
         "set -e
          for mode in 'write through' 'write back'; do
              echo \"$mode\" >/sys/block/{device}/cache_type
@@ -113,17 +113,15 @@ pub fn cache_mode(machine: &mut Machine, vhd: &Vhd) -> Result<()> {
 }
 
 /// Lines that every later check can compute again, 4 MiB of them, flushed to the disk.
-pub fn write_pattern(machine: &mut Machine, device: &str) -> Result<()> {
-    machine
-        .agent
+pub fn write_pattern(agent: &mut Agent, device: &str) -> Result<()> {
+    agent
         .run(&format!("{PATTERN} | dd of=/dev/{device} bs=1M iflag=fullblock oflag=direct conv=fsync 2>/dev/null"))
         .map(drop)
 }
 
 /// What [`write_pattern`] wrote is there.
-pub fn pattern_is_there(machine: &mut Machine, device: &str) -> Result<()> {
-    machine
-        .agent
+pub fn pattern_is_there(agent: &mut Agent, device: &str) -> Result<()> {
+    agent
         .run(&format!(
             "{PATTERN} >/tmp/expected
              dd if=/dev/{device} of=/tmp/found bs=1M count=4 iflag=direct 2>/dev/null

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::lab::agent::Agent;
 use crate::lab::daemon::Pool;
 use crate::lab::image::Image;
 use crate::lab::machine::{Accel, Drive, Machine};
@@ -144,17 +145,15 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     /// The room does not come back.
-    pub fn discarded_room(&self, machine: &mut Machine) -> Result<()> {
+    pub fn discarded_room(&self, agent: &mut Agent) -> Result<()> {
         let Backend::Spanblk(pool) = &self.backend else { return Ok(()) };
         let taken = || -> Result<u64> {
             pool.json(&["vhd", "show", "span"])?["allocated_bytes"].as_u64().context("allocated_bytes in vhd show")
         };
-        machine
-            .agent
-            .run("dd if=/dev/urandom of=/dev/vdb bs=1M count=32 seek=64 oflag=direct conv=fsync 2>/dev/null")?;
+        agent.run("dd if=/dev/urandom of=/dev/vdb bs=1M count=32 seek=64 oflag=direct conv=fsync 2>/dev/null")?;
         let before = taken()?;
         ensure!(before >= 32 * MIB, "only {before} bytes are allocated after writing 32 MiB");
-        machine.agent.run("/sbin/blkdiscard -o $((64 << 20)) -l $((32 << 20)) /dev/vdb")?;
+        agent.run("/sbin/blkdiscard -o $((64 << 20)) -l $((32 << 20)) /dev/vdb")?;
         let after = taken()?;
         ensure!(after + 32 * MIB <= before, "{before} bytes before and {after} after discarding 32 MiB");
         Ok(())

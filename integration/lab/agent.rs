@@ -45,6 +45,28 @@ impl Agent {
         }
     }
 
+    /// As [`Agent::wait_ready`] where the word may have been said before anybody listened.
+    ///
+    /// # Errors
+    /// The guest does not answer within `limit`.
+    pub fn wait_answering(&mut self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        for attempt in 0.. {
+            let word = format!("attempt {attempt}");
+            self.send(&format!("echo {word}"))?;
+            let turn = Instant::now() + Duration::from_secs(2);
+            // Answers to earlier attempts come first; after the last one nothing is left over.
+            while let Ok(line) = self.line(turn) {
+                if line == word {
+                    while !self.line(deadline)?.starts_with("=== ") {}
+                    return Ok(());
+                }
+            }
+            ensure!(Instant::now() < deadline, "the guest does not answer");
+        }
+        Ok(())
+    }
+
     /// Runs a shell script in the guest; its output.
     ///
     /// # Errors

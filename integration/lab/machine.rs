@@ -212,7 +212,7 @@ fn connect(mut process: Process, dir: &Path) -> Result<Machine> {
 fn start_qemu(dir: &Path, image: &Image, accel: Accel, drives: &[Drive]) -> Result<Process> {
     let mut command = match accel {
         Accel::Tcg => unprivileged("qemu-system-x86_64"),
-        Accel::Kvm => unprivileged_with_kvm(dir)?,
+        Accel::Kvm => unprivileged_with_kvm(dir, "qemu-system-x86_64")?,
     };
     let (accel, cpu) = match accel {
         Accel::Kvm => ("kvm", "host"),
@@ -251,11 +251,14 @@ fn start_qemu(dir: &Path, image: &Image, accel: Accel, drives: &[Drive]) -> Resu
     Process::start("QEMU", &mut command)
 }
 
-/// QEMU as an unprivileged user who may nevertheless use the processor: where /dev/kvm belongs to root alone, a device node of
+/// A VMM as an unprivileged user who may nevertheless use the processor: where /dev/kvm belongs to root alone, a device node of
 /// its own lies over /dev/kvm in a mount namespace of its own; the host stays as it is.
-fn unprivileged_with_kvm(dir: &Path) -> Result<Command> {
+///
+/// # Errors
+/// The node cannot be made.
+pub fn unprivileged_with_kvm(dir: &Path, program: &str) -> Result<Command> {
     if !is_root() {
-        return Ok(unprivileged("qemu-system-x86_64"));
+        return Ok(unprivileged(program));
     }
     let device = fs::metadata("/dev/kvm")?.rdev();
     let (major, minor) = ((device >> 8) & 0xfff, (device & 0xff) | ((device >> 12) & !0xff));
@@ -268,7 +271,7 @@ fn unprivileged_with_kvm(dir: &Path) -> Result<Command> {
     let id = UNPRIVILEGED_ID;
     let script = format!(
         "mount --bind {} /dev/kvm && exec setpriv --reuid {id} --regid {id} --clear-groups --no-new-privs --pdeathsig KILL -- \
-         qemu-system-x86_64 \"$@\"",
+         {program} \"$@\"",
         node.display()
     );
     let mut command = Command::new("unshare");

@@ -6,9 +6,14 @@
 pub mod agent;
 pub mod daemon;
 pub mod fio;
+pub mod frontend;
 pub mod image;
+pub mod load;
 pub mod machine;
+pub mod model;
+pub mod nbd;
 pub mod qmp;
 pub mod reference;
 pub mod report;
+pub mod ring;
 pub mod tools;

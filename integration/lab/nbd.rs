@@ -1,0 +1,104 @@
+//! A host disk whose every request is written down: a file behind nbdkit, mounted as a file again through FUSE.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::tools::{Process, command, sparse_file, wait_for};
+
+/// A request that reached the disk and was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A write at this byte.
+    Write(u64),
+    /// A flush.
+    Flush,
+}
+
+/// A logged disk. Open [`LoggedDisk::path`] with O_DIRECT.
+#[derive(Debug)]
+pub struct LoggedDisk {
+    /// The disk.
+    pub path: PathBuf,
+    log: PathBuf,
+    mount: PathBuf,
+    fuse: Process,
+    server: Process,
+}
+
+impl LoggedDisk {
+    /// A disk of `size` bytes with its files in `dir`.
+    ///
+    /// # Errors
+    /// nbdkit, nbdfuse or FUSE are missing.
+    pub fn new(dir: &Path, name: &str, size: u64) -> Result<LoggedDisk> {
+        let backing = dir.join(format!("{name}.backing"));
+        sparse_file(&backing, size)?;
+        let (socket, log) = (dir.join(format!("{name}.nbd")), dir.join(format!("{name}.log")));
+        let mount = dir.join(format!("{name}.mount"));
+        fs::create_dir(&mount)?;
+        let path = mount.join(name);
+        fs::File::create(&path)?;
+        let server = Process::start(
+            "nbdkit",
+            command("nbdkit")
+                .args(["--foreground", "--filter=log", "--unix"])
+                .arg(&socket)
+                .args(["file", "cache=none"])
+                .arg(&backing)
+                .arg(format!("logfile={}", log.display()))
+                .stderr(Stdio::null()),
+        )?;
+        wait_for("socket of nbdkit", Duration::from_secs(10), || socket.exists().then_some(()))?;
+        let fuse = Process::start("nbdfuse", command("nbdfuse").arg(&path).arg("--unix").arg(&socket))?;
+        wait_for("disk of nbdfuse", Duration::from_secs(10), || {
+            fs::metadata(&path).is_ok_and(|m| m.len() == size).then_some(())
+        })?;
+        Ok(LoggedDisk { path, log, mount, fuse, server })
+    }
+
+    /// Where the log ends now.
+    ///
+    /// # Errors
+    /// The log is gone.
+    pub fn mark(&self) -> Result<usize> {
+        Ok(usize::try_from(fs::metadata(&self.log)?.len())?)
+    }
+
+    /// What the disk has done since `mark`, in the order of completion.
+    ///
+    /// # Errors
+    /// The log is not what we take it for.
+    pub fn since(&self, mark: usize) -> Result<Vec<Event>> {
+        let log = fs::read_to_string(&self.log)?;
+        let mut open: Vec<(&str, Event)> = Vec::new();
+        let mut done = Vec::new();
+        for line in log[mark..].lines() {
+            let field = |name: &str| line.split_whitespace().find_map(|w| w.strip_prefix(name));
+            let Some(id) = field("id=") else { continue };
+            if field("return=").is_some() {
+                if let Some(at) = open.iter().position(|(i, _)| *i == id) {
+                    done.push(open.remove(at).1);
+                }
+            } else if line.contains(" Flush ") {
+                open.push((id, Event::Flush));
+            } else if line.contains(" Write ") {
+                let offset = field("offset=0x").context("a write without offset in nbdkit's log")?;
+                open.push((id, Event::Write(u64::from_str_radix(offset, 16)?)));
+            }
+        }
+        Ok(done)
+    }
+}
+
+impl Drop for LoggedDisk {
+    fn drop(&mut self) {
+        // Nothing to be done if it fails: the mount ends with its process.
+        let _ = Command::new("fusermount3").args(["-u", "-z"]).arg(&self.mount).status();
+        self.fuse.kill();
+        self.server.kill();
+    }
+}

@@ -1,0 +1,154 @@
+//! SIGKILL under load, start again, verify: everything that was flushed is there, and nothing that was never written.
+//!
+//! `LAB_ROUNDS` sets the number of rounds (50), `LAB_SEED` repeats a run's requests, `LAB_BACKEND=qemu-storage-daemon` runs the
+//! same against QEMU's own daemon.
+
+mod lab;
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use lab::daemon::Pool;
+use lab::frontend::Frontend;
+use lab::load::{Load, Terms, connect};
+use lab::model::Random;
+use lab::reference::ReferenceDisk;
+use lab::report::Report;
+use lab::tools::{RunDir, number_from_env};
+
+const MIB: u64 = 1 << 20;
+
+/// A disk under load: name, options of `vhd create`, sectors of a block, whether the guest makes it writethrough.
+const DISKS: [(&str, &[&str], u64, bool); 3] = [
+    ("iso", &["--layout", "isolated", "--block-size", "512"], 1, false),
+    ("span", &["--layout", "spanned", "--block-size", "4096"], 8, false),
+    ("through", &["--layout", "spanned", "--disks", "disk0,disk1", "--block-size", "512"], 1, true),
+];
+
+const SIZE: u64 = 48 * MIB;
+
+enum Backend {
+    Spanblk(Pool),
+    Reference(Vec<ReferenceDisk>),
+}
+
+fn main() -> ExitCode {
+    let mut report = Report::new("sigkill");
+    let rounds = number_from_env("LAB_ROUNDS", 50);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let seed = number_from_env("LAB_SEED", now);
+    report.note(&format!("LAB_SEED={seed} LAB_ROUNDS={rounds}"));
+    let Some(dir) = report.check("directories", RunDir::new) else { return report.finish() };
+    if let Some(backend) = report.check("pool and disks", || start(&dir)) {
+        let name = format!("{rounds} rounds of load, SIGKILL, restart and verification");
+        if let Some(summary) = report.check(&name, || all_rounds(&dir, backend, rounds, seed)) {
+            report.note(&summary);
+        }
+    }
+    report.finish()
+}
+
+fn start(dir: &RunDir) -> Result<Backend> {
+    if std::env::var("LAB_BACKEND").as_deref() == Ok("qemu-storage-daemon") {
+        return Ok(Backend::Reference(Vec::new()));
+    }
+    let mut pool = Pool::create_files(dir.sockets(), dir.disks(), 4, 256 * MIB)?;
+    pool.serve_all()?;
+    for (name, options, _, _) in DISKS {
+        pool.create_vhd(name, SIZE, options)?;
+    }
+    pool.kill();
+    Ok(Backend::Spanblk(pool))
+}
+
+fn all_rounds(dir: &RunDir, mut backend: Backend, rounds: u64, seed: u64) -> Result<String> {
+    let mut random = Random::new(seed);
+    let mut loads: Vec<Load> = DISKS
+        .iter()
+        .zip(1..)
+        .map(|((_, _, block, writethrough), disk)| {
+            let terms = Terms { block: *block, discard: 64, writethrough: *writethrough };
+            Load::new(disk, SIZE / 512, terms, random.next())
+        })
+        .collect();
+    let mut slowest = Duration::ZERO;
+    for round in 1..=rounds {
+        let took = start_again(dir, &mut backend, &mut random)?;
+        slowest = slowest.max(took);
+        let mut frontends = Vec::new();
+        for ((name, _, _, writethrough), load) in DISKS.iter().zip(&mut loads) {
+            let mut frontend =
+                connect(&socket(dir, &backend, name)).with_context(|| format!("round {round}, {name}"))?;
+            load.verify(&mut frontend).with_context(|| format!("round {round}, {name}"))?;
+            frontend.set_writeback(!writethrough)?;
+            frontends.push(frontend);
+        }
+        let pause = Duration::from_millis(20 + random.below(400));
+        one_round(&mut backend, &mut loads, &mut frontends, pause).with_context(|| format!("round {round}"))?;
+    }
+    start_again(dir, &mut backend, &mut random)?;
+    for ((name, ..), load) in DISKS.iter().zip(&mut loads) {
+        load.verify(&mut connect(&socket(dir, &backend, name))?).with_context(|| format!("at the end, {name}"))?;
+    }
+    if let Backend::Spanblk(pool) = &mut backend {
+        pool.check()?;
+        pool.stop()?;
+        pool.check()?;
+    }
+    let (requests, flushes) =
+        (loads.iter().map(|l| l.completed).sum::<u64>(), loads.iter().map(|l| l.flushes).sum::<u64>());
+    ensure!(flushes >= rounds, "only {flushes} flushes completed in {rounds} rounds: nothing was proved");
+    Ok(format!(
+        "{requests} requests and {flushes} flushes; slowest start after SIGKILL {:.0} ms",
+        slowest.as_secs_f64() * 1e3
+    ))
+}
+
+/// Load on all disks, and SIGKILL after `pause`.
+fn one_round(backend: &mut Backend, loads: &mut [Load], frontends: &mut [Frontend], pause: Duration) -> Result<()> {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let threads: Vec<_> =
+            loads.iter_mut().zip(frontends).map(|(load, frontend)| scope.spawn(|| load.run(frontend, &stop))).collect();
+        thread::sleep(pause);
+        match backend {
+            Backend::Spanblk(pool) => pool.kill(),
+            Backend::Reference(disks) => disks.iter_mut().for_each(ReferenceDisk::kill),
+        }
+        stop.store(true, Ordering::Relaxed);
+        threads.into_iter().try_for_each(|t| t.join().map_err(|_| anyhow!("a load panicked"))?)
+    })
+}
+
+/// Starts the backend, for spanblk with its disks in random order; how long it took.
+fn start_again(dir: &RunDir, backend: &mut Backend, random: &mut Random) -> Result<Duration> {
+    match backend {
+        Backend::Spanblk(pool) => {
+            let mut order: Vec<usize> = (0..pool.disks.len()).collect();
+            for i in (1..order.len()).rev() {
+                order.swap(i, usize::try_from(random.below(i as u64 + 1))?);
+            }
+            pool.serve(&order, &[])
+        }
+        Backend::Reference(disks) => {
+            let started = Instant::now();
+            disks.clear();
+            for (name, _, block, _) in DISKS {
+                let file = dir.disks().join(format!("{name}.img"));
+                let socket = dir.sockets().join(format!("{name}.sock"));
+                disks.push(ReferenceDisk::serve(&file, &socket, SIZE, u32::try_from(block * 512)?, 1)?);
+            }
+            Ok(started.elapsed())
+        }
+    }
+}
+
+fn socket(dir: &RunDir, backend: &Backend, name: &str) -> std::path::PathBuf {
+    match backend {
+        Backend::Spanblk(pool) => pool.socket(name),
+        Backend::Reference(_) => dir.sockets().join(format!("{name}.sock")),
+    }
+}
