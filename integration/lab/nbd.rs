@@ -74,11 +74,13 @@ impl LoggedDisk {
     /// The log is not what we take it for.
     pub fn since(&self, mark: usize) -> Result<Vec<Event>> {
         let log = fs::read_to_string(&self.log)?;
-        let mut open: Vec<(&str, Event)> = Vec::new();
+        let mut open: Vec<((&str, &str), Event)> = Vec::new();
         let mut done = Vec::new();
         for line in log[mark..].lines() {
             let field = |name: &str| line.split_whitespace().find_map(|w| w.strip_prefix(name));
-            let Some(id) = field("id=") else { continue };
+            // Numbers start afresh on each of nbdfuse's connections.
+            let (Some(connection), Some(id)) = (field("connection="), field("id=")) else { continue };
+            let id = (connection, id);
             if field("return=").is_some() {
                 if let Some(at) = open.iter().position(|(i, _)| *i == id) {
                     done.push(open.remove(at).1);
