@@ -175,7 +175,8 @@ pub struct RingStopped {
 pub enum RingCommand {
     /// Start serving.
     Start(Box<RingConfig>),
-    /// Stop popping, complete what was popped, then answer.
+    /// Stop popping, complete what was popped, then answer. The reply is dropped if the ring is unknown or could not start
+    /// (then nothing was popped).
     Stop {
         /// The ring.
         key: RingKey,
@@ -203,9 +204,10 @@ pub enum RingCommand {
         /// The new map.
         memory: Arc<GuestMemoryMmap>,
     },
-    /// Switch the device's cache mode: to writethrough, answer only when everything written before is durable.
+    /// Switch the device's cache mode: to writethrough, answer only when everything that this ring popped before is durable.
+    /// Send it for *every* started ring of the device: each waits for what it has in flight itself.
     SetWriteback {
-        /// The ring (one of the device's).
+        /// The ring.
         key: RingKey,
         /// The new mode.
         writeback: bool,

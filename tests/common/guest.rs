@@ -73,6 +73,16 @@ impl Guest {
         self.memory.write_obj(index.to_le(), GuestAddress(USED + 2)).unwrap();
     }
 
+    /// Whether it uses event indices.
+    pub fn uses_event_idx(&self) -> bool {
+        self.event_idx
+    }
+
+    /// The index of the available ring.
+    pub fn made_available(&self) -> u16 {
+        self.next_available.0
+    }
+
     fn data_address(&self, slot: u16) -> u64 {
         DATA + u64::from(slot) * self.data_len as u64
     }

@@ -12,7 +12,7 @@ mod used;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions};
 
 use super::messages::{Outbox, RingAddresses, RingConfig};
@@ -177,22 +177,18 @@ impl Ring {
             while budget > 0 {
                 // The slot comes first: what there is no room for stays in the guest's ring.
                 let slot = if self.in_flight < self.size { pipeline.prepare() } else { None };
-                // The index is read again for every chain, so that what comes meanwhile is in the same batch.
-                let chain = self.queue.iter(memory).map_err(available_fault)?.next();
-                let (slot, chain) = match (slot, chain) {
-                    (Some(slot), Some(chain)) => (slot, chain),
-                    (None, Some(_)) => return Err(RingFault::AvailableIndex),
-                    (slot, None) => {
+                let chain = match self.next_chain(memory) {
+                    Ok(Some(chain)) => chain,
+                    none_or_fault => {
                         slot.into_iter().for_each(|slot| pipeline.abandon(slot));
+                        none_or_fault?;
                         break;
                     }
                 };
+                // As many chains are in flight as there are descriptors.
+                let slot = slot.ok_or(RingFault::AvailableIndex)?;
                 budget -= 1;
                 let head = chain.head_index();
-                if let Err(fault) = self.check_head(head) {
-                    pipeline.abandon(slot);
-                    return Err(fault);
-                }
                 match parse(chain, memory, &self.limits, pipeline.request_mut(slot)) {
                     Ok(parsed) => self.start(pipeline, slot, head, parsed, token(head), now),
                     Err(rejected) => {
@@ -214,9 +210,16 @@ impl Ring {
         }
     }
 
-    fn check_head(&self, head: u16) -> Result<(), RingFault> {
+    /// Pops one chain, if its head is one that the guest may use now. The index is read again for every chain, so that what
+    /// comes meanwhile is in the same batch.
+    fn next_chain<'m>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+    ) -> Result<Option<DescriptorChain<&'m GuestMemoryMmap>>, RingFault> {
+        let Some(chain) = self.queue.iter(memory).map_err(available_fault)?.next() else { return Ok(None) };
+        let head = chain.head_index();
         match self.heads.get(usize::from(head)) {
-            Some(None) => Ok(()),
+            Some(None) => Ok(Some(chain)),
             Some(Some(_)) => Err(RingFault::HeadInUse(head)),
             None => Err(RingFault::HeadOutOfRange(head)),
         }

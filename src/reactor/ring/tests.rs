@@ -273,10 +273,12 @@ fn rules_of_the_ring_that_a_guest_breaks() {
     let mut bench = Bench::new(8, false, 0);
     bench.guest.set_available_index(33);
     assert!(matches!(bench.pop(), Err(RingFault::AvailableIndex)));
+    assert!(bench.pipeline.is_idle(), "no request slot is lost");
 
     let mut bench = Bench::new(8, false, 0);
     bench.guest.push_available(32);
     assert!(matches!(bench.pop(), Err(RingFault::HeadOutOfRange(32))));
+    assert!(bench.pipeline.is_idle(), "no request slot is lost");
 
     let mut bench = Bench::new(8, false, 0);
     bench.guest.submit(0, READ, 0, 512, 0);
@@ -285,6 +287,7 @@ fn rules_of_the_ring_that_a_guest_breaks() {
     assert_eq!(bench.ring.in_flight(), 1, "the first one is owed all the same");
     bench.finish_all();
     assert_eq!(bench.guest.take(), Some((0, 0)));
+    assert!(bench.pipeline.is_idle(), "no request slot is lost");
 
     // Every descriptor is a head, and then one more comes.
     let mut bench = Bench::new(1, false, 0);
