@@ -1,5 +1,7 @@
 //! The device as a guest meets it, without vhost-user: rings, reactors, pipeline and io_uring on file-backed disks.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 #[path = "common/guest.rs"]
 mod guest;
 #[path = "common/host.rs"]

@@ -4,7 +4,7 @@
 //! The ring has `slots` fixed requests of four descriptors each (header, two pieces of data, status), so that nothing needs
 //! to be allocated while it runs.
 
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(dead_code, clippy::unwrap_used, reason = "a test helper, of which each test uses a part")]
 
 use std::num::Wrapping;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! A host for device tests: file-backed disks, real reactors, and doubles of the owner and the committer that do the least
 //! that the reactors ask for.
 
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(dead_code, clippy::unwrap_used, reason = "a test helper, of which each test uses a part")]
 
 use std::collections::HashMap;
 use std::fs::File;
