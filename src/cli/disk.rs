@@ -1,11 +1,135 @@
 //! `spanblk disk`.
 
+use std::path::Path;
+
+use hyper::Method;
+
 use super::Session;
-use super::args::DiskCommand;
-use super::output::{Failure, Outcome};
-use crate::control::wire::ErrorKind;
+use super::args::{DiskAddArgs, DiskCommand, DiskSetArgs, DiskWipeArgs};
+use super::client::path_segment;
+use super::output::{Failure, Outcome, Table, facts, warn};
+use crate::control::wire::size::human_size;
+use crate::control::wire::{Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskResult, DiskUpdate, ErrorKind};
 
 /// Runs a command.
-pub fn run(_session: &Session, _command: DiskCommand) -> Outcome {
+pub fn run(session: &Session, command: DiskCommand) -> Outcome {
+    match command {
+        DiskCommand::Add(args) => add(session, args),
+        DiskCommand::List => {
+            let list: DiskList = session.client()?.get("/disks")?;
+            session.output().show(&list, |list| table(&list.disks))
+        }
+        DiskCommand::Show { disk } => {
+            let info: DiskInfo = session.client()?.get(&format!("/disks/{}", path_segment(&disk)))?;
+            session.output().show(&info, details)
+        }
+        DiskCommand::Wipe(args) => wipe(session, &args),
+        DiskCommand::Set(args) => set(session, args),
+    }
+}
+
+fn add(session: &Session, args: DiskAddArgs) -> Outcome {
+    let request = DiskAdd {
+        path: absolute(&args.disk)?,
+        name: args.name,
+        size_bytes: args.size,
+        failure_domain: args.failure_domain,
+        accept: args.accept,
+        force: args.force,
+    };
+    let result: DiskResult = session.client()?.send(Method::POST, "/disks", &request)?;
+    report(session, &result, "added")
+}
+
+/// The daemon has a working directory of its own.
+fn absolute(path: &Path) -> Result<String, Failure> {
+    let invalid = |reason: &str| Failure::new(ErrorKind::Invalid, format!("the path {} {reason}", path.display()));
+    let absolute = std::path::absolute(path).map_err(|error| invalid(&format!("cannot be resolved: {error}")))?;
+    absolute.into_os_string().into_string().map_err(|_| invalid("is not valid UTF-8"))
+}
+
+fn set(session: &Session, args: DiskSetArgs) -> Outcome {
+    let request = DiskUpdate { accept: args.accept, failure_domain: args.failure_domain };
+    if request == DiskUpdate::default() {
+        return Err(Failure::new(ErrorKind::Invalid, "nothing to set").hint("see 'spanblk disk set --help'"));
+    }
+    let path = format!("/disks/{}", path_segment(&args.disk));
+    let result: DiskResult = session.client()?.send(Method::PATCH, &path, &request)?;
+    report(session, &result, "changed")
+}
+
+fn report(session: &Session, result: &DiskResult, what: &str) -> Outcome {
+    session.output().show(result, |result| {
+        let name = &result.disk.name;
+        if result.changed {
+            format!("disk '{name}' {what}\n")
+        } else {
+            format!("disk '{name}' is like that already: nothing changed\n")
+        }
+    })?;
+    if !session.global.json {
+        result.warnings.iter().for_each(warn);
+    }
+    Ok(())
+}
+
+fn wipe(_session: &Session, _args: &DiskWipeArgs) -> Outcome {
     Err(Failure::new(ErrorKind::Failed, "not built in"))
+}
+
+fn health_word(health: DiskHealth) -> &'static str {
+    match health {
+        DiskHealth::Online => "online",
+        DiskHealth::Failed => "FAILED",
+        DiskHealth::Missing => "MISSING",
+    }
+}
+
+fn accept_word(accept: Accept) -> &'static str {
+    match accept {
+        Accept::Any => "any",
+        Accept::Isolated => "isolated",
+        Accept::Spanned => "spanned",
+        Accept::None => "none",
+    }
+}
+
+/// Disks as a table.
+#[must_use]
+pub fn table(disks: &[DiskInfo]) -> String {
+    let headers =
+        ["Disk", "State", "Accepts", ">Capacity", ">Allocated", ">Free", ">Metadata", "Failure domain", "Path"];
+    let mut table = Table::new(&headers);
+    for disk in disks {
+        table.row(vec![
+            disk.name.clone(),
+            health_word(disk.health).to_owned(),
+            accept_word(disk.accept).to_owned(),
+            human_size(disk.total_bytes),
+            human_size(disk.allocated_bytes),
+            human_size(disk.free_bytes),
+            if disk.metadata_bytes == 0 { "-".to_owned() } else { human_size(disk.metadata_bytes) },
+            disk.failure_domain.clone(),
+            disk.path.clone().unwrap_or_else(|| "-".to_owned()),
+        ]);
+    }
+    table.render()
+}
+
+fn details(disk: &DiskInfo) -> String {
+    facts(&[
+        ("Name", disk.name.clone()),
+        ("UUID", disk.uuid.to_string()),
+        ("Path", disk.path.clone().unwrap_or_else(|| "-".to_owned())),
+        ("State", health_word(disk.health).to_owned()),
+        ("Accepts", accept_word(disk.accept).to_owned()),
+        ("Failure domain", disk.failure_domain.clone()),
+        ("Block size", human_size(disk.block_bytes.into())),
+        ("Capacity", human_size(disk.total_bytes)),
+        ("Allocated", human_size(disk.allocated_bytes)),
+        ("Free", human_size(disk.free_bytes)),
+        ("Metadata region", if disk.metadata_bytes == 0 { "none".to_owned() } else { human_size(disk.metadata_bytes) }),
+        ("Errors", disk.errors.to_string()),
+        ("VHDs", if disk.vhds.is_empty() { "none".to_owned() } else { disk.vhds.join(", ") }),
+    ])
 }

@@ -11,18 +11,20 @@ pub mod blk_client;
 pub mod client;
 mod disk;
 mod docs;
+mod events;
 mod image;
 pub mod output;
 mod pool;
-mod status;
+mod serve;
 mod vhd;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command, Global, MetadataCommand};
+use args::{CONTROL_DEFAULT, Cli, Command, Global, MetadataCommand};
 use client::Client;
 use output::{Outcome, Output};
 
@@ -64,9 +66,9 @@ fn dispatch(cli: Cli) -> Outcome {
             pool::restore(&session, &file, &disks, force)
         }
         Command::Check { disks } => pool::check(&session, &disks),
-        Command::Events { follow, after } => status::events(&session, follow, after),
+        Command::Events { follow, after } => events::run(&session, follow, after),
         Command::Metrics => output::print(&session.client()?.get_text("/metrics")?),
-        Command::Serve(args) => status::serve(&session, &args),
+        Command::Serve(args) => serve::run(&session, args),
         Command::Completions { shell } => docs::completions(shell),
         Command::Man { directory } => docs::man(&directory),
     }
@@ -80,7 +82,7 @@ struct Session {
 
 impl Session {
     fn client(&self) -> Result<Client, output::Failure> {
-        Client::new(&self.global.control)
+        Client::new(self.global.control.as_deref().unwrap_or(Path::new(CONTROL_DEFAULT)))
     }
 
     fn output(&self) -> Output {

@@ -1,25 +1,119 @@
 //! `spanblk pool`, `check` and `metadata`.
 
+mod offline;
+
 use std::path::{Path, PathBuf};
+
+use anyhow::Context;
 
 use super::Session;
 use super::args::PoolCommand;
-use super::output::{Failure, Outcome};
-use crate::control::wire::ErrorKind;
+use super::output::{Failure, Outcome, Table, facts, print, warn};
+use crate::control::wire::size::human_size;
+use crate::control::wire::{API_PREFIX, CheckReport, ErrorKind, MemberHealth, PoolInfo};
 
 /// Runs a command.
-pub fn run(_session: &Session, _command: PoolCommand) -> Outcome {
-    Err(Failure::new(ErrorKind::Failed, "not built in"))
+pub fn run(session: &Session, command: PoolCommand) -> Outcome {
+    match command {
+        PoolCommand::Create(args) => offline::create(session, &args),
+        PoolCommand::Show => {
+            let pool: PoolInfo = session.client()?.get("/pool")?;
+            session.output().show(&pool, describe)?;
+            if !session.global.json {
+                pool.warnings.iter().for_each(warn);
+            }
+            Ok(())
+        }
+        PoolCommand::Destroy(args) => offline::destroy(session, &args),
+        PoolCommand::Upgrade { disks } => offline::upgrade(session, &disks),
+    }
 }
-/// x
-pub fn dump(_session: &Session, _disks: &[PathBuf], _output: Option<&Path>) -> Outcome {
-    Err(Failure::new(ErrorKind::Failed, "not built in"))
+
+fn describe(pool: &PoolInfo) -> String {
+    let space = &pool.space;
+    let store = &pool.store;
+    let mut text = facts(&[
+        ("Pool", pool.uuid.to_string()),
+        ("Extent size", human_size(pool.extent_bytes)),
+        ("Capacity", human_size(space.total_bytes)),
+        ("Allocated", format!("{} ({} %)", human_size(space.allocated_bytes), space.used_percent)),
+        ("Reserved", human_size(space.reserved_bytes)),
+        ("Being freed", human_size(space.freeing_bytes)),
+        ("Free", human_size(space.free_bytes)),
+        ("Written", human_size(space.written_bytes)),
+        (
+            "Provisioned",
+            format!("{} ({} times the capacity)", human_size(space.provisioned_bytes), space.overcommit_ratio),
+        ),
+        ("VHDs", pool.vhds.to_string()),
+        ("Requests waiting", pool.requests_waiting.to_string()),
+        (
+            "Placement store",
+            format!(
+                "{} of {} used, epoch {}",
+                human_size(store.used_bytes),
+                human_size(store.region_bytes),
+                store.epoch
+            ),
+        ),
+    ]);
+    if !store.members.is_empty() {
+        let mut members = Table::new(&["Store member", "State", ">Region"]);
+        for member in &store.members {
+            let state = match member.health {
+                MemberHealth::InSync => "in sync",
+                MemberHealth::Syncing => "syncing",
+                MemberHealth::Failed => "failed",
+            };
+            members.row(vec![member.disk.clone(), state.to_owned(), human_size(member.region_bytes)]);
+        }
+        text.push('\n');
+        text.push_str(&members.render());
+    }
+    text.push('\n');
+    text.push_str(&super::disk::table(&pool.disks));
+    text
 }
-/// x
-pub fn restore(_session: &Session, _file: &Path, _disks: &[PathBuf], _force: bool) -> Outcome {
-    Err(Failure::new(ErrorKind::Failed, "not built in"))
+
+/// Checks the pool that the daemon serves, or one that nobody serves.
+pub fn check(session: &Session, disks: &[PathBuf]) -> Outcome {
+    let report: CheckReport = if disks.is_empty() { session.client()?.get("/check")? } else { offline::check(disks)? };
+    session.output().show(&report, |report| {
+        let mut text = report.findings.iter().map(|finding| format!("{finding}\n")).collect::<String>();
+        let verdict = if report.consistent { "consistent" } else { "NOT CONSISTENT" };
+        text.push_str(&format!(
+            "{verdict}: {} VHDs, {} extents, {} slots in use\n",
+            report.vhds, report.extents, report.slots_used
+        ));
+        text
+    })?;
+    if report.consistent {
+        return Ok(());
+    }
+    Err(Failure::new(ErrorKind::Failed, format!("{} findings", report.findings.len()))
+        .hint("keep the disks as they are and a 'spanblk metadata dump' of them, and report this"))
 }
-/// x
-pub fn check(_session: &Session, _disks: &[PathBuf]) -> Outcome {
-    Err(Failure::new(ErrorKind::Failed, "not built in"))
+
+/// Dumps the placement table of the pool that the daemon serves, or of one that nobody serves.
+pub fn dump(session: &Session, disks: &[PathBuf], output: Option<&Path>) -> Outcome {
+    let text = if disks.is_empty() {
+        session.client()?.get_text(&format!("{API_PREFIX}/metadata"))?
+    } else {
+        offline::dump(disks)?
+    };
+    match output {
+        None => print(&text),
+        Some(path) => {
+            Ok(std::fs::write(path, text).with_context(|| format!("cannot write the dump to {}", path.display()))?)
+        }
+    }
+}
+
+/// Replaces the placement table of a pool that nobody serves.
+pub fn restore(session: &Session, file: &Path, disks: &[PathBuf], force: bool) -> Outcome {
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        let kind = if error.kind() == std::io::ErrorKind::NotFound { ErrorKind::NotFound } else { ErrorKind::Failed };
+        Failure::new(kind, format!("cannot read the dump {}: {error}", file.display()))
+    })?;
+    offline::restore(session, &text, disks, force)
 }

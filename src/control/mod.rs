@@ -9,7 +9,9 @@
 //! Uses everything but `cli`.
 
 pub mod convert;
+pub mod disk_worker;
 pub mod events;
 pub mod http;
 pub mod owner_link;
+pub mod serve;
 pub mod wire;

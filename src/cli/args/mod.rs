@@ -50,10 +50,9 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
-    /// Control socket of the daemon.
-    #[arg(long, global = true, env = "SPANBLK_CONTROL", default_value = CONTROL_DEFAULT, value_name = "PATH")]
-    #[arg(help_heading = "Global options")]
-    pub control: PathBuf,
+    /// Control socket of the daemon [default: /run/spanblk/control/api.sock]
+    #[arg(long, global = true, env = "SPANBLK_CONTROL", value_name = "PATH", help_heading = "Global options")]
+    pub control: Option<PathBuf>,
     /// Print JSON instead of tables and sentences.
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,

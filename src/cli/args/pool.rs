@@ -57,6 +57,12 @@ pub struct PoolCreateArgs {
     /// The disks that carry the placement table, one to three [default: chosen]
     #[arg(long, value_name = "DISK,...", value_delimiter = ',')]
     pub metadata: Vec<PathBuf>,
+    /// Disks that carry the placement table and nothing else
+    #[arg(long, value_name = "DISK,...", value_delimiter = ',', conflicts_with = "metadata")]
+    pub metadata_only: Vec<PathBuf>,
+    /// Disks that never carry the placement table
+    #[arg(long, value_name = "DISK,...", value_delimiter = ',')]
+    pub data_only: Vec<PathBuf>,
     /// Overwrite filesystems, partition tables and labels that are found on the disks
     #[arg(long)]
     pub force: bool,

@@ -1,11 +1,12 @@
 //! The pool, its disks, and consistency checks.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use crate::base::ids::DiskId;
 use crate::control::wire::{
     Accept, CheckReport, DiskHealth, DiskInfo, DiskUpdate, DomainWarning, PoolInfo, SpaceInfo, StoreInfo,
 };
+use crate::disk::identity::{FailureDomain, sharing};
 use crate::owner::command::{self, SetDisk};
 use crate::placement::check;
 
@@ -94,12 +95,10 @@ fn rounded(value: f64, parts: f64) -> f64 {
 }
 
 fn shared_domains(disks: &[DiskInfo]) -> Vec<DomainWarning> {
-    let mut domains: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for disk in disks {
-        domains.entry(&disk.failure_domain).or_default().push(disk.name.clone());
-    }
-    let shared = domains.into_iter().filter(|(_, disks)| disks.len() > 1);
-    shared.map(|(domain, disks)| DomainWarning { failure_domain: domain.to_owned(), disks }).collect()
+    let domains: Vec<FailureDomain> = disks.iter().map(|disk| FailureDomain::parse(&disk.failure_domain)).collect();
+    let named = disks.iter().map(|disk| disk.name.as_str()).zip(&domains);
+    let shared = sharing(named).into_iter();
+    shared.map(|group| DomainWarning { failure_domain: group.domain, disks: group.disks }).collect()
 }
 
 fn warnings(pool: &PoolInfo) -> Vec<String> {

@@ -1,12 +1,11 @@
-//! `spanblk events` and `spanblk serve`.
+//! `spanblk events`.
 
 use super::Session;
-use super::args::ServeArgs;
-use super::output::{Failure, Outcome, print};
-use crate::control::wire::{ErrorKind, Event, Severity};
+use super::output::{Outcome, print};
+use crate::control::wire::{Event, Severity};
 
 /// Prints events, as they happen with `follow`.
-pub fn events(session: &Session, follow: bool, after: Option<u64>) -> Outcome {
+pub fn run(session: &Session, follow: bool, after: Option<u64>) -> Outcome {
     let json = session.global.json;
     let path = format!("/events?follow={follow}&after={}", after.unwrap_or(0));
     session.client()?.get_lines(&path, |line| {
@@ -60,11 +59,6 @@ fn utc(secs: u64) -> String {
         month += 1;
     }
     format!("{year:04}-{month:02}-{:02}T{:02}:{:02}:{:02}Z", days + 1, rest / 3600, rest / 60 % 60, rest % 60)
-}
-
-/// Runs the daemon.
-pub fn serve(_session: &Session, _args: &ServeArgs) -> Outcome {
-    Err(Failure::new(ErrorKind::Failed, "not built in"))
 }
 
 #[cfg(test)]

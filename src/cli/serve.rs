@@ -1,0 +1,55 @@
+//! `spanblk serve`: configuration and log, then the daemon.
+
+use std::path::Path;
+
+use log::LevelFilter;
+
+use super::Session;
+use super::args::{CONTROL_DEFAULT, ServeArgs};
+use super::output::{Failure, Outcome};
+use crate::control::serve::config::{Config, ConfigError, ConfigFile, Options};
+use crate::control::wire::ErrorKind;
+
+/// Runs the daemon until it is told to stop.
+pub fn run(session: &Session, args: ServeArgs) -> Outcome {
+    let file = args.config.as_deref().map_or_else(|| Ok(ConfigFile::default()), ConfigFile::read).map_err(refused)?;
+    start_log(args.log_level.or(file.log_level).unwrap_or(LevelFilter::Info));
+    let options = Options {
+        disks: args.disks,
+        control: session.global.control.clone(),
+        socket_dir: args.socket_dir,
+        reactors: args.reactors,
+        pin: args.pin,
+        metrics_listen: args.metrics_listen,
+        accept_stale: args.accept_stale,
+    };
+    let config = Config::new(file, options, Path::new(CONTROL_DEFAULT)).map_err(refused)?;
+    let _ = config;
+    Err(Failure::new(ErrorKind::Failed, "not built in"))
+}
+
+fn refused(error: ConfigError) -> Failure {
+    Failure::new(ErrorKind::Invalid, format!("{:#}", anyhow::Error::from(error)))
+}
+
+/// Log lines go to standard error. Under systemd the journal has the time already, and understands levels.
+fn start_log(level: LevelFilter) {
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(LevelFilter::Warn).filter_module("spanblk", level);
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        builder.format(|out, record| {
+            use std::io::Write;
+            let priority = match record.level() {
+                log::Level::Error => 3,
+                log::Level::Warn => 4,
+                log::Level::Info => 6,
+                log::Level::Debug | log::Level::Trace => 7,
+            };
+            writeln!(out, "<{priority}>{}", record.args())
+        });
+    } else {
+        builder.format_timestamp_millis().format_target(false);
+    }
+    // A second start in one process (tests) keeps the first log.
+    let _ = builder.try_init();
+}

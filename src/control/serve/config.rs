@@ -1,0 +1,229 @@
+//! Facts of this host: what the configuration file and the command line say, checked.
+//!
+//! VHDs and their settings are not here: they live in the pool only.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use log::LevelFilter;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+use crate::base::limits::REACTORS_MAX;
+
+/// Where VHDs have their sockets unless told otherwise.
+pub const SOCKET_DIR_DEFAULT: &str = "/run/spanblk/vhost";
+
+/// Reactors at most, unless told otherwise: more rarely help, and each costs memory.
+const REACTORS_DEFAULT_MAX: usize = 8;
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not valid.
+    #[error("the configuration file {} is not valid", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// No disk.
+    #[error("no disks are given: name them on the command line, or as 'disks' in the configuration file")]
+    NoDisks,
+    /// The number of reactors is not possible.
+    #[error("there cannot be {0} reactors: give 1 to {REACTORS_MAX}")]
+    Reactors(u16),
+    /// Paths must mean the same wherever the daemon is started.
+    #[error("'{key}' in the configuration file is not an absolute path: {}", path.display())]
+    Relative {
+        /// The key.
+        key: &'static str,
+        /// The path.
+        path: PathBuf,
+    },
+}
+
+/// The configuration file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigFile {
+    /// Paths or globs of the disks.
+    #[serde(default)]
+    pub disks: Vec<String>,
+    /// Path of the control socket.
+    pub control: Option<PathBuf>,
+    /// Directory of the VHDs' sockets.
+    pub socket_dir: Option<PathBuf>,
+    /// Reactor threads.
+    pub reactors: Option<u16>,
+    /// Whether each reactor is pinned to a core.
+    pub pin: Option<bool>,
+    /// TCP address for metrics.
+    pub metrics_listen: Option<SocketAddr>,
+    /// How much to log.
+    #[serde(default, deserialize_with = "level")]
+    pub log_level: Option<LevelFilter>,
+}
+
+fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<LevelFilter>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let wrong = || D::Error::custom(format!("'{text}' is no log level: use off, error, warn, info, debug or trace"));
+    text.parse().map(Some).map_err(|_| wrong())
+}
+
+impl ConfigFile {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not valid.
+    pub fn read(path: &Path) -> Result<ConfigFile, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let file: ConfigFile = toml::from_str(&text)
+            .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
+        let paths = [("control", &file.control), ("socket_dir", &file.socket_dir)];
+        for (key, value) in paths {
+            if let Some(value) = value.as_ref().filter(|value| value.is_relative()) {
+                return Err(ConfigError::Relative { key, path: value.clone() });
+            }
+        }
+        Ok(file)
+    }
+}
+
+/// What the command line says; it wins over the file.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Paths or globs of the disks.
+    pub disks: Vec<String>,
+    /// Path of the control socket, if given.
+    pub control: Option<PathBuf>,
+    /// Directory of the VHDs' sockets.
+    pub socket_dir: Option<PathBuf>,
+    /// Reactor threads.
+    pub reactors: Option<u16>,
+    /// Whether each reactor is pinned to a core.
+    pub pin: bool,
+    /// TCP address for metrics.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Open a pool without a majority of its placement store.
+    pub accept_stale: bool,
+}
+
+/// What the daemon is started with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Paths or patterns of the disks that may belong to the pool; at least one.
+    pub disks: Vec<String>,
+    /// Path of the control socket.
+    pub control: PathBuf,
+    /// Directory of the VHDs' sockets.
+    pub socket_dir: PathBuf,
+    /// Reactor threads.
+    pub reactors: u16,
+    /// Whether each reactor is pinned to a core.
+    pub pin: bool,
+    /// TCP address for metrics.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Open a pool without a majority of its placement store.
+    pub accept_stale: bool,
+}
+
+impl Config {
+    /// Puts file and options together.
+    ///
+    /// # Errors
+    /// No disk, or a number out of range.
+    pub fn new(file: ConfigFile, options: Options, control_default: &Path) -> Result<Config, ConfigError> {
+        let reactors = options.reactors.or(file.reactors).unwrap_or_else(reactors_default);
+        if reactors == 0 || usize::from(reactors) > REACTORS_MAX {
+            return Err(ConfigError::Reactors(reactors));
+        }
+        let disks = if options.disks.is_empty() { file.disks } else { options.disks };
+        if disks.is_empty() {
+            return Err(ConfigError::NoDisks);
+        }
+        Ok(Config {
+            disks,
+            control: options.control.or(file.control).unwrap_or_else(|| control_default.to_owned()),
+            socket_dir: options.socket_dir.or(file.socket_dir).unwrap_or_else(|| SOCKET_DIR_DEFAULT.into()),
+            reactors,
+            pin: options.pin || file.pin.unwrap_or(false),
+            metrics_listen: options.metrics_listen.or(file.metrics_listen),
+            accept_stale: options.accept_stale,
+        })
+    }
+}
+
+fn reactors_default() -> u16 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u16::try_from(cores.min(REACTORS_DEFAULT_MAX)).expect("a small number")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<ConfigFile, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("spanblk.toml");
+        fs::write(&path, text).unwrap();
+        ConfigFile::read(&path)
+    }
+
+    #[test]
+    fn a_full_file_is_read() {
+        let file = parse(
+            "disks = ['/dev/sda', '/dev/disk/by-id/nvme-*']\ncontrol = '/run/a.sock'\nsocket_dir = '/run/v'\n\
+             reactors = 4\npin = true\nmetrics_listen = '127.0.0.1:9464'\nlog_level = 'debug'\n",
+        )
+        .unwrap();
+        assert_eq!(file.reactors, Some(4));
+        assert_eq!(file.log_level, Some(LevelFilter::Debug));
+    }
+
+    #[test]
+    fn mistakes_in_the_file_are_named() {
+        let text = |error: ConfigError| format!("{:#}", anyhow::Error::from(error));
+        assert!(text(parse("disk = ['/dev/sda']").unwrap_err()).contains("unknown field `disk`"));
+        assert!(text(parse("reactors = 'four'").unwrap_err()).contains("reactors"));
+        assert!(text(parse("log_level = 'loud'").unwrap_err()).contains("'loud' is no log level"));
+        assert!(text(parse("control = 'api.sock'").unwrap_err()).contains("absolute"));
+        assert!(matches!(ConfigFile::read(Path::new("/nonexistent")), Err(ConfigError::Read { .. })));
+    }
+
+    #[test]
+    fn options_win_over_the_file() {
+        let file = parse("disks = ['/f']\nreactors = 4\ncontrol = '/f.sock'").unwrap();
+        let options = Options { disks: vec!["/o".into()], reactors: Some(2), ..Options::default() };
+        let config = Config::new(file, options, Path::new("/default.sock")).unwrap();
+        assert_eq!(config.disks, ["/o"]);
+        assert_eq!((config.reactors, config.control.to_str().unwrap()), (2, "/f.sock"));
+    }
+
+    #[test]
+    fn a_daemon_without_disks_is_refused() {
+        let refused = Config::new(ConfigFile::default(), Options::default(), Path::new("/s"));
+        assert!(matches!(refused, Err(ConfigError::NoDisks)));
+    }
+
+    #[test]
+    fn reactors_have_limits() {
+        for (reactors, fine) in [(0, false), (1, true), (64, true), (65, false)] {
+            let options = Options { disks: vec!["/o".into()], reactors: Some(reactors), ..Options::default() };
+            assert_eq!(Config::new(ConfigFile::default(), options, Path::new("/s")).is_ok(), fine, "{reactors}");
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Starting and stopping the daemon.
+
+pub mod config;
