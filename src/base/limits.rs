@@ -107,6 +107,24 @@ pub const COMMANDS_WAITING_MAX: usize = 1024;
 /// Guest memory that one frontend can map, in bytes, so that no frontend can use up the address space.
 pub const GUEST_MEMORY_MAX: u64 = 16 << 40;
 
+/// Slots in one punch request, so that a disk worker is never busy for long.
+pub const PUNCH_SLOTS_MAX: u32 = 1024;
+
+/// Extents of a thick VHD that are given room in one edit of the store.
+pub const FILL_EXTENTS: usize = 16_384;
+
+/// Percentages of a disk, or of the pool, above which its filling is reported.
+pub const FILL_THRESHOLDS: [u32; 3] = [80, 90, 95];
+
+/// Percent below a threshold at which it is reported to be over.
+pub const FILL_HYSTERESIS: u32 = 2;
+
+/// Milliseconds after which freed extents are committed, if no guest asks for a commit before.
+pub const FREE_COMMIT_MILLIS: u64 = 1000;
+
+/// Milliseconds that a write waits for slots that are on their way back, even if its VHD does not want to wait for room.
+pub const RECLAIM_WAIT_MILLIS: u64 = 2000;
+
 /// Seconds that a write into a full pool waits for room, unless the VHD says otherwise.
 pub const WHEN_FULL_WAIT_SECS_DEFAULT: u64 = 60;
 

@@ -1,6 +1,7 @@
 //! Typed commands to the owner, and its answers. The wire types of the API are mapped to these; they carry no wire format.
 //!
-//! Every command is idempotent: asking again for what is already so succeeds and says that nothing changed.
+//! Commands are idempotent: asking again for what is already so succeeds and says that nothing changed. Deleting is not:
+//! whoever mistypes a name must hear that there is no such VHD.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,0 +1,192 @@
+//! Requests of reactors: place an extent, drop an extent; and waiting for room.
+
+use std::time::Duration;
+
+use super::Owner;
+use super::outbox::{Event, OwnerOutbox, SlotRun};
+use crate::base::clock::Nanos;
+use crate::base::ids::{DiskId, DiskSet, ReactorId, VhdId};
+use crate::base::limits::RECLAIM_WAIT_MILLIS;
+use crate::base::units::{BlockMask, ExtentIndex};
+use crate::engine::IoError;
+use crate::placement::record::WhenFull;
+use crate::reactor::messages::{AllocateError, ReactorMessage};
+use crate::store::change::{Change, ChangeKind};
+
+/// An allocation request that is not answered yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiter {
+    pub reactor: ReactorId,
+    pub ticket: u64,
+    pub vhd: VhdId,
+    pub extent: ExtentIndex,
+    pub deadline: Nanos,
+}
+
+/// What trying to place an extent came to.
+enum Attempt {
+    Answer(Result<(), AllocateError>),
+    NoRoom,
+}
+
+impl Owner {
+    pub(super) fn allocate(&mut self, request: Waiter, now: Nanos, out: &mut impl OwnerOutbox) {
+        match self.try_place(&request, out) {
+            Attempt::Answer(result) => answer(&request, result, out),
+            Attempt::NoRoom => self.wait_for_room(request, now, out),
+        }
+    }
+
+    fn try_place(&mut self, request: &Waiter, out: &mut impl OwnerOutbox) -> Attempt {
+        let Some(vhd) = self.vhds.get_mut(request.vhd) else {
+            return Attempt::Answer(Err(AllocateError::Deleted));
+        };
+        assert!(request.extent.0 < vhd.state.map.extents(), "requests are checked against the size of their VHD");
+        if !vhd.state.map.lookup(request.extent).replicas.is_absent() {
+            return Attempt::Answer(Ok(()));
+        }
+        if self.metadata.low {
+            return Attempt::Answer(Err(AllocateError::MetadataFull));
+        }
+        let Some(replicas) = vhd.place(request.extent, &mut self.space, None) else { return Attempt::NoRoom };
+        vhd.told_out_of_room = false;
+        for replica in replicas.iter() {
+            self.usage.update(&self.space, replica.disk, out);
+        }
+        Attempt::Answer(Ok(()))
+    }
+
+    fn wait_for_room(&mut self, mut request: Waiter, now: Nanos, out: &mut impl OwnerOutbox) {
+        let Some(vhd) = self.vhds.get_mut(request.vhd) else { return };
+        let wait = match vhd.record.when_full {
+            WhenFull::Queue { secs } => Duration::from_secs(secs),
+            // Not full if slots are on their way back: that takes a commit and a punch, not a guest's patience.
+            WhenFull::Error if self.space.is_reclaiming(vhd.record.layout.disks()) => {
+                Duration::from_millis(RECLAIM_WAIT_MILLIS)
+            }
+            WhenFull::Error => Duration::ZERO,
+        };
+        if wait.is_zero() {
+            self.out_of_room(&request, out);
+            return;
+        }
+        if !std::mem::replace(&mut vhd.told_waiting, true) {
+            out.event(Event::WaitingForRoom { vhd: vhd.record.name.clone() });
+        }
+        request.deadline = now.after(wait);
+        self.waiters.push(request);
+        self.reuse.ask_for_commit(now, true, out);
+    }
+
+    fn out_of_room(&mut self, request: &Waiter, out: &mut impl OwnerOutbox) {
+        answer(request, Err(AllocateError::NoSpace), out);
+        let Some(vhd) = self.vhds.get_mut(request.vhd) else { return };
+        if !std::mem::replace(&mut vhd.told_out_of_room, true) {
+            out.event(Event::OutOfRoom { vhd: vhd.record.name.clone() });
+        }
+    }
+
+    /// Tries all who wait, in the order in which they came.
+    pub(super) fn retry_waiters(&mut self, out: &mut impl OwnerOutbox) {
+        if self.waiters.is_empty() {
+            return;
+        }
+        let waiting = std::mem::take(&mut self.waiters);
+        for request in waiting {
+            let disks = self.vhds.get(request.vhd).map_or(DiskSet(u64::MAX), |vhd| vhd.record.layout.disks());
+            let placed = || Some(!self.vhds.get(request.vhd)?.state.map.lookup(request.extent).replicas.is_absent());
+            if disks.0 & self.space.with_room().0 == 0 && !self.metadata.low && placed() == Some(false) {
+                self.waiters.push(request);
+                continue;
+            }
+            match self.try_place(&request, out) {
+                Attempt::Answer(result) => answer(&request, result, out),
+                Attempt::NoRoom => self.waiters.push(request),
+            }
+        }
+        self.note_waiting();
+    }
+
+    /// Answers those whose time is up.
+    pub(super) fn expire_waiters(&mut self, now: Nanos, out: &mut impl OwnerOutbox) {
+        if self.waiters.iter().all(|request| request.deadline > now) {
+            return;
+        }
+        let (late, waiting) = std::mem::take(&mut self.waiters).into_iter().partition(|w| w.deadline <= now);
+        self.waiters = waiting;
+        let late: Vec<Waiter> = late;
+        late.iter().for_each(|request| self.out_of_room(request, out));
+        self.note_waiting();
+    }
+
+    /// VHDs of which nothing waits any more may be reported again.
+    fn note_waiting(&mut self) {
+        let waiting: std::collections::HashSet<VhdId> = self.waiters.iter().map(|request| request.vhd).collect();
+        for vhd in self.vhds.iter_mut().filter(|vhd| vhd.told_waiting) {
+            vhd.told_waiting = waiting.contains(&vhd.record.id);
+        }
+    }
+
+    pub(super) fn free(&mut self, id: VhdId, extent: ExtentIndex, now: Nanos, out: &mut impl OwnerOutbox) {
+        // A VHD that is gone has given back its slots already.
+        let Some(vhd) = self.vhds.get_mut(id) else { return };
+        let before = vhd.state.map.lookup(extent);
+        if before.replicas.is_absent() {
+            return;
+        }
+        vhd.state.change_handed_over();
+        if vhd.record.thick {
+            let kind = ChangeKind::Cleared { blocks: BlockMask::ALL };
+            out.change(Change { vhd: id, extent, generation: before.generation, kind });
+            return;
+        }
+        vhd.state.map.drop_extent(extent);
+        let generation = vhd.state.map.lookup(extent).generation;
+        for replica in before.replicas.iter() {
+            vhd.counts[replica.disk.index()] -= 1;
+            self.space.give_back(replica.disk, replica.slot);
+            self.usage.update(&self.space, replica.disk, out);
+        }
+        out.change(Change { vhd: id, extent, generation, kind: ChangeKind::Freed { freed: before.replicas } });
+        self.reuse.handed_over(now);
+        self.reuse.ask_for_commit(now, !self.waiters.is_empty(), out);
+    }
+
+    /// Tells everybody who waits for room for this VHD that it is gone.
+    pub(super) fn drop_waiters(&mut self, vhd: VhdId, out: &mut impl OwnerOutbox) {
+        self.waiters.retain(|request| {
+            let gone = request.vhd == vhd;
+            if gone {
+                answer(request, Err(AllocateError::Deleted), out);
+            }
+            !gone
+        });
+    }
+
+    /// The worker of a disk has done what [`OwnerOutbox::punch`] asked, or could not: what a slot holds is never shown to
+    /// its next owner, so the slots can be used again either way.
+    pub fn handle_punched(&mut self, disk: DiskId, run: SlotRun, out: &mut impl OwnerOutbox) {
+        self.reuse.punched(disk, run);
+        self.space.release(disk, run);
+        self.usage.update(&self.space, disk, out);
+        self.retry_waiters(out);
+    }
+
+    pub(super) fn disk_error(&mut self, id: DiskId, error: IoError, sync: bool, out: &mut impl OwnerOutbox) {
+        let disk = self.space.disk_mut(id);
+        disk.errors += 1;
+        let (name, count) = (disk.state.name.clone(), disk.errors);
+        if sync {
+            disk.state.fail();
+        }
+        if disk.state.is_failed() && !std::mem::replace(&mut disk.failure_told, true) {
+            out.event(Event::DiskFailed { disk: name, error: error.to_string() });
+        } else if count.is_power_of_two() {
+            out.event(Event::DiskError { disk: name, error: error.to_string(), count });
+        }
+    }
+}
+
+fn answer(request: &Waiter, result: Result<(), AllocateError>, out: &mut impl OwnerOutbox) {
+    out.to_reactor(request.reactor, ReactorMessage::Allocated { ticket: request.ticket, result });
+}

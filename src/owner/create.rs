@@ -1,0 +1,285 @@
+//! Creating a VHD.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::Owner;
+use super::command::{CommandError, CommandId, CreateVhd, LayoutRequest, Outcome, Reply};
+use super::commands::{Action, Step, check_mode, check_queues, check_vm, not_found};
+use super::fill::{Fill, quota_for};
+use super::outbox::{Event, OwnerOutbox};
+use super::vhds::{PerDisk, Vhd, vhd_state};
+use crate::base::ids::{DiskId, VhdId, check_name};
+use crate::base::limits::VHD_SIZE_MAX;
+use crate::placement::layout::{self, DiskRoom, LayoutError, LayoutWish};
+use crate::placement::record::{Layout, PoolRecord, RECORD_VERSION, SocketOwner, VhdRecord, WhenFull};
+use crate::store::edit::StoreEdit;
+
+/// A VHD whose record is being written.
+#[derive(Debug)]
+pub(super) struct Creation {
+    pool: PoolRecord,
+    record: VhdRecord,
+    /// Room reserved for a thick one.
+    quota: Option<PerDisk>,
+}
+
+impl Owner {
+    pub(super) fn begin_create(&mut self, id: CommandId, create: &CreateVhd) -> Result<Step, CommandError> {
+        check_request(create)?;
+        if let Some(existing) = self.vhds.id_of(&create.name).and_then(|id| self.vhds.get(id)) {
+            self.check_same(&existing.record, create)?;
+            let vhd = existing.record.id;
+            if let Some(fill) = self.fills.get_mut(&vhd) {
+                fill.asked.push((id, Outcome::Unchanged));
+                return Ok(Step::Joined);
+            }
+            return Ok(Step::Done(self.vhd_reply(existing, Outcome::Unchanged)));
+        }
+        if self.metadata.low {
+            return Err(CommandError::MetadataFull { used: self.metadata.used, size: self.metadata.size });
+        }
+        let wish = self.wish(&create.layout)?;
+        let layout =
+            layout::plan(&wish, &self.rooms()).map_err(|error| self.layout_error(error, word(&create.layout)))?;
+        let record = record_of(create, self.pool.next_vhd_id, layout);
+        let quota = if record.thick { Some(self.reserve_all(&record)?) } else { None };
+        let mut pool = self.pool.clone();
+        pool.next_vhd_id = VhdId(pool.next_vhd_id.0.checked_add(1).expect("4 billion VHDs in one pool"));
+        let rows = vec![StoreEdit::PutPool(pool.clone()), StoreEdit::PutVhd(record.clone())];
+        Ok(Step::Commit { rows, action: Action::Create(Box::new(Creation { pool, record, quota })) })
+    }
+
+    /// Reserves room for all extents of a thick VHD.
+    fn reserve_all(&mut self, record: &VhdRecord) -> Result<PerDisk, CommandError> {
+        let needed = record.extents(self.geometry);
+        let quota = quota_for(&self.space, record.layout.disks(), needed).map_err(|free| CommandError::NoRoom {
+            needed: u64::from(needed) * self.geometry.extent_size(),
+            free: free * self.geometry.extent_size(),
+        })?;
+        self.reserve(&quota);
+        Ok(quota)
+    }
+
+    /// The record could not be written.
+    pub(super) fn cancel_creation(&mut self, creation: &Creation) {
+        if let Some(quota) = &creation.quota {
+            self.unreserve(quota);
+        }
+    }
+
+    pub(super) fn apply_creation(&mut self, command: CommandId, creation: Creation, out: &mut impl OwnerOutbox) {
+        let Creation { pool, record, quota } = creation;
+        self.pool = pool;
+        let id = record.id;
+        let state = Arc::new(vhd_state(&record, self.geometry, self.reactors));
+        out.open_vhd(&state);
+        self.vhds.insert(Vhd::new(record, state, quota.is_none(), &self.space));
+        match quota {
+            Some(quota) => {
+                self.fills.insert(id, Fill::new(quota, vec![(command, Outcome::Created)]));
+                self.continue_fill(id, out);
+            }
+            None => self.created(id, &[(command, Outcome::Created)], out),
+        }
+    }
+
+    /// The VHD is complete: answers whoever asked for it.
+    pub(super) fn created(&mut self, id: VhdId, asked: &[(CommandId, Outcome)], out: &mut impl OwnerOutbox) {
+        let vhd = self.vhds.get(id).expect("a VHD that has just been made");
+        for (command, outcome) in asked {
+            out.reply(*command, Ok(self.vhd_reply(vhd, *outcome)));
+        }
+        if asked.iter().any(|(_, outcome)| *outcome == Outcome::Created) {
+            out.event(Event::VhdCreated { vhd: vhd.record.name.clone() });
+        }
+    }
+
+    pub(super) fn vhd_reply(&self, vhd: &Vhd, outcome: Outcome) -> Reply {
+        Reply::Vhd { outcome, vhd: Box::new(self.vhd_info(vhd)) }
+    }
+
+    fn disk_named(&self, name: &str) -> Result<DiskId, CommandError> {
+        self.pool.find_disk(name).map(|disk| disk.id).ok_or_else(|| not_found("disk", name))
+    }
+
+    fn wish(&self, request: &LayoutRequest) -> Result<LayoutWish, CommandError> {
+        Ok(match request {
+            LayoutRequest::Isolated { disk } => {
+                LayoutWish::Isolated { disk: disk.as_deref().map(|name| self.disk_named(name)).transpose()? }
+            }
+            LayoutRequest::Spanned { disks, width } => {
+                let ids = |names: &Vec<String>| names.iter().map(|name| self.disk_named(name)).collect();
+                LayoutWish::Spanned { disks: disks.as_ref().map(ids).transpose()?, width: *width }
+            }
+        })
+    }
+
+    /// The disks as homes for a new VHD.
+    fn rooms(&self) -> Vec<DiskRoom> {
+        let promised = |disk: DiskId| -> u64 {
+            let open = |vhd: &Vhd| vhd.share(disk, &self.space).saturating_sub(u64::from(vhd.counts[disk.index()]));
+            self.vhds.iter().map(open).sum()
+        };
+        let room = |disk: &super::space::DiskSpace| DiskRoom {
+            disk: disk.state.id,
+            accept: disk.accept,
+            failed: disk.state.is_failed(),
+            free: u64::from(disk.free()) + u64::from(disk.slots().limbo()) + u64::from(disk.reserved),
+            promised: promised(disk.state.id),
+        };
+        self.space.iter().map(room).collect()
+    }
+
+    fn layout_error(&self, error: LayoutError, layout: &'static str) -> CommandError {
+        let name = |disk| self.pool.disk_name(disk);
+        let disks = self.pool.disks.len();
+        match error {
+            LayoutError::NoDiskAccepts => CommandError::NoDiskAccepts { layout, disks },
+            LayoutError::Refused { disk, accept } => CommandError::DiskRefuses { disk: name(disk), layout, accept },
+            LayoutError::Failed { disk } => CommandError::DiskFailed { disk: name(disk) },
+            LayoutError::Twice { disk } => CommandError::DiskTwice { disk: name(disk) },
+            LayoutError::NoneNamed => CommandError::NoDisks,
+            LayoutError::WidthZero => CommandError::InvalidWidth,
+            LayoutError::WidthDisagrees { width, named } => CommandError::WidthDisagrees { width, named },
+            LayoutError::WidthTooLarge { width, accepting } => CommandError::WidthTooLarge { width, accepting, disks },
+        }
+    }
+
+    /// Whether the VHD that exists is the one that is asked for.
+    fn check_same(&self, is: &VhdRecord, asked: &CreateVhd) -> Result<(), CommandError> {
+        same(is, "size", &format_args!("{} bytes", is.size), &format_args!("{} bytes", asked.size))?;
+        same(is, "layout", &is.layout.word(), &word(&asked.layout))?;
+        let wish = self.wish(&asked.layout)?;
+        same(is, "set of disks", &self.disks_text(&is.layout), &self.wished_text(&is.layout, &wish))?;
+        if let (Layout::Spanned { width: is_width, disks, .. }, LayoutWish::Spanned { width, disks: named }) =
+            (&is.layout, &wish)
+        {
+            let enough = width.map_or(is_width.is_none() || named.is_some(), |width| width as usize == disks.len());
+            let asked = width.map_or_else(|| "all disks".to_owned(), |width| width.to_string());
+            if !enough {
+                same(is, "width", &disks.len(), &asked)?;
+            }
+        }
+        same(is, "thickness", &thickness(is.thick), &thickness(asked.thick))?;
+        same(is, "access", &access(is.read_only), &access(asked.read_only))?;
+        same(is, "block size", &is.block_size, &asked.block_size)?;
+        same(is, "number of queues", &is.queues, &asked.queues)?;
+        same(is, "VM", &vm_text(is.vm.as_deref()), &vm_text(asked.vm.as_deref()))?;
+        same(is, "socket owner", &owner_text(is.socket_owner.as_ref()), &owner_text(asked.socket_owner.as_ref()))?;
+        same(is, "socket mode", &format_args!("{:04o}", is.socket_mode), &format_args!("{:04o}", asked.socket_mode))?;
+        same(is, "when-full setting", &when_full_text(is.when_full), &when_full_text(asked.when_full))
+    }
+
+    /// The disks that the user named, in words.
+    fn disks_text(&self, layout: &Layout) -> String {
+        let (Layout::Isolated { chosen, .. } | Layout::Spanned { chosen, .. }) = layout;
+        if *chosen { self.names(layout.disks().iter()) } else { ANY_DISKS.to_owned() }
+    }
+
+    /// The disks that the user names now, in words; as before if the VHD has just them.
+    fn wished_text(&self, is: &Layout, wish: &LayoutWish) -> String {
+        let named: Option<Vec<DiskId>> = match wish {
+            LayoutWish::Isolated { disk } => disk.map(|disk| vec![disk]),
+            LayoutWish::Spanned { disks, .. } => disks.clone(),
+        };
+        match named {
+            None => ANY_DISKS.to_owned(),
+            Some(mut disks) => {
+                disks.sort_unstable();
+                if is.disks().iter().eq(disks.iter().copied()) {
+                    return self.disks_text(is);
+                }
+                self.names(disks.into_iter())
+            }
+        }
+    }
+
+    fn names(&self, disks: impl Iterator<Item = DiskId>) -> String {
+        disks.map(|disk| self.pool.disk_name(disk)).collect::<Vec<_>>().join(",")
+    }
+}
+
+const ANY_DISKS: &str = "any disks";
+
+fn same(
+    is: &VhdRecord,
+    field: &'static str,
+    existing: &impl fmt::Display,
+    asked: &impl fmt::Display,
+) -> Result<(), CommandError> {
+    let (existing, asked) = (existing.to_string(), asked.to_string());
+    if existing == asked {
+        Ok(())
+    } else {
+        Err(CommandError::Conflict { vhd: is.name.clone(), field, existing, asked })
+    }
+}
+
+fn thickness(thick: bool) -> &'static str {
+    if thick { "thick" } else { "thin" }
+}
+
+fn access(read_only: bool) -> &'static str {
+    if read_only { "read-only" } else { "writable" }
+}
+
+fn vm_text(vm: Option<&str>) -> String {
+    vm.map_or_else(|| "none".to_owned(), |vm| format!("'{vm}'"))
+}
+
+fn owner_text(owner: Option<&SocketOwner>) -> String {
+    owner.map_or_else(|| "the daemon's".to_owned(), |owner| format!("{}:{}", owner.user, owner.group))
+}
+
+fn when_full_text(when_full: WhenFull) -> String {
+    match when_full {
+        WhenFull::Queue { secs } => format!("queue:{secs}s"),
+        WhenFull::Error => "error".to_owned(),
+    }
+}
+
+fn word(request: &LayoutRequest) -> &'static str {
+    match request {
+        LayoutRequest::Isolated { .. } => "isolated",
+        LayoutRequest::Spanned { .. } => "spanned",
+    }
+}
+
+/// Whether the request makes sense by itself.
+fn check_request(create: &CreateVhd) -> Result<(), CommandError> {
+    check_name(&create.name).map_err(|source| CommandError::InvalidName { what: "VHD", source })?;
+    check_vm(create.vm.as_deref())?;
+    if !matches!(create.block_size, 512 | 4096) {
+        return Err(CommandError::InvalidBlockSize { block_size: create.block_size });
+    }
+    if create.size == 0 || !create.size.is_multiple_of(u64::from(create.block_size)) {
+        return Err(CommandError::InvalidSize { size: create.size, block_size: create.block_size });
+    }
+    if create.size > VHD_SIZE_MAX {
+        return Err(CommandError::SizeTooLarge { size: create.size });
+    }
+    check_queues(create.queues)?;
+    check_mode(create.socket_mode)?;
+    Ok(())
+}
+
+fn record_of(create: &CreateVhd, id: VhdId, layout: Layout) -> VhdRecord {
+    VhdRecord {
+        version: RECORD_VERSION,
+        id,
+        name: create.name.clone(),
+        uuid: create.uuid,
+        size: create.size,
+        layout,
+        thick: create.thick,
+        read_only: create.read_only,
+        block_size: create.block_size,
+        queues: create.queues,
+        vm: create.vm.clone(),
+        socket_owner: create.socket_owner.clone(),
+        socket_mode: create.socket_mode,
+        when_full: create.when_full,
+        created: create.created,
+    }
+}

@@ -1,0 +1,159 @@
+//! Giving a thick VHD all its room, a part at a time, so that other work goes on between the parts.
+//!
+//! The room is reserved first. If a crash comes between, the rest is given at the next start.
+
+use super::Owner;
+use super::command::{CommandError, CommandId, Outcome};
+use super::outbox::{Event, OwnerOutbox};
+use super::space::Space;
+use super::vhds::PerDisk;
+use crate::base::ids::{DiskId, DiskSet, VhdId};
+use crate::base::limits::{DISKS_MAX, FILL_EXTENTS};
+use crate::base::units::ExtentIndex;
+use crate::store::edit::{EditFailed, EditId, StoreEdit};
+
+/// A thick VHD that is being given its room.
+#[derive(Debug)]
+pub(super) struct Fill {
+    /// Extents before this one have a place.
+    next: u32,
+    /// Slots per disk that are reserved for the rest.
+    quota: PerDisk,
+    /// The part that is being written.
+    edit: Option<EditId>,
+    /// Whom to answer when it is done.
+    pub asked: Vec<(CommandId, Outcome)>,
+}
+
+impl Fill {
+    pub fn new(quota: PerDisk, asked: Vec<(CommandId, Outcome)>) -> Fill {
+        Fill { next: 0, quota, edit: None, asked }
+    }
+}
+
+/// Shares `needed` extents out over the disks, in proportion to their free slots.
+///
+/// # Errors
+/// The free slots of all these disks, if they are not enough.
+pub(super) fn quota_for(space: &Space, disks: DiskSet, needed: u32) -> Result<PerDisk, u64> {
+    let free: Vec<(DiskId, u32)> = disks.iter().map(|disk| (disk, space.disk(disk).free())).collect();
+    let total: u64 = free.iter().map(|(_, free)| u64::from(*free)).sum();
+    if total < u64::from(needed) {
+        return Err(total);
+    }
+    let mut quota: PerDisk = Box::new([0; DISKS_MAX]);
+    let mut rest = needed;
+    for (disk, free) in &free {
+        let share = u64::from(needed) * u64::from(*free) / total.max(1);
+        quota[disk.index()] = u32::try_from(share).expect("a share of a u32");
+        rest -= quota[disk.index()];
+    }
+    // What the divisions left: fewer than there are disks.
+    while rest > 0 {
+        for (disk, free) in &free {
+            if rest > 0 && quota[disk.index()] < *free {
+                quota[disk.index()] += 1;
+                rest -= 1;
+            }
+        }
+    }
+    Ok(quota)
+}
+
+fn nonzero(quota: &PerDisk) -> impl Iterator<Item = (DiskId, u32)> + '_ {
+    let indexed = quota.iter().enumerate().filter(|(_, count)| **count > 0);
+    indexed.map(|(disk, count)| (DiskId(u8::try_from(disk).expect("at most 64 disks")), *count))
+}
+
+impl Owner {
+    pub(super) fn reserve(&mut self, quota: &PerDisk) {
+        nonzero(quota).for_each(|(disk, count)| self.space.reserve(disk, count));
+    }
+
+    pub(super) fn unreserve(&mut self, quota: &PerDisk) {
+        nonzero(quota).for_each(|(disk, count)| self.space.unreserve(disk, count));
+    }
+
+    /// At start: reserves room for what the VHD lacks, as far as there is some.
+    pub(super) fn resume_fill(&mut self, id: VhdId, out: &mut impl OwnerOutbox) {
+        let vhd = self.vhds.get(id).expect("a VHD that wants room");
+        let missing = u64::from(vhd.state.map.extents()) - vhd.placed();
+        let disks = vhd.record.layout.disks();
+        let quota = quota_for(&self.space, disks, u32::try_from(missing).expect("at most all extents"));
+        let quota =
+            quota.or_else(|free| quota_for(&self.space, disks, u32::try_from(free).expect("less than missing")));
+        let quota = quota.expect("room for as many as there is room for");
+        self.reserve(&quota);
+        self.fills.insert(id, Fill::new(quota, Vec::new()));
+        self.continue_fill(id, out);
+    }
+
+    /// Places the next part and has it written; or ends, if all is placed.
+    pub(super) fn continue_fill(&mut self, id: VhdId, out: &mut impl OwnerOutbox) {
+        let fill = self.fills.get_mut(&id).expect("a fill in progress");
+        let vhd = self.vhds.get_mut(id).expect("a fill ends before its VHD");
+        let extents = vhd.state.map.extents();
+        let is_absent = |extent: u32| vhd.state.map.lookup(ExtentIndex(extent)).replicas.is_absent();
+        let Some(first) = (fill.next..extents).find(|extent| is_absent(*extent)) else {
+            self.end_fill(id, out);
+            return;
+        };
+        let mut replicas = Vec::new();
+        let mut generation = None;
+        fill.next = first;
+        while fill.next < extents && replicas.len() < FILL_EXTENTS {
+            let extent = ExtentIndex(fill.next);
+            let before = vhd.state.map.lookup(extent);
+            if !before.replicas.is_absent() || *generation.get_or_insert(before.generation) != before.generation {
+                break;
+            }
+            let Some(placed) = vhd.place(extent, &mut self.space, Some(&mut fill.quota)) else { break };
+            replicas.push(placed);
+            fill.next += 1;
+        }
+        if replicas.is_empty() {
+            self.end_fill(id, out);
+            return;
+        }
+        let first = ExtentIndex(first);
+        let generation = vhd.state.map.lookup(first).generation;
+        let touched = vhd.record.layout.disks();
+        let edit = self.next_edit();
+        self.fills.get_mut(&id).expect("still in progress").edit = Some(edit);
+        out.edit(edit, vec![StoreEdit::Place { vhd: id, first, generation, replicas }]);
+        touched.iter().for_each(|disk| self.usage.update(&self.space, disk, out));
+    }
+
+    /// A part has been written.
+    pub(super) fn fill_edit_done(&mut self, edit: EditId, result: Result<(), EditFailed>, out: &mut impl OwnerOutbox) {
+        let found = self.fills.iter().find(|(_, fill)| fill.edit == Some(edit)).map(|(id, _)| *id);
+        // A VHD that is being deleted no longer waits for its parts.
+        let Some(id) = found else { return };
+        match result {
+            Ok(()) => self.continue_fill(id, out),
+            Err(failed) => self.stop_fill(id, &failed.into(), out),
+        }
+    }
+
+    /// All is placed, or there is no more room (possible only at start: others took it before the crash).
+    fn end_fill(&mut self, id: VhdId, out: &mut impl OwnerOutbox) {
+        let fill = self.fills.remove(&id).expect("a fill in progress");
+        self.unreserve(&fill.quota);
+        let vhd = self.vhds.get_mut(id).expect("a fill ends before its VHD");
+        vhd.ready = true;
+        let missing = u64::from(vhd.state.map.extents()) - vhd.placed();
+        if missing > 0 {
+            out.event(Event::ThickIncomplete { vhd: vhd.record.name.clone(), missing });
+        }
+        self.created(id, &fill.asked, out);
+        self.retry_waiters(out);
+    }
+
+    /// Gives up filling a VHD, if it is being filled.
+    pub(super) fn stop_fill(&mut self, id: VhdId, why: &CommandError, out: &mut impl OwnerOutbox) {
+        let Some(fill) = self.fills.remove(&id) else { return };
+        self.unreserve(&fill.quota);
+        fill.asked.iter().for_each(|(command, _)| out.reply(*command, Err(why.clone())));
+        self.retry_waiters(out);
+    }
+}

@@ -1,0 +1,169 @@
+//! Room on the disks: which slots are free, and which of them an extent should get.
+
+use std::sync::Arc;
+
+use super::outbox::SlotRun;
+use crate::base::ids::{DiskId, DiskSet, VhdId};
+use crate::base::limits::DISKS_MAX;
+use crate::base::units::SlotIndex;
+use crate::placement::allocator::SlotAllocator;
+use crate::placement::homes::Homes;
+use crate::placement::record::Accept;
+use crate::shared::DiskState;
+
+/// One disk.
+#[derive(Debug)]
+pub(super) struct DiskSpace {
+    pub state: Arc<DiskState>,
+    /// Its role now.
+    pub accept: Accept,
+    /// Errors since the daemon started.
+    pub errors: u64,
+    /// Whether its failure has been reported.
+    pub failure_told: bool,
+    /// Slots promised to thick VHDs that are being given their room.
+    pub reserved: u32,
+    /// Whether extents may be placed on it: not before every reactor knows it.
+    pub open: bool,
+    slots: SlotAllocator,
+    homes: Homes,
+}
+
+impl DiskSpace {
+    /// Slots that can be given out to anybody. May become 0 at any time: reactors notice when a disk fails.
+    pub fn free(&self) -> u32 {
+        if self.open && !self.state.is_failed() { self.slots.free() - self.reserved } else { 0 }
+    }
+
+    /// The slots.
+    pub fn slots(&self) -> &SlotAllocator {
+        &self.slots
+    }
+}
+
+/// Where a VHD's extent would ideally go on one disk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ideal {
+    pub vhd: VhdId,
+    /// Its place among the VHD's extents on this disk, and how many of them there will be.
+    pub position: u32,
+    pub len: u32,
+    /// Slot of the extent before it on this disk, if it is there.
+    pub after: Option<SlotIndex>,
+}
+
+/// All disks.
+#[derive(Debug)]
+pub(super) struct Space {
+    disks: Vec<Option<Box<DiskSpace>>>,
+}
+
+impl Space {
+    pub fn new() -> Space {
+        Space { disks: (0..DISKS_MAX).map(|_| None).collect() }
+    }
+
+    /// Adds a disk with all its slots free.
+    pub fn add(&mut self, state: Arc<DiskState>, accept: Accept, open: bool) {
+        let slots = SlotAllocator::new(state.slots);
+        let homes = Homes::default();
+        let index = state.id.index();
+        let disk = DiskSpace { state, accept, errors: 0, failure_told: false, reserved: 0, open, slots, homes };
+        let before = self.disks[index].replace(Box::new(disk));
+        assert!(before.is_none(), "a disk is added once");
+    }
+
+    pub fn get(&self, disk: DiskId) -> Option<&DiskSpace> {
+        self.disks[disk.index()].as_deref()
+    }
+
+    /// A disk that is part of the pool.
+    pub fn disk(&self, disk: DiskId) -> &DiskSpace {
+        self.get(disk).expect("layouts and replicas name disks of the pool")
+    }
+
+    /// A disk that is part of the pool.
+    pub fn disk_mut(&mut self, disk: DiskId) -> &mut DiskSpace {
+        self.disks[disk.index()].as_deref_mut().expect("layouts and replicas name disks of the pool")
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &DiskSpace> {
+        self.disks.iter().flatten().map(|disk| &**disk)
+    }
+
+    /// The disks with a slot to give out.
+    pub fn with_room(&self) -> DiskSet {
+        self.iter().filter(|disk| disk.free() > 0).map(|disk| disk.state.id).collect()
+    }
+
+    /// Whether slots of these disks are on their way back.
+    pub fn is_reclaiming(&self, disks: DiskSet) -> bool {
+        disks.iter().any(|disk| {
+            let disk = self.disk(disk);
+            !disk.state.is_failed() && disk.slots.limbo() > 0
+        })
+    }
+
+    /// Takes a free slot of the disk, ideally at the VHD's home there. `None` if no slot is free. `reserved`: out of what
+    /// was reserved, else out of what is free to anybody.
+    pub fn take(&mut self, disk: DiskId, ideal: &Ideal, reserved: bool) -> Option<SlotIndex> {
+        let disk = self.disk_mut(disk);
+        if reserved {
+            assert!(disk.reserved > 0 && disk.slots.free() >= disk.reserved, "what is reserved is free");
+        } else if disk.free() == 0 {
+            return None;
+        }
+        let home = disk.homes.slot(&disk.slots, ideal.vhd, ideal.position, ideal.len);
+        let after = ideal.after.map(|slot| SlotIndex(slot.0.saturating_add(1)));
+        let slot = match (home, after) {
+            (Some(home), _) if disk.slots.take(home) => home,
+            (_, Some(after)) if disk.slots.take(after) => after,
+            (home, after) => disk.slots.take_near(home.or(after).unwrap_or_default())?,
+        };
+        if reserved {
+            disk.reserved -= 1;
+        }
+        Some(slot)
+    }
+
+    /// After a restart: the slot holds an extent. False if it does not exist or holds another one.
+    #[must_use]
+    pub fn adopt(&mut self, disk: DiskId, slot: SlotIndex, ideal: &Ideal) -> bool {
+        let disk = self.disk_mut(disk);
+        let taken = disk.slots.take(slot);
+        if taken {
+            disk.homes.adopt(disk.slots.slots(), ideal.vhd, ideal.position, ideal.len, slot);
+        }
+        taken
+    }
+
+    /// The slot holds nothing any more.
+    pub fn give_back(&mut self, disk: DiskId, slot: SlotIndex) {
+        self.disk_mut(disk).slots.give_back(slot);
+    }
+
+    /// The slots may be used again.
+    pub fn release(&mut self, disk: DiskId, run: SlotRun) {
+        let disk = self.disk_mut(disk);
+        run.iter().for_each(|slot| disk.slots.release(slot));
+    }
+
+    /// Promises `count` slots of a disk to a thick VHD.
+    pub fn reserve(&mut self, disk: DiskId, count: u32) {
+        let disk = self.disk_mut(disk);
+        assert!(disk.slots.free() - disk.reserved >= count);
+        disk.reserved += count;
+    }
+
+    /// Takes back a promise.
+    pub fn unreserve(&mut self, disk: DiskId, count: u32) {
+        let disk = self.disk_mut(disk);
+        assert!(disk.reserved >= count);
+        disk.reserved -= count;
+    }
+
+    /// The VHD is gone: its homes are free for others.
+    pub fn forget(&mut self, vhd: VhdId) {
+        self.disks.iter_mut().flatten().for_each(|disk| disk.homes.remove(vhd));
+    }
+}

@@ -1,0 +1,236 @@
+//! The VHDs that exist.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::space::{Ideal, Space};
+use crate::base::ids::{DiskId, VhdId};
+use crate::base::limits::DISKS_MAX;
+use crate::base::units::{ExtentIndex, Geometry};
+use crate::placement::layout::{Candidate, choose_disk};
+use crate::placement::record::{Layout, VhdRecord};
+use crate::placement::view::VhdMap;
+use crate::placement::{Replica, ReplicaSet};
+use crate::shared::VhdState;
+use crate::shared::vhd::VhdSettings;
+
+/// Slots per disk.
+pub(super) type PerDisk = Box<[u32; DISKS_MAX]>;
+
+/// Shared state for a VHD with all extents absent: for the owner when it creates one, for the daemon when it opens the pool.
+#[must_use]
+pub fn vhd_state(record: &VhdRecord, geometry: Geometry, reactors: u16) -> VhdState {
+    let settings = VhdSettings {
+        id: record.id,
+        uuid: record.uuid,
+        geometry,
+        size: record.size,
+        block_size: record.block_size,
+        read_only: record.read_only,
+        thick: record.thick,
+    };
+    VhdState::new(settings, VhdMap::new(record.extents(geometry)), reactors)
+}
+
+/// One VHD.
+pub(super) struct Vhd {
+    pub record: VhdRecord,
+    pub state: Arc<VhdState>,
+    /// The process that has it attached.
+    pub attached: Option<u32>,
+    /// Whether it may be served.
+    pub ready: bool,
+    /// Whether it has been reported that a write waits for room, or failed for want of it.
+    pub told_waiting: bool,
+    pub told_out_of_room: bool,
+    /// Slots in use per disk.
+    pub counts: PerDisk,
+    /// Slots of all disks of the layout.
+    layout_slots: u64,
+}
+
+impl Vhd {
+    pub fn new(record: VhdRecord, state: Arc<VhdState>, ready: bool, space: &Space) -> Vhd {
+        let layout_slots = layout_slots(&record.layout, space);
+        Vhd {
+            record,
+            state,
+            attached: None,
+            ready,
+            told_waiting: false,
+            told_out_of_room: false,
+            counts: Box::new([0; DISKS_MAX]),
+            layout_slots,
+        }
+    }
+
+    /// Extents with a place.
+    pub fn placed(&self) -> u64 {
+        self.counts.iter().map(|count| u64::from(*count)).sum()
+    }
+
+    /// Slots of the disk that the VHD will need when it has been written all over: its share of the layout, by size.
+    pub fn share(&self, disk: DiskId, space: &Space) -> u64 {
+        if !self.record.layout.disks().contains(disk) {
+            return 0;
+        }
+        self.position(self.state.map.extents(), disk, space).div_ceil(self.layout_slots.max(1))
+    }
+
+    /// `extent` x slots of the disk; divided by the slots of the layout, its position among the extents on that disk.
+    fn position(&self, extent: u32, disk: DiskId, space: &Space) -> u64 {
+        u64::from(extent) * space.get(disk).map_or(0, |disk| u64::from(disk.slots().slots()))
+    }
+
+    /// Where on `disk` the extent should be.
+    pub fn ideal(&self, extent: ExtentIndex, disk: DiskId, space: &Space) -> Ideal {
+        let extents = self.state.map.extents();
+        let (position, len) = match self.share(disk, space) {
+            // Not a disk of its layout.
+            0 => (extent.0, extents),
+            share => {
+                let position = self.position(extent.0, disk, space) / self.layout_slots.max(1);
+                let narrow = |n: u64| u32::try_from(n).expect("a share is at most all extents");
+                (narrow(position), narrow(share))
+            }
+        };
+        let before = (1..=self.record.layout.width()).map_while(|back| {
+            let back = u32::try_from(back).expect("at most 64 disks");
+            extent.0.checked_sub(back).map(ExtentIndex)
+        });
+        let after = before.filter_map(|before| self.state.map.lookup(before).replicas.on(disk)).next();
+        Ideal { vhd: self.record.id, position, len, after: after.map(|replica| replica.slot) }
+    }
+
+    /// Gives an absent extent a slot and publishes it; `None` if there is no room. `quota`: take from what was reserved.
+    pub fn place(
+        &mut self,
+        extent: ExtentIndex,
+        space: &mut Space,
+        mut quota: Option<&mut PerDisk>,
+    ) -> Option<ReplicaSet> {
+        let map = &self.state.map;
+        let around = [extent.0.checked_sub(1), extent.0.checked_add(1).filter(|next| *next < map.extents())];
+        let around = around.map(|near| near.map(|near| map.lookup(ExtentIndex(near)).replicas));
+        let spanned = matches!(self.record.layout, Layout::Spanned { .. });
+        let (disk, slot) = loop {
+            let candidates = self.record.layout.disks().iter().map(|id| {
+                let disk = space.disk(id);
+                Candidate {
+                    disk: id,
+                    free: quota.as_ref().map_or_else(|| disk.free(), |quota| quota[id.index()]),
+                    count: self.counts[id.index()],
+                    neighbour: around.iter().flatten().any(|near| near.on(id).is_some()),
+                    accepts: !spanned || disk.accept.spanned(),
+                }
+            });
+            let disk = choose_disk(candidates)?;
+            let ideal = self.ideal(extent, disk, space);
+            // Without a slot the disk has failed just now, and is no candidate any more.
+            if let Some(slot) = space.take(disk, &ideal, quota.is_some()) {
+                break (disk, slot);
+            }
+        };
+        if let Some(quota) = &mut quota {
+            quota[disk.index()] -= 1;
+        }
+        self.counts[disk.index()] += 1;
+        let replicas = ReplicaSet::single(disk, slot);
+        self.state.map.place(extent, replicas);
+        Some(replicas)
+    }
+
+    /// After a restart: takes the slots of a placed extent. The replica whose slot is taken already, if there is one.
+    pub fn adopt(&mut self, extent: ExtentIndex, space: &mut Space) -> Result<(), Replica> {
+        for replica in self.state.map.lookup(extent).replicas.iter() {
+            if space.get(replica.disk).is_none() {
+                return Err(replica);
+            }
+            let ideal = self.ideal(extent, replica.disk, space);
+            if !space.adopt(replica.disk, replica.slot, &ideal) {
+                return Err(replica);
+            }
+            self.counts[replica.disk.index()] += 1;
+        }
+        Ok(())
+    }
+
+    /// Slots in use, per disk that has any.
+    pub fn slots(&self) -> BTreeMap<DiskId, u32> {
+        let used = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
+        used.map(|(disk, count)| (DiskId(u8::try_from(disk).expect("at most 64 disks")), *count)).collect()
+    }
+}
+
+fn layout_slots(layout: &Layout, space: &Space) -> u64 {
+    layout.disks().iter().filter_map(|disk| space.get(disk)).map(|disk| u64::from(disk.slots().slots())).sum()
+}
+
+/// The VHDs, by identifier and by name.
+#[derive(Default)]
+pub(super) struct Vhds {
+    vhds: BTreeMap<VhdId, Vhd>,
+    names: BTreeMap<String, VhdId>,
+}
+
+impl Vhds {
+    pub fn insert(&mut self, vhd: Vhd) {
+        let before = self.names.insert(vhd.record.name.clone(), vhd.record.id);
+        assert!(before.is_none(), "names are unique");
+        self.vhds.insert(vhd.record.id, vhd);
+    }
+
+    pub fn remove(&mut self, id: VhdId) -> Option<Vhd> {
+        let vhd = self.vhds.remove(&id)?;
+        self.names.remove(&vhd.record.name);
+        Some(vhd)
+    }
+
+    /// The record of a VHD has changed, maybe its name.
+    pub fn replace_record(&mut self, record: VhdRecord) {
+        let vhd = self.vhds.get_mut(&record.id).expect("commands follow one another");
+        self.names.remove(&vhd.record.name);
+        self.names.insert(record.name.clone(), record.id);
+        vhd.record = record;
+    }
+
+    pub fn get(&self, id: VhdId) -> Option<&Vhd> {
+        self.vhds.get(&id)
+    }
+
+    pub fn get_mut(&mut self, id: VhdId) -> Option<&mut Vhd> {
+        self.vhds.get_mut(&id)
+    }
+
+    pub fn id_of(&self, name: &str) -> Option<VhdId> {
+        self.names.get(name).copied()
+    }
+
+    /// The VHD of that name, or of that UUID in text form.
+    pub fn find(&self, name_or_uuid: &str) -> Option<&Vhd> {
+        if let Some(id) = self.id_of(name_or_uuid) {
+            return self.get(id);
+        }
+        let uuid = uuid::Uuid::try_parse(name_or_uuid).ok()?;
+        self.vhds.values().find(|vhd| vhd.record.uuid == uuid)
+    }
+
+    /// By identifier.
+    pub fn iter(&self) -> impl Iterator<Item = &Vhd> {
+        self.vhds.values()
+    }
+
+    /// By identifier.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Vhd> {
+        self.vhds.values_mut()
+    }
+
+    /// By name.
+    pub fn by_name(&self) -> impl Iterator<Item = &Vhd> {
+        self.names.values().filter_map(|id| self.vhds.get(id))
+    }
+
+    pub fn len(&self) -> usize {
+        self.vhds.len()
+    }
+}
