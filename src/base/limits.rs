@@ -95,14 +95,15 @@ pub const RANGE_EXTENTS_MAX: u64 = 256;
 /// Body of one API request, in bytes.
 pub const API_BODY_MAX: usize = 64 << 10;
 
-/// vhost-user connections of one VHD.
-pub const CONNECTIONS_PER_VHD_MAX: usize = 4;
-
 /// Guest memory regions of one frontend.
 pub const MEM_SLOTS_MAX: usize = 509;
 
 /// Commands that wait for the one before them.
 pub const COMMANDS_WAITING_MAX: usize = 1024;
+
+/// Threads for vhost-user messages. Each connection uses at most one at a time, and only while a message is being handled;
+/// one that waits for a hung disk keeps its thread.
+pub const VHOST_USER_THREADS_MAX: usize = 1024;
 
 /// Guest memory that one frontend can map, in bytes, so that no frontend can use up the address space.
 pub const GUEST_MEMORY_MAX: u64 = 16 << 40;

@@ -6,5 +6,6 @@ pub mod aligned;
 pub mod clock;
 pub mod ids;
 pub mod limits;
+pub mod log_gate;
 pub mod rng;
 pub mod units;

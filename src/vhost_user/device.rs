@@ -1,0 +1,332 @@
+//! What one frontend has negotiated, and the rings that run because of it.
+//!
+//! Every change goes the same way: what must not change while a ring runs stops it first; then the change is made; then
+//! [`Device::settle`] starts whatever should run and does not.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_channel::Receiver;
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
+
+use super::error::DeviceError;
+use super::hub::{Hub, Place};
+use super::listener::Vhd;
+use super::memory::Memory;
+use super::vring::{Kick, Vring};
+use crate::reactor::messages::{RingAddresses, RingCommand, RingConfig, RingStopped};
+use crate::virtio::device::DeviceSettings;
+use crate::virtio::features::{self, is_writeback};
+
+/// The protocol features that we offer.
+pub(super) const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::CONFIG
+    .union(VhostUserProtocolFeatures::MQ)
+    .union(VhostUserProtocolFeatures::REPLY_ACK)
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    .union(VhostUserProtocolFeatures::RESET_DEVICE);
+
+/// The device of one connection.
+pub(super) struct Device {
+    vhd: Arc<Vhd>,
+    hub: Arc<Hub>,
+    settings: DeviceSettings,
+    /// `None` until SET_FEATURES.
+    acknowledged: Option<u64>,
+    memory: Memory,
+    rings: Vec<Vring>,
+    writeback: Arc<AtomicBool>,
+    /// Switched to writethrough while no ring ran: what was written before is flushed through the first one that does.
+    owes_flush: bool,
+}
+
+impl Device {
+    pub(super) fn new(vhd: Arc<Vhd>, hub: Arc<Hub>) -> Device {
+        let settings = vhd.device_settings();
+        Device {
+            rings: (0..settings.queues).map(|_| Vring::default()).collect(),
+            vhd,
+            hub,
+            settings,
+            acknowledged: None,
+            memory: Memory::empty(),
+            writeback: Arc::new(AtomicBool::new(false)),
+            owes_flush: false,
+        }
+    }
+
+    pub(super) fn settings(&self) -> &DeviceSettings {
+        &self.settings
+    }
+
+    pub(super) fn vhd(&self) -> &Vhd {
+        &self.vhd
+    }
+
+    pub(super) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    pub(super) fn ring(&mut self, index: u32) -> Result<&mut Vring, DeviceError> {
+        let queues = self.rings.len();
+        let ring = usize::try_from(index).ok().and_then(|index| self.rings.get_mut(index));
+        ring.ok_or(DeviceError::NoSuchQueue { index, queues })
+    }
+
+    /// SET_FEATURES. Rings that run are started again, since they look at the features.
+    pub(super) fn set_features(&mut self, acknowledged: u64) -> Result<(), DeviceError> {
+        let unknown = acknowledged & !features::offered(&self.settings);
+        if unknown != 0 {
+            return Err(DeviceError::Features(unknown));
+        }
+        if self.acknowledged != Some(acknowledged) {
+            self.stop_all();
+            self.acknowledged = Some(acknowledged);
+            self.writeback.store(is_writeback(acknowledged, self.vhd.writeback_field()), Ordering::SeqCst);
+        }
+        self.settle()
+    }
+
+    /// Replaces guest memory. Rings are drained first: the old one may be gone when this returns.
+    pub(super) fn replace_memory(&mut self, memory: Memory) -> Result<(), DeviceError> {
+        self.stop_all();
+        self.memory = memory;
+        self.settle()
+    }
+
+    /// Adds to guest memory. Rings go on.
+    pub(super) fn extend_memory(&mut self, memory: Memory) -> Result<(), DeviceError> {
+        self.memory = memory;
+        for place in self.rings.iter().filter_map(|ring| ring.place) {
+            let memory = Arc::clone(self.memory.map());
+            self.hub.send(place.reactor, RingCommand::SetMemory { key: place.key, memory });
+        }
+        self.settle()
+    }
+
+    pub(super) fn set_size(&mut self, index: u32, entries: u32) -> Result<(), DeviceError> {
+        self.change(index, |ring| ring.set_size(entries))
+    }
+
+    /// The same addresses again (a frontend may change the flags beside them) leave the ring running.
+    pub(super) fn set_addresses(&mut self, index: u32, user: RingAddresses) -> Result<(), DeviceError> {
+        if self.ring(index)?.user == Some(user) {
+            return Ok(());
+        }
+        self.change(index, |ring| {
+            ring.user = Some(user);
+            Ok(())
+        })
+    }
+
+    pub(super) fn set_base(&mut self, index: u32, base: u32) -> Result<(), DeviceError> {
+        let bad_base = DeviceError::QueueBase { index: index as usize, base };
+        let base = u16::try_from(base).map_err(|_| bad_base)?;
+        self.change(index, |ring| {
+            ring.base = base;
+            Ok(())
+        })
+    }
+
+    /// GET_VRING_BASE: drains the ring; it is started again by its next kick descriptor.
+    pub(super) fn take_base(&mut self, index: u32) -> Result<u16, DeviceError> {
+        self.ring(index)?;
+        self.stop(index as usize);
+        let ring = self.ring(index)?;
+        ring.kick = None;
+        Ok(ring.base)
+    }
+
+    pub(super) fn set_enabled(&mut self, index: u32, enabled: bool) -> Result<(), DeviceError> {
+        self.ring(index)?.enabled = Some(enabled);
+        if !enabled {
+            self.stop(index as usize);
+        }
+        self.settle()
+    }
+
+    pub(super) fn set_kick(&mut self, index: u32, kick: Kick) -> Result<(), DeviceError> {
+        let ring = self.ring(index)?;
+        ring.kick = Some(kick);
+        if let Some(place) = ring.place {
+            let kick = ring.duplicate_kick()?;
+            self.hub.send(place.reactor, RingCommand::SetKick { key: place.key, kick });
+        }
+        self.settle()
+    }
+
+    pub(super) fn set_call(&mut self, index: u32, call: Option<OwnedFd>) -> Result<(), DeviceError> {
+        let ring = self.ring(index)?;
+        ring.call = call;
+        if let Some(place) = ring.place {
+            let call = Vring::duplicate(ring.call.as_ref())?;
+            self.hub.send(place.reactor, RingCommand::SetCall { key: place.key, call });
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_error(&mut self, index: u32, error: Option<OwnedFd>) -> Result<(), DeviceError> {
+        self.change(index, |ring| {
+            ring.error = error;
+            Ok(())
+        })
+    }
+
+    /// The driver writes the `writeback` field. Returns once what was written before is durable, if it is cleared.
+    pub(super) fn set_writeback_field(&mut self, field: bool) {
+        self.vhd.set_writeback_field(field);
+        let writeback = self.acknowledged.is_some_and(|acknowledged| is_writeback(acknowledged, field));
+        if self.writeback.swap(writeback, Ordering::SeqCst) != writeback {
+            self.owes_flush = !writeback;
+            self.switch_cache_mode();
+        }
+    }
+
+    /// Tells the rings that run of the cache mode, and waits for the flush that comes with writethrough.
+    fn switch_cache_mode(&mut self) {
+        let writeback = self.writeback.load(Ordering::SeqCst);
+        let answers: Vec<Receiver<bool>> = self
+            .rings
+            .iter()
+            .filter_map(|ring| ring.place)
+            .map(|Place { key, reactor }| {
+                let (reply, answer) = crossbeam_channel::bounded(1);
+                self.hub.send(reactor, RingCommand::SetWriteback { key, writeback, reply });
+                answer
+            })
+            .collect();
+        let flushed: Vec<bool> = answers.into_iter().filter_map(|answer| answer.recv().ok()).collect();
+        if !flushed.is_empty() {
+            self.owes_flush = false;
+        }
+        // A driver may not rely on earlier writes before its next flush, which fails too and which it does look at.
+        if flushed.contains(&false) {
+            log::error!("VHD {}: the flush at the switch to writethrough failed", self.vhd.name());
+        }
+    }
+
+    /// RESET_DEVICE: as after connecting, except for memory and protocol features.
+    pub(super) fn reset(&mut self) {
+        self.stop_all();
+        self.rings.fill_with(Vring::default);
+        self.acknowledged = None;
+        self.writeback.store(false, Ordering::SeqCst);
+        self.owes_flush = false;
+        self.vhd.set_writeback_field(true);
+    }
+
+    /// Ends the session: all rings drained, memory unmapped.
+    pub(super) fn shut_down(&mut self) {
+        self.stop_all();
+        self.rings.clear();
+        self.memory = Memory::empty();
+    }
+
+    /// Number of rings that reactors serve.
+    pub(super) fn running(&self) -> usize {
+        self.rings.iter().filter(|ring| ring.place.is_some()).count()
+    }
+
+    /// Changes what a ring that runs cannot change.
+    fn change(
+        &mut self,
+        index: u32,
+        change: impl FnOnce(&mut Vring) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        self.ring(index)?;
+        self.stop(index as usize);
+        change(self.ring(index)?)?;
+        self.settle()
+    }
+
+    /// Starts every ring that should run and does not.
+    fn settle(&mut self) -> Result<(), DeviceError> {
+        let Some(acknowledged) = self.acknowledged else { return Ok(()) };
+        let enabled_by_default = acknowledged & features::VHOST_USER_PROTOCOL == 0;
+        let mut started = false;
+        for index in 0..self.rings.len() {
+            let ring = &self.rings[index];
+            if ring.place.is_none() && ring.wants_to_run(enabled_by_default) {
+                self.start(index, acknowledged)?;
+                started = true;
+            }
+        }
+        if started {
+            self.vhd.set_running(self.running());
+            if self.owes_flush {
+                self.switch_cache_mode();
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, index: usize, acknowledged: u64) -> Result<(), DeviceError> {
+        let ring = &self.rings[index];
+        let addresses = ring.guest_addresses(index, &self.memory)?;
+        let (kick, call) = (ring.duplicate_kick()?, Vring::duplicate(ring.call.as_ref())?);
+        let error = Vring::duplicate(ring.error.as_ref())?;
+        // Nothing can fail from here on: the place is given back when the ring stops.
+        let place = self.hub.place(self.rings.iter().filter_map(|ring| ring.place).map(|place| place.reactor));
+        let config = RingConfig {
+            key: place.key,
+            vhd: Arc::clone(self.vhd.state()),
+            index: u16::try_from(index).expect("queues are counted in u16"),
+            size: ring.size,
+            addresses,
+            next_available: ring.base,
+            event_idx: acknowledged & features::EVENT_IDX != 0,
+            indirect: acknowledged & features::INDIRECT_DESC != 0,
+            writeback: Arc::clone(&self.writeback),
+            features: acknowledged,
+            memory: Arc::clone(self.memory.map()),
+            kick,
+            call,
+            error,
+        };
+        self.hub.send(place.reactor, RingCommand::Start(Box::new(config)));
+        self.rings[index].place = Some(place);
+        Ok(())
+    }
+
+    fn stop(&mut self, index: usize) {
+        if let Some(answer) = self.ask_to_stop(index) {
+            self.await_stopped(index, &answer);
+        }
+        self.vhd.set_running(self.running());
+    }
+
+    /// Drains all rings, at the same time.
+    fn stop_all(&mut self) {
+        let answers: Vec<_> =
+            (0..self.rings.len()).filter_map(|index| Some((index, self.ask_to_stop(index)?))).collect();
+        for (index, answer) in &answers {
+            self.await_stopped(*index, answer);
+        }
+        self.vhd.set_running(0);
+    }
+
+    fn ask_to_stop(&mut self, index: usize) -> Option<Receiver<RingStopped>> {
+        let Place { key, reactor } = self.rings[index].place?;
+        let (reply, answer) = crossbeam_channel::bounded(1);
+        self.hub.send(reactor, RingCommand::Stop { key, reply });
+        Some(answer)
+    }
+
+    /// Waits, as long as it takes, until the reactor has completed what it popped. A reactor that does not know the ring (it
+    /// refused to start it, or has ended) drops the reply: then nothing was popped since we know the base.
+    fn await_stopped(&mut self, index: usize, answer: &Receiver<RingStopped>) {
+        let ring = &mut self.rings[index];
+        if let Ok(stopped) = answer.recv() {
+            ring.base = stopped.next_available;
+        }
+        if let Some(place) = ring.place.take() {
+            self.hub.release(place);
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}

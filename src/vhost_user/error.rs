@@ -1,0 +1,143 @@
+//! What can go wrong: with a frontend's messages, with sockets, with the server.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::base::ids::VhdId;
+use crate::base::limits::{GUEST_MEMORY_MAX, MEM_SLOTS_MAX, QUEUE_SIZE_MAX};
+
+/// A message that asks for something impossible. It ends the connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DeviceError {
+    #[error("features {0:#x} are acknowledged but were not offered")]
+    Features(u64),
+    #[error("protocol features {0:#x} are acknowledged but were not offered")]
+    ProtocolFeatures(u64),
+    #[error("queue {index} does not exist: there are {queues}")]
+    NoSuchQueue { index: u32, queues: usize },
+    #[error("a queue of {0} entries: it must be a power of two, at most {QUEUE_SIZE_MAX}")]
+    QueueSize(u32),
+    #[error("queue {index} begins at index {base}, which is not a split ring's")]
+    QueueBase { index: usize, base: u32 },
+    #[error("{what} of queue {index}, at user address {address:#x}, is not in guest memory")]
+    RingAddress { index: usize, what: &'static str, address: u64 },
+    #[error("{what} is not supported")]
+    Unsupported { what: &'static str },
+    #[error("guest memory: {0}")]
+    Memory(#[from] MemoryError),
+    #[error("a file descriptor cannot be duplicated: {0}")]
+    Duplicate(#[source] io::Error),
+}
+
+/// Guest memory that cannot be mapped.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MemoryError {
+    #[error("more than {MEM_SLOTS_MAX} regions")]
+    TooManyRegions,
+    #[error("more than {GUEST_MEMORY_MAX} bytes")]
+    TooLarge,
+    #[error("the region at {0:#x} is empty or wraps around the end of an address space")]
+    BadRegion(u64),
+    #[error("the region at {0:#x} overlaps another")]
+    Overlap(u64),
+    #[error("there is no region at {0:#x} of that length and user address")]
+    NoSuchRegion(u64),
+    #[error("the region at {guest:#x} ends at byte {end} of its file, which has {file}")]
+    BeyondFile { guest: u64, end: u64, file: u64 },
+    #[error("the file of the region at {0:#x} is not a regular one")]
+    NotAFile(u64),
+    #[error("the file of the region at {guest:#x} cannot be examined: {source}")]
+    Stat { guest: u64, source: io::Error },
+    #[error("the region at {guest:#x} cannot be mapped: {source}")]
+    Map { guest: u64, source: vm_memory::mmap::MmapRegionError },
+}
+
+/// A vhost-user socket that cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// The path does not fit a socket address.
+    #[error(
+        "the socket path {} is {len} bytes long, and the system allows {max}: choose a shorter --socket-dir or VHD name",
+        path.display()
+    )]
+    TooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length in bytes.
+        len: usize,
+        /// The longest possible.
+        max: usize,
+    },
+    /// Another process listens there.
+    #[error(
+        "another process listens on {}: stop it (is another spanblk serving this directory?) or choose another --socket-dir",
+        .0.display()
+    )]
+    Taken(PathBuf),
+    /// Something else is in the way.
+    #[error("{} exists and is not a socket: remove it or choose another --socket-dir", .0.display())]
+    NotASocket(PathBuf),
+    /// The system refuses.
+    #[error("cannot {what} {}: {source}", path.display())]
+    System {
+        /// What we tried.
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The owner does not exist.
+    #[error("there is no {kind} '{name}' on this host: create it, or set another --socket-owner")]
+    NoSuchOwner {
+        /// User or group.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// The owner cannot be looked up.
+    #[error("cannot look up the {kind} '{name}': {source}")]
+    OwnerLookup {
+        /// User or group.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The owner cannot be set.
+    #[error("cannot give {} to {owner}: {source} (only root, or CAP_CHOWN, may give sockets away)", path.display())]
+    Chown {
+        /// The path.
+        path: PathBuf,
+        /// User and group.
+        owner: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A request to the server that cannot be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The runtime could not be started.
+    #[error("cannot start the vhost-user threads: {0}")]
+    Runtime(#[source] io::Error),
+    /// The directory for sockets could not be made.
+    #[error("cannot create the socket directory {}: {source}", path.display())]
+    Directory {
+        /// The path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The VHD is served already.
+    #[error("VHD {} is served already", .0.0)]
+    AlreadyServed(VhdId),
+    /// The VHD is not served.
+    #[error("VHD {} is not served", .0.0)]
+    NotServed(VhdId),
+    /// Its socket could not be made or changed.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+}

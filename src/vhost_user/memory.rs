@@ -1,0 +1,178 @@
+//! The guest memory of one frontend: mapped files, and the frontend's own addresses for them.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use vhost::vhost_user::message::VhostUserMemoryRegion;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+use super::error::MemoryError;
+use crate::base::limits::{GUEST_MEMORY_MAX, MEM_SLOTS_MAX};
+
+/// A region as the frontend described it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Region {
+    guest: u64,
+    len: u64,
+    user: u64,
+}
+
+impl Region {
+    fn of(message: &VhostUserMemoryRegion) -> Region {
+        Region { guest: message.guest_phys_addr, len: message.memory_size, user: message.user_addr }
+    }
+}
+
+/// Guest memory. Changing it makes a new map; the old one stays mapped while somebody holds it.
+#[derive(Clone)]
+pub(super) struct Memory {
+    map: Arc<GuestMemoryMmap>,
+    regions: Vec<Region>,
+}
+
+impl Memory {
+    /// No memory.
+    pub(super) fn empty() -> Memory {
+        Memory { map: Arc::new(GuestMemoryMmap::new()), regions: Vec::new() }
+    }
+
+    /// Maps all regions of a memory table.
+    pub(super) fn of_table(table: &[VhostUserMemoryRegion], files: Vec<File>) -> Result<Memory, MemoryError> {
+        assert_eq!(table.len(), files.len(), "the protocol library checks that every region has its file");
+        table.iter().zip(files).try_fold(Memory::empty(), |memory, (region, file)| memory.with(region, file))
+    }
+
+    /// This memory and one region more.
+    pub(super) fn with(&self, message: &VhostUserMemoryRegion, file: File) -> Result<Memory, MemoryError> {
+        let region = Region::of(message);
+        if self.regions.len() >= MEM_SLOTS_MAX {
+            return Err(MemoryError::TooManyRegions);
+        }
+        let total = self.regions.iter().map(|region| region.len).sum::<u64>().checked_add(region.len);
+        if total.is_none_or(|total| total > GUEST_MEMORY_MAX) {
+            return Err(MemoryError::TooLarge);
+        }
+        let mapped = map(region, message.mmap_offset, file)?;
+        let map = self.map.insert_region(Arc::new(mapped)).map_err(|_| MemoryError::Overlap(region.guest))?;
+        let mut regions = self.regions.clone();
+        regions.push(region);
+        Ok(Memory { map: Arc::new(map), regions })
+    }
+
+    /// This memory without one region.
+    pub(super) fn without(&self, message: &VhostUserMemoryRegion) -> Result<Memory, MemoryError> {
+        let region = Region::of(message);
+        let no_such_region = MemoryError::NoSuchRegion(region.guest);
+        let Some(at) = self.regions.iter().position(|have| *have == region) else { return Err(no_such_region) };
+        let Ok((map, _)) = self.map.remove_region(GuestAddress(region.guest), region.len) else {
+            return Err(no_such_region);
+        };
+        let mut regions = self.regions.clone();
+        regions.remove(at);
+        Ok(Memory { map: Arc::new(map), regions })
+    }
+
+    /// The map, in guest addresses.
+    pub(super) fn map(&self) -> &Arc<GuestMemoryMmap> {
+        &self.map
+    }
+
+    /// The guest address of one of the frontend's addresses.
+    pub(super) fn guest_address(&self, user: u64) -> Option<u64> {
+        self.regions.iter().find_map(|region| {
+            let offset = user.checked_sub(region.user)?;
+            (offset < region.len).then(|| region.guest + offset)
+        })
+    }
+}
+
+fn map(region: Region, offset: u64, file: File) -> Result<GuestRegionMmap, MemoryError> {
+    let guest = region.guest;
+    let end = offset.checked_add(region.len);
+    let no_wrap = [region.guest, region.user].iter().all(|start| start.checked_add(region.len).is_some());
+    let (Some(end), Ok(len), true) = (end, usize::try_from(region.len), region.len > 0 && no_wrap) else {
+        return Err(MemoryError::BadRegion(guest));
+    };
+    let metadata = file.metadata().map_err(|source| MemoryError::Stat { guest, source })?;
+    if !metadata.is_file() {
+        return Err(MemoryError::NotAFile(guest));
+    }
+    if metadata.size() < end {
+        return Err(MemoryError::BeyondFile { guest, end, file: metadata.size() });
+    }
+    let mapping = MmapRegion::from_file(FileOffset::new(file, offset), len)
+        .map_err(|source| MemoryError::Map { guest, source })?;
+    GuestRegionMmap::new(mapping, GuestAddress(guest)).ok_or(MemoryError::BadRegion(guest))
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
+    use super::*;
+
+    fn file(len: u64) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(len).unwrap();
+        file
+    }
+
+    fn region(guest: u64, len: u64, user: u64, offset: u64) -> VhostUserMemoryRegion {
+        VhostUserMemoryRegion::new(guest, len, user, offset)
+    }
+
+    #[test]
+    fn regions_come_and_go() {
+        let low = region(0, 0x2000, 0x7000_0000, 0x1000);
+        let high = region(0x10_0000, 0x1000, 0x9000_0000, 0);
+        let memory = Memory::of_table(&[high, low], vec![file(0x1000), file(0x3000)]).unwrap();
+        assert_eq!(memory.map().num_regions(), 2);
+        assert_eq!(memory.guest_address(0x7000_1fff), Some(0x1fff));
+        assert_eq!(memory.guest_address(0x7000_2000), None);
+        assert_eq!(memory.guest_address(0x9000_0010), Some(0x10_0010));
+        memory.map().write_obj(7_u64, GuestAddress(0x10_0000)).unwrap();
+
+        let less = memory.without(&high).unwrap();
+        assert_eq!((less.map().num_regions(), less.guest_address(0x9000_0010)), (1, None));
+        assert!(matches!(less.without(&high), Err(MemoryError::NoSuchRegion(0x10_0000))));
+        let other_user = region(0, 0x2000, 0x7000_1000, 0x1000);
+        assert!(matches!(less.without(&other_user), Err(MemoryError::NoSuchRegion(0))));
+        // Whoever holds the old map can still use it.
+        assert_eq!(memory.map().read_obj::<u64>(GuestAddress(0x10_0000)).unwrap(), 7);
+    }
+
+    #[test]
+    fn bad_regions_are_refused_one_by_one() {
+        let memory = Memory::empty().with(&region(0x1000, 0x2000, 0, 0), file(0x2000)).unwrap();
+        let add = |region, len| memory.with(&region, file(len)).err().unwrap();
+        assert!(matches!(add(region(0, 0x1001, 0, 0), 0x2000), MemoryError::Overlap(0)));
+        assert!(matches!(add(region(0x2fff, 0x1000, 0, 0), 0x2000), MemoryError::Overlap(0x2fff)));
+        assert!(matches!(add(region(0x1000, 0x2000, 0, 0), 0x2000), MemoryError::Overlap(0x1000)));
+        assert!(matches!(add(region(0x8000, 0x1000, 0, 0x1000), 0x1fff), MemoryError::BeyondFile { .. }));
+        assert!(matches!(add(region(0x8000, 0, 0, 0), 0x1000), MemoryError::BadRegion(0x8000)));
+        assert!(matches!(add(region(u64::MAX, 0x1000, 0, 0), 0x1000), MemoryError::BadRegion(_)));
+        assert!(matches!(add(region(0x8000, 0x1000, u64::MAX, 0), 0x1000), MemoryError::BadRegion(_)));
+        assert!(matches!(add(region(0x8000, 0x1000, 0, u64::MAX), 0x1000), MemoryError::BadRegion(_)));
+        assert!(matches!(add(region(0x8000, u64::MAX, 0, 0), 0x1000), MemoryError::TooLarge));
+        assert!(matches!(add(region(0x8000, 17 << 40, 0, 0), 0x1000), MemoryError::TooLarge));
+        assert!(matches!(add(region(0x8000, 0x800, 0, 0x800), 0x1000), MemoryError::Map { .. }));
+        let null = File::open("/dev/null").unwrap();
+        assert!(matches!(memory.with(&region(0x8000, 0x1000, 0, 0), null), Err(MemoryError::NotAFile(_))));
+        let read_only = tempfile::NamedTempFile::new().unwrap();
+        read_only.as_file().set_len(0x1000).unwrap();
+        let read_only = File::open(read_only.path()).unwrap();
+        assert!(matches!(memory.with(&region(0x8000, 0x1000, 0, 0), read_only), Err(MemoryError::Map { .. })));
+    }
+
+    #[test]
+    fn regions_are_limited() {
+        let shared = file(0x1000);
+        let mut memory = Memory::empty();
+        for i in 0..MEM_SLOTS_MAX as u64 {
+            memory = memory.with(&region(i * 0x2000, 0x1000, 0, 0), shared.try_clone().unwrap()).unwrap();
+        }
+        let error = memory.with(&region(1 << 40, 0x1000, 0, 0), shared).err().unwrap();
+        assert!(matches!(error, MemoryError::TooManyRegions));
+    }
+}

@@ -1,0 +1,269 @@
+//! The vhost-user side of the daemon: a runtime of its own, and the VHDs it serves.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
+
+use super::error::ServerError;
+use super::hub::{Hub, Reactors};
+use super::listener::{self, Vhd};
+use super::socket::{BoundPath, SocketSettings};
+use crate::base::clock;
+use crate::base::ids::VhdId;
+use crate::base::limits::VHOST_USER_THREADS_MAX;
+use crate::shared::VhdState;
+
+/// How long a thread that handles messages waits for the next one before it ends.
+const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+/// A VHD to serve.
+pub struct VhdEndpoint {
+    /// Its shared state.
+    pub state: Arc<VhdState>,
+    /// Its name: the socket is `NAME.sock`.
+    pub name: String,
+    /// Virtqueues.
+    pub queues: u16,
+    /// The transfer size that serves the guest best: an extent, or a stripe of them, in bytes.
+    pub optimal_io_size: u64,
+    /// The cache mode to begin with: true (writeback) for a VHD whose guest has never chosen, else what
+    /// [`ServerEvents::cache_mode`] said last.
+    pub writeback: bool,
+    /// Who may connect.
+    pub socket: SocketSettings,
+}
+
+/// Who is told what happens.
+pub trait ServerEvents: Send + Sync + 'static {
+    /// A frontend is connected. Must not block.
+    fn attached(&self, vhd: VhdId, pid: u32);
+
+    /// The frontend is gone, its rings are drained. Must not block.
+    fn detached(&self, vhd: VhdId, pid: u32);
+
+    /// The guest switched its cache mode. The guest has no answer before this returns, so that whoever wants the choice to
+    /// outlive the daemon can make it durable here; may block.
+    fn cache_mode(&self, vhd: VhdId, writeback: bool);
+}
+
+/// The process at the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// Process; 0 if the kernel does not say.
+    pub pid: u32,
+    /// User.
+    pub uid: u32,
+    /// When it connected, in seconds since the Unix epoch.
+    pub since: u64,
+}
+
+/// A VHD that is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VhdStatus {
+    /// Which.
+    pub vhd: VhdId,
+    /// Its name.
+    pub name: String,
+    /// Its socket.
+    pub socket: PathBuf,
+    /// Who is connected.
+    pub frontend: Option<Frontend>,
+    /// Rings that reactors serve.
+    pub rings: usize,
+    /// The cache mode that the configuration space shows.
+    pub writeback: bool,
+    /// Connections so far.
+    pub connections: u64,
+    /// Connections turned away because there was one already.
+    pub refused: u64,
+    /// Connections closed because of a bad message.
+    pub faults: u64,
+}
+
+struct Entry {
+    vhd: Arc<Vhd>,
+    path: BoundPath,
+    stop: watch::Sender<bool>,
+    done: Receiver<()>,
+}
+
+/// A VHD that is being taken out of service.
+#[must_use = "its rings are drained when this says so"]
+pub struct Removal(Receiver<()>);
+
+impl Removal {
+    /// Waits until the frontend is disconnected and its rings are drained. False if that takes longer: a host disk hangs.
+    #[must_use]
+    pub fn wait(&self, at_most: Duration) -> bool {
+        self.0.recv_timeout(at_most) == Err(RecvTimeoutError::Disconnected)
+    }
+}
+
+/// Serves VHDs to frontends. All methods may be called from any thread outside of the server's own; none waits for a
+/// frontend or a disk, except [`VhostUserServer::shut_down`] and [`Removal::wait`].
+pub struct VhostUserServer {
+    runtime: Option<Runtime>,
+    hub: Arc<Hub>,
+    events: Arc<dyn ServerEvents>,
+    directory: PathBuf,
+    entries: Mutex<HashMap<VhdId, Entry>>,
+}
+
+impl VhostUserServer {
+    /// Starts the threads. The directory for the sockets is made if it is not there.
+    ///
+    /// # Errors
+    /// No directory, or no threads.
+    pub fn start(
+        directory: PathBuf,
+        reactors: impl Reactors,
+        events: Arc<dyn ServerEvents>,
+    ) -> Result<VhostUserServer, ServerError> {
+        std::fs::create_dir_all(&directory)
+            .map_err(|source| ServerError::Directory { path: directory.clone(), source })?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(VHOST_USER_THREADS_MAX)
+            .thread_keep_alive(THREAD_KEEP_ALIVE)
+            .thread_name("vhost-user")
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(ServerError::Runtime)?;
+        let hub = Arc::new(Hub::new(reactors));
+        Ok(VhostUserServer { runtime: Some(runtime), hub, events, directory, entries: Mutex::default() })
+    }
+
+    /// Makes the socket of a VHD; it can be connected to when this returns. Returns its path.
+    ///
+    /// # Errors
+    /// The VHD is served already, or its socket cannot be made.
+    pub fn add_vhd(&self, endpoint: VhdEndpoint) -> Result<PathBuf, ServerError> {
+        let id = endpoint.state.id();
+        let mut entries = self.entries();
+        if entries.contains_key(&id) {
+            return Err(ServerError::AlreadyServed(id));
+        }
+        let runtime = self.runtime.as_ref().expect("taken when the server ends");
+        let _context = runtime.enter();
+        let (path, socket) = BoundPath::bind(self.path_of(&endpoint.name), &endpoint.socket)?;
+        let vhd = Arc::new(Vhd::new(endpoint, Arc::clone(&self.events)));
+        let (stop, stopped) = watch::channel(false);
+        let (alive, done) = crossbeam_channel::bounded(0);
+        let serve = listener::run(Arc::clone(&vhd), Arc::clone(&self.hub), socket, stopped);
+        runtime.spawn(async move {
+            serve.await;
+            drop::<crossbeam_channel::Sender<()>>(alive);
+        });
+        let at = path.path().to_owned();
+        entries.insert(id, Entry { vhd, path, stop, done });
+        Ok(at)
+    }
+
+    /// Removes the socket of a VHD and disconnects its frontend. Does not wait for its rings.
+    ///
+    /// # Errors
+    /// The VHD is not served.
+    pub fn remove_vhd(&self, vhd: VhdId) -> Result<Removal, ServerError> {
+        let entry = self.entries().remove(&vhd).ok_or(ServerError::NotServed(vhd))?;
+        Ok(entry.end())
+    }
+
+    /// Gives the VHD's socket the path that goes with another name. Whoever is connected stays connected.
+    ///
+    /// # Errors
+    /// The VHD is not served, or the path cannot be had; then the old one stays.
+    pub fn rename(&self, vhd: VhdId, name: &str) -> Result<PathBuf, ServerError> {
+        let mut entries = self.entries();
+        let entry = entries.get_mut(&vhd).ok_or(ServerError::NotServed(vhd))?;
+        entry.path.rename(self.path_of(name))?;
+        entry.vhd.set_name(name);
+        Ok(entry.path.path().to_owned())
+    }
+
+    /// Changes mode and owner of the VHD's socket. Whoever is connected stays connected.
+    ///
+    /// # Errors
+    /// The VHD is not served, or the system refuses.
+    pub fn set_socket(&self, vhd: VhdId, settings: &SocketSettings) -> Result<(), ServerError> {
+        let entries = self.entries();
+        let entry = entries.get(&vhd).ok_or(ServerError::NotServed(vhd))?;
+        Ok(entry.path.set(settings)?)
+    }
+
+    /// What goes on at the VHD's socket; `None` if the VHD is not served.
+    #[must_use]
+    pub fn status(&self, vhd: VhdId) -> Option<VhdStatus> {
+        self.entries().get(&vhd).map(Entry::status)
+    }
+
+    /// What goes on at all sockets, in no order.
+    #[must_use]
+    pub fn statuses(&self) -> Vec<VhdStatus> {
+        self.entries().values().map(Entry::status).collect()
+    }
+
+    /// The path that the socket of a VHD of this name has.
+    #[must_use]
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.sock"))
+    }
+
+    /// The directory of the sockets.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Disconnects all frontends and drains their rings. False if that took longer than `at_most`: a host disk hangs.
+    #[must_use]
+    pub fn shut_down(self, at_most: Duration) -> bool {
+        let deadline = clock::now().after(at_most);
+        let removals: Vec<Removal> = self.entries().drain().map(|(_, entry)| entry.end()).collect();
+        removals.iter().all(|removal| removal.wait(Duration::from_nanos(deadline.since(clock::now()))))
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<VhdId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    fn end(self) -> Removal {
+        // The path goes first: nobody is to find a socket that nobody listens on.
+        drop(self.path);
+        self.stop.send_replace(true);
+        Removal(self.done)
+    }
+
+    fn status(&self) -> VhdStatus {
+        let vhd = &self.vhd;
+        VhdStatus {
+            vhd: vhd.id(),
+            name: vhd.name(),
+            socket: self.path.path().to_owned(),
+            frontend: vhd.frontend(),
+            rings: vhd.running(),
+            writeback: vhd.writeback_field(),
+            connections: vhd.counters.connections.load(Ordering::Relaxed),
+            refused: vhd.counters.refused.load(Ordering::Relaxed),
+            faults: vhd.counters.faults.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Drop for VhostUserServer {
+    fn drop(&mut self) {
+        self.entries().drain().for_each(|(_, entry)| drop(entry.end()));
+        if let Some(runtime) = self.runtime.take() {
+            // A thread may wait for a hung disk; the process is not to wait for it.
+            runtime.shutdown_background();
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! System calls that the standard library does not have. Everything unsafe of this module is here.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use tokio::io::unix::AsyncFd;
+
+/// Watches a socket from the current runtime.
+pub(super) fn watch(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned by what is registered, so it stays open and the same until that is dropped.
+    unsafe { AsyncFd::register(socket) }.map_err(|error| error.into_parts().1)
+}
+
+/// Reads into `into` without taking the bytes away. Does not wait.
+pub(super) fn peek(socket: impl AsFd, into: &mut [u8]) -> io::Result<usize> {
+    let fd = socket.as_fd().as_raw_fd();
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the kernel writes at most `into.len()` bytes to `into`.
+    let got = unsafe { libc::recv(fd, into.as_mut_ptr().cast(), into.len(), flags) };
+    usize::try_from(got).map_err(|_| io::Error::last_os_error())
+}
+
+/// Bytes that can be read without waiting.
+pub(super) fn readable_bytes(socket: impl AsFd) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+fn poll(fd: impl AsFd, events: libc::c_short) -> io::Result<libc::c_short> {
+    let mut entry = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events, revents: 0 };
+    // SAFETY: one valid entry, and no waiting.
+    let result = unsafe { libc::poll(&raw mut entry, 1, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(entry.revents) }
+}
+
+/// Whether a message of ordinary size can be written without waiting (or the peer is gone, and writing fails at once).
+pub(super) fn is_writable(socket: impl AsFd) -> io::Result<bool> {
+    Ok(poll(socket, libc::POLLOUT)? != 0)
+}
+
+/// Whether the peer has closed its end, or ours has been shut down.
+pub(super) fn is_hung_up(socket: impl AsFd) -> bool {
+    poll(socket, libc::POLLRDHUP).is_ok_and(|events| events != 0)
+}
+
+/// Whether somebody listens on the socket at `path`, which must exist. Does not wait.
+pub(super) fn is_listening(path: &Path) -> io::Result<bool> {
+    // SAFETY: all-zero is a value of this struct of integers.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).expect("a small constant");
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() >= address.sun_path.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = libc::c_char::from_ne_bytes([*from]);
+    }
+    // SAFETY: makes a descriptor; nothing in our memory is touched.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new, and nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let len = libc::socklen_t::try_from(size_of_val(&address)).expect("a small struct");
+    // SAFETY: the address is as long as said.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) };
+    let error = io::Error::last_os_error();
+    // Anything but a refusal (a full backlog, no permission) says that somebody is there.
+    Ok(result == 0 || error.raw_os_error() != Some(libc::ECONNREFUSED))
+}
+
+/// Sets the permission bits that a socket's path gets when it is bound.
+pub(super) fn set_mode_before_bind(socket: impl AsFd, mode: u32) -> io::Result<()> {
+    // SAFETY: changes the socket's own inode, nothing in our memory.
+    let result = unsafe { libc::fchmod(socket.as_fd().as_raw_fd(), mode) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The number of a user; `None` if there is none of that name.
+pub(super) fn user_id(name: &str) -> io::Result<Option<u32>> {
+    lookup(name, |name, buffer| {
+        // SAFETY: all-zero is a value of this struct of integers and pointers.
+        let mut entry: libc::passwd = unsafe { std::mem::zeroed() };
+        let mut found = std::ptr::null_mut();
+        // SAFETY: the name is NUL-terminated, the buffer is as long as said, both results are ours.
+        let error = unsafe {
+            libc::getpwnam_r(name.as_ptr(), &raw mut entry, buffer.as_mut_ptr(), buffer.len(), &raw mut found)
+        };
+        (error, (!found.is_null()).then_some(entry.pw_uid))
+    })
+}
+
+/// The number of a group; `None` if there is none of that name.
+pub(super) fn group_id(name: &str) -> io::Result<Option<u32>> {
+    lookup(name, |name, buffer| {
+        // SAFETY: all-zero is a value of this struct of integers and pointers.
+        let mut entry: libc::group = unsafe { std::mem::zeroed() };
+        let mut found = std::ptr::null_mut();
+        // SAFETY: the name is NUL-terminated, the buffer is as long as said, both results are ours.
+        let error = unsafe {
+            libc::getgrnam_r(name.as_ptr(), &raw mut entry, buffer.as_mut_ptr(), buffer.len(), &raw mut found)
+        };
+        (error, (!found.is_null()).then_some(entry.gr_gid))
+    })
+}
+
+/// A number stands for itself; a name is looked up with a buffer that grows until the entry fits.
+fn lookup(
+    name: &str,
+    call: impl Fn(&CString, &mut [libc::c_char]) -> (libc::c_int, Option<u32>),
+) -> io::Result<Option<u32>> {
+    if let Ok(number) = name.parse() {
+        return Ok(Some(number));
+    }
+    let name = CString::new(name)?;
+    let mut buffer = vec![0; 1 << 10];
+    loop {
+        match call(&name, &mut buffer) {
+            (0 | libc::ENOENT | libc::ESRCH | libc::EBADF | libc::EPERM, found) => return Ok(found),
+            (libc::ERANGE, _) if buffer.len() < 1 << 20 => buffer.resize(buffer.len() * 2, 0),
+            (libc::EINTR, _) => {}
+            (error, _) => return Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_by_name_and_number() {
+        assert_eq!(user_id("root").unwrap(), Some(0));
+        assert_eq!(group_id("root").unwrap(), Some(0));
+        assert_eq!(user_id("12345").unwrap(), Some(12345));
+        assert_eq!(user_id("no-such-user-here").unwrap(), None);
+        assert_eq!(group_id("no-such-group-here").unwrap(), None);
+        assert!(user_id("a\0b").is_err());
+    }
+}
