@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::base::ids::ReactorId;
+use crate::reactor::handle::ReactorHandle;
 use crate::reactor::messages::{ReactorMessage, RingCommand, RingKey};
 
 /// Ways to the reactor threads.
@@ -14,6 +15,16 @@ pub trait Reactors: Send + Sync + 'static {
     /// Queues a message. Messages of one sender arrive in order. Must not block; a reactor that has ended drops the message
     /// and the reply channel in it.
     fn send(&self, reactor: ReactorId, message: ReactorMessage);
+}
+
+impl Reactors for Vec<ReactorHandle> {
+    fn count(&self) -> u16 {
+        u16::try_from(self.len()).expect("reactors are counted in u16")
+    }
+
+    fn send(&self, reactor: ReactorId, message: ReactorMessage) {
+        self[usize::from(reactor.0)].send(message);
+    }
 }
 
 /// The reactors and what was given to them.
