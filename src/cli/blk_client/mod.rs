@@ -10,13 +10,14 @@ mod request;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use virtio_driver::{
     EventFd, VhostUser, VirtioBlkConfig, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkReqBuf, VirtioBlkTransport,
     VirtioFeatureFlags,
 };
 
+use crate::base::clock::{self, Nanos};
 use memory::SharedMemory;
 pub use request::{BlkDone, BlkError, BlkOp, BlkRequest};
 
@@ -49,7 +50,7 @@ impl Default for ClientOptions {
 
 struct InFlight {
     request: BlkRequest,
-    submitted: Instant,
+    submitted: Nanos,
 }
 
 /// A frontend attached to a VHD; detaches when dropped.
@@ -177,7 +178,7 @@ impl BlkClient {
     /// If the buffer is in use or too small.
     pub fn submit(&mut self, queue: usize, request: BlkRequest) -> Result<(), BlkError> {
         let BlkRequest { op, offset, len, buffer } = request;
-        let in_flight = InFlight { request, submitted: Instant::now() };
+        let in_flight = InFlight { request, submitted: clock::now() };
         let uses_buffer = matches!(op, BlkOp::Read | BlkOp::Write);
         let (ptr, bytes) = if uses_buffer {
             let bytes = usize::try_from(len).expect("a buffer's length fits usize");
@@ -221,13 +222,13 @@ impl BlkClient {
     /// # Errors
     /// Nothing completed within the time-out.
     pub fn wait(&mut self, queue: usize) -> Result<Vec<BlkDone>, BlkError> {
-        let deadline = Instant::now() + self.options.timeout;
+        let deadline = clock::now().after(self.options.timeout);
         loop {
             let done = self.poll(queue);
             if !done.is_empty() {
                 return Ok(done);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Duration::from_nanos(deadline.since(clock::now()));
             if left.is_zero() {
                 return Err(BlkError::TimedOut(self.options.timeout));
             }

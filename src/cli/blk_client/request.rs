@@ -2,7 +2,9 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::base::clock::Nanos;
 
 /// Why a VHD could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +91,7 @@ pub struct BlkDone {
     /// The request.
     pub request: BlkRequest,
     /// When it was submitted.
-    pub submitted: Instant,
+    pub submitted: Nanos,
     /// What came of it.
     pub result: Result<(), BlkError>,
 }
