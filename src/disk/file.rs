@@ -4,7 +4,7 @@
 //! also the engine's: it lasts until the last request of a killed process has left the kernel.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod transfer;
 
 use std::io::{self, ErrorKind};

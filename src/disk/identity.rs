@@ -97,13 +97,13 @@ pub struct Sharing {
     pub disks: Vec<String>,
 }
 
-/// The groups of two and more disks that share a failure domain.
+/// The groups of two and more disks (name, failure domain) that share a failure domain.
 #[must_use]
-pub fn sharing<'a>(disks: impl IntoIterator<Item = (&'a str, &'a FailureDomain)> + Clone) -> Vec<Sharing> {
-    let domains: BTreeSet<&String> = disks.clone().into_iter().flat_map(|(_, domain)| &domain.parts).collect();
+pub fn sharing(disks: &[(&str, &FailureDomain)]) -> Vec<Sharing> {
+    let domains: BTreeSet<&String> = disks.iter().flat_map(|(_, domain)| &domain.parts).collect();
     let group = |domain: &String| Sharing {
         domain: domain.clone(),
-        disks: disks.clone().into_iter().filter(|(_, d)| d.parts.contains(domain)).map(|(n, _)| n.to_owned()).collect(),
+        disks: disks.iter().filter(|(_, d)| d.parts.contains(domain)).map(|(name, _)| (*name).to_owned()).collect(),
     };
     domains.into_iter().map(group).filter(|group| group.disks.len() > 1).collect()
 }

@@ -1,12 +1,19 @@
 //! Host disks: opening, identifying, locking, labels, regions, and the simulated disk.
 //!
-//! Uses `base` only.
+//! * [`file`]: a real disk, opened for direct I/O and locked; [`sim`]: one that loses power on demand.
+//! * [`identity`]: which disk is it, and what fails with it; [`signature`]: whose data is on it.
+//! * [`geometry`]: how a disk is divided; [`label`]: what it says about itself; [`membership`]: who carries the placement
+//!   store, and whether enough of them are here.
+//! * [`pool`]: creating, finding, opening and changing the whole.
+//!
+//! Uses `base` only. Unsafe code is in `sys`, behind safe functions.
 
 pub mod file;
 pub mod geometry;
 pub mod identity;
 pub mod label;
 pub mod membership;
+pub mod pool;
 pub mod signature;
 pub mod sim;
 mod sys;

@@ -116,8 +116,8 @@ fn a_loop_device_lies_on_its_file() {
 #[test]
 fn sharing_names_every_group_that_one_device_takes() {
     let domains = ["sda", "sdb", "sda+sdb", "sdc"].map(FailureDomain::parse);
-    let disks = ["a", "b", "ab", "c"].into_iter().zip(&domains);
-    let found = sharing(disks);
+    let disks: Vec<_> = ["a", "b", "ab", "c"].into_iter().zip(&domains).collect();
+    let found = sharing(&disks);
     let expect = |domain: &str, disks: [&str; 2]| Sharing {
         domain: domain.to_owned(),
         disks: disks.map(str::to_owned).to_vec(),
