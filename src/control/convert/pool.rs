@@ -96,8 +96,8 @@ fn rounded(value: f64, parts: f64) -> f64 {
 
 fn shared_domains(disks: &[DiskInfo]) -> Vec<DomainWarning> {
     let domains: Vec<FailureDomain> = disks.iter().map(|disk| FailureDomain::parse(&disk.failure_domain)).collect();
-    let named = disks.iter().map(|disk| disk.name.as_str()).zip(&domains);
-    let shared = sharing(named).into_iter();
+    let named: Vec<_> = disks.iter().map(|disk| disk.name.as_str()).zip(&domains).collect();
+    let shared = sharing(&named).into_iter();
     shared.map(|group| DomainWarning { failure_domain: group.domain, disks: group.disks }).collect()
 }
 
