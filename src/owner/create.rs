@@ -36,6 +36,9 @@ impl Owner {
             }
             return Ok(Step::Done(self.vhd_reply(existing, Outcome::Unchanged)));
         }
+        if self.vhds.iter().any(|vhd| vhd.record.uuid == create.uuid) {
+            return Err(CommandError::NameTaken { what: "VHD", name: create.uuid.to_string() });
+        }
         if self.metadata.low {
             return Err(CommandError::MetadataFull { used: self.metadata.used, size: self.metadata.size });
         }

@@ -78,7 +78,9 @@ fn commands_follow_one_another() {
     let first = world.command(Command::CreateVhd(Box::new(create("a", 4, ISOLATED))));
     let again = world.command(Command::CreateVhd(Box::new(create("a", 4, ISOLATED))));
     let rename = world.command(Command::RenameVhd { vhd: "a".to_owned(), to: "b".to_owned() });
-    let other = world.command(Command::CreateVhd(Box::new(create("a", 8, ISOLATED))));
+    let uuid = uuid::Uuid::from_u128(8);
+    let other = world.command(Command::CreateVhd(Box::new(CreateVhd { uuid, ..create("a", 8, ISOLATED) })));
+    let twin = world.command(Command::CreateVhd(Box::new(CreateVhd { uuid, ..create("c", 8, ISOLATED) })));
     assert_eq!(world.mail.edits.len(), 1);
     world.commit_edits();
     let outcome = |id: CommandId| match &world.mail.replies[&id] {
@@ -89,6 +91,7 @@ fn commands_follow_one_another() {
     assert_eq!(outcome(again), (Outcome::Unchanged, "a".to_owned()));
     assert_eq!(outcome(rename), (Outcome::Changed, "b".to_owned()));
     assert_eq!(outcome(other), (Outcome::Created, "a".to_owned()));
+    assert!(matches!(&world.mail.replies[&twin], Err(CommandError::NameTaken { .. })), "UUIDs are unique, too");
     assert_eq!(show_all(&mut world), ["a", "b"]);
 }
 
