@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "models/table.rs"]
+mod table;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
