@@ -1,6 +1,6 @@
 //! A real host disk: a block device or a regular file, opened for direct I/O and locked.
 //!
-//! The lock (`flock`, and for block devices also `O_EXCL`) belongs to the open file description that all I/O goes through,
+//! The lock (`flock`, and for writing to block devices also `O_EXCL`) belongs to the open file description that all I/O goes through,
 //! also the engine's: it lasts until the last request of a killed process has left the kernel.
 
 #[cfg(test)]
@@ -157,7 +157,8 @@ impl FileDisk {
         if !is_device && !kind.is_file() {
             return Err(OpenError::WrongKind { path: path.to_owned() });
         }
-        let exclusive = if is_device && access != Access::Probe { libc::O_EXCL } else { 0 };
+        // Exclusive would keep out other readers, too; they have the shared lock.
+        let exclusive = if is_device && access == Access::Write { libc::O_EXCL } else { 0 };
         let writing = if access == Access::Write { libc::O_RDWR } else { libc::O_RDONLY };
         // O_NONBLOCK: never wait for a pipe that took the path's place; disks do not care.
         let flags = writing | exclusive | libc::O_DIRECT | libc::O_NONBLOCK;

@@ -186,9 +186,13 @@ fn real_block_devices_of_both_block_sizes() {
         }
         let error = FileDisk::open(&device.path, Access::Write).unwrap_err();
         assert!(matches!(error, OpenError::Busy { .. } | OpenError::Locked { .. }), "{error}");
+        assert!(matches!(FileDisk::open(&device.path, Access::Read), Err(OpenError::Locked { .. })));
         let file = FileDisk::open(&path, Access::Probe).unwrap();
         let host = Host::default();
         assert_eq!(host.overlap(*disk.identity(), *file.identity()), Some(Overlap::FirstOnSecond));
         assert_eq!(host.failure_domain(*disk.identity()), host.failure_domain(*file.identity()));
+        drop(disk);
+        let readers = [(); 2].map(|()| FileDisk::open(&device.path, Access::Read).unwrap());
+        assert!(readers[0].write_at(0, &[0; 4096]).is_err());
     }
 }
