@@ -11,7 +11,7 @@
 //! finish a message or to read an answer. Rings are drained before the memory they point into is unmapped. A VHD has one
 //! frontend at a time.
 //!
-//! Uses `base`, `virtio`, `placement::record`, `shared` and `reactor::messages`.
+//! Uses `base`, `virtio`, `placement::record`, `shared`, `reactor::messages` and `reactor::handle`.
 
 mod connection;
 mod device;

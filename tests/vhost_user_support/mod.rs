@@ -7,7 +7,7 @@ pub mod raw;
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
@@ -111,8 +111,9 @@ impl FakeReactors {
         self.inner.lock().unwrap().most_running
     }
 
-    pub fn last_memory_is_gone(&self) -> bool {
-        self.inner.lock().unwrap().last_memory.upgrade().is_none()
+    /// The guest memory of the ring that was started last.
+    pub fn last_memory(&self) -> Weak<GuestMemoryMmap> {
+        self.inner.lock().unwrap().last_memory.clone()
     }
 
     fn stop(&self, inner: &mut Inner, key: RingKey, reply: &Sender<RingStopped>) {
@@ -341,15 +342,12 @@ pub struct Guest {
     pub features: u64,
 }
 
-static NEXT_BASE: AtomicUsize = AtomicUsize::new(1);
-
 impl Guest {
     pub const FIRST_LEN: u64 = 0x10_0000;
     const SECOND: u64 = 0x400_0000;
     const SECOND_LEN: u64 = 0x20_0000;
 
     pub fn new() -> Guest {
-        NEXT_BASE.fetch_add(1, Ordering::Relaxed);
         let file = tempfile::tempfile().unwrap();
         file.set_len(Guest::FIRST_LEN + 2 * Guest::SECOND_LEN).unwrap();
         Guest { file, kick: EventFd::new(0).unwrap(), call: EventFd::new(0).unwrap(), features: 0x1_7000_7e44 }
@@ -383,10 +381,7 @@ impl Guest {
     }
 
     pub fn connect(&self, socket: &Path) -> Frontend {
-        let frontend = Frontend::connect(socket, 16).unwrap();
-        // A test waits for an answer for a while, not for ever.
-        raw::set_timeout(&frontend);
-        frontend
+        Frontend::connect(socket, 16).unwrap()
     }
 
     /// Connects and agrees on protocol features.

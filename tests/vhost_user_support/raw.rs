@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 
 use spanblk::base::rng::Rng;
 use vhost::vhost_user::Frontend;
@@ -50,11 +49,6 @@ fn with_socket<T>(frontend: &Frontend, act: impl FnOnce(&UnixStream) -> T) -> T 
     act(&stream)
 }
 
-pub fn set_timeout(frontend: &Frontend) {
-    // The library tries again for ever after a time-out, so a test that hangs is ended from outside; this makes it visible.
-    with_socket(frontend, |socket| socket.set_nonblocking(false).unwrap());
-}
-
 /// Sends a message behind the library's back.
 pub fn send(frontend: &Frontend, code: u32, payload: &[u8], fds: &[RawFd]) {
     with_socket(frontend, |socket| send_on(socket, code, payload, fds));
@@ -63,11 +57,6 @@ pub fn send(frontend: &Frontend, code: u32, payload: &[u8], fds: &[RawFd]) {
 fn send_on(socket: &UnixStream, code: u32, payload: &[u8], fds: &[RawFd]) {
     // The other end may have parted from us already.
     let _ = socket.send_with_fds(&[&message(code, payload)[..]], fds);
-}
-
-/// Connects as soon as the frontend before has been forgotten.
-pub fn connect_when_free(path: &Path) -> UnixStream {
-    UnixStream::connect(path).unwrap()
 }
 
 /// A session of messages that are plausible one by one, in no order, with a wrong one here and there.

@@ -86,8 +86,10 @@ impl BlkClient {
         transport
             .map_mem_region(memory.ptr as usize, memory.len, memory.file.as_raw_fd(), 0)
             .map_err(setup("share memory with the daemon"))?;
-        let queues = VirtioBlkQueue::setup_queues(&mut *transport, options.queues, options.queue_size)
+        let mut queues = VirtioBlkQueue::setup_queues(&mut *transport, options.queues, options.queue_size)
             .map_err(setup("start the virtqueues"))?;
+        // Without this the device would tell of the first completion and of no other.
+        queues.iter_mut().for_each(|queue| queue.set_used_notif_enabled(true));
         let completion_fds = (0..options.queues).map(|queue| transport.get_completion_fd(queue)).collect();
         let buffer_busy = vec![false; options.buffers];
         Ok(BlkClient { queues, completion_fds, transport, memory, buffer_busy, in_flight: 0, config, options })

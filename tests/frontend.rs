@@ -1,0 +1,166 @@
+//! The whole device in one process: a frontend on the `virtio-driver` crate, sockets, messages, rings, reactors, io_uring on
+//! file-backed disks. Next to it, frontends that misbehave.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "common/guest.rs"]
+mod guest;
+#[path = "common/host.rs"]
+mod host;
+mod vhost_user_support;
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use host::{EXTENT, Host};
+use spanblk::base::rng::Rng;
+use spanblk::cli::blk_client::{BlkClient, BlkOp, BlkRequest, ClientOptions};
+use spanblk::shared::VhdState;
+use spanblk::vhost_user::{SocketSettings, VhdEndpoint, VhostUserServer};
+use vhost_user_support::{Events, eventually, raw};
+
+const SIZE: usize = 8 << 20;
+
+struct World {
+    server: VhostUserServer,
+    host: Host,
+    _directory: tempfile::TempDir,
+}
+
+impl World {
+    fn new(disks: u8, reactors: u16) -> World {
+        let directory = tempfile::tempdir().unwrap();
+        let host = Host::new(directory.path(), disks, 64, reactors);
+        let sockets = directory.path().join("sockets");
+        let server = VhostUserServer::start(sockets, host.reactors.clone(), Arc::new(Events::default())).unwrap();
+        World { server, host, _directory: directory }
+    }
+
+    fn serve(&self, id: u32, disks: &[u8]) -> (Arc<VhdState>, PathBuf) {
+        let state = self.host.vhd(id, 8, disks);
+        let socket = self.server.add_vhd(VhdEndpoint {
+            state: state.clone(),
+            name: format!("disk{id}"),
+            queues: 4,
+            optimal_io_size: EXTENT,
+            writeback: true,
+            socket: SocketSettings { mode: 0o600, owner: None },
+        });
+        (state, socket.unwrap())
+    }
+}
+
+fn options(queues: usize) -> ClientOptions {
+    ClientOptions { queues, buffer_len: 256 << 10, timeout: Duration::from_secs(60), ..ClientOptions::default() }
+}
+
+/// Random requests, one at a time but on all queues, against a plain copy.
+fn exercise(client: &mut BlkClient, queues: usize, model: &mut [u8], rng: &mut Rng, rounds: usize) {
+    for _ in 0..rounds {
+        let sectors = if rng.chance(1, 4) { 512 } else { 16 };
+        let len = (1 + rng.index(sectors)) * 512;
+        let at = rng.index((model.len() - len) / 512 + 1) * 512;
+        let op = [BlkOp::Read, BlkOp::Write, BlkOp::Write, BlkOp::Flush, BlkOp::WriteZeroes][rng.index(5)];
+        let buffer = client.idle_buffer().unwrap();
+        if matches!(op, BlkOp::Write) {
+            rng.fill(&mut model[at..at + len]);
+            client.buffer_mut(buffer)[..len].copy_from_slice(&model[at..at + len]);
+        }
+        if matches!(op, BlkOp::WriteZeroes) {
+            model[at..at + len].fill(0);
+        }
+        let (offset, bytes) = if matches!(op, BlkOp::Flush) { (0, 0) } else { (at as u64, len as u64) };
+        let queue = rng.index(queues);
+        client.submit(queue, BlkRequest { op, offset, len: bytes, buffer }).unwrap();
+        client.kick(queue).unwrap();
+        let done = client.wait(queue).unwrap();
+        assert_eq!(done.len(), 1);
+        done.into_iter().for_each(|done| done.result.unwrap());
+        if matches!(op, BlkOp::Read) {
+            assert_eq!(client.buffer(buffer)[..len], model[at..at + len], "at {at}, {len} bytes");
+        }
+    }
+}
+
+fn verify(client: &mut BlkClient, model: &[u8]) {
+    let mut whole = vec![0; model.len()];
+    client.read_at(0, &mut whole).unwrap();
+    assert!(whole == model, "the VHD does not hold what was written");
+}
+
+#[test]
+fn a_frontend_finds_after_reconnects_what_it_wrote() {
+    let world = World::new(3, 2);
+    for (id, disks, queues) in [(1, &[0][..], 1), (2, &[0, 1, 2], 3)] {
+        let (_, socket) = world.serve(id, disks);
+        let mut model = vec![0; SIZE];
+        let mut rng = Rng::new(u64::from(id));
+        for _ in 0..5 {
+            let mut client = BlkClient::connect(&socket, options(queues)).unwrap();
+            assert_eq!((client.capacity(), client.block_size()), (SIZE as u64, 512));
+            verify(&mut client, &model);
+            exercise(&mut client, queues, &mut model, &mut rng, 200);
+        }
+        let status = world.server.status(spanblk::base::ids::VhdId(id)).unwrap();
+        assert_eq!((status.connections, status.refused, status.faults), (5, 0, 0));
+    }
+}
+
+#[test]
+fn a_frontend_that_vanishes_with_requests_in_flight_leaves_nothing_behind() {
+    let world = World::new(2, 2);
+    let (_, socket) = world.serve(1, &[0, 1]);
+    let stamp = |round: u64| u8::try_from(round % 251).unwrap() + 1;
+    for round in 0..30 {
+        let mut client = BlkClient::connect(&socket, options(2)).unwrap();
+        for i in 0..16_u64 {
+            let buffer = client.idle_buffer().unwrap();
+            client.buffer_mut(buffer).fill(stamp(round));
+            let request = BlkRequest { op: BlkOp::Write, offset: i * (256 << 10), len: 256 << 10, buffer };
+            client.submit(usize::try_from(i % 2).unwrap(), request).unwrap();
+        }
+        client.kick(0).unwrap();
+        client.kick(1).unwrap();
+    }
+    // Every block holds one of the stamps whole, and the device is as good as new.
+    let mut client = BlkClient::connect(&socket, options(1)).unwrap();
+    let mut block = vec![0; 512];
+    for at in (0..4 << 20).step_by(64 << 10) {
+        client.read_at(at, &mut block).unwrap();
+        assert!(block.iter().all(|byte| *byte == block[0]), "a torn sector at {at}");
+    }
+    client.write_at(0, &[7; 4096]).unwrap();
+    client.flush().unwrap();
+}
+
+#[test]
+fn a_neighbour_works_on_while_a_frontend_misbehaves() {
+    let world = World::new(2, 1);
+    let (_, good) = world.serve(1, &[0, 1]);
+    let (_, bad) = world.serve(2, &[0, 1]);
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopping = stop.clone();
+    let hostile = std::thread::spawn(move || {
+        let guest = vhost_user_support::Guest::new();
+        let mut sessions = 0;
+        while !stopping.load(Ordering::SeqCst) {
+            let stream = UnixStream::connect(&bad).unwrap();
+            raw::random_session(&stream, &guest, &mut Rng::new(sessions));
+            sessions += 1;
+        }
+        sessions
+    });
+    let mut model = vec![0; SIZE];
+    let mut client = BlkClient::connect(&good, options(2)).unwrap();
+    exercise(&mut client, 2, &mut model, &mut Rng::new(4), 3000);
+    verify(&mut client, &model);
+    stop.store(true, Ordering::SeqCst);
+    assert!(hostile.join().unwrap() > 20);
+    let status = || world.server.status(spanblk::base::ids::VhdId(2)).unwrap();
+    eventually("the hostile frontend is gone", || status().frontend.is_none() && status().rings == 0);
+    drop(client);
+    assert!(world.server.shut_down(Duration::from_secs(30)));
+}
