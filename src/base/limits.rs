@@ -11,6 +11,18 @@ pub const REPLICAS_MAX: usize = 3;
 /// Regions that carry the placement store.
 pub const STORE_MEMBERS_MAX: usize = 3;
 
+/// Commits that one store member may be behind the others before it is given up.
+pub const STORE_MEMBER_QUEUE: usize = 64;
+
+/// Seconds that a store member may take for one commit before it is given up.
+pub const STORE_MEMBER_TIMEOUT_SECS: u64 = 30;
+
+/// Rows of the placement table that one commit changes at most; fewer on small metadata regions.
+pub const STORE_ROWS_PER_COMMIT_MAX: usize = 4096;
+
+/// Milliseconds between two commits of what nobody asked to commit.
+pub const STORE_COMMIT_INTERVAL_MILLIS: u64 = 1000;
+
 /// Smallest extent, in bytes.
 pub const EXTENT_SIZE_MIN: u64 = 256 << 10;
 

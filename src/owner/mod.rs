@@ -34,6 +34,7 @@ use std::sync::Arc;
 use crate::base::clock::Nanos;
 use crate::base::ids::VhdId;
 use crate::base::units::{ExtentIndex, Geometry};
+use crate::engine::IoError;
 use crate::placement::record::{PoolRecord, RecordError, VhdRecord};
 use crate::reactor::messages::{OwnerRequest, ReactorMessage};
 use crate::shared::{DiskState, VhdState};
@@ -215,6 +216,12 @@ impl Owner {
                 }
             }
             StoreReport::EditDone { edit, result } => self.edit_done(edit, result, out),
+            StoreReport::MemberDropped { disk, sync_failed } => {
+                // Without a failed sync only the store has lost the disk, which the committer has logged.
+                if sync_failed {
+                    self.disk_error(disk, IoError::Os(libc::EIO), true, out);
+                }
+            }
             StoreReport::Fill { used, size, low } => {
                 let was_low = std::mem::replace(&mut self.metadata, Metadata { used, size, low }).low;
                 if low != was_low {

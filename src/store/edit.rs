@@ -54,6 +54,13 @@ pub enum StoreReport {
         /// How it went.
         result: Result<(), EditFailed>,
     },
+    /// A member of the store was given up (and logged): it takes part again after the next opening.
+    MemberDropped {
+        /// Its disk.
+        disk: DiskId,
+        /// A sync failed there: what others wrote to that disk may be lost, too, so that the disk has failed.
+        sync_failed: bool,
+    },
     /// How full the metadata region is; sent at start and when it changes noticeably.
     Fill {
         /// Bytes in use.

@@ -7,7 +7,15 @@
 
 pub mod batch;
 pub mod change;
+pub mod committer;
+pub mod dump;
 pub mod edit;
+pub mod fill;
+pub mod member;
+pub mod mirror;
+pub mod open;
+pub mod overlay;
 pub mod page;
 pub mod pending;
 pub mod region;
+pub mod thread;

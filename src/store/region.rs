@@ -28,6 +28,8 @@
 //! asked for (it adopts what it finds).
 
 mod ahead;
+mod fuse;
+mod header;
 #[cfg(test)]
 mod tests;
 
@@ -39,6 +41,8 @@ use uuid::Uuid;
 
 use crate::disk::BlockDev;
 use ahead::ReadAhead;
+pub use fuse::Fuse;
+use header::Header;
 
 /// Bytes of one header slot.
 const SLOT_LEN: usize = 4096;
@@ -52,9 +56,7 @@ const PAGE_LEN: u64 = 4096;
 /// Smallest region, in bytes.
 pub const REGION_LEN_MIN: u64 = 8 << 20;
 
-const MAGIC: [u8; 8] = *b"SPBSTORE";
 const VERSION: u32 = 1;
-const CRC_AT: usize = 12;
 
 /// Space is zeroed in pieces of this many bytes.
 const ZEROES_LEN: usize = 1 << 20;
@@ -133,57 +135,6 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> RegionError {
     move |source| RegionError::Io { what, source }
 }
 
-/// What a header slot says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Header {
-    sequence: u64,
-    len: u64,
-    region_len: u64,
-    pool: Uuid,
-}
-
-impl Header {
-    fn encode(&self) -> Vec<u8> {
-        let mut slot = vec![0; SLOT_LEN];
-        slot[..8].copy_from_slice(&MAGIC);
-        slot[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        slot[16..24].copy_from_slice(&self.sequence.to_le_bytes());
-        slot[24..32].copy_from_slice(&self.len.to_le_bytes());
-        slot[32..40].copy_from_slice(&self.region_len.to_le_bytes());
-        slot[40..56].copy_from_slice(self.pool.as_bytes());
-        let crc = crc32c::crc32c(&slot);
-        slot[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
-        slot
-    }
-
-    fn decode(slot: &[u8]) -> Result<Header, RegionError> {
-        if slot[..8] != MAGIC {
-            return Err(RegionError::NotFormatted);
-        }
-        let mut blank = slot.to_vec();
-        blank[CRC_AT..CRC_AT + 4].fill(0);
-        if crc32c::crc32c(&blank).to_le_bytes() != slot[CRC_AT..CRC_AT + 4] {
-            return Err(RegionError::Damaged);
-        }
-        let word = |at: usize| u64::from_le_bytes(slot[at..at + 8].try_into().expect("8 bytes"));
-        let found = u32::from_le_bytes(slot[8..12].try_into().expect("4 bytes"));
-        if found != VERSION {
-            return Err(RegionError::Version { found });
-        }
-        let pool = Uuid::from_slice(&slot[40..56]).expect("16 bytes");
-        Ok(Header { sequence: word(16), len: word(24), region_len: word(32), pool })
-    }
-
-    /// The header that counts, and whether the other slot is unreadable (a torn write: normal after a power cut).
-    fn newest(slots: [Result<Header, RegionError>; 2]) -> Result<Header, RegionError> {
-        match slots {
-            [Ok(a), Ok(b)] => Ok(if a.sequence > b.sequence { a } else { b }),
-            [Ok(one), Err(_)] | [Err(_), Ok(one)] => Ok(one),
-            [Err(RegionError::NotFormatted), Err(other)] | [Err(other), Err(_)] => Err(other),
-        }
-    }
-}
-
 #[derive(Debug)]
 struct Inner<D: ?Sized> {
     place: RegionPlace,
@@ -195,6 +146,7 @@ struct Inner<D: ?Sized> {
     /// A length was refused since somebody asked.
     refused: AtomicBool,
     closed: AtomicBool,
+    fuse: Arc<Fuse>,
     ahead: Mutex<Option<ReadAhead>>,
     disk: Arc<D>,
 }
@@ -218,7 +170,8 @@ impl<D: BlockDev + ?Sized + 'static> RegionBackend<D> {
     /// [`RegionError::BadPlace`], or the disk's error.
     pub fn format(disk: Arc<D>, place: RegionPlace, pool: Uuid) -> Result<RegionBackend<D>, RegionError> {
         check_place(&*disk, place)?;
-        let region = RegionBackend::new(disk, place, Header { sequence: 0, len: 0, region_len: place.len, pool });
+        let header = Header { sequence: 0, len: 0, region_len: place.len, pool };
+        let region = RegionBackend::new(disk, place, header, Arc::default());
         // Twice: both slots are then ours, and neither holds the length of an earlier life.
         region.put_header(0)?;
         region.put_header(0)?;
@@ -230,6 +183,15 @@ impl<D: BlockDev + ?Sized + 'static> RegionBackend<D> {
     /// # Errors
     /// What is wrong with it.
     pub fn open(disk: Arc<D>, place: RegionPlace, pool: Uuid) -> Result<RegionBackend<D>, RegionError> {
+        RegionBackend::open_with(disk, place, pool, Arc::default())
+    }
+
+    fn open_with(
+        disk: Arc<D>,
+        place: RegionPlace,
+        pool: Uuid,
+        fuse: Arc<Fuse>,
+    ) -> Result<RegionBackend<D>, RegionError> {
         check_place(&*disk, place)?;
         let mut slots = vec![0; 2 * SLOT_LEN];
         disk.read_at(place.offset, &mut slots).map_err(io_error("read"))?;
@@ -243,10 +205,10 @@ impl<D: BlockDev + ?Sized + 'static> RegionBackend<D> {
         if header.len > capacity_of(place) {
             return Err(RegionError::Damaged);
         }
-        Ok(RegionBackend::new(disk, place, header))
+        Ok(RegionBackend::new(disk, place, header, fuse))
     }
 
-    fn new(disk: Arc<D>, place: RegionPlace, header: Header) -> RegionBackend<D> {
+    fn new(disk: Arc<D>, place: RegionPlace, header: Header, fuse: Arc<Fuse>) -> RegionBackend<D> {
         let inner = Inner {
             place,
             pool: header.pool,
@@ -254,26 +216,33 @@ impl<D: BlockDev + ?Sized + 'static> RegionBackend<D> {
             sequence: Mutex::new(header.sequence),
             refused: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            fuse,
             ahead: Mutex::new(None),
             disk,
         };
         RegionBackend { inner: Arc::new(inner) }
     }
 
-    /// Another handle on the same region, as if it were opened anew: for after [`RegionBackend::close`].
+    /// Where it is.
+    #[must_use]
+    pub fn place(&self) -> RegionPlace {
+        self.inner.place
+    }
+
+    /// For outsiders, see [`Fuse`].
+    #[must_use]
+    pub fn fuse(&self) -> Arc<Fuse> {
+        Arc::clone(&self.inner.fuse)
+    }
+
+    /// Takes the region away from whoever has it, and opens it anew with the same fuse.
     ///
     /// # Errors
     /// As [`RegionBackend::open`].
-    pub fn reopen(&self) -> Result<RegionBackend<D>, RegionError> {
-        RegionBackend::open(Arc::clone(&self.inner.disk), self.inner.place, self.inner.pool)
-    }
-
-    /// [`RegionBackend::format`] on the same place.
-    ///
-    /// # Errors
-    /// The disk's error.
-    pub fn reformat(&self) -> Result<RegionBackend<D>, RegionError> {
-        RegionBackend::format(Arc::clone(&self.inner.disk), self.inner.place, self.inner.pool)
+    pub fn replace(&self) -> Result<RegionBackend<D>, RegionError> {
+        self.close();
+        let Inner { disk, place, pool, fuse, .. } = &*self.inner;
+        RegionBackend::open_with(Arc::clone(disk), *place, *pool, Arc::clone(fuse))
     }
 
     /// Bytes the database can have.
@@ -294,8 +263,8 @@ impl<D: BlockDev + ?Sized + 'static> RegionBackend<D> {
         self.inner.refused.swap(false, Ordering::AcqRel)
     }
 
-    /// From here on everything fails, and nothing reaches the disk any more: a member that was given up must not write
-    /// later, and a database that is closed need not tidy up (it recovers as after a power cut, which is cheap).
+    /// Everything fails from here on: a database that is closed need not tidy up (it recovers as after a power cut, which
+    /// is cheap).
     pub fn close(&self) {
         self.inner.closed.store(true, Ordering::SeqCst);
     }
@@ -319,12 +288,16 @@ impl<D: BlockDev + ?Sized + 'static> RegionBackend<D> {
         let old = self.length();
         if len > old {
             self.zero(old, len)?;
-            self.inner.disk.sync().map_err(io_error("sync"))?;
+            self.sync().map_err(io_error("sync"))?;
         }
         if let Some(ahead) = &mut *lock(&self.inner.ahead) {
             ahead.clear();
         }
         self.put_header(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.inner.disk.sync().inspect_err(|_| self.inner.fuse.note_failed_sync())
     }
 
     fn put_header(&self, len: u64) -> Result<(), RegionError> {
@@ -333,7 +306,7 @@ impl<D: BlockDev + ?Sized + 'static> RegionBackend<D> {
         let header = Header { sequence: *sequence + 1, len, region_len: place.len, pool: self.inner.pool };
         let slot = place.offset + (header.sequence % 2) * SLOT_LEN as u64;
         self.inner.disk.write_at(slot, &header.encode()).map_err(io_error("write"))?;
-        self.inner.disk.sync().map_err(io_error("sync"))?;
+        self.sync().map_err(io_error("sync"))?;
         *sequence = header.sequence;
         self.inner.len.store(len, Ordering::Release);
         Ok(())
@@ -357,7 +330,8 @@ impl<D: BlockDev + ?Sized + 'static> RegionBackend<D> {
     }
 
     fn check_open(&self) -> Result<(), RegionError> {
-        if self.inner.closed.load(Ordering::SeqCst) { Err(RegionError::Closed) } else { Ok(()) }
+        let closed = self.inner.closed.load(Ordering::SeqCst) || self.inner.fuse.is_cut();
+        if closed { Err(RegionError::Closed) } else { Ok(()) }
     }
 
     fn check_range(&self, offset: u64, len: usize) -> io::Result<()> {
@@ -405,7 +379,7 @@ impl<D: BlockDev + ?Sized + 'static> redb::StorageBackend for RegionBackend<D> {
 
     fn sync_data(&self) -> io::Result<()> {
         self.check_open().map_err(io::Error::other)?;
-        self.inner.disk.sync()
+        self.sync()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 use redb::StorageBackend;
 
+use super::header::CRC_AT;
 use super::*;
 use crate::base::rng::Rng;
 use crate::disk::sim::{Fault, FaultKind, OpKind, SEED_NEWEST, SEED_OLDEST, SimDisk};
@@ -188,7 +189,7 @@ fn a_closed_region_writes_nothing_more() {
     assert!(region.write(0, &[1]).is_err() && region.sync_data().is_err() && region.set_len(4096).is_err());
     assert!(region.read(0, &mut [0]).is_err());
     assert_eq!(disk.op_counts(), before);
-    assert_eq!(region.reopen().unwrap().length(), 8192);
+    assert_eq!(region.replace().unwrap().length(), 8192);
 }
 
 #[test]
@@ -218,7 +219,7 @@ fn any_history_equals_a_vector_of_bytes() {
                     let images = disk.trace().crash_now(SEED_OLDEST);
                     check(&opened(&images[0]).unwrap(), &model, seed, step);
                 }
-                8 => region = region.reopen().unwrap(),
+                8 => region = region.replace().unwrap(),
                 _ => check(&region, &model, seed, step),
             }
         }

@@ -1,0 +1,213 @@
+//! What the committer does, without its thread: gathers changes, edits and requests, and turns them into commits.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::base::ids::{DiskId, DiskSet, VhdId};
+use crate::base::limits::STORE_ROWS_PER_COMMIT_MAX;
+use crate::base::units::SlotIndex;
+use crate::shared::disk::SyncPoint;
+
+use super::batch::{Batch, Committable, ExtentEdit, Step};
+use super::change::{Change, CommitRequest};
+use super::edit::{EditFailed, EditId, StoreEdit};
+use super::mirror::{Dropped, Members};
+use super::page::Stamp;
+use super::pending::Pending;
+
+/// A commit changes at most one row for so many bytes of the smallest region: each row costs a page of copy-on-write, and
+/// so the largest commit takes an eighth of the region.
+const REGION_BYTES_PER_ROW: u64 = 32 << 10;
+
+/// What came of a call to [`Committer::commit`]; to be carried out in the order of the fields.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Per VHD, changes that are durable now or superseded: for `VhdState::changes_committed`.
+    pub counts: BTreeMap<VhdId, u64>,
+    /// Requests to answer, and whether everything they asked for is durable.
+    pub requests: Vec<(CommitRequest, bool)>,
+    /// Edits to answer.
+    pub edits: Vec<(EditId, Result<(), EditFailed>)>,
+    /// Slots that are free in the durable table now.
+    pub freed: Vec<(DiskId, SlotIndex)>,
+    /// Members that were given up.
+    pub dropped: Vec<Dropped>,
+    /// Commits made.
+    pub commits: u64,
+    /// The store has just failed: no majority.
+    pub failed: bool,
+}
+
+/// Work in the order in which it must become durable.
+#[derive(Debug)]
+enum Queued {
+    Changes(Committable),
+    Edit(EditId, Vec<StoreEdit>),
+}
+
+/// What one commit will contain.
+#[derive(Debug, Default)]
+struct Draft {
+    steps: Vec<Step>,
+    rows: usize,
+    counts: Vec<(VhdId, u64)>,
+    freed: Vec<(DiskId, SlotIndex)>,
+    edits: Vec<EditId>,
+}
+
+/// Gathers changes and commits them.
+#[derive(Debug)]
+pub struct Committer {
+    stamp: Stamp,
+    rows_max: usize,
+    pending: Pending,
+    queue: Vec<Queued>,
+    requests: Vec<CommitRequest>,
+    failed: bool,
+}
+
+impl Committer {
+    /// For a store whose members all have commit `stamp`, and whose smallest region has `region_len` bytes.
+    #[must_use]
+    pub fn new(stamp: Stamp, region_len: u64) -> Committer {
+        let fits = usize::try_from(region_len / REGION_BYTES_PER_ROW).unwrap_or(usize::MAX);
+        Committer {
+            stamp,
+            rows_max: fits.clamp(1, STORE_ROWS_PER_COMMIT_MAX),
+            pending: Pending::new(),
+            queue: Vec::new(),
+            requests: Vec::new(),
+            failed: false,
+        }
+    }
+
+    /// The last commit.
+    #[must_use]
+    pub fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// Takes in a change.
+    pub fn change(&mut self, change: Change) {
+        self.pending.push(change);
+    }
+
+    /// Takes in a request for a commit.
+    pub fn request(&mut self, request: CommitRequest) {
+        self.requests.push(request);
+    }
+
+    /// Takes in rows to write in one commit: after all changes that were handed over before and whose data is synced, and
+    /// before all that come later.
+    pub fn edit(&mut self, id: EditId, rows: Vec<StoreEdit>, is_synced: impl Fn(SyncPoint) -> bool) {
+        for row in &rows {
+            if let StoreEdit::DeleteVhd(vhd) = row {
+                self.pending.delete_vhd(*vhd);
+            }
+        }
+        self.take_committable(is_synced);
+        self.queue.push(Queued::Edit(id, rows));
+    }
+
+    /// Whether somebody waits for a commit.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        !self.requests.is_empty() || !self.queue.is_empty()
+    }
+
+    /// Disks whose syncs pending changes wait for. Changes of a guest that never flushes stay here until somebody syncs.
+    #[must_use]
+    pub fn waits_for_disks(&self) -> DiskSet {
+        self.pending.waits_for_disks()
+    }
+
+    /// Commits everything that may be committed, in as few commits as the members can take. Without anything to commit the
+    /// members are not troubled.
+    pub fn commit(&mut self, members: &mut impl Members, is_synced: impl Fn(SyncPoint) -> bool) -> Outcome {
+        self.take_committable(is_synced);
+        let mut outcome = Outcome::default();
+        for draft in drafts(std::mem::take(&mut self.queue), self.rows_max) {
+            self.commit_draft(draft, members, &mut outcome);
+        }
+        let ok = !self.failed;
+        outcome.requests = self.requests.drain(..).map(|request| (request, ok)).collect();
+        outcome
+    }
+
+    fn take_committable(&mut self, is_synced: impl Fn(SyncPoint) -> bool) {
+        let taken = self.pending.take_committable(is_synced);
+        if !taken.is_empty() {
+            self.queue.push(Queued::Changes(taken));
+        }
+    }
+
+    fn commit_draft(&mut self, draft: Draft, members: &mut impl Members, outcome: &mut Outcome) {
+        if !self.failed && !draft.steps.is_empty() {
+            self.stamp.commit += 1;
+            let applied = members.apply(&Arc::new(Batch { stamp: self.stamp, steps: draft.steps }));
+            outcome.dropped.extend(applied.dropped);
+            if applied.committed {
+                outcome.commits += 1;
+            } else {
+                // Some members may have it and others not: nothing may follow it in this epoch.
+                self.failed = true;
+                outcome.failed = true;
+            }
+        }
+        let result = if self.failed { Err(EditFailed) } else { Ok(()) };
+        outcome.edits.extend(draft.edits.into_iter().map(|id| (id, result)));
+        if result.is_ok() {
+            outcome.freed.extend(draft.freed);
+            for (vhd, count) in draft.counts {
+                *outcome.counts.entry(vhd).or_default() += count;
+            }
+        }
+    }
+}
+
+/// Packs work into commits of at most `rows_max` rows. An edit is never divided.
+fn drafts(queue: Vec<Queued>, rows_max: usize) -> Vec<Draft> {
+    let mut drafts = Vec::new();
+    let mut draft = Draft::default();
+    for work in queue {
+        match work {
+            Queued::Changes(changes) => {
+                let mut part: Vec<ExtentEdit> = Vec::new();
+                for edit in changes.extents {
+                    let new_row = part.last().is_none_or(|last| last.key != edit.key);
+                    if new_row && draft.rows == rows_max {
+                        draft.push_extents(&mut part);
+                        drafts.push(std::mem::take(&mut draft));
+                    }
+                    draft.rows += usize::from(new_row);
+                    part.push(edit);
+                }
+                draft.push_extents(&mut part);
+                // True only once the last of them is durable.
+                draft.counts.extend(changes.counts);
+                draft.freed.extend(changes.freed);
+            }
+            Queued::Edit(id, rows) => {
+                draft.rows += rows.len();
+                draft.steps.extend(rows.into_iter().map(Step::Edit));
+                draft.edits.push(id);
+                if draft.rows >= rows_max {
+                    drafts.push(std::mem::take(&mut draft));
+                }
+            }
+        }
+    }
+    drafts.push(draft);
+    drafts
+}
+
+impl Draft {
+    fn push_extents(&mut self, part: &mut Vec<ExtentEdit>) {
+        if !part.is_empty() {
+            self.steps.push(Step::Extents(std::mem::take(part)));
+        }
+    }
+}

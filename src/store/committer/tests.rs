@@ -1,0 +1,162 @@
+use super::*;
+use crate::base::ids::ReactorId;
+use crate::base::units::{BlockMask, ExtentIndex, Generation};
+use crate::placement::ReplicaSet;
+use crate::shared::disk::SyncNumber;
+use crate::store::change::ChangeKind;
+use crate::store::dump::DumpError;
+use crate::store::member::tests::samples;
+use crate::store::mirror::{Applied, Lost, MemberStatus};
+
+const VHD: VhdId = VhdId(7);
+const EPOCH: Stamp = Stamp { epoch: 3, commit: 0 };
+
+/// Members that only write down what they are given.
+#[derive(Default)]
+struct Recorder {
+    batches: Vec<Arc<Batch>>,
+    /// Fail from this commit on.
+    fails_from: Option<u64>,
+}
+
+impl Members for Recorder {
+    fn apply(&mut self, batch: &Arc<Batch>) -> Applied {
+        if self.fails_from.is_some_and(|from| batch.stamp.commit >= from) {
+            let dropped = vec![Dropped { disk: DiskId(0), why: Lost::Ended, sync_failed: false }];
+            return Applied { committed: false, dropped };
+        }
+        self.batches.push(Arc::clone(batch));
+        Applied { committed: true, dropped: Vec::new() }
+    }
+
+    fn status(&self) -> Vec<MemberStatus> {
+        Vec::new()
+    }
+
+    fn dump(&mut self) -> Result<String, DumpError> {
+        Err(DumpError::NoMember)
+    }
+}
+
+fn written(extent: u32, needs: u64) -> Change {
+    let need = SyncPoint { disk: DiskId(0), number: SyncNumber(needs) };
+    let kind = ChangeKind::Written {
+        replicas: ReplicaSet::single(DiskId(0), SlotIndex(extent)),
+        blocks: BlockMask(1),
+        needs: [Some(need), None, None],
+    };
+    Change { vhd: VHD, extent: ExtentIndex(extent), generation: Generation(2), kind }
+}
+
+fn freed(extent: u32) -> Change {
+    let kind = ChangeKind::Freed { freed: ReplicaSet::single(DiskId(0), SlotIndex(extent)) };
+    Change { vhd: VHD, extent: ExtentIndex(extent), generation: Generation(4), kind }
+}
+
+fn request(ticket: u64) -> CommitRequest {
+    CommitRequest { reactor: ReactorId(0), ticket }
+}
+
+#[test]
+fn one_commit_answers_everybody() {
+    let (mut committer, mut members) = (Committer::new(EPOCH, 1 << 30), Recorder::default());
+    for ticket in 0..5 {
+        committer.change(written(u32::try_from(ticket).unwrap(), 1));
+        committer.request(request(ticket));
+    }
+    let outcome = committer.commit(&mut members, |_| true);
+    assert_eq!(outcome.commits, 1);
+    assert_eq!(outcome.requests, (0..5).map(|ticket| (request(ticket), true)).collect::<Vec<_>>());
+    assert_eq!(outcome.counts, BTreeMap::from([(VHD, 5)]));
+    assert_eq!(members.batches[0].stamp, Stamp { epoch: 3, commit: 1 });
+    assert!(!committer.is_urgent());
+}
+
+#[test]
+fn without_anything_covered_there_is_no_commit_but_an_answer() {
+    let (mut committer, mut members) = (Committer::new(EPOCH, 1 << 30), Recorder::default());
+    committer.change(written(1, 5));
+    committer.request(request(1));
+    let outcome = committer.commit(&mut members, |need| need.number.0 < 5);
+    assert_eq!((outcome.commits, outcome.requests.len(), outcome.counts.len()), (0, 1, 0));
+    assert!(members.batches.is_empty() && committer.waits_for_disks().contains(DiskId(0)));
+    assert_eq!(committer.stamp(), EPOCH);
+}
+
+#[test]
+fn an_edit_comes_after_what_was_before_it_and_before_what_is_after() {
+    let (mut committer, mut members) = (Committer::new(EPOCH, 1 << 30), Recorder::default());
+    committer.change(written(1, 1));
+    committer.change(written(2, 9));
+    committer.edit(EditId(5), vec![StoreEdit::PutVhd(samples::vhd(9))], |need| need.number.0 < 5);
+    committer.change(freed(1));
+    let outcome = committer.commit(&mut members, |_| true);
+    assert_eq!((outcome.edits, outcome.commits), (vec![(EditId(5), Ok(()))], 1));
+    let [Step::Extents(before), Step::Edit(StoreEdit::PutVhd(_)), Step::Extents(after)] = &members.batches[0].steps[..]
+    else {
+        panic!("{:?}", members.batches[0])
+    };
+    assert_eq!((before.len(), before[0].place), (1, 1));
+    assert_eq!(after.iter().map(|edit| edit.place).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(outcome.freed, [(DiskId(0), SlotIndex(1))]);
+    assert_eq!(outcome.counts, BTreeMap::from([(VHD, 3)]));
+}
+
+#[test]
+fn large_work_is_divided_by_rows_and_counted_when_all_of_it_is_durable() {
+    let (mut committer, mut members) = (Committer::new(EPOCH, 4 * REGION_BYTES_PER_ROW), Recorder::default());
+    for extent in 0..64 * 10 {
+        committer.change(written(extent, 1));
+    }
+    committer.change(freed(3));
+    committer.request(request(1));
+    let outcome = committer.commit(&mut members, |_| true);
+    let rows: Vec<usize> = members
+        .batches
+        .iter()
+        .map(|batch| {
+            let [Step::Extents(edits)] = &batch.steps[..] else { panic!("{batch:?}") };
+            edits.chunk_by(|a, b| a.key == b.key).count()
+        })
+        .collect();
+    assert_eq!((rows, outcome.commits), (vec![4, 4, 2], 3));
+    assert_eq!(outcome.counts, BTreeMap::from([(VHD, 641)]));
+
+    let (mut committer, mut members) = (Committer::new(EPOCH, 4 * REGION_BYTES_PER_ROW), Recorder::default());
+    members.fails_from = Some(3);
+    (0..64 * 10).for_each(|extent| committer.change(written(extent, 1)));
+    committer.change(freed(3));
+    let outcome = committer.commit(&mut members, |_| true);
+    assert!(outcome.counts.is_empty() && outcome.freed.is_empty() && outcome.failed);
+}
+
+#[test]
+fn after_a_failed_commit_nothing_succeeds() {
+    let (mut committer, mut members) = (Committer::new(EPOCH, 1 << 30), Recorder::default());
+    committer.change(written(1, 1));
+    committer.request(request(1));
+    members.fails_from = Some(1);
+    let outcome = committer.commit(&mut members, |_| true);
+    assert_eq!((outcome.requests, outcome.failed, outcome.dropped.len()), (vec![(request(1), false)], true, 1));
+    assert!(outcome.counts.is_empty());
+    members.fails_from = None;
+    committer.request(request(2));
+    committer.edit(EditId(1), vec![StoreEdit::DeleteVhd(VHD)], |_| true);
+    let outcome = committer.commit(&mut members, |_| true);
+    assert_eq!((outcome.requests, outcome.failed), (vec![(request(2), false)], false));
+    assert_eq!(outcome.edits, [(EditId(1), Err(EditFailed))]);
+    assert!(members.batches.is_empty());
+}
+
+#[test]
+fn changes_of_a_deleted_vhd_are_void_and_counted_after_the_edit() {
+    let (mut committer, mut members) = (Committer::new(EPOCH, 1 << 30), Recorder::default());
+    committer.change(written(1, 9));
+    committer.edit(EditId(1), vec![StoreEdit::DeleteVhd(VHD)], |_| false);
+    committer.change(written(2, 1));
+    committer.change(freed(1));
+    let outcome = committer.commit(&mut members, |_| true);
+    assert_eq!(outcome.counts, BTreeMap::from([(VHD, 3)]));
+    assert_eq!(outcome.freed, [(DiskId(0), SlotIndex(1))]);
+    assert_eq!(members.batches[0].steps, [Step::Edit(StoreEdit::DeleteVhd(VHD))]);
+}

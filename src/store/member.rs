@@ -1,0 +1,314 @@
+//! One member of the store: a complete `redb` database in one metadata region.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `meta` | `state` | which commit this is, see [`MemberState`] |
+//! | `meta` | `pool` | the pool record, sealed |
+//! | `vhds` | VHD | the VHD record, sealed |
+//! | `pages` | (VHD, page) | a row, see [`super::page`] |
+//!
+//! Sealed: followed by its CRC-32C. `redb` has checksums of its own, but looks at them only when it repairs a file.
+//!
+//! Every commit saves `redb`'s allocator state (quick repair). Closing a member therefore writes nothing: opening it finds
+//! it as after a power cut, which is the case that must be fast and right anyway.
+
+mod codec;
+mod scan;
+#[cfg(test)]
+pub(super) mod tests;
+mod write;
+
+use std::sync::Arc;
+
+use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
+use uuid::Uuid;
+
+use crate::base::ids::VhdId;
+use crate::disk::BlockDev;
+use crate::placement::record::{PoolRecord, RecordError, VhdRecord};
+
+use super::batch::Batch;
+use super::fill::{Fill, FillEstimate};
+use super::page::{PageError, PageKey};
+use super::region::{Fuse, RegionBackend, RegionError, RegionPlace};
+pub use codec::MemberState;
+pub use scan::Copied;
+use write::{apply_step, put_state};
+
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+const VHDS: TableDefinition<u32, &[u8]> = TableDefinition::new("vhds");
+const PAGES: TableDefinition<(u32, u32), &[u8]> = TableDefinition::new("pages");
+
+const STATE: &str = "state";
+const POOL: &str = "pool";
+
+type MetaTable<'a> = Table<'a, &'static str, &'static [u8]>;
+type VhdTable<'a> = Table<'a, u32, &'static [u8]>;
+type PageTable<'a> = Table<'a, (u32, u32), &'static [u8]>;
+
+/// Why a member cannot be used (any more).
+#[derive(Debug, thiserror::Error)]
+pub enum MemberError {
+    /// The region under it.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    /// The database.
+    #[error("the database in the metadata region cannot be used")]
+    Database(#[source] redb::Error),
+    /// A row that is always there is not.
+    #[error("the database in the metadata region has no {0}: it was not created whole")]
+    Missing(&'static str),
+    /// A row of `meta` or `vhds` is damaged.
+    #[error("the {0} in the metadata region is damaged: the disk changed it")]
+    Damaged(&'static str),
+    /// The database was written by another version.
+    #[error(
+        "the database in the metadata region has version {found}, this program knows {}: use the newer spanblk",
+        MemberState::VERSION
+    )]
+    Version {
+        /// The version in it.
+        found: u32,
+    },
+    /// A row of `pages` is damaged.
+    #[error("page {} of VHD {} in the metadata region is damaged", .key.page, .key.vhd.0)]
+    Page {
+        /// Which row.
+        key: PageKey,
+        /// What is wrong with it.
+        source: PageError,
+    },
+    /// A record is not valid.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// For results of `redb`, whose narrow errors all widen to one.
+fn db_error<E: Into<redb::Error>>(error: E) -> MemberError {
+    MemberError::Database(error.into())
+}
+
+/// How `redb` is used; everything but the default is for measuring.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// Whether every commit saves the allocator state: one sync more per commit, and no walk through the whole database
+    /// when it is opened after a power cut.
+    pub quick_repair: bool,
+    /// Bytes of memory for caching.
+    pub cache_bytes: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning { quick_repair: true, cache_bytes: 16 << 20 }
+    }
+}
+
+/// An open member.
+#[derive(Debug)]
+pub struct Member<D: BlockDev + ?Sized + 'static> {
+    region: RegionBackend<D>,
+    db: Database,
+    state: MemberState,
+    fill: FillEstimate,
+    tuning: Tuning,
+}
+
+impl<D: BlockDev + ?Sized + 'static> Drop for Member<D> {
+    fn drop(&mut self) {
+        // Otherwise `redb` would tidy up: several commits that nobody needs.
+        self.region.close();
+    }
+}
+
+impl<D: BlockDev + ?Sized + 'static> Member<D> {
+    /// Formats a region and makes an empty member in it: without a pool record, older than any other member.
+    ///
+    /// # Errors
+    /// The region's or the database's.
+    pub fn create(disk: Arc<D>, place: RegionPlace, pool: Uuid, tuning: Tuning) -> Result<Member<D>, MemberError> {
+        Member::create_in(RegionBackend::format(disk, place, pool)?, tuning)
+    }
+
+    /// Makes an empty member in place of one that cannot be opened.
+    ///
+    /// # Errors
+    /// As [`Member::create`].
+    pub(super) fn create_in(region: RegionBackend<D>, tuning: Tuning) -> Result<Member<D>, MemberError> {
+        let db = open_database(&region, tuning)?;
+        let state = MemberState::default();
+        let fill = FillEstimate::new(region.capacity());
+        let mut member = Member { region, db, state, fill, tuning };
+        member.transact(|txn| {
+            txn.open_table(VHDS).map_err(db_error)?;
+            txn.open_table(PAGES).map_err(db_error)?;
+            put_state(txn, state)
+        })?;
+        member.measure()?;
+        Ok(member)
+    }
+
+    /// Opens a member, recovering it if need be. Reads ahead until [`Member::loaded`].
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn open(disk: Arc<D>, place: RegionPlace, pool: Uuid, tuning: Tuning) -> Result<Member<D>, MemberError> {
+        let region = RegionBackend::open(disk, place, pool)?;
+        region.set_read_ahead(true);
+        if region.length() == 0 {
+            return Err(MemberError::Missing("content"));
+        }
+        let db = open_database(&region, tuning)?;
+        let fill = FillEstimate::new(region.capacity());
+        let mut member = Member { region, db, state: MemberState::default(), fill, tuning };
+        let txn = member.db.begin_read().map_err(db_error)?;
+        let meta = match txn.open_table(META) {
+            Ok(meta) => meta,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Err(MemberError::Missing("state")),
+            Err(other) => return Err(db_error(other)),
+        };
+        let state = meta.get(STATE).map_err(db_error)?.ok_or(MemberError::Missing("state"))?;
+        member.state = MemberState::decode(state.value())?;
+        Ok(member)
+    }
+
+    /// Which commit it has.
+    #[must_use]
+    pub fn state(&self) -> MemberState {
+        self.state
+    }
+
+    /// How full it is, by the last measurement and what came since.
+    #[must_use]
+    pub fn fill(&self) -> Fill {
+        self.fill.now()
+    }
+
+    /// Bytes of its region.
+    #[must_use]
+    pub fn region_len(&self) -> u64 {
+        self.region.place().len
+    }
+
+    /// For cutting the member off from its disk.
+    #[must_use]
+    pub fn fuse(&self) -> Arc<Fuse> {
+        self.region.fuse()
+    }
+
+    /// The pool record.
+    ///
+    /// # Errors
+    /// If there is none, or it is damaged.
+    pub fn pool(&self) -> Result<PoolRecord, MemberError> {
+        let txn = self.db.begin_read().map_err(db_error)?;
+        let meta = txn.open_table(META).map_err(db_error)?;
+        let sealed = meta.get(POOL).map_err(db_error)?.ok_or(MemberError::Missing("pool record"))?;
+        let record = codec::unseal(sealed.value()).ok_or(MemberError::Damaged("pool record"))?;
+        Ok(PoolRecord::decode(record)?)
+    }
+
+    /// The VHD records, in the order of their identifiers.
+    ///
+    /// # Errors
+    /// If one is damaged.
+    pub fn vhds(&self) -> Result<Vec<VhdRecord>, MemberError> {
+        let txn = self.db.begin_read().map_err(db_error)?;
+        let table = txn.open_table(VHDS).map_err(db_error)?;
+        let mut records = Vec::new();
+        for row in table.iter().map_err(db_error)? {
+            let (id, sealed) = row.map_err(db_error)?;
+            let record = codec::unseal(sealed.value()).ok_or(MemberError::Damaged("VHD record"))?;
+            let record = VhdRecord::decode(record)?;
+            if record.id != VhdId(id.value()) {
+                return Err(MemberError::Damaged("VHD record"));
+            }
+            records.push(record);
+        }
+        Ok(records)
+    }
+
+    /// Makes a batch durable. If the database has to grow and cannot double, it gets all there is and tries again.
+    ///
+    /// # Errors
+    /// Nothing of the batch is durable, unless the error came from the disk at the very end; the member must not be used
+    /// any more.
+    pub fn apply(&mut self, batch: &Batch) -> Result<(), MemberError> {
+        let state = MemberState { stamp: batch.stamp, ..self.state };
+        let grown = self.retry_grown(|member| {
+            member.transact(|txn| {
+                let mut grown = 0;
+                for step in &batch.steps {
+                    grown += apply_step(txn, batch.stamp, step)?;
+                }
+                put_state(txn, state)?;
+                Ok(grown)
+            })
+        })?;
+        self.state = state;
+        self.fill.grew(grown);
+        if self.fill.is_stale() {
+            self.measure()?;
+        }
+        Ok(())
+    }
+
+    /// Enters a new epoch, without any other change.
+    ///
+    /// # Errors
+    /// As [`Member::apply`].
+    pub fn raise(&mut self, state: MemberState) -> Result<(), MemberError> {
+        assert!(state.stamp > self.state.stamp, "an epoch is raised");
+        self.retry_grown(|member| member.transact(|txn| put_state(txn, state)))?;
+        self.state = state;
+        Ok(())
+    }
+
+    /// Stops reading ahead, and measures how full the member is while its pages are still at hand.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn loaded(&mut self) -> Result<(), MemberError> {
+        self.measure()?;
+        self.region.set_read_ahead(false);
+        Ok(())
+    }
+
+    /// Runs a write transaction to the end.
+    fn transact<R>(&self, work: impl FnOnce(&WriteTransaction) -> Result<R, MemberError>) -> Result<R, MemberError> {
+        let mut txn = self.db.begin_write().map_err(db_error)?;
+        txn.set_quick_repair(self.tuning.quick_repair);
+        let result = work(&txn)?;
+        txn.commit().map_err(db_error)?;
+        Ok(result)
+    }
+
+    /// `redb` doubles its file, and gives up for good if it cannot. When it is opened it takes a file as long as it finds it.
+    fn retry_grown<R>(&mut self, work: impl Fn(&Self) -> Result<R, MemberError>) -> Result<R, MemberError> {
+        let _ = self.region.take_refused();
+        match work(self) {
+            Err(_) if self.region.take_refused() && self.region.length() < self.region.capacity() => {
+                self.region = self.region.replace()?;
+                self.region.set_length(self.region.capacity())?;
+                self.db = open_database(&self.region, self.tuning)?;
+                work(self)
+            }
+            result => result,
+        }
+    }
+
+    fn measure(&mut self) -> Result<(), MemberError> {
+        let txn = self.db.begin_write().map_err(db_error)?;
+        let stats = txn.stats().map_err(db_error)?;
+        txn.abort().map_err(db_error)?;
+        self.fill.measured(stats.allocated_pages() * stats.page_size() as u64);
+        Ok(())
+    }
+}
+
+fn open_database<D: BlockDev + ?Sized + 'static>(
+    region: &RegionBackend<D>,
+    tuning: Tuning,
+) -> Result<Database, MemberError> {
+    Database::builder().set_cache_size(tuning.cache_bytes).create_with_backend(region.clone()).map_err(db_error)
+}

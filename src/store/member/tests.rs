@@ -1,0 +1,320 @@
+#![allow(clippy::cast_possible_truncation, reason = "small numbers")]
+
+use std::collections::BTreeMap;
+
+use super::write::placed;
+use super::*;
+use crate::base::ids::DiskId;
+use crate::base::rng::Rng;
+use crate::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};
+use crate::disk::sim::{Fault, FaultKind, OpKind, SEED_OLDEST, SimDisk};
+use crate::placement::ReplicaSet;
+use crate::store::batch::{ExtentEdit, Step};
+use crate::store::edit::StoreEdit;
+use crate::store::page::{ExtentRow, Stamp};
+use crate::store::region::REGION_LEN_MIN;
+
+const POOL: Uuid = Uuid::from_u128(7);
+const PLACE: RegionPlace = RegionPlace { offset: 1 << 20, len: REGION_LEN_MIN };
+
+fn disk() -> SimDisk {
+    SimDisk::new(PLACE.offset + PLACE.len, 512)
+}
+
+fn create(disk: &SimDisk) -> Member<SimDisk> {
+    let mut member = Member::create(Arc::new(disk.clone()), PLACE, POOL, Tuning::default()).unwrap();
+    member.raise(MemberState { stamp: Stamp { epoch: 1, commit: 0 }, lineage: 9 }).unwrap();
+    member
+}
+
+fn open(disk: &SimDisk) -> Result<Member<SimDisk>, MemberError> {
+    Member::open(Arc::new(disk.clone()), PLACE, POOL, Tuning::default())
+}
+
+fn edit(vhd: u32, extent: u32, generation: u32, slot: Option<u32>) -> ExtentEdit {
+    let (key, place) = PageKey::of(VhdId(vhd), ExtentIndex(extent));
+    ExtentEdit {
+        freed: slot.is_none().then_some(Generation(generation)),
+        replicas: slot.map(|slot| ReplicaSet::single(DiskId(0), SlotIndex(slot))),
+        present: BlockMask(if slot.is_some() { 0xff } else { 0 }),
+        ..placed(key, place, Generation(generation), ReplicaSet::ABSENT)
+    }
+}
+
+fn batch(commit: u64, mut edits: Vec<ExtentEdit>) -> Batch {
+    edits.sort_by_key(|edit| (edit.key, edit.place));
+    Batch { stamp: Stamp { epoch: 1, commit }, steps: vec![Step::Extents(edits)] }
+}
+
+fn table(member: &Member<SimDisk>) -> BTreeMap<(u32, u32), ExtentRow> {
+    let mut table = BTreeMap::new();
+    let show = |key: PageKey, place, extent: &ExtentRow| {
+        table.insert((key.vhd.0, key.extent(place).unwrap().0), *extent);
+    };
+    member.for_each_extent(show).unwrap();
+    table
+}
+
+#[test]
+fn what_is_applied_is_there_after_a_power_cut_with_its_stamp() {
+    let disk = disk();
+    let mut member = create(&disk);
+    let mut model = BTreeMap::new();
+    let mut rng = Rng::new(3);
+    for commit in 1..40 {
+        let mut edits = BTreeMap::new();
+        for _ in 0..rng.below(30) {
+            let (vhd, extent) = (rng.below(3) as u32, rng.below(500) as u32);
+            let slot = rng.chance(4, 5).then(|| rng.below(1000) as u32);
+            edits.insert((vhd, extent), edit(vhd, extent, commit as u32 * 2, slot));
+        }
+        for (key, edit) in &edits {
+            let row: &mut ExtentRow = model.entry(*key).or_default();
+            edit.apply(row);
+        }
+        member.apply(&batch(commit, edits.into_values().collect())).unwrap();
+        if commit % 10 == 0 {
+            let crashed = &disk.trace().crash_now(SEED_OLDEST)[0];
+            let reopened = open(crashed).unwrap();
+            assert_eq!(reopened.state(), MemberState { stamp: Stamp { epoch: 1, commit }, lineage: 9 });
+            assert_eq!(table(&reopened), model);
+        }
+    }
+}
+
+#[test]
+fn a_row_carries_the_stamp_of_the_commit_that_changed_it() {
+    let mut member = create(&disk());
+    member.apply(&batch(1, vec![edit(1, 0, 2, Some(5)), edit(1, 64, 2, Some(6))])).unwrap();
+    member.apply(&batch(2, vec![edit(1, 64, 4, None)])).unwrap();
+    // Changes nothing: too late.
+    member.apply(&batch(3, vec![edit(1, 64, 2, Some(9))])).unwrap();
+    let mut stamps = Vec::new();
+    member
+        .for_each_row(|key, bytes| {
+            stamps.push((key.page, crate::store::page::stamp_of(bytes).unwrap().commit));
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(stamps, [(0, 1), (1, 2)]);
+    assert_eq!(member.state().stamp.commit, 3);
+}
+
+#[test]
+fn records_come_back_and_a_deleted_vhd_leaves_nothing() {
+    let disk = disk();
+    let mut member = create(&disk);
+    assert!(matches!(member.pool().unwrap_err(), MemberError::Missing(_)));
+    let (pool, first, second) = (samples::pool(POOL), samples::vhd(1), samples::vhd(2));
+    let place = StoreEdit::Place {
+        vhd: VhdId(2),
+        first: ExtentIndex(60),
+        generation: Generation(2),
+        replicas: (0..10).map(|slot| ReplicaSet::single(DiskId(1), SlotIndex(slot))).collect(),
+    };
+    let edits =
+        [StoreEdit::PutPool(pool.clone()), StoreEdit::PutVhd(first.clone()), StoreEdit::PutVhd(second.clone()), place];
+    let mut steps: Vec<Step> = edits.into_iter().map(Step::Edit).collect();
+    steps.push(Step::Extents(vec![edit(1, 7, 2, Some(3))]));
+    member.apply(&Batch { stamp: Stamp { epoch: 1, commit: 1 }, steps }).unwrap();
+    drop(member);
+    let mut member = open(&disk).unwrap();
+    assert_eq!(member.pool().unwrap(), pool);
+    assert_eq!(member.vhds().unwrap(), [first.clone(), second]);
+    let placed: Vec<u32> = table(&member).into_keys().filter(|key| key.0 == 2).map(|key| key.1).collect();
+    assert_eq!(placed, (60..70).collect::<Vec<u32>>());
+    let steps = vec![Step::Edit(StoreEdit::DeleteVhd(VhdId(2)))];
+    member.apply(&Batch { stamp: Stamp { epoch: 1, commit: 2 }, steps }).unwrap();
+    assert_eq!(member.vhds().unwrap(), [first]);
+    assert_eq!(table(&member).into_keys().collect::<Vec<_>>(), [(1, 7)]);
+}
+
+#[test]
+fn a_full_region_is_used_to_the_end_and_then_refuses() {
+    let disk = disk();
+    let mut member = create(&disk);
+    let mut low_at = None;
+    let mut commit = 0;
+    let refused = loop {
+        commit += 1;
+        let first = commit as u32 * 2000;
+        let before = member.fill();
+        if before.is_low() && low_at.is_none() {
+            low_at = Some(commit);
+        }
+        let edits = (first..first + 2000).map(|extent| edit(1, extent * 3, 2, Some(extent))).collect();
+        if let Err(error) = member.apply(&batch(commit, edits)) {
+            break error;
+        }
+        assert!(commit < 100_000);
+    };
+    assert!(matches!(refused, MemberError::Database(_)));
+    // The database has grown past the half of the region, which is where doubling stops.
+    assert_eq!(member.region.length(), member.region.capacity());
+    let low_at = low_at.expect("the low-water mark comes before the end");
+    assert!(commit - low_at > commit / 20, "low at {low_at}, full at {commit}");
+    drop(member);
+    let reopened = open(&disk).unwrap();
+    assert_eq!(reopened.state().stamp.commit, commit - 1);
+    assert_eq!(table(&reopened).len(), 2000 * (commit as usize - 1));
+}
+
+#[test]
+fn any_other_member_is_brought_up_to_the_same_bytes() {
+    for seed in 0..12 {
+        let mut rng = Rng::new(seed);
+        let disks = [disk(), disk()];
+        let mut members = disks.each_ref().map(create);
+        for commit in 1..12 {
+            let apart = seed % 3 > 0 && commit > 6;
+            let common: Vec<ExtentEdit> =
+                (0..rng.below(20)).map(|i| edit(1, i as u32 * 70, commit as u32 * 2, Some(1))).collect();
+            for (i, member) in members.iter_mut().enumerate() {
+                let mut edits = common.clone();
+                if apart {
+                    edits.extend(
+                        (0..=rng.below(9)).map(|j| edit(2 + i as u32, j as u32 * 70, commit as u32 * 2, Some(2))),
+                    );
+                }
+                member.apply(&batch(commit, edits)).unwrap();
+            }
+        }
+        let steps =
+            vec![Step::Edit(StoreEdit::PutPool(samples::pool(POOL))), Step::Edit(StoreEdit::PutVhd(samples::vhd(1)))];
+        let [right, stale] = &mut members;
+        right.apply(&Batch { stamp: Stamp { epoch: 1, commit: 12 }, steps }).unwrap();
+        let copied = stale.copy_from(right).unwrap();
+        assert_eq!(copied == Copied::default(), seed % 3 == 0, "seed {seed}: {copied:?}");
+        assert_eq!(rows(right), rows(stale), "seed {seed}");
+        drop(members);
+        let [right, stale] = disks.each_ref().map(|disk| open(disk).unwrap());
+        assert_eq!((right.state(), rows(&right)), (stale.state(), rows(&stale)));
+        assert_eq!((right.pool().unwrap(), right.vhds().unwrap()), (stale.pool().unwrap(), stale.vhds().unwrap()));
+    }
+}
+
+fn rows(member: &Member<SimDisk>) -> Vec<(PageKey, Vec<u8>)> {
+    let mut rows = Vec::new();
+    member
+        .for_each_row(|key, bytes| {
+            rows.push((key, bytes.to_vec()));
+            Ok(())
+        })
+        .unwrap();
+    rows
+}
+
+#[test]
+fn closing_writes_nothing() {
+    let disk = disk();
+    let mut member = create(&disk);
+    member.apply(&batch(1, vec![edit(1, 0, 2, Some(5))])).unwrap();
+    let before = disk.op_counts();
+    drop(member);
+    assert_eq!(disk.op_counts(), before);
+}
+
+#[test]
+fn a_failing_disk_fails_the_commit_and_the_member_stays_at_the_one_before() {
+    for on in [OpKind::Write, OpKind::Sync] {
+        let disk = disk();
+        let mut member = create(&disk);
+        member.apply(&batch(1, vec![edit(1, 0, 2, Some(5))])).unwrap();
+        disk.inject(Fault::always(on, FaultKind::Error(libc::EIO)));
+        member.apply(&batch(2, vec![edit(1, 1, 2, Some(6))])).unwrap_err();
+        member.apply(&batch(3, vec![edit(1, 2, 2, Some(7))])).unwrap_err();
+        assert_eq!(member.fuse().sync_failed(), on == OpKind::Sync);
+        disk.clear_faults();
+        member.apply(&batch(4, vec![edit(1, 3, 2, Some(8))])).unwrap_err();
+        drop(member);
+        let reopened = open(&disk).unwrap();
+        assert_eq!((reopened.state().stamp.commit, table(&reopened).len()), (1, 1));
+    }
+}
+
+#[test]
+fn damage_is_named() {
+    let disk = disk();
+    let mut member = create(&disk);
+    let steps = vec![
+        Step::Edit(StoreEdit::PutPool(samples::pool(POOL))),
+        Step::Extents(vec![edit(3, 130, 2, Some(0x00c0_ffee))]),
+    ];
+    member.apply(&Batch { stamp: Stamp { epoch: 1, commit: 1 }, steps }).unwrap();
+    drop(member);
+    // Find the row and the record on the disk, and change a bit of each.
+    let mut all = vec![0; PLACE.len as usize];
+    disk.read_at(PLACE.offset, &mut all).unwrap();
+    let slot = 0x00c0_ffee_u32.to_le_bytes();
+    let damage = |needle: &[u8]| {
+        let places: Vec<usize> =
+            all.windows(needle.len()).enumerate().filter(|(_, w)| w == &needle).map(|(at, _)| at).collect();
+        assert!(!places.is_empty());
+        for at in places {
+            disk.poke(PLACE.offset + at as u64, &[all[at] ^ 1]);
+        }
+    };
+    damage(&slot);
+    damage(b"extent_size");
+    let member = open(&disk).unwrap();
+    let key = PageKey { vhd: VhdId(3), page: 2 };
+    let error = member.for_each_extent(|_, _, _| panic!("a damaged row is not shown")).unwrap_err();
+    assert!(matches!(error, MemberError::Page { key: found, source: PageError::Checksum } if found == key), "{error}");
+    assert!(matches!(member.pool().unwrap_err(), MemberError::Damaged("pool record")));
+    assert!(matches!(open(&SimDisk::new(PLACE.offset + PLACE.len, 512)).unwrap_err(), MemberError::Region(_)));
+}
+
+#[test]
+fn state_is_sealed_and_versioned() {
+    let state = MemberState { stamp: Stamp { epoch: 5, commit: 6 }, lineage: 7 };
+    let bytes = state.encode();
+    assert_eq!(MemberState::decode(&bytes).unwrap(), state);
+    for at in 0..bytes.len() {
+        let mut bad = bytes.clone();
+        bad[at] ^= 0x10;
+        assert!(matches!(MemberState::decode(&bad), Err(MemberError::Damaged("state"))));
+        assert!(MemberState::decode(&bytes[..at]).is_err());
+    }
+    let mut newer = bytes[..28].to_vec();
+    newer[0] = 2;
+    assert!(matches!(MemberState::decode(&codec::seal(newer)), Err(MemberError::Version { found: 2 })));
+}
+
+/// Records for tests of the store.
+pub(in crate::store) mod samples {
+    use crate::base::ids::{DiskId, VhdId};
+    use crate::placement::record::{Accept, DiskRecord, Layout, PoolRecord, RECORD_VERSION, VhdRecord, WhenFull};
+
+    pub fn pool(uuid: uuid::Uuid) -> PoolRecord {
+        let disk = |id: u8| DiskRecord {
+            id: DiskId(id),
+            uuid: uuid::Uuid::from_u128(100 + u128::from(id)),
+            name: format!("d{id}"),
+            slots: 1000,
+            data_offset: 64 << 20,
+            accept: Accept::Any,
+            failure_domain: format!("sd{id}"),
+        };
+        PoolRecord::new(uuid, 1 << 20, (0..3).map(disk).collect())
+    }
+
+    pub fn vhd(id: u32) -> VhdRecord {
+        VhdRecord {
+            version: RECORD_VERSION,
+            id: VhdId(id),
+            name: format!("vhd{id}"),
+            uuid: uuid::Uuid::from_u128(u128::from(id)),
+            size: 1 << 30,
+            layout: Layout::Isolated { disk: DiskId(0), chosen: false },
+            thick: false,
+            read_only: false,
+            block_size: 512,
+            queues: 1,
+            vm: None,
+            socket_owner: None,
+            socket_mode: 0o660,
+            when_full: WhenFull::default(),
+            created: 0,
+        }
+    }
+}

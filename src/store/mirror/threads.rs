@@ -1,0 +1,243 @@
+//! A thread per member.
+//!
+//! Each member gets every batch through a queue of its own. A commit returns as soon as a majority has answered; whoever is
+//! slower catches up in its own time, within limits: a member that is too far behind, or has not answered for too long, is
+//! given up. It is cut off from its disk first, so that it cannot write later.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+
+use super::{Applied, Dropped, Lost, MemberStatus, Members, majority, status_of};
+use crate::base::clock::{self, Nanos};
+use crate::base::ids::DiskId;
+use crate::base::limits::{STORE_MEMBER_QUEUE, STORE_MEMBER_TIMEOUT_SECS};
+use crate::disk::BlockDev;
+use crate::store::batch::Batch;
+use crate::store::dump::{self, DumpError};
+use crate::store::member::{Member, MemberError};
+use crate::store::page::Stamp;
+use crate::store::region::Fuse;
+
+/// How long a store that is closed waits for members that are behind.
+const DROP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// To a member's thread.
+enum Order {
+    Apply(Arc<Batch>),
+    Dump(Sender<Result<String, DumpError>>),
+}
+
+/// From a member's thread: the answer to its oldest unanswered batch, or (without a stamp) that it has measured itself.
+struct Answer {
+    member: usize,
+    done: Option<Stamp>,
+    result: Result<MemberStatus, MemberError>,
+}
+
+struct Link {
+    /// What it said last.
+    status: MemberStatus,
+    orders: Sender<Order>,
+    /// When the unanswered batches were sent.
+    sent: VecDeque<Nanos>,
+    fuse: Arc<Fuse>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Members that have a thread each.
+pub struct MemberThreads {
+    links: Vec<Link>,
+    answers: Receiver<Answer>,
+    majority: usize,
+    timeout: Duration,
+}
+
+impl MemberThreads {
+    /// Starts the threads. `total` members belong to the store, `members` of them are here.
+    ///
+    /// # Errors
+    /// No thread.
+    pub fn start<D: BlockDev + ?Sized + 'static>(
+        members: Vec<(DiskId, Member<D>)>,
+        total: usize,
+    ) -> std::io::Result<MemberThreads> {
+        MemberThreads::start_with(members, total, Duration::from_secs(STORE_MEMBER_TIMEOUT_SECS), STORE_MEMBER_QUEUE)
+    }
+
+    fn start_with<D: BlockDev + ?Sized + 'static>(
+        members: Vec<(DiskId, Member<D>)>,
+        total: usize,
+        timeout: Duration,
+        queue: usize,
+    ) -> std::io::Result<MemberThreads> {
+        let (answer, answers) = crossbeam_channel::unbounded();
+        let mut links = Vec::new();
+        for (index, (disk, member)) in members.into_iter().enumerate() {
+            let (orders, receiver) = crossbeam_channel::bounded(queue);
+            let status = status_of(disk, &member);
+            let fuse = member.fuse();
+            let answer = answer.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("spanblk-store{index}"))
+                .spawn(move || run(index, disk, member, &receiver, &answer))?;
+            links.push(Link { status, orders, sent: VecDeque::new(), fuse, thread: Some(thread) });
+        }
+        Ok(MemberThreads { links, answers, majority: majority(total), timeout })
+    }
+
+    fn drop_member(&mut self, index: usize, why: Lost, dropped: &mut Vec<Dropped>) {
+        let link = &mut self.links[index];
+        if link.status.lost.is_some() {
+            return;
+        }
+        link.fuse.cut();
+        link.status.lost = Some(why.to_string());
+        // It may hang for ever: nobody waits for its end.
+        link.thread = None;
+        dropped.push(Dropped { disk: link.status.disk, why, sync_failed: link.fuse.sync_failed() });
+    }
+
+    fn send(&mut self, batch: &Arc<Batch>, dropped: &mut Vec<Dropped>) {
+        for index in 0..self.links.len() {
+            let link = &mut self.links[index];
+            if link.status.lost.is_some() {
+                continue;
+            }
+            match link.orders.try_send(Order::Apply(Arc::clone(batch))) {
+                Ok(()) => link.sent.push_back(clock::now()),
+                Err(TrySendError::Full(_)) => {
+                    let commits = link.sent.len();
+                    self.drop_member(index, Lost::Behind { commits }, dropped);
+                }
+                Err(TrySendError::Disconnected(_)) => self.drop_member(index, Lost::Ended, dropped),
+            }
+        }
+    }
+
+    /// Takes an answer in; true if it says that `stamp` is durable there.
+    fn take(&mut self, answer: Answer, stamp: Stamp, dropped: &mut Vec<Dropped>) -> bool {
+        let link = &mut self.links[answer.member];
+        if link.status.lost.is_some() {
+            return false;
+        }
+        if answer.done.is_some() {
+            link.sent.pop_front();
+        }
+        match answer.result {
+            Ok(status) => {
+                link.status = status;
+                answer.done == Some(stamp)
+            }
+            Err(error) => {
+                self.drop_member(answer.member, Lost::Failed(error), dropped);
+                false
+            }
+        }
+    }
+
+    fn drop_hung(&mut self, dropped: &mut Vec<Dropped>) {
+        let now = clock::now();
+        for index in 0..self.links.len() {
+            let oldest = self.links[index].sent.front();
+            if oldest.is_some_and(|sent| u128::from(now.since(*sent)) >= self.timeout.as_nanos()) {
+                self.drop_member(index, Lost::Hung { secs: self.timeout.as_secs() }, dropped);
+            }
+        }
+    }
+
+    fn working(&self) -> usize {
+        self.links.iter().filter(|link| link.status.lost.is_none()).count()
+    }
+}
+
+impl Members for MemberThreads {
+    fn apply(&mut self, batch: &Arc<Batch>) -> Applied {
+        let mut dropped = Vec::new();
+        self.send(batch, &mut dropped);
+        let deadline = clock::now().after(self.timeout);
+        let mut have = 0;
+        while have < self.majority && self.working() >= self.majority {
+            match self.answers.recv_timeout(Duration::from_nanos(deadline.since(clock::now()))) {
+                Ok(answer) => have += usize::from(self.take(answer, batch.stamp, &mut dropped)),
+                Err(RecvTimeoutError::Timeout) => self.drop_hung(&mut dropped),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        while let Ok(answer) = self.answers.try_recv() {
+            have += usize::from(self.take(answer, batch.stamp, &mut dropped));
+        }
+        self.drop_hung(&mut dropped);
+        Applied { committed: have >= self.majority, dropped }
+    }
+
+    fn status(&self) -> Vec<MemberStatus> {
+        self.links.iter().map(|link| link.status.clone()).collect()
+    }
+
+    fn dump(&mut self) -> Result<String, DumpError> {
+        let upright = |link: &&Link| link.status.lost.is_none() && link.sent.is_empty();
+        let link = self.links.iter().find(upright).ok_or(DumpError::NoMember)?;
+        let (answer, waiting) = crossbeam_channel::bounded(1);
+        link.orders.try_send(Order::Dump(answer)).map_err(|_| DumpError::NoMember)?;
+        waiting.recv_timeout(self.timeout).map_err(|_| DumpError::NoMember)?
+    }
+}
+
+impl Drop for MemberThreads {
+    fn drop(&mut self) {
+        // The slower members are mostly only a moment behind, and what they miss now costs a comparison of all rows later.
+        let deadline = clock::now().after(DROP_PATIENCE.min(self.timeout));
+        while self.links.iter().any(|link| link.status.lost.is_none() && !link.sent.is_empty()) {
+            let left = Duration::from_nanos(deadline.since(clock::now()));
+            let Ok(answer) = self.answers.recv_timeout(left) else { break };
+            self.take(answer, Stamp::default(), &mut Vec::new());
+        }
+        for link in self.links.drain(..) {
+            drop(link.orders);
+            if let Some(thread) = link.thread
+                && link.sent.is_empty()
+            {
+                // A panic aborts the process: a thread that ends has ended well.
+                let _ = thread.join();
+            } else {
+                link.fuse.cut();
+            }
+        }
+    }
+}
+
+fn run<D: BlockDev + ?Sized + 'static>(
+    index: usize,
+    disk: DiskId,
+    mut member: Member<D>,
+    orders: &Receiver<Order>,
+    answers: &Sender<Answer>,
+) {
+    // The receiver goes away when the store is closed.
+    let tell = |done, result| answers.send(Answer { member: index, done, result }).is_ok();
+    let measured = member.loaded().map(|()| status_of(disk, &member));
+    if !tell(None, measured) {
+        return;
+    }
+    for order in orders {
+        match order {
+            Order::Apply(batch) => {
+                let result = member.apply(&batch).map(|()| status_of(disk, &member));
+                let failed = result.is_err();
+                if !tell(Some(batch.stamp), result) || failed {
+                    return;
+                }
+            }
+            Order::Dump(answer) => {
+                let _ = answer.send(dump::dump(&member));
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+use super::*;
+use crate::disk::sim::{Fault, FaultKind, OpKind, SimDisk};
+use crate::store::batch::Step;
+use crate::store::edit::StoreEdit;
+use crate::store::member::tests::samples;
+use crate::store::open::{MemberPlace, OpenOptions, create, open};
+use crate::store::region::{REGION_LEN_MIN, RegionPlace};
+
+const POOL: uuid::Uuid = uuid::Uuid::from_u128(7);
+const PLACE: RegionPlace = RegionPlace { offset: 0, len: REGION_LEN_MIN };
+
+fn places(disks: &[SimDisk]) -> Vec<MemberPlace<SimDisk>> {
+    let place = |(i, disk): (u8, &SimDisk)| MemberPlace {
+        id: DiskId(i),
+        name: format!("d{i}"),
+        disk: Arc::new(disk.clone()),
+        place: PLACE,
+    };
+    (0..).zip(disks).map(place).collect()
+}
+
+struct Store {
+    disks: Vec<SimDisk>,
+    members: MemberThreads,
+    stamp: Stamp,
+}
+
+impl Store {
+    fn new(count: usize, timeout: Duration, queue: usize) -> Store {
+        let disks: Vec<SimDisk> = (0..count).map(|_| SimDisk::new(PLACE.len, 512)).collect();
+        let store = create(places(&disks), &samples::pool(POOL), 1).unwrap();
+        let stamp = store.state().stamp;
+        let members = MemberThreads::start_with(store.into_members(), count, timeout, queue).unwrap();
+        Store { disks, members, stamp }
+    }
+
+    fn commit(&mut self, vhd: u32) -> Applied {
+        self.stamp.commit += 1;
+        let steps = vec![Step::Edit(StoreEdit::PutVhd(samples::vhd(vhd)))];
+        self.members.apply(&Arc::new(Batch { stamp: self.stamp, steps }))
+    }
+
+    fn reopened(self, without: Option<usize>) -> Vec<u32> {
+        let Store { disks, members, .. } = self;
+        let total = disks.len();
+        drop(members);
+        let mut places = places(&disks);
+        if let Some(index) = without {
+            places.remove(index);
+        }
+        let options = OpenOptions { pool: POOL, total, accept_stale: false, tuning: Default::default() };
+        open(places, &options).unwrap().vhds.into_iter().map(|vhd| vhd.id.0).collect()
+    }
+}
+
+const LONG: Duration = Duration::from_secs(20);
+
+#[test]
+fn all_members_get_every_commit() {
+    for count in 1..=3 {
+        let mut store = Store::new(count, LONG, 8);
+        for vhd in 1..=20 {
+            let applied = store.commit(vhd);
+            assert!(applied.committed && applied.dropped.is_empty());
+        }
+        for without in (0..count).map(|i| (count == 3).then_some(i)) {
+            let mut again = Store::new(count, LONG, 8);
+            (1..=20).for_each(|vhd| assert!(again.commit(vhd).committed));
+            assert_eq!(again.reopened(without), (1..=20).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn a_member_that_fails_is_given_up_and_the_majority_goes_on() {
+    let mut store = Store::new(3, LONG, 8);
+    assert!(store.commit(1).committed);
+    store.disks[1].inject(Fault::always(OpKind::Sync, FaultKind::Error(libc::EIO)));
+    let mut dropped = Vec::new();
+    for vhd in 2..200 {
+        let applied = store.commit(vhd);
+        assert!(applied.committed);
+        dropped.extend(applied.dropped);
+        if !dropped.is_empty() {
+            break;
+        }
+    }
+    let [Dropped { disk: DiskId(1), why: Lost::Failed(_), sync_failed: true }] = &dropped[..] else {
+        panic!("{dropped:?}")
+    };
+    assert!(store.members.status()[1].lost.is_some());
+    store.disks[2].inject(Fault::always(OpKind::Write, FaultKind::Error(libc::EIO)));
+    let applied = store.commit(200);
+    assert!(!applied.committed && applied.dropped.len() == 1);
+}
+
+#[test]
+fn a_hung_member_delays_nobody_and_is_given_up() {
+    let mut store = Store::new(3, Duration::from_millis(200), 1000);
+    assert!(store.commit(1).committed);
+    store.disks[0].set_paused(true);
+    let start = clock::now();
+    let mut dropped = store.commit(2);
+    assert!(dropped.committed);
+    let mut vhd = 2;
+    while dropped.dropped.is_empty() && clock::now().since(start) < 20_000_000_000 {
+        std::thread::sleep(Duration::from_millis(5));
+        vhd += 1;
+        dropped = store.commit(vhd);
+        assert!(dropped.committed);
+    }
+    assert!(matches!(dropped.dropped[..], [Dropped { disk: DiskId(0), why: Lost::Hung { .. }, .. }]), "{dropped:?}");
+    // It wakes up, and may not write.
+    let before = store.disks[0].op_counts();
+    store.disks[0].set_paused(false);
+    std::thread::sleep(Duration::from_millis(50));
+    let after = store.disks[0].op_counts();
+    // The call that hung goes through, nothing after it.
+    assert!(after.writes + after.syncs <= before.writes + before.syncs + 1, "{before:?} {after:?}");
+    assert_eq!(store.reopened(None), (1..=vhd).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_hung_majority_fails_the_commit_in_time() {
+    let mut store = Store::new(2, Duration::from_millis(100), 8);
+    store.disks[1].set_paused(true);
+    let applied = store.commit(1);
+    assert!(!applied.committed);
+    assert!(matches!(applied.dropped[..], [Dropped { disk: DiskId(1), why: Lost::Hung { .. }, .. }]));
+    store.disks[1].set_paused(false);
+}
+
+#[test]
+fn a_member_too_far_behind_is_given_up() {
+    let mut store = Store::new(3, LONG, 4);
+    assert!(store.commit(1).committed);
+    store.disks[2].set_paused(true);
+    let mut dropped = Vec::new();
+    for vhd in 2..20 {
+        let applied = store.commit(vhd);
+        assert!(applied.committed);
+        dropped.extend(applied.dropped);
+    }
+    assert!(matches!(dropped[..], [Dropped { disk: DiskId(2), why: Lost::Behind { .. }, .. }]), "{dropped:?}");
+    store.disks[2].set_paused(false);
+    assert_eq!(store.reopened(None), (1..20).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_dump_is_what_a_member_has() {
+    let mut store = Store::new(1, LONG, 8);
+    assert!(store.commit(4).committed);
+    let text = store.members.dump().unwrap();
+    assert!(text.contains("\"name\":\"vhd4\"") && text.ends_with("{\"end\":{\"vhds\":1,\"pages\":0}}\n"), "{text}");
+    assert_eq!(store.members.status()[0].stamp, store.stamp);
+}

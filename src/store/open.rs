@@ -1,0 +1,366 @@
+//! Creating and opening a store: which member is right, and making the others equal to it.
+//!
+//! A commit that was acknowledged is on a majority of the members. So is the epoch that a store serves in, since it is
+//! raised on a majority before serving. Any majority therefore contains a member with the last acknowledged commit, and that
+//! is the member with the highest (epoch, commit): a member that was away has an older epoch, whatever it committed.
+//! Raising an epoch starts its commits from 0, so that an attempt that no majority took up stays behind an epoch that was
+//! served.
+
+mod mend;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::thread;
+
+use uuid::Uuid;
+
+use crate::base::ids::DiskId;
+use crate::disk::BlockDev;
+use crate::placement::record::{PoolRecord, VhdRecord};
+
+use super::batch::{Batch, Step};
+use super::edit::StoreEdit;
+use super::member::{Copied, Member, MemberError, MemberState, Tuning};
+use super::mirror::majority;
+use super::page::{self, ExtentRow, PageKey, Stamp};
+use super::region::RegionPlace;
+
+/// Where a member is.
+#[derive(Debug)]
+pub struct MemberPlace<D: ?Sized> {
+    /// Its disk in the pool.
+    pub id: DiskId,
+    /// The name of the disk, for people.
+    pub name: String,
+    /// The open disk.
+    pub disk: Arc<D>,
+    /// The region on it.
+    pub place: RegionPlace,
+}
+
+impl<D: ?Sized> Clone for MemberPlace<D> {
+    fn clone(&self) -> MemberPlace<D> {
+        let MemberPlace { id, name, disk, place } = self;
+        MemberPlace { id: *id, name: name.clone(), disk: Arc::clone(disk), place: *place }
+    }
+}
+
+/// Why a store cannot be created or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A member could not be created.
+    #[error("cannot create the placement store on disk '{disk}'")]
+    Create {
+        /// Its disk.
+        disk: String,
+        /// Why.
+        source: MemberError,
+    },
+    /// No majority of the members can be used.
+    #[error(
+        "the placement store needs {needed} of its {total} metadata regions and has {usable}{}: bring the missing disks \
+         back, or accept the loss of what only they know with --accept-stale",
+        problems(.failed)
+    )]
+    NoMajority {
+        /// Members of the store.
+        total: usize,
+        /// How many it takes.
+        needed: usize,
+        /// How many there are.
+        usable: usize,
+        /// Those that are here and cannot be used.
+        failed: Vec<Failed>,
+    },
+    /// Members have different histories.
+    #[error(
+        "the placement store has two histories, both of epoch {epoch}: on disk '{one}' and on disk '{other}'; it was opened \
+         with --accept-stale while other disks were away. Keep one of them and wipe the metadata of the other"
+    )]
+    Forked {
+        /// The epoch.
+        epoch: u64,
+        /// Disk of the one.
+        one: String,
+        /// Disk of the other.
+        other: String,
+    },
+    /// A damaged row that no member has whole.
+    #[error("the placement table is damaged on every member")]
+    Damaged(#[source] MemberError),
+    /// A member failed while it was read.
+    #[error("cannot read the placement store on disk '{disk}'")]
+    Read {
+        /// Its disk.
+        disk: String,
+        /// Why.
+        source: MemberError,
+    },
+}
+
+/// A member that cannot be used.
+#[derive(Debug)]
+pub struct Failed {
+    /// Its disk in the pool.
+    pub id: DiskId,
+    /// Name of the disk.
+    pub disk: String,
+    /// Why.
+    pub error: MemberError,
+}
+
+fn problems(failed: &[Failed]) -> String {
+    failed.iter().map(|failed| format!("; disk '{}': {}", failed.disk, failed.error)).collect()
+}
+
+/// A member that was made equal to the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mended {
+    /// Name of its disk.
+    pub disk: String,
+    /// It was unreadable and was made anew.
+    pub rebuilt: bool,
+    /// Rows that were different.
+    pub copied: Copied,
+}
+
+/// How a store may be opened.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// UUID of the pool.
+    pub pool: Uuid,
+    /// Members that belong to the store, here or not.
+    pub total: usize,
+    /// Open without a majority: what only the missing members know is lost.
+    pub accept_stale: bool,
+    /// How `redb` is used.
+    pub tuning: Tuning,
+}
+
+/// A store that is open and not yet raised to a new epoch.
+#[derive(Debug)]
+pub struct OpenStore<D: BlockDev + ?Sized + 'static> {
+    members: Vec<(MemberPlace<D>, Member<D>)>,
+    total: usize,
+    /// A majority is not wanted.
+    accept_stale: bool,
+    /// What had to be mended.
+    pub mended: Vec<Mended>,
+    /// Members that are here and could not be used.
+    pub failed: Vec<Failed>,
+    /// The pool record.
+    pub pool: PoolRecord,
+    /// The VHD records, by identifier.
+    pub vhds: Vec<VhdRecord>,
+}
+
+/// Makes a store with a pool record on all `places`, in epoch 1. Whatever the regions held is lost.
+///
+/// # Errors
+/// The first member that could not be made.
+pub fn create<D: BlockDev + ?Sized + 'static>(
+    places: Vec<MemberPlace<D>>,
+    pool: &PoolRecord,
+    lineage: u64,
+) -> Result<OpenStore<D>, OpenError> {
+    let tuning = Tuning::default();
+    let batch =
+        Batch { stamp: Stamp { epoch: 1, commit: 1 }, steps: vec![Step::Edit(StoreEdit::PutPool(pool.clone()))] };
+    let made = in_parallel(places, |place| {
+        let mut member = Member::create(Arc::clone(&place.disk), place.place, pool.uuid, tuning)?;
+        member.raise(MemberState { stamp: Stamp { epoch: 1, commit: 0 }, lineage })?;
+        member.apply(&batch)?;
+        Ok(member)
+    });
+    let mut members = Vec::new();
+    for (place, member) in made {
+        let member = member.map_err(|source| OpenError::Create { disk: place.name.clone(), source })?;
+        members.push((place, member));
+    }
+    Ok(OpenStore {
+        total: members.len(),
+        members,
+        accept_stale: false,
+        mended: Vec::new(),
+        failed: Vec::new(),
+        pool: pool.clone(),
+        vhds: Vec::new(),
+    })
+}
+
+/// Opens a store from the members that are here, finds the one that is right, and makes the others equal to it.
+///
+/// # Errors
+/// No majority, two histories, or nothing readable.
+pub fn open<D: BlockDev + ?Sized + 'static>(
+    places: Vec<MemberPlace<D>>,
+    options: &OpenOptions,
+) -> Result<OpenStore<D>, OpenError> {
+    let opened =
+        in_parallel(places, |place| Member::open(Arc::clone(&place.disk), place.place, options.pool, options.tuning));
+    let mut members = Vec::new();
+    let mut failed = Vec::new();
+    for (place, member) in opened {
+        match member {
+            // An empty member was being made when the power went: it has nothing to say.
+            Ok(member) if member.state().stamp.epoch > 0 => members.push((place, member)),
+            Ok(_) => failed.push((place, MemberError::Missing("content"))),
+            Err(error) => failed.push((place, error)),
+        }
+    }
+    let needed = majority(options.total);
+    if members.is_empty() || (members.len() < needed && !options.accept_stale) {
+        let usable = members.len();
+        let failed = failed.into_iter().map(|(place, error)| fail(&place, error)).collect();
+        return Err(OpenError::NoMajority { total: options.total, needed, usable, failed });
+    }
+    check_forked(&members)?;
+    members.sort_by_key(|(_, member)| std::cmp::Reverse(member.state().stamp));
+    let mut store = OpenStore {
+        total: options.total,
+        accept_stale: options.accept_stale,
+        mended: Vec::new(),
+        failed: Vec::new(),
+        pool: read(&members[0], Member::pool)?,
+        vhds: read(&members[0], Member::vhds)?,
+        members,
+    };
+    store.mend();
+    store.rebuild(failed, options);
+    store.check_majority()?;
+    Ok(store)
+}
+
+fn fail<D: ?Sized>(place: &MemberPlace<D>, error: MemberError) -> Failed {
+    Failed { id: place.id, disk: place.name.clone(), error }
+}
+
+fn read<D: BlockDev + ?Sized + 'static, R>(
+    (place, member): &(MemberPlace<D>, Member<D>),
+    what: impl Fn(&Member<D>) -> Result<R, MemberError>,
+) -> Result<R, OpenError> {
+    what(member).map_err(|source| OpenError::Read { disk: place.name.clone(), source })
+}
+
+/// Members of one epoch that was served (it has commits) must have been opened together.
+fn check_forked<D: BlockDev + ?Sized + 'static>(members: &[(MemberPlace<D>, Member<D>)]) -> Result<(), OpenError> {
+    let Some(epoch) = members.iter().map(|(_, member)| member.state().stamp.epoch).max() else { return Ok(()) };
+    let mut served = members.iter().filter(|(_, member)| {
+        let stamp = member.state().stamp;
+        stamp.epoch == epoch && stamp.commit > 0
+    });
+    let Some((one, first)) = served.next() else { return Ok(()) };
+    match served.find(|(_, member)| member.state().lineage != first.state().lineage) {
+        Some((other, _)) => Err(OpenError::Forked { epoch, one: one.name.clone(), other: other.name.clone() }),
+        None => Ok(()),
+    }
+}
+
+type Opened<D> = (MemberPlace<D>, Result<Member<D>, MemberError>);
+
+fn in_parallel<D: BlockDev + ?Sized + 'static>(
+    places: Vec<MemberPlace<D>>,
+    work: impl Fn(&MemberPlace<D>) -> Result<Member<D>, MemberError> + Sync,
+) -> Vec<Opened<D>> {
+    thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = places
+            .into_iter()
+            .map(|place| {
+                scope.spawn(move || {
+                    let result = work(&place);
+                    (place, result)
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("a panic aborts the process")).collect()
+    })
+}
+
+impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
+    /// The commit that was found.
+    #[must_use]
+    pub fn state(&self) -> MemberState {
+        self.members[0].1.state()
+    }
+
+    /// The members that take part, with the name of their disk.
+    pub fn members(&self) -> impl Iterator<Item = (&MemberPlace<D>, &Member<D>)> {
+        self.members.iter().map(|(place, member)| (place, member))
+    }
+
+    /// Members that belong to the store, here or not.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    fn check_majority(&mut self) -> Result<(), OpenError> {
+        let (usable, needed) = (self.members.len(), majority(self.total));
+        if usable >= needed || (self.accept_stale && usable > 0) {
+            return Ok(());
+        }
+        Err(OpenError::NoMajority { total: self.total, needed, usable, failed: std::mem::take(&mut self.failed) })
+    }
+
+    /// Enters a new epoch on all members: `epoch`, or the next one if that is higher. Call before serving. Returns the
+    /// state that the first commit follows.
+    ///
+    /// # Errors
+    /// No majority took it up.
+    pub fn raise(&mut self, epoch: u64, lineage: u64) -> Result<MemberState, OpenError> {
+        let epoch = epoch.max(self.state().stamp.epoch + 1);
+        let state = MemberState { stamp: Stamp { epoch, commit: 0 }, lineage };
+        let raised: Vec<_> = thread::scope(|scope| {
+            let raise = |(place, mut member): (MemberPlace<D>, Member<D>)| {
+                scope.spawn(move || {
+                    let result = member.raise(state);
+                    (place, member, result)
+                })
+            };
+            let threads: Vec<_> = std::mem::take(&mut self.members).into_iter().map(raise).collect();
+            threads.into_iter().map(|thread| thread.join().expect("a panic aborts the process")).collect()
+        });
+        for (place, member, result) in raised {
+            match result {
+                Ok(()) => self.members.push((place, member)),
+                Err(error) => self.failed.push(fail(&place, error)),
+            }
+        }
+        self.check_majority()?;
+        Ok(state)
+    }
+
+    /// Shows every extent that the table says anything about, in the order of VHDs and extents. A row that one member has
+    /// lost is taken from another.
+    ///
+    /// # Errors
+    /// A member cannot be read, or a row is damaged on all of them. Extents before have been shown.
+    pub fn load(&self, mut each: impl FnMut(PageKey, usize, &ExtentRow)) -> Result<(), OpenError> {
+        let (place, first) = &self.members[0];
+        let loaded = first.for_each_row(|key, bytes| {
+            let Err(source) = page::visit(bytes, |place, extent| each(key, place, &extent)) else { return Ok(()) };
+            let damaged = MemberError::Page { key, source };
+            for (_, other) in &self.members[1..] {
+                if let Ok(Some(bytes)) = other.row(key)
+                    && page::visit(&bytes, |place, extent| each(key, place, &extent)).is_ok()
+                {
+                    log::warn!("disk '{}': {damaged}; it was read from another member", place.name);
+                    return Ok(());
+                }
+            }
+            Err(damaged)
+        });
+        loaded.map_err(|source| match source {
+            MemberError::Page { .. } => OpenError::Damaged(source),
+            _ => OpenError::Read { disk: place.name.clone(), source },
+        })
+    }
+
+    /// The members, to be served from.
+    #[must_use]
+    pub fn into_members(self) -> Vec<(DiskId, Member<D>)> {
+        self.members.into_iter().map(|(place, member)| (place.id, member)).collect()
+    }
+}

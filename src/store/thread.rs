@@ -1,0 +1,300 @@
+//! The committer's thread: one queue in, answers out.
+//!
+//! It takes everything that is in the queue, makes one commit of it, and answers: many flushes share a commit without waiting
+//! for each other. What nobody asks for is committed every second, as far as its data is synced.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use crate::base::clock::{self, Nanos};
+use crate::base::ids::{DiskId, VhdId};
+use crate::base::limits::{DISKS_MAX, STORE_COMMIT_INTERVAL_MILLIS};
+use crate::shared::disk::SyncPoint;
+use crate::shared::{DiskState, VhdState};
+
+use super::change::{Change, CommitRequest};
+use super::committer::{Committer, Outcome};
+use super::dump::DumpError;
+use super::edit::{EditId, StoreEdit, StoreReport};
+use super::fill::Fill;
+use super::mirror::{self, Dropped, MemberStatus, Members};
+use super::page::Stamp;
+
+/// Messages taken before a commit, so that one that is asked for is not put off for ever.
+const MESSAGES_PER_COMMIT: usize = 65_536;
+
+/// A change of the fill by one part in so many is reported.
+const FILL_STEPS: u64 = 100;
+
+/// Where the committer's answers go.
+pub trait Replies: Send {
+    /// To the reactor that asked.
+    fn committed(&mut self, request: CommitRequest, ok: bool);
+
+    /// To the owner.
+    fn report(&mut self, report: StoreReport);
+}
+
+enum Message {
+    Change(Change),
+    Request(CommitRequest),
+    Edit(EditId, Vec<StoreEdit>),
+    CommitSoon,
+    OpenVhd(Weak<VhdState>),
+    CloseVhd(VhdId),
+    AddDisk(Arc<DiskState>),
+    Dump(Sender<Result<String, DumpError>>),
+    Stop,
+}
+
+/// The store, for people.
+#[derive(Clone, Debug, Default)]
+pub struct StoreStatus {
+    /// The last commit.
+    pub stamp: Stamp,
+    /// No majority works: nothing is committed until the store is opened again.
+    pub failed: bool,
+    /// The members that were there when it was opened.
+    pub members: Vec<MemberStatus>,
+}
+
+/// The way to the committer. Messages of one sender arrive in order; nothing here waits for a disk (but [`StoreHandle::dump`]).
+#[derive(Clone)]
+pub struct StoreHandle {
+    messages: Sender<Message>,
+    status: Arc<Mutex<StoreStatus>>,
+}
+
+impl StoreHandle {
+    /// Hands over a change. `change_handed_over` of the VHD has been called.
+    pub fn change(&self, change: Change) {
+        self.send(Message::Change(change));
+    }
+
+    /// Asks for a commit, to be answered.
+    pub fn commit(&self, request: CommitRequest) {
+        self.send(Message::Request(request));
+    }
+
+    /// Hands over rows to write in one commit, to be answered.
+    pub fn edit(&self, id: EditId, rows: Vec<StoreEdit>) {
+        self.send(Message::Edit(id, rows));
+    }
+
+    /// Asks for a commit, not to be answered.
+    pub fn commit_soon(&self) {
+        self.send(Message::CommitSoon);
+    }
+
+    /// Tells of a VHD, before its first change: its changes are counted there.
+    pub fn open_vhd(&self, vhd: &Arc<VhdState>) {
+        self.send(Message::OpenVhd(Arc::downgrade(vhd)));
+    }
+
+    /// Tells that a VHD is gone.
+    pub fn close_vhd(&self, vhd: VhdId) {
+        self.send(Message::CloseVhd(vhd));
+    }
+
+    /// Tells of a disk, before the first change that needs one of its syncs.
+    pub fn add_disk(&self, disk: &Arc<DiskState>) {
+        self.send(Message::AddDisk(Arc::clone(disk)));
+    }
+
+    /// The store as of its last commit.
+    #[must_use]
+    pub fn status(&self) -> StoreStatus {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A metadata dump of the last commit. Waits for a member's disk, and commits wait meanwhile.
+    ///
+    /// # Errors
+    /// No member could.
+    pub fn dump(&self) -> Result<String, DumpError> {
+        let (answer, waiting) = crossbeam_channel::bounded(1);
+        self.send(Message::Dump(answer));
+        waiting.recv().map_err(|_| DumpError::NoMember)?
+    }
+
+    /// Commits what can be committed, and ends the thread.
+    pub fn stop(&self) {
+        self.send(Message::Stop);
+    }
+
+    fn send(&self, message: Message) {
+        // The committer ends last; after it, nobody waits for an answer any more.
+        let _ = self.messages.send(message);
+    }
+}
+
+/// Starts the committer's thread. The members are closed when it ends.
+///
+/// # Errors
+/// No thread.
+pub fn start(
+    committer: Committer,
+    members: impl Members + Send + 'static,
+    replies: impl Replies + 'static,
+) -> std::io::Result<(StoreHandle, JoinHandle<()>)> {
+    let (messages, queue) = crossbeam_channel::unbounded();
+    let status = StoreStatus { stamp: committer.stamp(), failed: false, members: members.status() };
+    let status = Arc::new(Mutex::new(status));
+    let shell = Shell {
+        committer,
+        members,
+        replies,
+        disks: [const { None }; DISKS_MAX],
+        vhds: HashMap::new(),
+        status: Arc::clone(&status),
+        fill: None,
+        soon: false,
+        stop: false,
+    };
+    let thread = std::thread::Builder::new().name("spanblk-commit".to_owned()).spawn(move || shell.run(&queue))?;
+    Ok((StoreHandle { messages, status }, thread))
+}
+
+struct Shell<M, R> {
+    committer: Committer,
+    members: M,
+    replies: R,
+    disks: [Option<Arc<DiskState>>; DISKS_MAX],
+    vhds: HashMap<VhdId, Weak<VhdState>>,
+    status: Arc<Mutex<StoreStatus>>,
+    /// As last reported.
+    fill: Option<Fill>,
+    soon: bool,
+    stop: bool,
+}
+
+impl<M: Members, R: Replies> Shell<M, R> {
+    fn run(mut self, queue: &Receiver<Message>) {
+        let interval = Duration::from_millis(STORE_COMMIT_INTERVAL_MILLIS);
+        let mut due = clock::now().after(interval);
+        self.tell_fill();
+        while !self.stop {
+            let first = match queue.recv_timeout(Duration::from_nanos(due.since(clock::now()))) {
+                Ok(message) => Some(message),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let more = std::iter::from_fn(|| queue.try_recv().ok());
+            first.into_iter().chain(more).take(MESSAGES_PER_COMMIT).for_each(|message| self.take(message));
+            if self.committer.is_urgent() || self.soon || self.stop || is_past(due) {
+                self.commit();
+                due = clock::now().after(interval);
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Change(change) => self.committer.change(change),
+            Message::Request(request) => self.committer.request(request),
+            Message::Edit(id, rows) => self.committer.edit(id, rows, |point| is_synced(&self.disks, point)),
+            Message::CommitSoon => self.soon = true,
+            Message::OpenVhd(vhd) => {
+                if let Some(state) = vhd.upgrade() {
+                    self.vhds.insert(state.id(), vhd);
+                }
+            }
+            Message::CloseVhd(vhd) => {
+                self.vhds.remove(&vhd);
+            }
+            Message::AddDisk(disk) => {
+                let index = disk.id.index();
+                self.disks[index] = Some(disk);
+            }
+            Message::Dump(answer) => {
+                self.commit();
+                let _ = answer.send(self.members.dump());
+            }
+            Message::Stop => self.stop = true,
+        }
+    }
+
+    fn commit(&mut self) {
+        self.soon = false;
+        let outcome = self.committer.commit(&mut self.members, |point| is_synced(&self.disks, point));
+        let Outcome { counts, requests, edits, freed, dropped, commits: _, failed } = outcome;
+        // Before the answers: whoever is answered must find nothing pending.
+        for (vhd, count) in counts {
+            if let Some(state) = self.vhds.get(&vhd).and_then(Weak::upgrade) {
+                state.changes_committed(count);
+            }
+        }
+        self.note_status(failed);
+        for member in dropped {
+            log::error!(
+                "the placement store goes on without its copy on disk #{}: {}; \
+                 open the pool again once the disk is well, and it will be brought up to date",
+                member.disk.0,
+                chain(&member.why)
+            );
+            let Dropped { disk, sync_failed, .. } = member;
+            if sync_failed && let Some(disk) = &self.disks[disk.index()] {
+                disk.fail();
+            }
+            self.replies.report(StoreReport::MemberDropped { disk, sync_failed });
+        }
+        if failed {
+            log::error!("the placement store has no majority of working members: no flush succeeds until a restart");
+        }
+        requests.into_iter().for_each(|(request, ok)| self.replies.committed(request, ok));
+        for (edit, result) in edits {
+            self.replies.report(StoreReport::EditDone { edit, result });
+        }
+        if !freed.is_empty() {
+            self.replies.report(StoreReport::Freed { slots: freed });
+        }
+        self.tell_fill();
+    }
+
+    fn note_status(&mut self, failed: bool) {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.stamp = self.committer.stamp();
+        status.failed |= failed;
+        status.members = self.members.status();
+    }
+
+    fn tell_fill(&mut self) {
+        let now = mirror::fullest(&self.members.status());
+        let noticeable = self.fill.is_none_or(|told| {
+            told.is_low() != now.is_low() || told.used.abs_diff(now.used) > now.capacity / FILL_STEPS
+        });
+        if noticeable {
+            self.fill = Some(now);
+            let report = StoreReport::Fill { used: now.used, size: now.capacity, low: now.is_low() };
+            self.replies.report(report);
+        }
+    }
+}
+
+fn is_past(due: Nanos) -> bool {
+    clock::now() >= due
+}
+
+fn is_synced(disks: &[Option<Arc<DiskState>>; DISKS_MAX], point: SyncPoint) -> bool {
+    let disk: &Option<Arc<DiskState>> = &disks[DiskId::index(point.disk)];
+    disk.as_ref().is_some_and(|disk| disk.is_synced(point.number))
+}
+
+/// An error with what caused it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,187 @@
+use std::sync::mpsc;
+
+use super::*;
+use crate::base::ids::ReactorId;
+use crate::base::units::{BlockMask, ExtentIndex, Generation, Geometry, SlotIndex};
+use crate::disk::sim::{Fault, FaultKind, OpKind, SimDisk};
+use crate::placement::ReplicaSet;
+use crate::placement::view::VhdMap;
+use crate::shared::VhdSettings;
+use crate::store::change::ChangeKind;
+use crate::store::edit::EditFailed;
+use crate::store::member::tests::samples;
+use crate::store::mirror::threads::MemberThreads;
+use crate::store::open::{self, MemberPlace, OpenOptions};
+use crate::store::region::{REGION_LEN_MIN, RegionPlace};
+
+const POOL: uuid::Uuid = uuid::Uuid::from_u128(7);
+
+enum Told {
+    Committed(u64, bool),
+    Report(StoreReport),
+}
+
+struct Tell(mpsc::Sender<Told>);
+
+impl Replies for Tell {
+    fn committed(&mut self, request: CommitRequest, ok: bool) {
+        let _ = self.0.send(Told::Committed(request.ticket, ok));
+    }
+
+    fn report(&mut self, report: StoreReport) {
+        let _ = self.0.send(Told::Report(report));
+    }
+}
+
+struct World {
+    disk: SimDisk,
+    store: StoreHandle,
+    thread: JoinHandle<()>,
+    told: mpsc::Receiver<Told>,
+    vhd: Arc<VhdState>,
+    state: Arc<DiskState>,
+}
+
+fn places(disk: &SimDisk) -> Vec<MemberPlace<SimDisk>> {
+    let place = RegionPlace { offset: 0, len: REGION_LEN_MIN };
+    vec![MemberPlace { id: DiskId(0), name: "d0".to_owned(), disk: Arc::new(disk.clone()), place }]
+}
+
+impl World {
+    fn new() -> World {
+        let disk = SimDisk::new(REGION_LEN_MIN, 512);
+        let opened = open::create(places(&disk), &samples::pool(POOL), 1).unwrap();
+        let committer = Committer::new(opened.state().stamp, REGION_LEN_MIN);
+        let members = MemberThreads::start(opened.into_members(), 1).unwrap();
+        let (tell, told) = mpsc::channel();
+        let (store, thread) = start(committer, members, Tell(tell)).unwrap();
+        let settings = VhdSettings {
+            id: VhdId(1),
+            uuid: uuid::Uuid::nil(),
+            geometry: Geometry::new(1 << 20).unwrap(),
+            size: 1 << 30,
+            block_size: 512,
+            read_only: false,
+            thick: false,
+        };
+        let vhd = Arc::new(VhdState::new(settings, VhdMap::new(1024), 1));
+        let state = Arc::new(DiskState::new(DiskId(0), "d0".to_owned(), 0, 1000, 512, 512));
+        store.open_vhd(&vhd);
+        store.add_disk(&state);
+        World { disk, store, thread, told, vhd, state }
+    }
+
+    fn write(&self, extent: u32) {
+        let kind = ChangeKind::Written {
+            replicas: ReplicaSet::single(DiskId(0), SlotIndex(extent)),
+            blocks: BlockMask(1),
+            needs: [Some(self.state.sync_needed()), None, None],
+        };
+        self.hand_over(extent, 2, kind);
+    }
+
+    fn hand_over(&self, extent: u32, generation: u32, kind: ChangeKind) {
+        self.vhd.change_handed_over();
+        let change = Change { vhd: VhdId(1), extent: ExtentIndex(extent), generation: Generation(generation), kind };
+        self.store.change(change);
+    }
+
+    fn sync(&self) {
+        let number = self.state.begin_sync();
+        self.state.sync_succeeded(number);
+    }
+
+    fn flush(&self, ticket: u64) -> bool {
+        self.store.commit(CommitRequest { reactor: ReactorId(0), ticket });
+        loop {
+            if let Told::Committed(answered, ok) = self.next() {
+                assert_eq!(answered, ticket);
+                return ok;
+            }
+        }
+    }
+
+    fn next(&self) -> Told {
+        self.told.recv_timeout(Duration::from_secs(20)).expect("an answer")
+    }
+
+    /// The next report that is not about the fill.
+    fn report(&self) -> StoreReport {
+        loop {
+            match self.next() {
+                Told::Report(StoreReport::Fill { .. }) => {}
+                Told::Report(report) => return report,
+                Told::Committed(..) => panic!("nobody asked"),
+            }
+        }
+    }
+
+    fn stop(self) -> usize {
+        self.store.stop();
+        self.thread.join().unwrap();
+        let options = OpenOptions { pool: POOL, total: 1, accept_stale: false, tuning: Default::default() };
+        let mut extents = 0;
+        open::open(places(&self.disk), &options)
+            .unwrap()
+            .load(|_, _, extent| extents += usize::from(!extent.present.is_empty()))
+            .unwrap();
+        extents
+    }
+}
+
+#[test]
+fn a_flush_finds_nothing_pending_when_it_is_answered() {
+    let world = World::new();
+    for round in 0..20 {
+        (0..10).for_each(|i| world.write(round * 10 + i));
+        world.sync();
+        assert!(world.flush(u64::from(round)));
+        assert!(!world.vhd.has_pending_changes());
+    }
+    assert!(world.store.status().stamp.commit >= 20);
+    assert_eq!(world.stop(), 200);
+}
+
+#[test]
+fn what_is_not_synced_stays_pending_until_it_is_and_needs_no_flush() {
+    let world = World::new();
+    world.write(1);
+    assert!(world.flush(1));
+    assert!(world.vhd.has_pending_changes());
+    world.sync();
+    let deadline = clock::now().after(Duration::from_secs(20));
+    while world.vhd.has_pending_changes() && clock::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(!world.vhd.has_pending_changes());
+    assert_eq!(world.stop(), 1);
+}
+
+#[test]
+fn slots_and_edits_are_reported_and_a_dump_shows_them() {
+    let world = World::new();
+    let freed = ReplicaSet::single(DiskId(0), SlotIndex(5));
+    world.hand_over(5, 4, ChangeKind::Freed { freed });
+    world.store.commit_soon();
+    assert_eq!(world.report(), StoreReport::Freed { slots: vec![(DiskId(0), SlotIndex(5))] });
+    world.store.edit(EditId(3), vec![StoreEdit::PutVhd(samples::vhd(9))]);
+    assert_eq!(world.report(), StoreReport::EditDone { edit: EditId(3), result: Ok(()) });
+    assert!(world.store.dump().unwrap().contains("\"name\":\"vhd9\""));
+    world.stop();
+}
+
+#[test]
+fn a_store_that_failed_answers_no() {
+    let world = World::new();
+    world.write(1);
+    world.sync();
+    world.disk.inject(Fault::always(OpKind::Sync, FaultKind::Error(libc::EIO)));
+    assert!(!world.flush(1));
+    assert!(world.vhd.has_pending_changes() && world.store.status().failed);
+    assert!(world.state.is_failed(), "the store's sync failed: nobody may trust another");
+    assert!(world.store.dump().is_err());
+    world.store.edit(EditId(1), vec![]);
+    assert_eq!(world.report(), StoreReport::EditDone { edit: EditId(1), result: Err(EditFailed) });
+    world.disk.clear_faults();
+    assert_eq!(world.stop(), 0);
+}
