@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use lab::daemon::Pool;
 use lab::frontend::Frontend;
 use lab::load::{Load, Terms, connect};
-use lab::model::Random;
+use lab::model::{Model, Random};
 use lab::reference::ReferenceDisk;
 use lab::report::Report;
 use lab::tools::{RunDir, number_from_env};
@@ -41,6 +41,7 @@ fn main() -> ExitCode {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let seed = number_from_env("LAB_SEED", now);
     report.note(&format!("LAB_SEED={seed} LAB_ROUNDS={rounds}"));
+    report.check("the model notices what must not happen", model_notices);
     let Some(dir) = report.check("directories", RunDir::new) else { return report.finish() };
     if let Some(backend) = report.check("pool and disks", || start(&dir)) {
         let name = format!("{rounds} rounds of load, SIGKILL, restart and verification");
@@ -49,6 +50,39 @@ fn main() -> ExitCode {
         }
     }
     report.finish()
+}
+
+/// A model that accepts everything would prove nothing.
+fn model_notices() -> Result<()> {
+    let fresh = || {
+        let mut model = Model::new(1, 64);
+        let (first, old) = model.write(8, 8);
+        model.completed(first);
+        let cover = model.flush();
+        model.flushed(&cover);
+        let (_, new) = model.write(8, 8);
+        (model, old, new)
+    };
+    let (mut model, old, new) = fresh();
+    model.check_after_crash(8, &old).context("the flushed content")?;
+    let (mut model, ..) = fresh();
+    model.check_after_crash(8, &new).context("the newer content")?;
+    let mixed = [&old[..2048], &new[2048..]].concat();
+    fresh().0.check_after_crash(8, &mixed).context("a mixture by sectors")?;
+
+    let foreign = Model::new(2, 64).write(8, 8).1;
+    let torn = [&old[..700], &new[700..]].concat();
+    let never_written = { fresh().0.write(8, 8).1 };
+    for (bad, what) in [
+        (vec![0; 4096], "the loss of flushed data"),
+        (foreign, "another disk's data"),
+        (torn, "a torn sector"),
+        (never_written, "a write that was never submitted"),
+    ] {
+        ensure!(fresh().0.check_after_crash(8, &bad).is_err(), "{what} passes");
+    }
+    ensure!(fresh().0.check_after_crash(16, &old).is_err(), "data in the wrong place passes");
+    Ok(())
 }
 
 fn start(dir: &RunDir) -> Result<Backend> {
