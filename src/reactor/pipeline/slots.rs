@@ -180,6 +180,7 @@ pub(super) enum Purpose {
 
 /// All slabs of a pipeline.
 pub(super) struct Slots {
+    #[allow(clippy::vec_box, reason = "growth must not copy the large states of requests in flight")]
     requests: Vec<Box<RequestState>>,
     free_requests: Vec<u32>,
     reserved: usize,
