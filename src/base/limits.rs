@@ -80,9 +80,6 @@ pub const POP_BATCH: usize = 128;
 /// Messages that a reactor takes before it looks at its rings again.
 pub const MESSAGES_PER_TURN: usize = 256;
 
-/// Guest requests one reactor can have in flight.
-pub const REQUEST_SLOTS: usize = 1024;
-
 /// Operations one reactor may have in flight on one host disk, so that a slow disk cannot use up the reactor.
 pub const DISK_IN_FLIGHT_MAX: usize = 512;
 
@@ -150,7 +147,6 @@ const _: () = assert!(SEGMENTS_MAX + 2 <= IOVECS_MAX);
 const _: () = assert!(CHAIN_DESCRIPTORS_MAX >= SEGMENTS_MAX + 2);
 const _: () = assert!(REQUEST_LEN_MAX <= u32::MAX as u64);
 const _: () = assert!(RANGE_EXTENTS_MAX * EXTENT_SIZE_MAX / SECTOR_SIZE <= u32::MAX as u64);
-const _: () = assert!(REQUEST_SLOTS <= ENGINE_SLOTS);
 const _: () = assert!(VHD_SIZE_MAX / EXTENT_SIZE_MIN <= u32::MAX as u64 + 1);
 const _: () = assert!(SUBMISSION_ENTRIES as usize >= 2 * ENGINE_SLOTS);
 const _: () = assert!(ENGINE_SLOTS <= u16::MAX as usize && IOVECS_MAX <= u8::MAX as usize);
