@@ -1,0 +1,242 @@
+//! Guests: random requests to one VHD each, and the oracle that judges the answers.
+
+use std::sync::Arc;
+
+use spanblk::base::aligned::AlignedBuf;
+use spanblk::base::clock::Nanos;
+use spanblk::base::rng::Rng;
+use spanblk::engine::sim::SimEngine;
+use spanblk::reactor::pipeline::{Finished, Pipeline, Token};
+use spanblk::shared::VhdState;
+use spanblk::virtio::request::{Range, Request, RequestKind, Segment, Status};
+
+use super::oracle::{Content, History, SECTOR, StepId, identify, stamp};
+use super::post::Post;
+
+/// What is in flight.
+struct Flight {
+    token: Token,
+    kind: Kind,
+    begun: usize,
+    first: u64,
+    memory: AlignedBuf,
+    steps: Vec<(u64, StepId)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Write,
+    Clear,
+    Flush,
+}
+
+/// One guest.
+pub struct Guest {
+    pub state: Arc<VhdState>,
+    pub history: History,
+    /// Cache mode of its driver. The mutated device takes it for writeback whatever it is.
+    pub writethrough: bool,
+    ignore_writethrough: bool,
+    /// Stops asking when its VHD is to be deleted.
+    pub leaving: bool,
+    flights: Vec<Flight>,
+    next_write: u64,
+}
+
+type TestPipeline = Pipeline<SimEngine, Post>;
+
+impl Guest {
+    pub fn new(state: Arc<VhdState>, writethrough: bool, ignore_writethrough: bool) -> Guest {
+        Guest {
+            state,
+            history: History::default(),
+            writethrough,
+            ignore_writethrough,
+            leaving: false,
+            flights: Vec::new(),
+            next_write: 1,
+        }
+    }
+
+    fn id(&self) -> u32 {
+        self.state.id().0
+    }
+
+    /// The most requests it has in flight.
+    const DEPTH: usize = 6;
+
+    pub fn is_quiet(&self) -> bool {
+        self.flights.is_empty()
+    }
+
+    /// Begins a random request.
+    pub fn begin(&mut self, pipeline: &mut TestPipeline, token: Token, rng: &mut Rng, at: usize) {
+        if self.leaving || self.flights.len() >= Guest::DEPTH {
+            return;
+        }
+        let sectors = self.choose(rng);
+        match rng.below(10) {
+            0..5 => self.write(pipeline, token, sectors, at),
+            5..7 => self.read(pipeline, token, sectors, at),
+            7 => self.clear(pipeline, token, sectors, rng, at),
+            8 => self.discard_extent(pipeline, token, rng, at),
+            _ => self.flush(pipeline, token, at),
+        }
+    }
+
+    /// Mostly a few sectors around a few hot places, so that blocks are written again and again.
+    fn choose(&self, rng: &mut Rng) -> std::ops::Range<u64> {
+        let total = self.state.settings.size / SECTOR as u64;
+        let per_block = self.state.settings.geometry.block_size() / SECTOR as u64;
+        let start = rng.below(total / per_block) * per_block / 4 * 4 + rng.below(6);
+        let len = match rng.below(12) {
+            0 => per_block * 2,
+            1 => per_block + 3,
+            _ => 1 + rng.below(5),
+        };
+        let start = if rng.chance(1, 2) { start % (per_block * 4) } else { start };
+        start.min(total - 1)..(start + len).min(total)
+    }
+
+    fn write(&mut self, pipeline: &mut TestPipeline, token: Token, sectors: std::ops::Range<u64>, at: usize) {
+        if sectors.is_empty() || sectors.clone().any(|sector| self.history.is_busy(sector)) {
+            return;
+        }
+        let number = self.next_write;
+        self.next_write += 1;
+        let mut memory = buffer(&sectors);
+        let mut steps = Vec::new();
+        for (sector, bytes) in sectors.clone().zip(memory.chunks_exact_mut(SECTOR)) {
+            bytes.copy_from_slice(&stamp(self.state.id().0, sector, number));
+            steps.push((sector, self.history.begin(sector, Content::Stamp(number), at, self.writethrough)));
+        }
+        let kind = RequestKind::Write { offset: sectors.start * SECTOR as u64, len: memory.len() as u64 };
+        self.start(pipeline, token, kind, Some(&memory), None);
+        self.flights.push(Flight { token, kind: Kind::Write, begun: at, first: sectors.start, memory, steps });
+    }
+
+    fn read(&mut self, pipeline: &mut TestPipeline, token: Token, sectors: std::ops::Range<u64>, at: usize) {
+        if sectors.is_empty() {
+            return;
+        }
+        let memory = buffer(&sectors);
+        let kind = RequestKind::Read { offset: sectors.start * SECTOR as u64, len: memory.len() as u64 };
+        self.start(pipeline, token, kind, Some(&memory), None);
+        self.flights.push(Flight { token, kind: Kind::Read, begun: at, first: sectors.start, memory, steps: Vec::new() });
+    }
+
+    fn clear(
+        &mut self,
+        pipeline: &mut TestPipeline,
+        token: Token,
+        sectors: std::ops::Range<u64>,
+        rng: &mut Rng,
+        at: usize,
+    ) {
+        let per_block = self.state.settings.geometry.block_size() / SECTOR as u64;
+        let is_discard = rng.chance(1, 2);
+        // A discard may leave parts of blocks alone, so it is given whole ones.
+        let sectors = if is_discard {
+            sectors.start / per_block * per_block..sectors.end.next_multiple_of(per_block)
+        } else {
+            sectors
+        };
+        let kind = if is_discard { RequestKind::Discard } else { RequestKind::WriteZeroes };
+        self.clear_range(pipeline, token, sectors, kind, at, false);
+    }
+
+    /// Drops a whole extent, whatever else is in flight on it: either may come first.
+    fn discard_extent(&mut self, pipeline: &mut TestPipeline, token: Token, rng: &mut Rng, at: usize) {
+        let geometry = self.state.settings.geometry;
+        let extents = self.state.settings.size / geometry.extent_size();
+        let per_extent = geometry.extent_size() / SECTOR as u64;
+        let first = rng.below(extents) * per_extent;
+        self.clear_range(pipeline, token, first..first + per_extent, RequestKind::Discard, at, true);
+    }
+
+    fn clear_range(
+        &mut self,
+        pipeline: &mut TestPipeline,
+        token: Token,
+        sectors: std::ops::Range<u64>,
+        kind: RequestKind,
+        at: usize,
+        may_overlap: bool,
+    ) {
+        if sectors.is_empty() || !may_overlap && sectors.clone().any(|sector| self.history.is_busy(sector)) {
+            return;
+        }
+        let touched: Vec<u64> = sectors.clone().collect();
+        let begin = |&sector: &u64| (sector, self.history.begin(sector, Content::Zeros, at, self.writethrough));
+        let steps = touched.iter().map(begin).collect();
+        let range = Range {
+            offset: sectors.start * SECTOR as u64,
+            len: (sectors.end - sectors.start) * SECTOR as u64,
+            unmap: true,
+        };
+        self.start(pipeline, token, kind, None, Some(range));
+        let memory = AlignedBuf::zeroed(1);
+        self.flights.push(Flight { token, kind: Kind::Clear, begun: at, first: sectors.start, memory, steps });
+    }
+
+    fn flush(&mut self, pipeline: &mut TestPipeline, token: Token, at: usize) {
+        self.start(pipeline, token, RequestKind::Flush, None, None);
+        let memory = AlignedBuf::zeroed(1);
+        self.flights.push(Flight { token, kind: Kind::Flush, begun: at, first: 0, memory, steps: Vec::new() });
+    }
+
+    fn start(
+        &mut self,
+        pipeline: &mut TestPipeline,
+        token: Token,
+        kind: RequestKind,
+        memory: Option<&AlignedBuf>,
+        range: Option<Range>,
+    ) {
+        let slot = pipeline.prepare().expect("slots for the depth of all guests are reserved");
+        let request: &mut Request = pipeline.request_mut(slot);
+        request.reset(kind);
+        if let Some(memory) = memory {
+            let len = u32::try_from(memory.len()).expect("a small request");
+            assert!(request.push_segment(Segment { ptr: memory.as_ptr(), len }));
+        }
+        if let Some(range) = range {
+            assert!(request.push_range(range));
+        }
+        let writethrough = self.writethrough && !self.ignore_writethrough;
+        pipeline.start(slot, &self.state, writethrough, token, Nanos(0));
+    }
+
+    /// Takes the answer to one of its requests. False if it is somebody else's.
+    pub fn finish(&mut self, finished: &Finished, at: usize) -> Result<bool, String> {
+        let Some(index) = self.flights.iter().position(|f| f.token == finished.token) else { return Ok(false) };
+        let flight = self.flights.swap_remove(index);
+        if finished.status != Status::Ok {
+            // Only for want of room, or because the VHD is being deleted.
+            flight.steps.iter().for_each(|&(sector, step)| self.history.failed(sector, step));
+            if flight.kind == Kind::Write || self.leaving {
+                return Ok(true);
+            }
+            return Err(format!("{:?} of VHD {} failed", flight.kind, self.id()));
+        }
+        match flight.kind {
+            Kind::Read => {
+                for (sector, bytes) in (flight.first..).zip(flight.memory.chunks_exact(SECTOR)) {
+                    let found = identify(self.id(), sector, bytes)?;
+                    self.history.check_read(sector, found, flight.begun)?;
+                }
+            }
+            Kind::Write | Kind::Clear => {
+                flight.steps.iter().for_each(|&(sector, step)| self.history.done(sector, step, at));
+            }
+            Kind::Flush => self.history.flushed(flight.begun, at),
+        }
+        Ok(true)
+    }
+}
+
+fn buffer(sectors: &std::ops::Range<u64>) -> AlignedBuf {
+    let count = usize::try_from(sectors.end - sectors.start).expect("a small request");
+    AlignedBuf::zeroed(count * SECTOR)
+}

@@ -1,0 +1,126 @@
+//! Queues between the parts of the daemon, delivered one message at a time by the scheduler.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use spanblk::base::ids::{DiskId, ReactorId, VhdId};
+use spanblk::owner::command::{CommandError, CommandId, Reply};
+use spanblk::owner::outbox::{Event, OwnerOutbox, SlotRun};
+use spanblk::placement::record::VhdRecord;
+use spanblk::reactor::messages::{Outbox, OwnerRequest, ReactorMessage};
+use spanblk::shared::VhdState;
+use spanblk::store::change::{Change, ChangeKind, CommitRequest};
+use spanblk::store::edit::{EditId, StoreEdit};
+
+use super::Mutation;
+
+pub enum ToCommitter {
+    Change(Change),
+    Request(CommitRequest),
+    Edit(EditId, Vec<StoreEdit>),
+    Open(Arc<VhdState>),
+    Commit,
+}
+
+#[derive(Default)]
+pub struct Queues {
+    pub owner: VecDeque<OwnerRequest>,
+    pub committer: VecDeque<ToCommitter>,
+    pub reactors: Vec<VecDeque<ReactorMessage>>,
+    pub punches: VecDeque<(DiskId, SlotRun)>,
+    pub replies: VecDeque<(CommandId, Result<Reply, CommandError>)>,
+    pub opened: Vec<Arc<VhdState>>,
+    pub closed: Vec<VhdId>,
+}
+
+/// Where everybody's messages go.
+#[derive(Clone)]
+pub struct Post {
+    pub queues: Rc<RefCell<Queues>>,
+    mutation: Option<Mutation>,
+}
+
+impl Post {
+    pub fn new(reactors: usize, mutation: Option<Mutation>) -> Post {
+        let reactors = (0..reactors).map(|_| VecDeque::new()).collect();
+        Post { queues: Rc::new(RefCell::new(Queues { reactors, ..Queues::default() })), mutation }
+    }
+
+    fn hand_over(&self, mut change: Change) {
+        match &mut change.kind {
+            ChangeKind::Written { needs, .. } if self.mutation == Some(Mutation::CommitUnsynced) => *needs = [None; 3],
+            ChangeKind::Cleared { .. } if self.mutation == Some(Mutation::LoseClears) => {
+                // Still counted, so that FLUSH does not notice.
+                change.kind = ChangeKind::Cleared { blocks: spanblk::base::units::BlockMask::NONE };
+            }
+            _ => {}
+        }
+        self.queues.borrow_mut().committer.push_back(ToCommitter::Change(change));
+    }
+}
+
+impl Outbox for Post {
+    fn to_owner(&mut self, message: OwnerRequest) {
+        self.queues.borrow_mut().owner.push_back(message);
+    }
+
+    fn change(&mut self, change: Change) {
+        self.hand_over(change);
+    }
+
+    fn commit(&mut self, request: CommitRequest) {
+        self.queues.borrow_mut().committer.push_back(ToCommitter::Request(request));
+    }
+
+    fn to_reactor(&mut self, reactor: ReactorId, message: ReactorMessage) {
+        self.queues.borrow_mut().reactors[usize::from(reactor.0)].push_back(message);
+    }
+}
+
+impl OwnerOutbox for Post {
+    fn to_reactor(&mut self, reactor: ReactorId, message: ReactorMessage) {
+        if let (ReactorMessage::Fence { fence, .. }, Some(Mutation::NoFence)) = (&message, self.mutation) {
+            let reached = OwnerRequest::FenceReached { reactor, fence: *fence };
+            self.queues.borrow_mut().owner.push_back(reached);
+            return;
+        }
+        self.queues.borrow_mut().reactors[usize::from(reactor.0)].push_back(message);
+    }
+
+    fn change(&mut self, change: Change) {
+        self.hand_over(change);
+    }
+
+    fn edit(&mut self, edit: EditId, rows: Vec<StoreEdit>) {
+        self.queues.borrow_mut().committer.push_back(ToCommitter::Edit(edit, rows));
+    }
+
+    fn commit(&mut self) {
+        self.queues.borrow_mut().committer.push_back(ToCommitter::Commit);
+    }
+
+    fn punch(&mut self, disk: DiskId, run: SlotRun) {
+        self.queues.borrow_mut().punches.push_back((disk, run));
+    }
+
+    fn open_vhd(&mut self, state: &Arc<VhdState>) {
+        self.queues.borrow_mut().committer.push_back(ToCommitter::Open(Arc::clone(state)));
+        self.queues.borrow_mut().opened.push(Arc::clone(state));
+    }
+
+    fn vhd_changed(&mut self, _record: &VhdRecord) {}
+
+    fn close_vhd(&mut self, vhd: VhdId) {
+        self.queues.borrow_mut().closed.push(vhd);
+    }
+
+    fn disk_added(&mut self, _disk: DiskId) {}
+
+    fn reply(&mut self, command: CommandId, result: Result<Reply, CommandError>) {
+        self.queues.borrow_mut().replies.push_back((command, result));
+    }
+
+    fn event(&mut self, _event: Event) {}
+}

@@ -1,0 +1,144 @@
+//! The store in the simulation: the committer and its members, called directly.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use spanblk::base::ids::{DiskId, ReactorId, VhdId};
+use spanblk::base::units::ExtentIndex;
+use spanblk::disk::sim::SimDisk;
+use spanblk::owner::vhd_state;
+use spanblk::placement::check::{Checker, TableExtent};
+use spanblk::placement::record::{PoolRecord, VhdRecord};
+use spanblk::placement::view::VhdMap;
+use spanblk::reactor::messages::ReactorMessage;
+use spanblk::shared::disk::SyncPoint;
+use spanblk::shared::{DiskState, VhdState};
+use spanblk::store::committer::Committer;
+use spanblk::store::edit::StoreReport;
+use spanblk::store::member::Tuning;
+use spanblk::store::mirror::Direct;
+use spanblk::store::open::{MemberPlace, OpenOptions, create, open};
+use spanblk::store::region::RegionPlace;
+
+use super::post::ToCommitter;
+use super::world::{METADATA_LEN, geometry};
+
+const METADATA_OFFSET: u64 = 1 << 20;
+
+fn places(disks: &[SimDisk]) -> Vec<MemberPlace<SimDisk>> {
+    let place = |(i, disk): (usize, &SimDisk)| MemberPlace {
+        id: DiskId(u8::try_from(i).expect("few disks")),
+        name: format!("d{i}"),
+        disk: Arc::new(disk.clone()),
+        place: RegionPlace { offset: METADATA_OFFSET, len: METADATA_LEN },
+    };
+    disks.iter().enumerate().map(place).collect()
+}
+
+/// What a commit brought about.
+pub struct Outcome {
+    pub answers: Vec<(ReactorId, ReactorMessage)>,
+    pub reports: Vec<StoreReport>,
+}
+
+/// Committer and members.
+pub struct Store {
+    committer: Committer,
+    members: Direct<SimDisk>,
+    vhds: HashMap<VhdId, Arc<VhdState>>,
+    soon: bool,
+}
+
+impl Store {
+    pub fn create(disks: &[SimDisk], pool: &PoolRecord) -> Store {
+        let store = create(places(disks), pool, 7).expect("empty disks take a store");
+        let (stamp, total) = (store.state().stamp, store.total());
+        Store {
+            committer: Committer::new(stamp, METADATA_LEN),
+            members: Direct::new(store.into_members(), total),
+            vhds: HashMap::new(),
+            soon: false,
+        }
+    }
+
+    pub fn take(&mut self, message: ToCommitter, disks: &[Arc<DiskState>]) {
+        match message {
+            ToCommitter::Change(change) => self.committer.change(change),
+            ToCommitter::Request(request) => self.committer.request(request),
+            ToCommitter::Edit(id, rows) => self.committer.edit(id, rows, |point| is_synced(disks, point)),
+            ToCommitter::Open(state) => {
+                self.vhds.insert(state.id(), state);
+            }
+            ToCommitter::Commit => self.soon = true,
+        }
+    }
+
+    pub fn wants_commit(&self) -> bool {
+        self.soon || self.committer.is_urgent()
+    }
+
+    pub fn commit(&mut self, disks: &[Arc<DiskState>]) -> Outcome {
+        self.soon = false;
+        let outcome = self.committer.commit(&mut self.members, |point| is_synced(disks, point));
+        assert!(!outcome.failed && outcome.dropped.is_empty(), "simulated disks do not fail here: {outcome:?}");
+        for (vhd, count) in outcome.counts {
+            self.vhds[&vhd].changes_committed(count);
+        }
+        let committed = |(request, ok): (spanblk::store::change::CommitRequest, bool)| {
+            (request.reactor, ReactorMessage::Committed { ticket: request.ticket, ok })
+        };
+        let answers = outcome.requests.into_iter().map(committed).collect();
+        let mut reports: Vec<StoreReport> =
+            outcome.edits.into_iter().map(|(edit, result)| StoreReport::EditDone { edit, result }).collect();
+        if !outcome.freed.is_empty() {
+            reports.push(StoreReport::Freed { slots: outcome.freed });
+        }
+        Outcome { answers, reports }
+    }
+}
+
+fn is_synced(disks: &[Arc<DiskState>], point: SyncPoint) -> bool {
+    disks[point.disk.index()].is_synced(point.number)
+}
+
+/// What is found on the disks after a power cut.
+pub struct Recovered {
+    pool: PoolRecord,
+    pub vhds: Vec<(VhdRecord, VhdMap)>,
+    table: Vec<TableExtent>,
+}
+
+impl Recovered {
+    /// Proves the table consistent.
+    pub fn check(&self) -> Result<(), String> {
+        let records = self.vhds.iter().map(|(record, _)| record);
+        let report = Checker::check(&self.pool, records, || self.table.iter().cloned());
+        if report.is_consistent() { Ok(()) } else { Err(format!("inconsistent: {:?}", report.violations)) }
+    }
+}
+
+/// Opens the store as the daemon does at start.
+pub fn recover(images: &[SimDisk], members: usize) -> Result<Recovered, String> {
+    let options = OpenOptions {
+        pool: uuid::Uuid::from_u128(99),
+        total: members,
+        accept_stale: false,
+        tuning: Tuning::default(),
+    };
+    let store = open(places(&images[..members]), &options).map_err(|error| error.to_string())?;
+    let map = |record: &VhdRecord| (record.clone(), vhd_state(record, geometry(), 1).map);
+    let vhds: Vec<_> = store.vhds.iter().map(map).collect();
+    let mut table = Vec::new();
+    store
+        .load(|key, place, row| {
+            let number = u32::try_from(place).expect("64 extents in a row");
+            let extent = ExtentIndex(key.page * 64 + number);
+            let found = vhds.iter().find(|(record, _)| record.id == key.vhd);
+            if let Some((_, map)) = found.filter(|(_, map)| extent.0 < map.extents()) {
+                map.restore(extent, row.replicas, row.present, row.generation);
+            }
+            table.push(TableExtent { vhd: key.vhd, extent, replicas: row.replicas, present: row.present });
+        })
+        .map_err(|error| error.to_string())?;
+    Ok(Recovered { pool: store.pool.clone(), vhds, table })
+}

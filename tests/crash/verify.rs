@@ -1,0 +1,80 @@
+//! What must be true after a power cut.
+
+use spanblk::base::units::{BLOCKS_PER_EXTENT, BlockMask, ExtentIndex};
+use spanblk::disk::BlockDev;
+use spanblk::disk::sim::SimDisk;
+use spanblk::placement::record::VhdRecord;
+use spanblk::placement::view::VhdMap;
+
+use super::oracle::{SECTOR, identify};
+use super::store::{Recovered, recover};
+use super::world::{DATA_OFFSET, EXTENT, World, geometry, position};
+
+/// Opens the pool on `images`, the disks after a power cut before step `cut`, and checks every promise.
+pub fn check_cut(world: &World, images: &[SimDisk], cut: usize) -> Result<(), String> {
+    let recovered = recover(images, world.scenario.members).map_err(|error| format!("cannot be opened: {error}"))?;
+    recovered.check()?;
+    // Everything that was told while the trace had `cut` steps.
+    let until = position(cut + 1, 0);
+    check_vhds(world, &recovered, until)?;
+    for (record, map) in &recovered.vhds {
+        check_content(world, record, map, images, until)?;
+    }
+    Ok(())
+}
+
+fn check_vhds(world: &World, recovered: &Recovered, until: usize) -> Result<(), String> {
+    for (number, told) in &world.told {
+        let found = recovered.vhds.iter().find(|(record, _)| record.id.0 == *number);
+        let must_exist = told.created_at < until && told.delete_begun.is_none_or(|at| at >= until);
+        match found {
+            None if must_exist => return Err(format!("VHD {number} is gone")),
+            Some((record, _)) if *record != told.record => return Err(format!("VHD {number} changed: {record:?}")),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_content(
+    world: &World,
+    record: &VhdRecord,
+    map: &VhdMap,
+    images: &[SimDisk],
+    until: usize,
+) -> Result<(), String> {
+    let Some(history) = world.histories.get(&record.id.0) else { return Ok(()) };
+    let deleting = world.told.get(&record.id.0).and_then(|told| told.delete_begun).is_some_and(|at| at < until);
+    if deleting {
+        // Its guest was not told anything any more; its room may be gone already.
+        return Ok(());
+    }
+    let per_extent = EXTENT / SECTOR as u64;
+    for extent in (0..map.extents()).map(ExtentIndex) {
+        let seen = map.lookup(extent);
+        let first = u64::from(extent.0) * per_extent;
+        let content = read_extent(images, &seen.replicas, seen.present)?;
+        for (sector, bytes) in (first..).zip(content.chunks_exact(SECTOR)) {
+            let found = identify(record.id.0, sector, bytes)?;
+            history.check_cut(sector, found, until - 1)?;
+        }
+    }
+    Ok(())
+}
+
+fn read_extent(
+    images: &[SimDisk],
+    replicas: &spanblk::placement::ReplicaSet,
+    present: BlockMask,
+) -> Result<Vec<u8>, String> {
+    let mut content = vec![0; usize::try_from(EXTENT).expect("small")];
+    let Some(replica) = replicas.iter().next() else { return Ok(content) };
+    let block = usize::try_from(geometry().block_size()).expect("small");
+    let base = DATA_OFFSET + u64::from(replica.slot.0) * EXTENT;
+    for i in (0..BLOCKS_PER_EXTENT).filter(|&i| present.has(i)) {
+        let at = i as usize * block;
+        let device: &dyn BlockDev = &images[replica.disk.index()];
+        device.read_at(base + at as u64, &mut content[at..at + block]).map_err(|error| error.to_string())?;
+    }
+    Ok(content)
+}

@@ -1,0 +1,431 @@
+//! The whole daemon below the rings in one thread: pipelines, owner, committer and store on simulated disks, with a seeded
+//! scheduler that chooses what happens next.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use spanblk::base::clock::Nanos;
+use spanblk::base::ids::{DiskId, ReactorId};
+use spanblk::base::rng::Rng;
+use spanblk::base::units::Geometry;
+use spanblk::disk::sim::{Fault, FaultKind, OpKind, SimDisk, SimTrace};
+use spanblk::engine::sim::SimEngine;
+use spanblk::owner::command::{Command, CommandError, CommandId, CreateVhd, LayoutRequest, Reply};
+use spanblk::owner::{Owner, vhd_state};
+use spanblk::placement::record::{Accept, DiskRecord, PoolRecord, VhdRecord, WhenFull};
+use spanblk::reactor::messages::ReactorMessage;
+use spanblk::reactor::pipeline::{Pipeline, PipelineMessage, Token};
+use spanblk::shared::{DiskState, VhdState};
+
+use super::Mutation;
+use super::guest::Guest;
+use super::oracle::History;
+use super::post::{Post, ToCommitter};
+use super::store::Store;
+
+pub const EXTENT: u64 = 256 << 10;
+pub const METADATA_LEN: u64 = 8 << 20;
+pub const DATA_OFFSET: u64 = 16 << 20;
+const SLOTS: u32 = 5;
+pub const DISK_LEN: u64 = DATA_OFFSET + SLOTS as u64 * EXTENT;
+const VHD_EXTENTS: u64 = 4;
+
+/// What to simulate.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    pub seed: u64,
+    pub disks: u8,
+    /// How many of the disks carry the store.
+    pub members: usize,
+    pub reactors: u16,
+    pub steps: usize,
+    pub mutation: Option<Mutation>,
+}
+
+/// An existing VHD as the outside world was told of it.
+pub struct Told {
+    pub record: VhdRecord,
+    pub created_at: usize,
+    /// When deleting it was asked for, and told done.
+    pub delete_begun: Option<usize>,
+}
+
+pub struct World {
+    pub trace: SimTrace,
+    pub disks: Vec<SimDisk>,
+    pub scenario: Scenario,
+    rng: Rng,
+    pipelines: Vec<Pipeline<SimEngine, Post>>,
+    owner: Owner,
+    store: Store,
+    states: Vec<Arc<DiskState>>,
+    post: Post,
+    guests: Vec<Guest>,
+    /// What is known of every VHD there ever was.
+    pub told: BTreeMap<u32, Told>,
+    pub histories: BTreeMap<u32, History>,
+    creating: BTreeMap<CommandId, ()>,
+    deleting: BTreeMap<CommandId, u32>,
+    next: u64,
+    events: usize,
+    now: Nanos,
+    pub reused_slots: usize,
+}
+
+pub fn geometry() -> Geometry {
+    Geometry::new(EXTENT).expect("a legal extent size")
+}
+
+pub fn disk_states(disks: u8) -> Vec<Arc<DiskState>> {
+    let state = |i: u8| Arc::new(DiskState::new(DiskId(i), format!("d{i}"), DATA_OFFSET, SLOTS, 512, 512));
+    (0..disks).map(state).collect()
+}
+
+fn pool_record(disks: u8) -> PoolRecord {
+    let disk = |i: u8| DiskRecord {
+        id: DiskId(i),
+        uuid: uuid::Uuid::from_u128(u128::from(i) + 1),
+        name: format!("d{i}"),
+        slots: SLOTS,
+        data_offset: DATA_OFFSET,
+        accept: Accept::Any,
+        failure_domain: format!("f{i}"),
+    };
+    PoolRecord::new(uuid::Uuid::from_u128(99), EXTENT, (0..disks).map(disk).collect())
+}
+
+impl World {
+    pub fn new(scenario: Scenario) -> World {
+        let trace = SimTrace::new();
+        let disks: Vec<SimDisk> = (0..scenario.disks).map(|_| trace.add_disk(DISK_LEN, 512)).collect();
+        let pool = pool_record(scenario.disks);
+        let store = Store::create(&disks[..scenario.members], &pool);
+        let states = disk_states(scenario.disks);
+        let post = Post::new(usize::from(scenario.reactors), scenario.mutation);
+        let pipelines = (0..scenario.reactors).map(|i| pipeline(ReactorId(i), &disks, &states, &post)).collect();
+        let owner = Owner::new(pool, states.clone(), Vec::new(), scenario.reactors).expect("an empty pool");
+        trace.restart();
+        let mut world = World {
+            trace,
+            disks,
+            scenario,
+            rng: Rng::new(scenario.seed),
+            pipelines,
+            owner,
+            store,
+            states,
+            post,
+            guests: Vec::new(),
+            told: BTreeMap::new(),
+            histories: BTreeMap::new(),
+            creating: BTreeMap::new(),
+            deleting: BTreeMap::new(),
+            next: 1,
+            events: 0,
+            now: Nanos(0),
+            reused_slots: 0,
+        };
+        let mut post = world.post.clone();
+        world.owner.start(&mut post);
+        let lying = match scenario.mutation {
+            Some(Mutation::LyingDataSync) => &world.disks[scenario.members..],
+            Some(Mutation::LyingStoreSync) => &world.disks[..scenario.members],
+            _ => &[],
+        };
+        lying.iter().for_each(|disk| disk.inject(Fault::always(OpKind::Sync, FaultKind::Lie)));
+        world
+    }
+
+    /// A position in time for the oracle: later than everything before, and in step with the trace.
+    fn tick(&mut self) -> usize {
+        self.events += 1;
+        position(self.trace.len(), self.events)
+    }
+
+    /// Runs the scenario. An error is a broken promise that showed without a power cut.
+    pub fn run(&mut self) -> Result<(), String> {
+        self.create();
+        for _ in 0..self.scenario.steps {
+            match self.rng.below(40) {
+                0 => self.create(),
+                1 if self.guests.len() > 1 && self.rng.chance(1, 3) => self.delete(),
+                2..14 => self.ask(),
+                _ => {
+                    self.step()?;
+                }
+            }
+            self.reap()?;
+        }
+        while self.step()? {
+            self.reap()?;
+        }
+        self.reap()?;
+        let stuck: Vec<_> = self.pipelines.iter().filter(|p| !p.is_idle()).collect();
+        // Writes may wait for room; nothing else may wait for ever.
+        self.now = Nanos(u64::MAX / 2);
+        if !stuck.is_empty() {
+            self.settle()?;
+        }
+        for guest in self.guests.drain(..) {
+            self.histories.insert(guest.state.id().0, guest.history);
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<(), String> {
+        loop {
+            let mut post = self.post.clone();
+            self.owner.tick(self.now, &mut post);
+            let mut moved = false;
+            while self.step()? {
+                self.reap()?;
+                moved = true;
+            }
+            self.reap()?;
+            if self.pipelines.iter().all(Pipeline::is_idle) {
+                return Ok(());
+            }
+            if !moved {
+                return Err("a request is stuck".to_owned());
+            }
+        }
+    }
+
+    fn ask(&mut self) {
+        if self.guests.is_empty() {
+            return;
+        }
+        let at = self.tick();
+        let guest = self.rng.index(self.guests.len());
+        let reactor = self.rng.index(self.pipelines.len());
+        let token = Token(self.next);
+        self.next += 1;
+        self.guests[guest].begin(&mut self.pipelines[reactor], token, &mut self.rng, at);
+    }
+
+    fn create(&mut self) {
+        if self.guests.len() + self.creating.len() >= 3 {
+            return;
+        }
+        let id = CommandId(self.next);
+        self.next += 1;
+        let layout = match self.rng.below(3) {
+            0 => LayoutRequest::Isolated { disk: None },
+            _ => LayoutRequest::Spanned { disks: None, width: None },
+        };
+        let create = CreateVhd {
+            name: format!("vhd{}", id.0),
+            uuid: uuid::Uuid::from_u128(u128::from(id.0)),
+            created: 0,
+            size: VHD_EXTENTS * EXTENT,
+            layout,
+            thick: self.rng.chance(1, 8),
+            read_only: false,
+            block_size: 512,
+            queues: 1,
+            vm: None,
+            socket_owner: None,
+            socket_mode: 0o600,
+            when_full: if self.rng.chance(1, 2) { WhenFull::Error } else { WhenFull::Queue { secs: 5 } },
+        };
+        self.creating.insert(id, ());
+        let mut post = self.post.clone();
+        self.owner.handle_command(id, Command::CreateVhd(Box::new(create)), &mut post);
+    }
+
+    fn delete(&mut self) {
+        let at = self.tick();
+        let index = self.rng.index(self.guests.len());
+        let guest = &mut self.guests[index];
+        if std::mem::replace(&mut guest.leaving, true) {
+            return;
+        }
+        let number = guest.state.id().0;
+        let told = self.told.get_mut(&number).expect("a guest has a VHD");
+        told.delete_begun = Some(at);
+        let id = CommandId(self.next);
+        self.next += 1;
+        self.deleting.insert(id, number);
+        let command = Command::DeleteVhd { vhd: told.record.name.clone(), force: true };
+        let mut post = self.post.clone();
+        self.owner.handle_command(id, command, &mut post);
+    }
+
+    /// Delivers answers to commands and to requests.
+    fn reap(&mut self) -> Result<(), String> {
+        loop {
+            let reply = self.post.queues.borrow_mut().replies.pop_front();
+            let Some((id, result)) = reply else { break };
+            self.replied(id, result)?;
+        }
+        for index in 0..self.pipelines.len() {
+            while let Some(finished) = self.pipelines[index].next_finished() {
+                let at = self.tick();
+                let mut known = false;
+                for guest in &mut self.guests {
+                    known |= guest.finish(&finished, at)?;
+                }
+                assert!(known, "an answer to a request that nobody made");
+            }
+        }
+        let gone = |guest: &Guest| guest.leaving && guest.is_quiet();
+        while let Some(index) = self.guests.iter().position(gone) {
+            let guest = self.guests.swap_remove(index);
+            self.histories.insert(guest.state.id().0, guest.history);
+        }
+        Ok(())
+    }
+
+    fn replied(&mut self, id: CommandId, result: Result<Reply, CommandError>) -> Result<(), String> {
+        let at = self.tick();
+        if self.creating.remove(&id).is_some() {
+            // Refused for want of room: thick VHDs are.
+            let Ok(Reply::Vhd { vhd, .. }) = result else { return Ok(()) };
+            let number = vhd.record.id.0;
+            let state = self.state_of(number).ok_or("a VHD was created without a state")?;
+            let ignored = self.scenario.mutation == Some(Mutation::IgnoreWritethrough);
+            let writethrough = self.rng.chance(1, 3);
+            self.guests.push(Guest::new(state, writethrough, ignored));
+            self.told.insert(number, Told { record: vhd.record.clone(), created_at: at, delete_begun: None });
+        } else if let Some(number) = self.deleting.remove(&id) {
+            result.map_err(|error| format!("VHD {number} could not be deleted: {error}"))?;
+        }
+        Ok(())
+    }
+
+    fn state_of(&self, number: u32) -> Option<Arc<VhdState>> {
+        self.post.queues.borrow().opened.iter().find(|state| state.id().0 == number).cloned()
+    }
+
+    /// Lets one thing happen. False if nothing can.
+    fn step(&mut self) -> Result<bool, String> {
+        let sources = 4 + 2 * self.pipelines.len();
+        let first = self.rng.index(sources);
+        for i in 0..sources {
+            if self.step_of((first + i) % sources)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn step_of(&mut self, source: usize) -> Result<bool, String> {
+        match source {
+            0 => Ok(self.step_owner()),
+            1 => Ok(self.step_committer()),
+            2 => Ok(self.step_commit()),
+            3 => Ok(self.step_punch()),
+            _ if (source - 4) % 2 == 0 => Ok(self.step_message((source - 4) / 2)),
+            _ => Ok(self.step_engine((source - 4) / 2)),
+        }
+    }
+
+    fn step_owner(&mut self) -> bool {
+        let message = self.post.queues.borrow_mut().owner.pop_front();
+        let Some(message) = message else { return false };
+        let mut post = self.post.clone();
+        self.owner.handle_reactor(message, self.now, &mut post);
+        true
+    }
+
+    /// The committer takes a message in.
+    fn step_committer(&mut self) -> bool {
+        let message = self.post.queues.borrow_mut().committer.pop_front();
+        let Some(message) = message else { return false };
+        if self.scenario.mutation == Some(Mutation::ReuseBeforeCommit) {
+            self.free_early(&message);
+        }
+        self.store.take(message, &self.states);
+        true
+    }
+
+    fn free_early(&mut self, message: &ToCommitter) {
+        let ToCommitter::Change(change) = message else { return };
+        let spanblk::store::change::ChangeKind::Freed { freed } = change.kind else { return };
+        let slots = freed.iter().map(|r| (r.disk, r.slot)).collect();
+        let mut post = self.post.clone();
+        self.owner.handle_store(spanblk::store::edit::StoreReport::Freed { slots }, &mut post);
+    }
+
+    /// The committer commits what it has.
+    fn step_commit(&mut self) -> bool {
+        let wanted = self.store.wants_commit();
+        if !wanted && !self.rng.chance(1, 20) {
+            return false;
+        }
+        let outcome = self.store.commit(&self.states);
+        let mut post = self.post.clone();
+        for (reactor, message) in outcome.answers {
+            self.post.queues.borrow_mut().reactors[usize::from(reactor.0)].push_back(message);
+        }
+        for report in outcome.reports {
+            let early = self.scenario.mutation == Some(Mutation::ReuseBeforeCommit);
+            if early && matches!(report, spanblk::store::edit::StoreReport::Freed { .. }) {
+                continue;
+            }
+            self.owner.handle_store(report, &mut post);
+        }
+        true
+    }
+
+    fn step_punch(&mut self) -> bool {
+        let punch = self.post.queues.borrow_mut().punches.pop_front();
+        let Some((disk, run)) = punch else { return false };
+        let offset = DATA_OFFSET + u64::from(run.first.0) * EXTENT;
+        let device: &dyn spanblk::disk::BlockDev = &self.disks[disk.index()];
+        device.punch(offset, u64::from(run.count) * EXTENT).expect("simulated disks punch");
+        self.reused_slots += run.count as usize;
+        let mut post = self.post.clone();
+        self.owner.handle_punched(disk, run, &mut post);
+        true
+    }
+
+    fn step_message(&mut self, reactor: usize) -> bool {
+        let message = self.post.queues.borrow_mut().reactors[reactor].pop_front();
+        let Some(message) = message else { return self.pipelines[reactor].poll(self.now) };
+        let message = match message {
+            ReactorMessage::Allocated { ticket, result } => PipelineMessage::Allocated { ticket, result },
+            ReactorMessage::Freed { ticket } => PipelineMessage::Freed { ticket },
+            ReactorMessage::Committed { ticket, ok } => PipelineMessage::Committed { ticket, ok },
+            ReactorMessage::ClaimReleased { vhd } => PipelineMessage::ClaimReleased { vhd },
+            ReactorMessage::Fence { fence, disk } => PipelineMessage::Fence { fence, disk },
+            ReactorMessage::AddDisk { .. } | ReactorMessage::Ring(_) | ReactorMessage::Shutdown => {
+                unreachable!("nobody sends these here")
+            }
+        };
+        self.pipelines[reactor].handle(message, self.now);
+        true
+    }
+
+    fn step_engine(&mut self, reactor: usize) -> bool {
+        let pipeline = &mut self.pipelines[reactor];
+        let moved = pipeline.engine.step(&mut self.rng);
+        pipeline.poll(self.now) || moved
+    }
+
+    pub fn vhd_state(&self, record: &VhdRecord) -> VhdState {
+        vhd_state(record, geometry(), self.scenario.reactors)
+    }
+}
+
+/// Everything told while the trace had `len` steps comes before its next step.
+pub fn position(len: usize, event: usize) -> usize {
+    assert!(event < 1 << 30);
+    len << 30 | event
+}
+
+fn pipeline(
+    id: ReactorId,
+    disks: &[SimDisk],
+    states: &[Arc<DiskState>],
+    post: &Post,
+) -> Pipeline<SimEngine, Post> {
+    let mut engine = SimEngine::new(32);
+    for (state, disk) in states.iter().zip(disks) {
+        engine.add_disk(state.id, disk.clone(), 512);
+    }
+    let mut pipeline = Pipeline::new(id, engine, post.clone());
+    states.iter().for_each(|state| pipeline.add_disk(Arc::clone(state)));
+    pipeline.reserve(64);
+    pipeline
+}
