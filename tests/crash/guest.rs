@@ -123,7 +123,14 @@ impl Guest {
         let memory = buffer(&sectors);
         let kind = RequestKind::Read { offset: sectors.start * SECTOR as u64, len: memory.len() as u64 };
         self.start(pipeline, token, kind, Some(&memory), None);
-        self.flights.push(Flight { token, kind: Kind::Read, begun: at, first: sectors.start, memory, steps: Vec::new() });
+        self.flights.push(Flight {
+            token,
+            kind: Kind::Read,
+            begun: at,
+            first: sectors.start,
+            memory,
+            steps: Vec::new(),
+        });
     }
 
     fn clear(

@@ -75,11 +75,6 @@ impl History {
         self.flushes.push(Flush { begun, done: at });
     }
 
-    /// Every sector that was ever touched.
-    pub fn sectors(&self) -> impl Iterator<Item = u64> + '_ {
-        self.sectors.keys().copied()
-    }
-
     /// Whether a request is in progress on the sector.
     pub fn is_busy(&self, sector: u64) -> bool {
         self.sectors.get(&sector).is_some_and(|steps| steps.iter().any(|s| !s.over))
@@ -125,7 +120,9 @@ fn check(
     if allowed.contains(&found) {
         return Ok(());
     }
-    Err(format!("{what}: sector {sector} has {found:?}; it must have one of {allowed:?} (until {until}, steps {steps:?})"))
+    Err(format!(
+        "{what}: sector {sector} has {found:?}; it must have one of {allowed:?} (until {until}, steps {steps:?})"
+    ))
 }
 
 /// The 512 bytes of write `number` in a sector of a VHD: any of them tells where it belongs.

@@ -119,12 +119,8 @@ impl Recovered {
 
 /// Opens the store as the daemon does at start.
 pub fn recover(images: &[SimDisk], members: usize) -> Result<Recovered, String> {
-    let options = OpenOptions {
-        pool: uuid::Uuid::from_u128(99),
-        total: members,
-        accept_stale: false,
-        tuning: Tuning::default(),
-    };
+    let options =
+        OpenOptions { pool: uuid::Uuid::from_u128(99), total: members, accept_stale: false, tuning: Tuning::default() };
     let store = open(places(&images[..members]), &options).map_err(|error| error.to_string())?;
     let map = |record: &VhdRecord| (record.clone(), vhd_state(record, geometry(), 1).map);
     let vhds: Vec<_> = store.vhds.iter().map(map).collect();

@@ -10,8 +10,8 @@ use spanblk::base::rng::Rng;
 use spanblk::base::units::Geometry;
 use spanblk::disk::sim::{Fault, FaultKind, OpKind, SimDisk, SimTrace};
 use spanblk::engine::sim::SimEngine;
+use spanblk::owner::Owner;
 use spanblk::owner::command::{Command, CommandError, CommandId, CreateVhd, LayoutRequest, Reply};
-use spanblk::owner::{Owner, vhd_state};
 use spanblk::placement::record::{Accept, DiskRecord, PoolRecord, VhdRecord, WhenFull};
 use spanblk::reactor::messages::ReactorMessage;
 use spanblk::reactor::pipeline::{Pipeline, PipelineMessage, Token};
@@ -402,10 +402,6 @@ impl World {
         let moved = pipeline.engine.step(&mut self.rng);
         pipeline.poll(self.now) || moved
     }
-
-    pub fn vhd_state(&self, record: &VhdRecord) -> VhdState {
-        vhd_state(record, geometry(), self.scenario.reactors)
-    }
 }
 
 /// Everything told while the trace had `len` steps comes before its next step.
@@ -414,12 +410,7 @@ pub fn position(len: usize, event: usize) -> usize {
     len << 30 | event
 }
 
-fn pipeline(
-    id: ReactorId,
-    disks: &[SimDisk],
-    states: &[Arc<DiskState>],
-    post: &Post,
-) -> Pipeline<SimEngine, Post> {
+fn pipeline(id: ReactorId, disks: &[SimDisk], states: &[Arc<DiskState>], post: &Post) -> Pipeline<SimEngine, Post> {
     let mut engine = SimEngine::new(32);
     for (state, disk) in states.iter().zip(disks) {
         engine.add_disk(state.id, disk.clone(), 512);
