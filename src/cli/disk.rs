@@ -5,9 +5,10 @@ use std::path::Path;
 use hyper::Method;
 
 use super::Session;
-use super::args::{DiskAddArgs, DiskCommand, DiskSetArgs, DiskWipeArgs};
+use super::args::{DiskAddArgs, DiskCommand, DiskSetArgs};
 use super::client::path_segment;
 use super::output::{Failure, Outcome, Table, facts, warn};
+use super::pool::format;
 use crate::control::wire::size::human_size;
 use crate::control::wire::{Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskResult, DiskUpdate, ErrorKind};
 
@@ -23,7 +24,7 @@ pub fn run(session: &Session, command: DiskCommand) -> Outcome {
             let info: DiskInfo = session.client()?.get(&format!("/disks/{}", path_segment(&disk)))?;
             session.output().show(&info, details)
         }
-        DiskCommand::Wipe(args) => wipe(session, &args),
+        DiskCommand::Wipe(args) => format::wipe_disk(session, &args.disk, args.yes),
         DiskCommand::Set(args) => set(session, args),
     }
 }
@@ -71,10 +72,6 @@ fn report(session: &Session, result: &DiskResult, what: &str) -> Outcome {
         result.warnings.iter().for_each(warn);
     }
     Ok(())
-}
-
-fn wipe(_session: &Session, _args: &DiskWipeArgs) -> Outcome {
-    Err(Failure::new(ErrorKind::Failed, "not built in"))
 }
 
 fn health_word(health: DiskHealth) -> &'static str {

@@ -1,5 +1,6 @@
 //! `spanblk pool`, `check` and `metadata`.
 
+pub mod format;
 mod offline;
 
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use crate::control::wire::{API_PREFIX, CheckReport, ErrorKind, MemberHealth, Poo
 /// Runs a command.
 pub fn run(session: &Session, command: PoolCommand) -> Outcome {
     match command {
-        PoolCommand::Create(args) => offline::create(session, &args),
+        PoolCommand::Create(args) => format::create(session, &args),
         PoolCommand::Show => {
             let pool: PoolInfo = session.client()?.get("/pool")?;
             session.output().show(&pool, describe)?;
@@ -24,7 +25,7 @@ pub fn run(session: &Session, command: PoolCommand) -> Outcome {
             }
             Ok(())
         }
-        PoolCommand::Destroy(args) => offline::destroy(session, &args),
+        PoolCommand::Destroy(args) => format::destroy(session, &args),
         PoolCommand::Upgrade { disks } => offline::upgrade(session, &disks),
     }
 }
@@ -62,8 +63,7 @@ fn describe(pool: &PoolInfo) -> String {
         for member in &store.members {
             let state = match member.health {
                 MemberHealth::InSync => "in sync",
-                MemberHealth::Syncing => "syncing",
-                MemberHealth::Failed => "failed",
+                MemberHealth::Failed => "FAILED",
             };
             members.row(vec![member.disk.clone(), state.to_owned(), human_size(member.region_bytes)]);
         }

@@ -7,8 +7,12 @@ use log::LevelFilter;
 use super::Session;
 use super::args::{CONTROL_DEFAULT, ServeArgs};
 use super::output::{Failure, Outcome};
+use crate::control::http::ListenError;
 use crate::control::serve::config::{Config, ConfigError, ConfigFile, Options};
+use crate::control::serve::{self, Ended, ServeError};
 use crate::control::wire::ErrorKind;
+use crate::disk::file::OpenError;
+use crate::disk::pool::FindError;
 
 /// Runs the daemon until it is told to stop.
 pub fn run(session: &Session, args: ServeArgs) -> Outcome {
@@ -24,8 +28,21 @@ pub fn run(session: &Session, args: ServeArgs) -> Outcome {
         accept_stale: args.accept_stale,
     };
     let config = Config::new(file, options, Path::new(CONTROL_DEFAULT)).map_err(refused)?;
-    let _ = config;
-    Err(Failure::new(ErrorKind::Failed, "not built in"))
+    match serve::run(config) {
+        Ok(Ended::Cleanly) => Ok(()),
+        Ok(Ended::Forced) => Err(Failure::new(ErrorKind::Failed, "stopped, but not cleanly: see the log")),
+        Err(error) => Err(not_started(error)),
+    }
+}
+
+fn not_started(error: ServeError) -> Failure {
+    let kind = match &error {
+        ServeError::Pool(FindError::Open(OpenError::Locked { .. } | OpenError::Busy { .. }))
+        | ServeError::Listen(ListenError::InUse(_)) => ErrorKind::Conflict,
+        ServeError::Pool(FindError::NoDisk(_)) => ErrorKind::NotFound,
+        _ => ErrorKind::Failed,
+    };
+    Failure::new(kind, format!("{:#}", anyhow::Error::from(error)))
 }
 
 fn refused(error: ConfigError) -> Failure {

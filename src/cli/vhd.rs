@@ -71,7 +71,16 @@ fn create(session: &Session, args: VhdCreateArgs) -> Outcome {
     session.output().show(&result, |r| {
         let socket = if r.changed { format!("socket: {}\n", r.vhd.socket) } else { String::new() };
         said(r, "created") + &socket
-    })
+    })?;
+    served(&result)
+}
+
+/// A VHD that no guest can attach is not what was asked for.
+fn served(result: &VhdResult) -> Outcome {
+    let Some(problem) = &result.vhd.socket_problem else { return Ok(()) };
+    let message = format!("VHD '{}' exists, but has no socket: {problem}", result.vhd.name);
+    Err(Failure::new(ErrorKind::Failed, message)
+        .hint("put that right (see 'spanblk vhd set --help') and repeat the command"))
 }
 
 fn set(session: &Session, args: VhdSetArgs) -> Outcome {
@@ -88,7 +97,8 @@ fn set(session: &Session, args: VhdSetArgs) -> Outcome {
     }
     let path = format!("/vhds/{}", path_segment(&args.vhd));
     let result: VhdResult = session.client()?.send(Method::PATCH, &path, &request)?;
-    session.output().show(&result, |r| said(r, "changed"))
+    session.output().show(&result, |r| said(r, "changed"))?;
+    served(&result)
 }
 
 fn said(result: &VhdResult, what: &str) -> String {
@@ -155,6 +165,7 @@ fn details(vhd: &VhdInfo) -> String {
         ("VM", vhd.vm.clone().unwrap_or_else(|| "-".to_owned())),
         ("When full", when_full),
         ("Socket", vhd.socket.clone()),
+        ("Socket problem", vhd.socket_problem.clone().unwrap_or_else(|| "none".to_owned())),
         ("Socket mode", vhd.socket_mode.clone()),
         ("Socket owner", vhd.socket_owner.clone().unwrap_or_else(|| "the daemon's user".to_owned())),
         ("Attached", attached),

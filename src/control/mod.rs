@@ -13,5 +13,24 @@ pub mod disk_worker;
 pub mod events;
 pub mod http;
 pub mod owner_link;
+pub mod owner_thread;
+mod reactors;
 pub mod serve;
+mod service;
 pub mod wire;
+
+/// An error with its causes, on one line.
+#[must_use]
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        // Some messages carry their cause already.
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

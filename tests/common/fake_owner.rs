@@ -219,6 +219,10 @@ impl Host for FakeHost {
         StoreInfo::default()
     }
 
+    fn socket_problem(&self, _vhd: VhdId) -> Option<String> {
+        None
+    }
+
     fn dump(&self) -> Result<String, ErrorInfo> {
         Ok("{\"line\":1}\n".to_owned())
     }

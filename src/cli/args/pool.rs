@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::parse_size_arg;
+use crate::base::limits::EXTENT_SIZE_DEFAULT;
 
 /// What to do with the pool.
 #[derive(Debug, Subcommand)]
@@ -22,6 +23,9 @@ pub enum PoolCommand {
         disks: Vec<PathBuf>,
     },
 }
+
+// As the help text of --extent-size has it.
+const _: () = assert!(EXTENT_SIZE_DEFAULT == 1 << 20);
 
 const CREATE_HELP: &str = "\
 Examples:

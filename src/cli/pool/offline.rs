@@ -1,42 +1,180 @@
-//! Commands for disks that nobody serves: under the pool's lock, through `disk` and `store`.
+//! Looking at, and repairing, the table of a pool that nobody serves: under the pool's lock, through `disk` and `store`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::base::ids::DiskId;
 use crate::cli::Session;
-use crate::cli::args::{PoolCreateArgs, PoolDestroyArgs};
-use crate::cli::output::{Failure, Outcome};
+use crate::cli::output::{Failure, Outcome, warn};
+use crate::control::convert::check_report;
+use crate::control::error_chain;
+use crate::control::serve::table::{TableError, open_store, places};
 use crate::control::wire::{CheckReport, ErrorKind};
+use crate::disk::file::{FileDisk, OpenError};
+use crate::disk::identity::Host;
+use crate::disk::label;
+use crate::disk::pool::{FindError, OpenOptions, OpenPool, open_pool};
+use crate::placement::check::{Checker, TableExtent};
+use crate::store::batch::{Batch, Step};
+use crate::store::dump::{self, RestoreError};
+use crate::store::member::Member;
+use crate::store::mirror::{Direct, Members};
+use crate::store::open::{self, OpenStore};
+use crate::store::overlay::Overlay;
+use crate::store::page::Stamp;
 
-fn not_yet() -> Failure {
-    Failure::new(ErrorKind::Failed, "not built in")
+fn failed(error: &dyn std::error::Error) -> Failure {
+    Failure::new(ErrorKind::Failed, error_chain(error))
 }
 
-/// Formats disks into a new pool.
-pub fn create(_session: &Session, _args: &PoolCreateArgs) -> Outcome {
-    Err(not_yet())
+/// Opens the disks of a pool under their locks.
+fn open_disks(disks: &[PathBuf], read_only: bool) -> Result<OpenPool<FileDisk>, Failure> {
+    let paths: Vec<String> = disks.iter().map(|disk| disk.display().to_string()).collect();
+    let options = OpenOptions { read_only, accept_stale: read_only, pool: None };
+    let pool = open_pool(&paths, &options, &Host::default()).map_err(|error| find_error(&error))?;
+    pool.rejected.iter().for_each(warn);
+    for missing in &pool.missing {
+        warn(format!("disk {missing} is missing"));
+    }
+    for disk in &pool.disks {
+        disk.notices.iter().for_each(|notice| warn(format!("disk '{}': {notice}", disk.name)));
+    }
+    Ok(pool)
 }
 
-/// Wipes the labels of a pool.
-pub fn destroy(_session: &Session, _args: &PoolDestroyArgs) -> Outcome {
-    Err(not_yet())
+fn find_error(error: &FindError) -> Failure {
+    let kind = match error {
+        FindError::Open(OpenError::Locked { .. } | OpenError::Busy { .. }) => ErrorKind::Conflict,
+        FindError::NoDisk(_) => ErrorKind::NotFound,
+        _ => ErrorKind::Failed,
+    };
+    let failure = Failure::new(kind, error_chain(error));
+    match error {
+        FindError::Open(OpenError::Locked { .. }) => {
+            failure.hint("while a daemon serves the pool, leave out the disks: the daemon does it")
+        }
+        _ => failure,
+    }
 }
 
-/// Brings the format of a pool up to this version.
-pub fn upgrade(_session: &Session, _disks: &[PathBuf]) -> Outcome {
-    Err(not_yet())
+/// Opens the store of a pool without changing anything on its disks.
+fn look(pool: &OpenPool<FileDisk>) -> Result<OpenStore<Overlay<FileDisk>>, Failure> {
+    let places = places(pool, |disk| Arc::new(Overlay::new(Arc::clone(&disk.dev))));
+    let store = open_store(pool, places, true).map_err(|error: TableError| failed(&error))?;
+    for mended in &store.mended {
+        warn(format!("the placement store on disk '{}' is out of date; serving the pool brings it up", mended.disk));
+    }
+    for failed in &store.failed {
+        warn(format!("the placement store on disk '{}' cannot be used: {}", failed.disk, failed.error));
+    }
+    Ok(store)
 }
 
 /// Proves that the table of a pool is consistent.
-pub fn check(_disks: &[PathBuf]) -> Result<CheckReport, Failure> {
-    Err(not_yet())
+pub fn check(disks: &[PathBuf]) -> Result<CheckReport, Failure> {
+    let pool = open_disks(disks, true)?;
+    let store = look(&pool)?;
+    let mut checker = Checker::new(&store.pool, &store.vhds);
+    each_extent(&store, |extent| checker.add(extent))?;
+    if checker.wants_owners() {
+        each_extent(&store, |extent| checker.add_owners(extent))?;
+    }
+    Ok(check_report(&checker.finish()))
+}
+
+fn each_extent(store: &OpenStore<Overlay<FileDisk>>, mut each: impl FnMut(&TableExtent)) -> Outcome {
+    let shown = store.load(|key, place, row| {
+        // A place behind the last extent that could ever be has nothing that could be checked.
+        let Some(extent) = key.extent(place) else { return };
+        each(&TableExtent { vhd: key.vhd, extent, replicas: row.replicas, present: row.present });
+    });
+    shown.map_err(|error| failed(&error))
 }
 
 /// The table of a pool as text.
-pub fn dump(_disks: &[PathBuf]) -> Result<String, Failure> {
-    Err(not_yet())
+pub fn dump(disks: &[PathBuf]) -> Result<String, Failure> {
+    let pool = open_disks(disks, true)?;
+    let store = look(&pool)?;
+    let (_, member) = store.members().next().ok_or_else(|| Failure::new(ErrorKind::Failed, "no store can be read"))?;
+    dump::dump(member).map_err(|error| failed(&error))
+}
+
+/// What a restore did.
+#[derive(Debug, Serialize)]
+struct Restored {
+    pool: Uuid,
+    lines: usize,
 }
 
 /// Replaces the table of a pool.
-pub fn restore(_session: &Session, _text: &str, _disks: &[PathBuf], _force: bool) -> Outcome {
-    Err(not_yet())
+pub fn restore(session: &Session, text: &str, disks: &[PathBuf], force: bool) -> Outcome {
+    let first = text.lines().next().unwrap_or_default();
+    let record = dump::pool_of(first).map_err(|error| restore_error(&error))?;
+    // A dump that is not whole must not cost the table that is there.
+    dump::restore(text.as_bytes(), |_| Ok(())).map_err(|error| restore_error(&error))?;
+    let pool = open_disks(disks, false)?;
+    if record.uuid != pool.uuid {
+        let message = format!("the dump is of pool {}, the disks are of pool {}", record.uuid, pool.uuid);
+        return Err(Failure::new(ErrorKind::Conflict, message).hint("give the disks that the dump was made of"));
+    }
+    let readable =
+        open_store(&pool, places(&pool, |disk| Arc::new(Overlay::new(Arc::clone(&disk.dev)))), false).is_ok();
+    if readable && !force {
+        return Err(Failure::new(ErrorKind::Conflict, "the placement table of these disks is readable")
+            .hint("what was written after the dump would be lost; --force replaces it all the same"));
+    }
+    let lineage = Uuid::new_v4().as_u64_pair().0;
+    let places = places(&pool, |disk| Arc::clone(&disk.dev));
+    let store = open::create(places, &record, lineage).map_err(|error| failed(&error))?;
+    put_back(text, store.into_members())?;
+    let restored = Restored { pool: pool.uuid, lines: text.lines().count() };
+    session
+        .output()
+        .show(&restored, |r| format!("restored the placement table of pool {} ({} lines)\n", r.pool, r.lines))
+}
+
+fn put_back(text: &str, members: Vec<(DiskId, Member<FileDisk>)>) -> Outcome {
+    let total = members.len();
+    let mut stamp: Stamp = members.iter().map(|(_, member)| member.state().stamp).max().unwrap_or_default();
+    let mut direct = Direct::new(members, total);
+    let mut whole = true;
+    let commit = |steps: Vec<Step>| {
+        stamp.commit += 1;
+        whole &= direct.apply(&Arc::new(Batch { stamp, steps })).dropped.is_empty();
+        Ok(())
+    };
+    dump::restore(text.as_bytes(), commit).map_err(|error| restore_error(&error))?;
+    if whole {
+        return Ok(());
+    }
+    Err(Failure::new(ErrorKind::Failed, "a disk failed while the table was written")
+        .hint("replace the disk and restore again: the table is not complete"))
+}
+
+fn restore_error(error: &RestoreError) -> Failure {
+    let kind = match error {
+        RestoreError::Member(_) | RestoreError::Read(_) => ErrorKind::Failed,
+        _ => ErrorKind::Invalid,
+    };
+    Failure::new(kind, error_chain(error))
+}
+
+/// What an upgrade did.
+#[derive(Debug, Serialize)]
+struct Upgraded {
+    changed: bool,
+    label_version: u32,
+}
+
+/// Brings the format of a pool up to this version. There is only one so far: opening the pool proves that it has it.
+pub fn upgrade(session: &Session, disks: &[PathBuf]) -> Outcome {
+    let pool = open_disks(disks, true)?;
+    look(&pool)?;
+    let upgraded = Upgraded { changed: false, label_version: label::VERSION };
+    session
+        .output()
+        .show(&upgraded, |u| format!("the pool has format version {} already: nothing changed\n", u.label_version))
 }

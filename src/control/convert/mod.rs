@@ -9,7 +9,7 @@ mod vhd;
 
 pub use event::event_detail;
 pub use pool::{OpenDisk, OpenDisks, check_report, disk_info, pool_info, set_disk};
-pub use vhd::{create_vhd, layout_of, map_info, set_vhd, vhd_info};
+pub use vhd::{SocketInfo, create_vhd, layout_of, map_info, set_vhd, vhd_info};
 
 use super::wire::{Accept, ErrorInfo, ErrorKind};
 use crate::owner::command::{CommandError, ErrorKind as CommandErrorKind};
@@ -24,16 +24,7 @@ pub fn command_error(error: &CommandError) -> ErrorInfo {
         CommandErrorKind::Conflict | CommandErrorKind::NoRoom => ErrorKind::Conflict,
         CommandErrorKind::Failed => ErrorKind::Failed,
     };
-    let mut message = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        // Some messages carry their cause already.
-        let text = cause.to_string();
-        if !message.contains(&text) {
-            message = format!("{message}: {text}");
-        }
-        source = cause.source();
-    }
+    let message = super::error_chain(error);
     ErrorInfo { kind, code: Some(error.code().to_owned()), message, hint: None }
 }
 

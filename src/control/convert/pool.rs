@@ -115,6 +115,17 @@ fn warnings(pool: &PoolInfo) -> Vec<String> {
             }
         }
     }
+    if pool.store.failed {
+        warnings.push(
+            "the placement store has no majority of working members: no flush succeeds until the daemon is restarted"
+                .to_owned(),
+        );
+    }
+    for member in &pool.store.members {
+        if let Some(problem) = &member.problem {
+            warnings.push(format!("the placement store goes on without its copy on disk '{}': {problem}", member.disk));
+        }
+    }
     for shared in &pool.shared_failure_domains {
         let disks = shared.disks.join(", ");
         warnings.push(format!(

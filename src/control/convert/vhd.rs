@@ -106,9 +106,18 @@ pub fn layout_of(layout: &record::Layout) -> Layout {
     }
 }
 
+/// The socket of a VHD.
+#[derive(Clone, Debug)]
+pub struct SocketInfo {
+    /// Its path.
+    pub path: String,
+    /// Why it is not there; `None` if it is.
+    pub problem: Option<String>,
+}
+
 /// A VHD as the API shows it. Reads all of its map: not for threads that must not be late.
 #[must_use]
-pub fn vhd_info(vhd: &command::VhdInfo, pool: &PoolRecord, socket: String) -> VhdInfo {
+pub fn vhd_info(vhd: &command::VhdInfo, pool: &PoolRecord, socket: SocketInfo) -> VhdInfo {
     let record = &vhd.record;
     let chosen = match record.layout {
         record::Layout::Isolated { chosen, .. } | record::Layout::Spanned { chosen, .. } => chosen,
@@ -127,7 +136,8 @@ pub fn vhd_info(vhd: &command::VhdInfo, pool: &PoolRecord, socket: String) -> Vh
         read_only: record.read_only,
         queues: record.queues,
         vm: record.vm.clone(),
-        socket,
+        socket: socket.path,
+        socket_problem: socket.problem,
         socket_owner: record.socket_owner.as_ref().map(|owner| format!("{}:{}", owner.user, owner.group)),
         socket_mode: format!("{:04o}", record.socket_mode),
         when_full: match record.when_full {

@@ -26,12 +26,14 @@ use axum::routing::{get, post};
 pub use error::ApiError;
 pub use listen::{Bound, ListenError, bind_control, bind_metrics, serve};
 
-use super::convert::OpenDisks;
+use super::convert::{OpenDisks, SocketInfo};
 use super::events::EventLog;
 use super::owner_link::OwnerLink;
 use super::wire::{API_PREFIX, DiskAdd, ErrorInfo, ErrorKind, StoreInfo};
+use crate::base::ids::VhdId;
 use crate::base::limits::API_BODY_MAX;
 use crate::owner::command::{AddDisk, PoolInfo};
+use crate::placement::record::VhdRecord;
 
 /// How long a request may take, streams apart. Longer than the wait for the owner's answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
@@ -52,6 +54,9 @@ pub trait Host: Send + Sync {
 
     /// The placement store.
     fn store_info(&self) -> StoreInfo;
+
+    /// Why a VHD has no socket; `None` if it has one.
+    fn socket_problem(&self, vhd: VhdId) -> Option<String>;
 
     /// The placement table as text.
     ///
@@ -76,10 +81,11 @@ pub struct Api {
 }
 
 impl Api {
-    /// Path of the socket of the VHD called `name`.
+    /// The socket of a VHD.
     #[must_use]
-    pub fn socket_path(&self, name: &str) -> String {
-        self.socket_dir.join(format!("{name}.sock")).display().to_string()
+    pub fn socket_of(&self, record: &VhdRecord) -> SocketInfo {
+        let path = self.socket_dir.join(format!("{}.sock", record.name)).display().to_string();
+        SocketInfo { path, problem: self.host.socket_problem(record.id) }
     }
 }
 

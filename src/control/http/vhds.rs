@@ -23,7 +23,7 @@ pub async fn list(State(api): State<Api>) -> Result<Json<VhdList>, ApiError> {
     let Reply::Vhds(vhds) = api.owner.ask(Command::ListVhds).await? else { return Err(wrong_reply()) };
     let pool = ask_pool(&api).await?.record;
     let list = blocking(move || {
-        let info = |vhd: &command::VhdInfo| convert::vhd_info(vhd, &pool, api.socket_path(&vhd.record.name));
+        let info = |vhd: &command::VhdInfo| convert::vhd_info(vhd, &pool, api.socket_of(&vhd.record));
         VhdList { vhds: vhds.iter().map(info).collect() }
     });
     Ok(Json(list.await?))
@@ -41,7 +41,7 @@ pub async fn show(State(api): State<Api>, Name(vhd): Name) -> Result<Json<VhdInf
 
 async fn info(api: Api, vhd: Box<command::VhdInfo>) -> Result<VhdInfo, ApiError> {
     let pool = ask_pool(&api).await?.record;
-    blocking(move || convert::vhd_info(&vhd, &pool, api.socket_path(&vhd.record.name))).await
+    blocking(move || convert::vhd_info(&vhd, &pool, api.socket_of(&vhd.record))).await
 }
 
 async fn result(api: Api, reply: Reply) -> Result<(Outcome, Json<VhdResult>), ApiError> {

@@ -1,3 +1,133 @@
 //! Starting and stopping the daemon.
+//!
+//! Start: the control socket (so that a second daemon is refused before anything else), the disks under their lock, the
+//! store, the threads, a socket for each VHD, the API; then readiness is reported. Stop: the same backwards, each step with
+//! a limit, so that a hung disk delays the end and cannot prevent it.
 
 pub mod config;
+mod daemon;
+mod host;
+mod signals;
+pub mod table;
+
+use std::io;
+
+use config::Config;
+use daemon::Daemon;
+pub use host::open_error;
+
+use super::http::ListenError;
+use crate::disk::file::FileDisk;
+use crate::disk::label;
+use crate::disk::pool::{FindError, OpenDisk};
+use crate::owner;
+use crate::placement::record::{self, DiskRecord};
+use crate::reactor::thread::StartError;
+use crate::vhost_user::ServerError;
+
+/// Why the daemon did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The disks do not make a pool that can be opened.
+    #[error("cannot open the pool")]
+    Pool(#[from] FindError),
+    /// The placement store cannot be opened.
+    #[error("cannot open the pool")]
+    Store(#[from] table::TableError),
+    /// The placement table contradicts itself.
+    #[error("cannot use the placement table")]
+    Table(#[from] owner::OpenError),
+    /// No reactors.
+    #[error("cannot start the reactors")]
+    Reactors(#[from] StartError),
+    /// No vhost-user server.
+    #[error("cannot serve vhost-user sockets")]
+    Server(#[from] ServerError),
+    /// No control socket.
+    #[error("cannot serve the API")]
+    Listen(#[from] ListenError),
+    /// The system has no more of something.
+    #[error("cannot {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// How the daemon ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything was drained and is durable.
+    Cleanly,
+    /// A disk or guest held something up; what was flushed is durable.
+    Forced,
+}
+
+/// Runs the daemon until a signal tells it to stop.
+///
+/// # Errors
+/// See [`ServeError`]; nothing is left behind then.
+pub fn run(config: Config) -> Result<Ended, ServeError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("spanblk-api")
+        .enable_all()
+        .build()
+        .map_err(|source| ServeError::System { what: "start the threads of the API", source })?;
+    let mut signals = runtime.block_on(async { signals::Signals::new() })?;
+    let daemon = Daemon::start(config, &runtime)?;
+    notify(&[sd_notify::NotifyState::Ready]);
+    let signal = runtime.block_on(signals.next());
+    log::info!("{signal}: finishing what guests have asked for; a second signal stops at once");
+    notify(&[sd_notify::NotifyState::Stopping]);
+    runtime.spawn(async move {
+        let signal = signals.next().await;
+        log::warn!("{signal}: stopping at once; what was flushed is durable");
+        std::process::exit(1);
+    });
+    let ended = daemon.stop();
+    // A thread that waits for a hung disk must not keep the process.
+    runtime.shutdown_background();
+    Ok(ended)
+}
+
+/// Tells the service manager, if there is one.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        log::warn!("cannot notify the service manager: {error}");
+    }
+}
+
+/// What the store says of a disk that has just been labelled.
+#[must_use]
+pub fn disk_record(disk: &OpenDisk<FileDisk>) -> DiskRecord {
+    let label = &disk.label;
+    DiskRecord {
+        id: disk.id,
+        uuid: disk.uuid,
+        name: disk.name.clone(),
+        slots: label.layout.slots,
+        data_offset: label.layout.data_offset,
+        accept: match label.accept {
+            label::Accept::Any => record::Accept::Any,
+            label::Accept::Isolated => record::Accept::Isolated,
+            label::Accept::Spanned => record::Accept::Spanned,
+            label::Accept::None => record::Accept::None,
+        },
+        failure_domain: disk.failure_domain.to_string(),
+    }
+}
+
+/// What a label says of a disk's role.
+#[must_use]
+pub fn label_accept(accept: record::Accept) -> label::Accept {
+    match accept {
+        record::Accept::Any => label::Accept::Any,
+        record::Accept::Isolated => label::Accept::Isolated,
+        record::Accept::Spanned => label::Accept::Spanned,
+        record::Accept::None => label::Accept::None,
+    }
+}

@@ -67,6 +67,8 @@ pub struct StoreInfo {
     pub region_bytes: u64,
     /// Whether a region is so full that no extent can be placed.
     pub low: bool,
+    /// Whether no majority of the regions works: nothing is committed until the daemon is restarted.
+    pub failed: bool,
     /// Regions that carry it.
     pub members: Vec<StoreMember>,
 }
@@ -80,6 +82,9 @@ pub struct StoreMember {
     pub health: MemberHealth,
     /// Size of the region.
     pub region_bytes: u64,
+    /// Why it takes part no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// Whether a region takes part in commits.
@@ -88,8 +93,6 @@ pub struct StoreMember {
 pub enum MemberHealth {
     /// Has every commit.
     InSync,
-    /// Is being brought up.
-    Syncing,
     /// Was dropped: failed, hung, or too slow.
     Failed,
 }

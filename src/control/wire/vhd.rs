@@ -148,6 +148,9 @@ pub struct VhdInfo {
     pub vm: Option<String>,
     /// Path of its vhost-user socket.
     pub socket: String,
+    /// Why the socket is not there; absent if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_problem: Option<String>,
     /// Owner of its socket, if not the daemon's own user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket_owner: Option<String>,

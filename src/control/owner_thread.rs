@@ -1,0 +1,254 @@
+//! The owner's thread: one queue in, effects out to reactors, committer, disk workers, and the service thread.
+//!
+//! The owner itself is pure; this shell gives it time and carries out what it decides. Nothing here waits for a disk, a
+//! frontend, or a name service: what may wait goes to a thread of its own.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use super::convert::event_detail;
+use super::disk_worker::DiskWorker;
+use super::events::EventLog;
+use super::owner_link::{Asked, OwnerLink};
+use super::reactors::Handles;
+use super::service::{Answer, Service};
+use crate::base::clock;
+use crate::base::ids::{DiskId, ReactorId, VhdId};
+use crate::owner::Owner;
+use crate::owner::command::{CommandError, CommandId, Reply};
+use crate::owner::outbox::{Event, OwnerOutbox, SlotRun};
+use crate::placement::record::VhdRecord;
+use crate::reactor::messages::{OwnerRequest, ReactorMessage};
+use crate::shared::VhdState;
+use crate::store::change::Change;
+use crate::store::edit::{EditId, StoreEdit, StoreReport};
+use crate::store::thread::StoreHandle;
+
+/// Messages taken before the owner's deadlines are looked at again.
+const MESSAGES_PER_TURN: usize = 256;
+
+/// What the owner is told.
+pub enum OwnerInput {
+    /// By the API.
+    Command(Asked),
+    /// By a reactor.
+    Reactor(OwnerRequest),
+    /// By the committer.
+    Store(StoreReport),
+    /// By the vhost-user server: a frontend attached (its process), or left.
+    Attached {
+        /// The VHD.
+        vhd: VhdId,
+        /// The process; `None`: it left.
+        pid: Option<u32>,
+    },
+    /// By a disk's worker.
+    Punched {
+        /// The disk.
+        disk: DiskId,
+        /// The slots.
+        run: SlotRun,
+    },
+    /// A disk is open and about to be added: what is needed once the owner has taken it.
+    Disk(Box<NewDisk>),
+    /// The owner did not take that disk.
+    ForgetDisk(DiskId),
+    /// Leave the loop.
+    Stop,
+}
+
+/// An open disk that may become part of the pool.
+pub struct NewDisk {
+    /// Its identifier.
+    pub id: DiskId,
+    /// Its worker.
+    pub worker: DiskWorker,
+    /// Makes one message for a reactor.
+    pub announce: Box<dyn Fn() -> ReactorMessage + Send>,
+}
+
+/// The owner's queue.
+#[derive(Clone)]
+pub struct OwnerSender(Sender<OwnerInput>);
+
+impl OwnerSender {
+    /// A queue.
+    #[must_use]
+    pub fn channel() -> (OwnerSender, Receiver<OwnerInput>) {
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        (OwnerSender(sender), receiver)
+    }
+
+    /// Queues a message; dropped once the owner has ended.
+    pub fn send(&self, input: OwnerInput) {
+        let _ = self.0.send(input);
+    }
+
+    /// The API's way in.
+    #[must_use]
+    pub fn link(&self) -> OwnerLink {
+        let sender = self.clone();
+        OwnerLink::new(move |asked| sender.send(OwnerInput::Command(asked)))
+    }
+}
+
+/// Where the owner's effects go.
+pub struct Effects {
+    /// The reactors, by number.
+    pub reactors: Handles,
+    /// The committer.
+    pub store: StoreHandle,
+    /// A worker per open disk.
+    pub workers: HashMap<DiskId, DiskWorker>,
+    /// The service thread.
+    pub service: Sender<Service>,
+    /// What happened lately.
+    pub events: Arc<EventLog>,
+}
+
+/// Starts the thread, which begins with [`Owner::start`]. It gives the workers back when it ends.
+///
+/// # Errors
+/// No thread.
+pub fn start(owner: Owner, queue: Receiver<OwnerInput>, effects: Effects) -> io::Result<JoinHandle<Vec<DiskWorker>>> {
+    let outbox = Outbox { effects, answers: HashMap::new(), new_disks: HashMap::new(), punched: Vec::new() };
+    std::thread::Builder::new().name("spanblk-owner".to_owned()).spawn(move || run(owner, &queue, outbox))
+}
+
+fn run(mut owner: Owner, queue: &Receiver<OwnerInput>, mut outbox: Outbox) -> Vec<DiskWorker> {
+    let mut next_command = 1;
+    owner.start(&mut outbox);
+    loop {
+        outbox.punch_where_there_is_no_disk(&mut owner);
+        let first = match owner.next_deadline() {
+            None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(deadline) => queue.recv_timeout(Duration::from_nanos(deadline.since(clock::now()))),
+        };
+        let first = match first {
+            Ok(input) => Some(input),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return outbox.into_workers(),
+        };
+        let more = std::iter::from_fn(|| queue.try_recv().ok());
+        for input in first.into_iter().chain(more).take(MESSAGES_PER_TURN) {
+            if matches!(input, OwnerInput::Stop) {
+                return outbox.into_workers();
+            }
+            take(&mut owner, input, &mut outbox, &mut next_command);
+        }
+        let now = clock::now();
+        if owner.next_deadline().is_some_and(|deadline| deadline <= now) {
+            owner.tick(now, &mut outbox);
+        }
+    }
+}
+
+fn take(owner: &mut Owner, input: OwnerInput, outbox: &mut Outbox, next_command: &mut u64) {
+    match input {
+        OwnerInput::Command(Asked { command, answer }) => {
+            let id = CommandId(*next_command);
+            *next_command += 1;
+            outbox.answers.insert(id, answer);
+            owner.handle_command(id, command, outbox);
+        }
+        OwnerInput::Reactor(request) => owner.handle_reactor(request, clock::now(), outbox),
+        OwnerInput::Store(report) => owner.handle_store(report, outbox),
+        OwnerInput::Attached { vhd, pid } => owner.handle_attached(vhd, pid, outbox),
+        OwnerInput::Punched { disk, run } => owner.handle_punched(disk, run, outbox),
+        OwnerInput::Disk(disk) => {
+            outbox.new_disks.insert(disk.id, *disk);
+        }
+        OwnerInput::ForgetDisk(disk) => {
+            outbox.new_disks.remove(&disk);
+        }
+        OwnerInput::Stop => unreachable!("handled by the loop"),
+    }
+}
+
+struct Outbox {
+    effects: Effects,
+    answers: HashMap<CommandId, Answer>,
+    new_disks: HashMap<DiskId, NewDisk>,
+    /// Runs on disks that have no worker: answered without a punch.
+    punched: Vec<(DiskId, SlotRun)>,
+}
+
+impl Outbox {
+    fn into_workers(self) -> Vec<DiskWorker> {
+        self.effects.workers.into_values().collect()
+    }
+
+    fn serve(&self, service: Service) {
+        // The service thread ends after the owner; if it has died, the daemon is going down.
+        let _ = self.effects.service.send(service);
+    }
+
+    /// A missing disk has nothing that could be given back.
+    fn punch_where_there_is_no_disk(&mut self, owner: &mut Owner) {
+        while let Some((disk, run)) = self.punched.pop() {
+            owner.handle_punched(disk, run, self);
+        }
+    }
+}
+
+impl OwnerOutbox for Outbox {
+    fn to_reactor(&mut self, reactor: ReactorId, message: ReactorMessage) {
+        self.effects.reactors.tell(reactor, message);
+    }
+
+    fn change(&mut self, change: Change) {
+        self.effects.store.change(change);
+    }
+
+    fn edit(&mut self, edit: EditId, rows: Vec<StoreEdit>) {
+        self.effects.store.edit(edit, rows);
+    }
+
+    fn commit(&mut self) {
+        self.effects.store.commit_soon();
+    }
+
+    fn punch(&mut self, disk: DiskId, run: SlotRun) {
+        match self.effects.workers.get(&disk) {
+            Some(worker) => worker.punch(run),
+            None => self.punched.push((disk, run)),
+        }
+    }
+
+    fn open_vhd(&mut self, state: &Arc<VhdState>) {
+        self.effects.store.open_vhd(state);
+    }
+
+    fn vhd_changed(&mut self, record: &VhdRecord) {
+        self.serve(Service::Changed(Box::new(record.clone())));
+    }
+
+    fn close_vhd(&mut self, vhd: VhdId) {
+        self.effects.store.close_vhd(vhd);
+        self.serve(Service::Close(vhd));
+    }
+
+    fn disk_added(&mut self, disk: DiskId) {
+        let Some(new) = self.new_disks.remove(&disk) else {
+            log::error!("disk #{} was added without having been opened", disk.0);
+            return;
+        };
+        self.effects.reactors.tell_all(&new.announce);
+        self.effects.workers.insert(disk, new.worker);
+    }
+
+    fn reply(&mut self, command: CommandId, result: Result<Reply, CommandError>) {
+        let answer = self.answers.remove(&command).expect("each command is answered once");
+        self.serve(Service::Answer { answer, result });
+    }
+
+    fn event(&mut self, event: Event) {
+        let (severity, detail) = event_detail(event);
+        self.effects.events.record(severity, detail);
+    }
+}

@@ -1,0 +1,175 @@
+//! The reactor threads: starting them, their ways out, and the ways to them.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::owner_thread::{OwnerInput, OwnerSender};
+use crate::base::clock;
+use crate::base::ids::ReactorId;
+use crate::reactor::handle::ReactorHandle;
+use crate::reactor::inbox::{self, Inbox};
+use crate::reactor::messages::{Outbox, OwnerRequest, ReactorMessage};
+use crate::reactor::thread::{ReactorConfig, StartError, spawn};
+use crate::store::change::{Change, CommitRequest};
+use crate::store::thread::StoreHandle;
+use crate::vhost_user::Reactors;
+
+/// How often a thread that should end is looked at.
+const JOIN_PAUSE: Duration = Duration::from_millis(5);
+
+/// Queues of reactors that do not run yet.
+pub struct Inboxes {
+    handles: Vec<ReactorHandle>,
+    inboxes: Vec<Inbox>,
+}
+
+impl Inboxes {
+    /// Queues for `count` reactors.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub fn new(count: u16) -> std::io::Result<Inboxes> {
+        let pairs = (0..count).map(|_| inbox::channel()).collect::<std::io::Result<Vec<_>>>()?;
+        let (handles, inboxes) = pairs.into_iter().unzip();
+        Ok(Inboxes { handles, inboxes })
+    }
+
+    /// The ways to the reactors.
+    #[must_use]
+    pub fn handles(&self) -> Handles {
+        Handles(self.handles.clone().into())
+    }
+
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// See [`StartError`]; those that run already are told to end.
+    pub fn start(self, pin: bool, owner: &OwnerSender, store: &StoreHandle) -> Result<Threads, StartError> {
+        let handles = self.handles();
+        let mut threads = Threads { handles: handles.clone(), threads: Vec::new() };
+        let cpus = if pin { allowed_cpus() } else { Vec::new() };
+        for (inbox, number) in self.inboxes.into_iter().zip(0u16..) {
+            let cpu = cpus.get(usize::from(number) % cpus.len().max(1)).copied();
+            let config = ReactorConfig { id: ReactorId(number), cpu };
+            let outbox = Ways { owner: owner.clone(), store: store.clone(), reactors: handles.clone() };
+            match spawn(config, inbox, outbox) {
+                Ok(thread) => threads.threads.push(thread),
+                Err(error) => {
+                    threads.handles.tell_all(|| ReactorMessage::Shutdown);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(threads)
+    }
+}
+
+/// The CPUs that this process may use; none if the kernel does not say.
+fn allowed_cpus() -> Vec<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    parse_cpus(list.unwrap_or_default())
+}
+
+/// Reads `0-3,8`.
+fn parse_cpus(list: &str) -> Vec<usize> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.trim().parse::<usize>().ok()?..=last.trim().parse::<usize>().ok()?)
+    };
+    list.split(',').filter_map(range).flatten().collect()
+}
+
+/// The ways to all reactors.
+#[derive(Clone)]
+pub struct Handles(Arc<[ReactorHandle]>);
+
+impl Handles {
+    /// Sends one message to each.
+    pub fn tell_all(&self, message: impl Fn() -> ReactorMessage) {
+        self.0.iter().for_each(|reactor| reactor.send(message()));
+    }
+
+    /// Sends a message to one.
+    pub fn tell(&self, reactor: ReactorId, message: ReactorMessage) {
+        self.0[usize::from(reactor.0)].send(message);
+    }
+}
+
+impl Reactors for Handles {
+    fn count(&self) -> u16 {
+        u16::try_from(self.0.len()).expect("reactors are counted in u16")
+    }
+
+    fn send(&self, reactor: ReactorId, message: ReactorMessage) {
+        self.tell(reactor, message);
+    }
+}
+
+/// Reactors that run.
+pub struct Threads {
+    handles: Handles,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    /// Lets them finish what is in flight. False if that takes longer than `at_most`: a host disk hangs.
+    #[must_use]
+    pub fn stop(self, at_most: Duration) -> bool {
+        self.handles.tell_all(|| ReactorMessage::Shutdown);
+        let deadline = clock::now().after(at_most);
+        self.threads.into_iter().all(|thread| join_until(thread, deadline).is_some())
+    }
+}
+
+/// Joins a thread that ends before `deadline`; one that does not is left alone.
+#[must_use]
+pub fn join_until<T>(thread: JoinHandle<T>, deadline: clock::Nanos) -> Option<T> {
+    while !thread.is_finished() {
+        if clock::now() >= deadline {
+            return None;
+        }
+        std::thread::sleep(JOIN_PAUSE);
+    }
+    // A panic aborts the process, so a thread that has ended has ended well.
+    thread.join().ok()
+}
+
+/// A reactor's ways out.
+struct Ways {
+    owner: OwnerSender,
+    store: StoreHandle,
+    reactors: Handles,
+}
+
+impl Outbox for Ways {
+    fn to_owner(&mut self, message: OwnerRequest) {
+        self.owner.send(OwnerInput::Reactor(message));
+    }
+
+    fn change(&mut self, change: Change) {
+        self.store.change(change);
+    }
+
+    fn commit(&mut self, request: CommitRequest) {
+        self.store.commit(request);
+    }
+
+    fn to_reactor(&mut self, reactor: ReactorId, message: ReactorMessage) {
+        self.reactors.tell(reactor, message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_lists_are_read() {
+        assert_eq!(parse_cpus("\t0-2,8"), [0, 1, 2, 8]);
+        assert_eq!(parse_cpus("5"), [5]);
+        assert_eq!(parse_cpus(""), Vec::<usize>::new());
+        assert!(!allowed_cpus().is_empty());
+    }
+}

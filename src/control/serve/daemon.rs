@@ -1,0 +1,357 @@
+//! The parts of a running daemon.
+
+use std::collections::HashMap;
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+use super::config::Config;
+use super::host::DaemonHost;
+use super::table::open_table;
+use super::{Ended, ServeError};
+use crate::base::clock;
+use crate::base::ids::{DiskId, VhdId};
+use crate::control::disk_worker::DiskWorker;
+use crate::control::events::EventLog;
+use crate::control::http::{self, Api, Bound};
+use crate::control::owner_thread::{self, Effects, OwnerInput, OwnerSender};
+use crate::control::reactors::{Handles, Inboxes, Threads, join_until};
+use crate::control::service::{self, Problems, Service};
+use crate::control::wire::{EventDetail, Severity};
+use crate::disk::BlockDev;
+use crate::disk::file::FileDisk;
+use crate::disk::identity::Host as HostFacts;
+use crate::disk::pool::{OpenOptions, OpenPool, open_pool};
+use crate::owner::Owner;
+use crate::placement::record::{DiskRecord, PoolRecord};
+use crate::reactor::messages::ReactorMessage;
+use crate::shared::DiskState;
+use crate::store::change::CommitRequest;
+use crate::store::committer::Committer;
+use crate::store::edit::StoreReport;
+use crate::store::mirror::threads::MemberThreads;
+use crate::store::thread::{self, Replies, StoreHandle};
+use crate::vhost_user::{Removal, ServerEvents, VhostUserServer};
+
+/// How long guests' requests may take to finish when the daemon stops.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long one thread may take to end.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A daemon that serves.
+pub struct Daemon {
+    control: ControlSocket,
+    stop_api: watch::Sender<bool>,
+    server: Arc<VhostUserServer>,
+    reactors: Threads,
+    owner: OwnerSender,
+    owner_thread: JoinHandle<Vec<DiskWorker>>,
+    service: Sender<Service>,
+    service_thread: JoinHandle<()>,
+    store: StoreHandle,
+    store_thread: JoinHandle<()>,
+    disks: Vec<UsableDisk>,
+    events: Arc<EventLog>,
+}
+
+/// The path of the control socket; removed when the daemon ends.
+struct ControlSocket(PathBuf);
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        // If it is gone already, so much the better.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A disk that is here.
+#[derive(Clone)]
+pub struct UsableDisk {
+    /// What everybody may know of it.
+    pub state: Arc<DiskState>,
+    /// The disk.
+    pub device: Arc<FileDisk>,
+}
+
+impl Daemon {
+    /// Starts everything. VHDs are served and the API answers when this returns.
+    ///
+    /// # Errors
+    /// See [`ServeError`].
+    pub fn start(config: Config, runtime: &Runtime) -> Result<Daemon, ServeError> {
+        let bound = runtime.block_on(async { http::bind_control(&config.control) })?;
+        let control = ControlSocket(config.control.clone());
+        let metrics = config.metrics_listen.map(|address| runtime.block_on(http::bind_metrics(address))).transpose()?;
+        let mut pool = open(&config)?;
+        let table = open_table(&mut pool, config.accept_stale, config.reactors)?;
+        let (states, disks) = disks_of(&table.pool, &pool);
+
+        let events = Arc::new(EventLog::default());
+        let (owner, queue) = OwnerSender::channel();
+        let inboxes = Inboxes::new(config.reactors).map_err(system("make the reactors' queues"))?;
+        let handles = inboxes.handles();
+        let replies = StoreReplies { owner: owner.clone(), reactors: handles.clone() };
+        let committer = Committer::new(table.state.stamp, table.region_len);
+        let members = MemberThreads::start(table.members, table.total).map_err(system("start the store's threads"))?;
+        let (store, store_thread) =
+            thread::start(committer, members, replies).map_err(system("start the committer"))?;
+        states.iter().for_each(|disk| store.add_disk(disk));
+        table.vhds.iter().for_each(|(_, vhd)| store.open_vhd(vhd));
+
+        let server = Arc::new(start_server(&config, &handles, &owner)?);
+        let problems = Arc::new(Problems::default());
+        let workers = start_workers(&disks, table.pool.extent_size, &owner)?;
+        let reactors = inboxes.start(config.pin, &owner, &store)?;
+        disks.iter().for_each(|disk| handles.tell_all(announcement(disk)));
+        announce_missing(&states, &disks, &handles)?;
+        let (service, service_thread) =
+            service::start(Arc::clone(&server), Arc::clone(&problems)).map_err(system("start the service thread"))?;
+        let core = Owner::new(table.pool, states, table.vhds.clone(), config.reactors)?;
+        let effects = Effects {
+            reactors: handles,
+            store: store.clone(),
+            workers,
+            service: service.clone(),
+            events: Arc::clone(&events),
+        };
+        let owner_thread = owner_thread::start(core, queue, effects).map_err(system("start the owner's thread"))?;
+        for (record, state) in &table.vhds {
+            // One whose socket cannot be made must not keep the others from being served.
+            service::serve_vhd(&server, &problems, record, state);
+        }
+
+        let host = Arc::new(DaemonHost::new(pool, owner.clone(), store.clone(), problems));
+        let api = Api {
+            owner: owner.link(),
+            host,
+            events: Arc::clone(&events),
+            socket_dir: config.socket_dir,
+            adding_disk: Arc::default(),
+        };
+        let stop_api = start_api(runtime, api, bound, metrics);
+        events.record(Severity::Info, EventDetail::DaemonReady { vhds: table.vhds.len() as u64 });
+        Ok(Daemon {
+            control,
+            stop_api,
+            server,
+            reactors,
+            owner,
+            owner_thread,
+            service,
+            service_thread,
+            store,
+            store_thread,
+            disks,
+            events,
+        })
+    }
+
+    /// Stops everything, in the order in which data flows.
+    pub fn stop(self) -> Ended {
+        self.events.record(Severity::Info, EventDetail::DaemonStopping {});
+        self.stop_api.send_replace(true);
+        // Nobody is to find a socket that nobody listens on.
+        drop(self.control);
+        let mut clean = disconnect(&self.server, DRAIN_PATIENCE);
+        clean &= self.reactors.stop(END_PATIENCE);
+        clean &= sync_all(&self.disks);
+        self.owner.send(OwnerInput::Stop);
+        let deadline = clock::now().after(END_PATIENCE);
+        clean &= join_until(self.owner_thread, deadline).is_some();
+        let _ = self.service.send(Service::Stop);
+        clean &= join_until(self.service_thread, deadline).is_some();
+        self.store.stop();
+        clean &= join_until(self.store_thread, clock::now().after(END_PATIENCE)).is_some();
+        clean &= !self.store.status().failed;
+        if clean {
+            log::info!("stopped; everything is durable");
+            Ended::Cleanly
+        } else {
+            log::error!("stopped with a disk or guest that hangs; what was flushed is durable");
+            Ended::Forced
+        }
+    }
+}
+
+fn system(what: &'static str) -> impl Fn(io::Error) -> ServeError {
+    move |source| ServeError::System { what, source }
+}
+
+fn open(config: &Config) -> Result<OpenPool<FileDisk>, ServeError> {
+    let options = OpenOptions { accept_stale: config.accept_stale, ..OpenOptions::default() };
+    let pool = open_pool(&config.disks, &options, &HostFacts::default())?;
+    pool.rejected.iter().for_each(|rejected| log::warn!("{rejected}"));
+    pool.warnings().iter().for_each(|warning| log::warn!("{warning}"));
+    for disk in &pool.disks {
+        disk.notices.iter().for_each(|notice| log::warn!("disk '{}': {notice}", disk.name));
+    }
+    Ok(pool)
+}
+
+/// Shared state of every disk of the pool (a missing one counts as failed), and those that are here.
+fn disks_of(record: &PoolRecord, pool: &OpenPool<FileDisk>) -> (Vec<Arc<DiskState>>, Vec<UsableDisk>) {
+    let block_size = pool.disks.first().map_or(512, |disk| disk.dev.block_size());
+    let mut here = Vec::new();
+    let state = |disk: &DiskRecord| {
+        let found = pool.disk(disk.id).filter(|found| found.uuid == disk.uuid);
+        let memory_alignment = found.map_or(512, |found| found.dev.memory_alignment());
+        let (name, offset) = (disk.name.clone(), disk.data_offset);
+        let state = Arc::new(DiskState::new(disk.id, name, offset, disk.slots, block_size, memory_alignment));
+        match found {
+            Some(found) => here.push(UsableDisk { state: Arc::clone(&state), device: Arc::clone(&found.dev) }),
+            None => state.fail(),
+        }
+        state
+    };
+    let all = record.disks.iter().map(state).collect();
+    (all, here)
+}
+
+fn start_server(config: &Config, reactors: &Handles, owner: &OwnerSender) -> Result<VhostUserServer, ServeError> {
+    let made = !config.socket_dir.exists();
+    let events = Arc::new(ToOwner(owner.clone()));
+    let server = VhostUserServer::start(config.socket_dir.clone(), reactors.clone(), events)?;
+    if made {
+        // Unprivileged VMMs must reach their sockets, whatever our umask is. A directory made by others keeps its mode.
+        let mode = Permissions::from_mode(0o755);
+        std::fs::set_permissions(&config.socket_dir, mode).map_err(system("set the mode of the socket directory"))?;
+    }
+    Ok(server)
+}
+
+fn start_workers(
+    disks: &[UsableDisk],
+    extent_size: u64,
+    owner: &OwnerSender,
+) -> Result<HashMap<DiskId, DiskWorker>, ServeError> {
+    let start = |disk: &UsableDisk| Ok((disk.state.id, start_worker(disk, extent_size, owner)?));
+    disks.iter().map(start).collect::<io::Result<_>>().map_err(system("start a disk's thread"))
+}
+
+/// Starts the worker of a disk.
+pub fn start_worker(disk: &UsableDisk, extent_size: u64, owner: &OwnerSender) -> io::Result<DiskWorker> {
+    let (owner, id) = (owner.clone(), disk.state.id);
+    let device: Arc<dyn BlockDev> = disk.device.clone();
+    DiskWorker::start(Arc::clone(&disk.state), device, extent_size, move |run| {
+        owner.send(OwnerInput::Punched { disk: id, run });
+    })
+}
+
+/// What tells reactors of a disk.
+pub fn announcement(disk: &UsableDisk) -> impl Fn() -> ReactorMessage + Send + use<> {
+    let (disk, file) = (Arc::clone(&disk.state), Arc::clone(disk.device.fd()));
+    move || ReactorMessage::AddDisk { disk: Arc::clone(&disk), file: Arc::clone(&file) }
+}
+
+/// Reactors know every disk that the table can name. One that is missing counts as failed, so that nothing is submitted to
+/// it; its file is one that can neither be written nor has anything to read.
+fn announce_missing(states: &[Arc<DiskState>], here: &[UsableDisk], reactors: &Handles) -> Result<(), ServeError> {
+    let missing = states.iter().filter(|state| here.iter().all(|disk| disk.state.id != state.id));
+    for state in missing {
+        let nothing = File::open("/dev/null").map_err(system("open /dev/null"))?;
+        let file: Arc<OwnedFd> = Arc::new(nothing.into());
+        reactors.tell_all(|| ReactorMessage::AddDisk { disk: Arc::clone(state), file: Arc::clone(&file) });
+    }
+    Ok(())
+}
+
+fn start_api(runtime: &Runtime, api: Api, control: Bound, metrics: Option<Bound>) -> watch::Sender<bool> {
+    let (stop, stopped) = watch::channel(false);
+    runtime.spawn(http::serve(control, http::router(api.clone()), stopping(stopped.clone())));
+    if let Some(metrics) = metrics {
+        runtime.spawn(http::serve(metrics, http::metrics_router(api), stopping(stopped)));
+    }
+    stop
+}
+
+/// Makes everything written durable, on all disks at once. A disk that hangs is given up.
+fn sync_all(disks: &[UsableDisk]) -> bool {
+    let deadline = clock::now().after(END_PATIENCE);
+    let start = |disk: &UsableDisk| {
+        let disk = disk.clone();
+        std::thread::Builder::new().name("spanblk-sync".to_owned()).spawn(move || sync(&disk.state, &disk.device))
+    };
+    let threads: Vec<_> = disks.iter().map(start).collect();
+    // Each is waited for, even if one before has failed.
+    let results: Vec<bool> = threads
+        .into_iter()
+        .map(|thread| thread.is_ok_and(|thread| join_until(thread, deadline) == Some(true)))
+        .collect();
+    results.into_iter().all(|synced| synced)
+}
+
+/// Makes everything written durable, if the disk still works.
+fn sync(state: &DiskState, device: &FileDisk) -> bool {
+    if state.is_failed() {
+        return true;
+    }
+    let number = state.begin_sync();
+    match device.sync() {
+        Ok(()) => {
+            state.sync_succeeded(number);
+            true
+        }
+        Err(error) => {
+            state.fail();
+            log::error!("disk '{}': cannot sync: {error}", state.name);
+            false
+        }
+    }
+}
+
+/// Disconnects all frontends; false if their requests do not end in time.
+fn disconnect(server: &VhostUserServer, at_most: Duration) -> bool {
+    let removals: Vec<Removal> =
+        server.statuses().iter().filter_map(|status| server.remove_vhd(status.vhd).ok()).collect();
+    let deadline = clock::now().after(at_most);
+    removals.iter().all(|removal| removal.wait(Duration::from_nanos(deadline.since(clock::now()))))
+}
+
+async fn stopping(mut stopped: watch::Receiver<bool>) {
+    // An error means that the sender is gone, and the daemon with it.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+/// The committer's answers.
+struct StoreReplies {
+    owner: OwnerSender,
+    reactors: Handles,
+}
+
+impl Replies for StoreReplies {
+    fn committed(&mut self, request: CommitRequest, ok: bool) {
+        self.reactors.tell(request.reactor, ReactorMessage::Committed { ticket: request.ticket, ok });
+    }
+
+    fn report(&mut self, report: StoreReport) {
+        self.owner.send(OwnerInput::Store(report));
+    }
+}
+
+/// What happens at sockets, for the owner.
+struct ToOwner(OwnerSender);
+
+impl ServerEvents for ToOwner {
+    fn attached(&self, vhd: VhdId, pid: u32) {
+        self.0.send(OwnerInput::Attached { vhd, pid: Some(pid) });
+    }
+
+    fn detached(&self, vhd: VhdId, _pid: u32) {
+        self.0.send(OwnerInput::Attached { vhd, pid: None });
+    }
+
+    fn cache_mode(&self, vhd: VhdId, writeback: bool) {
+        let mode = if writeback { "writeback" } else { "writethrough" };
+        log::info!("VHD #{}: its guest chose {mode}", vhd.0);
+    }
+}

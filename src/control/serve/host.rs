@@ -1,0 +1,179 @@
+//! What API handlers need of the daemon and the owner does not know.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::daemon::{UsableDisk, announcement, start_worker};
+use crate::base::clock;
+use crate::base::ids::{DiskId, VhdId};
+use crate::control::convert::{OpenDisk, OpenDisks};
+use crate::control::http::Host;
+use crate::control::owner_thread::{NewDisk, OwnerInput, OwnerSender};
+use crate::control::service::Problems;
+use crate::control::wire::{DiskAdd, ErrorInfo, ErrorKind, MemberHealth, StoreInfo, StoreMember};
+use crate::disk::BlockDev;
+use crate::disk::file::{Access, FileDisk, OpenError};
+use crate::disk::geometry::Role;
+use crate::disk::identity::Host as HostFacts;
+use crate::disk::pool::{AddOptions, ChangeError, DiskSettings, NewDisk as UnlabelledDisk, OpenPool};
+use crate::owner::command::{AddDisk, PoolInfo};
+use crate::shared::DiskState;
+use crate::store::mirror::MemberStatus;
+use crate::store::thread::StoreHandle;
+
+/// The open disks of the pool.
+pub struct DaemonHost {
+    /// Locked by one API request at a time, off the event loop; label writes happen under it.
+    pool: Mutex<OpenPool<FileDisk>>,
+    owner: OwnerSender,
+    store: StoreHandle,
+    problems: Arc<Problems>,
+    facts: HostFacts,
+}
+
+impl DaemonHost {
+    /// The open disks of the pool.
+    #[must_use]
+    pub fn new(
+        pool: OpenPool<FileDisk>,
+        owner: OwnerSender,
+        store: StoreHandle,
+        problems: Arc<Problems>,
+    ) -> DaemonHost {
+        DaemonHost { pool: Mutex::new(pool), owner, store, problems, facts: HostFacts::default() }
+    }
+
+    fn pool(&self) -> MutexGuard<'_, OpenPool<FileDisk>> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Host for DaemonHost {
+    fn prepare_disk(&self, request: &DiskAdd, info: &PoolInfo) -> Result<AddDisk, ErrorInfo> {
+        let mut pool = self.pool();
+        let file = open_or_create(request)?;
+        let taken: Vec<String> = info.record.disks.iter().map(|disk| disk.name.clone()).collect();
+        let settings = DiskSettings {
+            name: request.name.clone(),
+            role: Role::Any,
+            accept: super::label_accept(request.accept.into()),
+            failure_domain: request.failure_domain.clone(),
+        };
+        let new = UnlabelledDisk::from_file(file, settings, &taken, &self.facts);
+        if taken.contains(&new.name) {
+            let message = format!("the pool has a disk '{}' already: choose another name", new.name);
+            return Err(ErrorInfo::new(ErrorKind::Conflict, message));
+        }
+        let id = info
+            .record
+            .next_disk_id()
+            .ok_or_else(|| ErrorInfo::new(ErrorKind::Conflict, "the pool has all the disks it can have"))?;
+        let options = AddOptions { id, uuid: uuid::Uuid::new_v4(), force: request.force, now: clock::wall_secs() };
+        let warnings = pool.add_disk(new, &options, &self.facts).map_err(|error| change_error(&error))?;
+        warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        let disk = pool.disk(id).expect("just added");
+        let record = super::disk_record(disk);
+        let state = Arc::new(DiskState::new(
+            id,
+            record.name.clone(),
+            record.data_offset,
+            record.slots,
+            disk.dev.block_size(),
+            disk.dev.memory_alignment(),
+        ));
+        self.store.add_disk(&state);
+        let usable = UsableDisk { state: Arc::clone(&state), device: Arc::clone(&disk.dev) };
+        self.hand_over(&usable, pool.extent_size)?;
+        Ok(AddDisk { record, state })
+    }
+
+    fn forget_disk(&self, name: &str) {
+        let mut pool = self.pool();
+        let Some(id) = pool.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id) else { return };
+        self.owner.send(OwnerInput::ForgetDisk(id));
+        if let Err(error) = pool.remove_disk(id) {
+            log::error!("disk '{name}' was not added, and its label could not be wiped: {error}");
+        }
+    }
+
+    fn open_disks(&self) -> OpenDisks {
+        let pool = self.pool();
+        let open = pool.disks.iter().map(|disk| {
+            let path = disk.path.display().to_string();
+            (disk.id, OpenDisk { path, metadata_bytes: disk.label.layout.metadata_len })
+        });
+        open.collect()
+    }
+
+    fn store_info(&self) -> StoreInfo {
+        let status = self.store.status();
+        let names: HashMap<DiskId, String> =
+            self.pool().disks.iter().map(|disk| (disk.id, disk.name.clone())).collect();
+        let member = |member: &MemberStatus| StoreMember {
+            disk: names.get(&member.disk).cloned().unwrap_or_else(|| format!("#{}", member.disk.0)),
+            health: if member.lost.is_none() { MemberHealth::InSync } else { MemberHealth::Failed },
+            region_bytes: member.region_len,
+            problem: member.lost.clone(),
+        };
+        StoreInfo {
+            epoch: status.stamp.epoch,
+            commit: status.stamp.commit,
+            failed: status.failed,
+            members: status.members.iter().map(member).collect(),
+            ..StoreInfo::default()
+        }
+    }
+
+    fn socket_problem(&self, vhd: VhdId) -> Option<String> {
+        self.problems.of(vhd)
+    }
+
+    fn dump(&self) -> Result<String, ErrorInfo> {
+        self.store.dump().map_err(|error| ErrorInfo::new(ErrorKind::Failed, crate::control::error_chain(&error)))
+    }
+}
+
+impl DaemonHost {
+    /// Gives the owner's thread what it needs once the owner has taken the disk.
+    fn hand_over(&self, disk: &UsableDisk, extent_size: u64) -> Result<(), ErrorInfo> {
+        let worker = start_worker(disk, extent_size, &self.owner)
+            .map_err(|error| ErrorInfo::new(ErrorKind::Failed, format!("cannot start the disk's thread: {error}")))?;
+        let announce = Box::new(announcement(disk));
+        self.owner.send(OwnerInput::Disk(Box::new(NewDisk { id: disk.state.id, worker, announce })));
+        Ok(())
+    }
+}
+
+fn open_or_create(request: &DiskAdd) -> Result<FileDisk, ErrorInfo> {
+    let path = Path::new(&request.path);
+    if !path.is_absolute() {
+        let message = format!("field 'path': {} is not absolute", request.path);
+        return Err(ErrorInfo::new(ErrorKind::Invalid, message));
+    }
+    let opened = match request.size_bytes {
+        Some(size) if !path.exists() => FileDisk::create(path, size),
+        _ => FileDisk::open(path, Access::Write),
+    };
+    opened.map_err(|error| open_error(&error))
+}
+
+/// The error body for a disk that cannot be opened.
+#[must_use]
+pub fn open_error(error: &OpenError) -> ErrorInfo {
+    let kind = match error {
+        OpenError::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+        OpenError::Busy { .. } | OpenError::Locked { .. } | OpenError::Exists { .. } => ErrorKind::Conflict,
+        _ => ErrorKind::Failed,
+    };
+    ErrorInfo::new(kind, error.to_string())
+}
+
+fn change_error(error: &ChangeError) -> ErrorInfo {
+    let kind = match error {
+        ChangeError::Taken { .. } | ChangeError::Add(_) => ErrorKind::Conflict,
+        ChangeError::FailureDomain(_) => ErrorKind::Invalid,
+        _ => ErrorKind::Failed,
+    };
+    ErrorInfo::new(kind, error.to_string())
+}

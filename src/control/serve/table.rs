@@ -1,0 +1,170 @@
+//! From labelled disks to a table in memory: opening the placement store.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::base::ids::{DiskId, VhdId};
+use crate::base::units::Geometry;
+use crate::disk::BlockDev;
+use crate::disk::file::FileDisk;
+use crate::disk::pool::{ChangeError, OpenDisk, OpenPool};
+use crate::owner::vhd_state;
+use crate::placement::record::{PoolRecord, RecordError, VhdRecord};
+use crate::shared::VhdState;
+use crate::store::member::{Member, MemberError, MemberState, Tuning};
+use crate::store::open::{self, MemberPlace, OpenError, OpenOptions, OpenStore};
+use crate::store::region::RegionPlace;
+
+/// Why the placement table could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// The store.
+    #[error("cannot open the placement store")]
+    Store(#[from] OpenError),
+    /// The labels could not be brought to a new epoch.
+    #[error("cannot begin a new epoch of the pool")]
+    Epoch(#[from] ChangeError),
+    /// The pool record.
+    #[error("the pool record of the placement store cannot be used")]
+    Record(#[from] RecordError),
+    /// A member failed right after it was opened.
+    #[error("cannot use the placement store on disk #{}", disk.0)]
+    Member {
+        /// Its disk.
+        disk: DiskId,
+        /// Why.
+        #[source]
+        source: MemberError,
+    },
+    /// The table is of another pool.
+    #[error(
+        "the placement store says it is of pool {found}, the labels say {expected}: these disks do not belong together"
+    )]
+    OtherPool {
+        /// What the store says.
+        found: Uuid,
+        /// What the labels say.
+        expected: Uuid,
+    },
+    /// A row that no command could have made.
+    #[error(
+        "the placement store is damaged: it has extent {extent} of VHD #{vhd}, which does not exist or cannot be so; run \
+         `spanblk check` on the disks"
+    )]
+    Stray {
+        /// The VHD.
+        vhd: u32,
+        /// The extent.
+        extent: u64,
+    },
+}
+
+/// An open store and what it says.
+pub struct Table {
+    /// The pool.
+    pub pool: PoolRecord,
+    /// Its VHDs, their maps restored.
+    pub vhds: Vec<(VhdRecord, Arc<VhdState>)>,
+    /// The members that are here.
+    pub members: Vec<(DiskId, Member<FileDisk>)>,
+    /// Members that belong to the store, here or not.
+    pub total: usize,
+    /// What the first commit follows.
+    pub state: MemberState,
+    /// Bytes of the smallest metadata region.
+    pub region_len: u64,
+}
+
+/// Where the members of a pool's store are. `wrap` makes of each disk what the store is to use.
+pub fn places<D: ?Sized>(
+    pool: &OpenPool<FileDisk>,
+    wrap: impl Fn(&OpenDisk<FileDisk>) -> Arc<D>,
+) -> Vec<MemberPlace<D>> {
+    let place = |disk: &OpenDisk<FileDisk>| {
+        let region = disk.metadata_region()?;
+        let place = RegionPlace { offset: region.start, len: region.end - region.start };
+        Some(MemberPlace { id: disk.id, name: disk.name.clone(), disk: wrap(disk), place })
+    };
+    pool.store_members().filter_map(place).collect()
+}
+
+/// Opens the store of a pool without changing the epoch.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn open_store<D: BlockDev + ?Sized + 'static>(
+    pool: &OpenPool<FileDisk>,
+    places: Vec<MemberPlace<D>>,
+    accept_stale: bool,
+) -> Result<OpenStore<D>, TableError> {
+    let total = pool.membership.members.len();
+    let options = OpenOptions { pool: pool.uuid, total, accept_stale, tuning: Tuning::default() };
+    let store = open::open(places, &options)?;
+    if store.pool.uuid != pool.uuid {
+        return Err(TableError::OtherPool { found: store.pool.uuid, expected: pool.uuid });
+    }
+    Ok(store)
+}
+
+/// Opens the store to serve it: mends its members, begins a new epoch, and reads all of the table.
+///
+/// # Errors
+/// See [`TableError`].
+pub fn open_table(pool: &mut OpenPool<FileDisk>, accept_stale: bool, reactors: u16) -> Result<Table, TableError> {
+    let mut store = open_store(pool, places(pool, |disk| Arc::clone(&disk.dev)), accept_stale)?;
+    tell(&store);
+    let members = next_members(pool, &store, accept_stale);
+    let written = pool.write_membership(&members)?;
+    written.failed.iter().for_each(|failed| log::warn!("{failed}"));
+    let lineage = Uuid::new_v4().as_u64_pair().0;
+    let state = store.raise(written.epoch, lineage)?;
+    let vhds = restore(&store, reactors)?;
+    let record = store.pool.clone();
+    let region_len = store.members().map(|(place, _)| place.place.len).min().unwrap_or(0);
+    let mut members_here = store.into_members();
+    for (disk, member) in &mut members_here {
+        member.loaded().map_err(|source| TableError::Member { disk: *disk, source })?;
+    }
+    Ok(Table { pool: record, vhds, members: members_here, total: members.len(), state, region_len })
+}
+
+/// The members from now on: as before, unless a loss was accepted; then those that are here and can be read.
+fn next_members(pool: &OpenPool<FileDisk>, store: &OpenStore<FileDisk>, accept_stale: bool) -> Vec<DiskId> {
+    let before: Vec<DiskId> = pool.membership.members.iter().map(|member| member.id).collect();
+    let usable: Vec<DiskId> = store.members().map(|(place, _)| place.id).collect();
+    let majority = usable.len() > before.len() / 2;
+    if accept_stale && !majority { usable } else { before }
+}
+
+fn tell(store: &OpenStore<FileDisk>) {
+    for mended in &store.mended {
+        let what = if mended.rebuilt { "made anew" } else { "brought up to date" };
+        log::warn!("the placement store on disk '{}' was {what}", mended.disk);
+    }
+    for failed in &store.failed {
+        log::error!("the placement store on disk '{}' cannot be used: {}", failed.disk, failed.error);
+    }
+}
+
+fn restore(store: &OpenStore<FileDisk>, reactors: u16) -> Result<Vec<(VhdRecord, Arc<VhdState>)>, TableError> {
+    let geometry: Geometry = store.pool.geometry()?;
+    let states = store.vhds.iter().map(|record| (record.id, Arc::new(vhd_state(record, geometry, reactors))));
+    let states: HashMap<VhdId, Arc<VhdState>> = states.collect();
+    let mut stray = None;
+    store.load(|key, place, row| {
+        let extent = key.extent(place);
+        match (states.get(&key.vhd), extent) {
+            (Some(state), Some(extent)) if extent.0 < state.map.extents() && row.generation.0 & 1 == 0 => {
+                state.map.restore(extent, row.replicas, row.present, row.generation);
+            }
+            _ => stray = Some((key.vhd, extent)),
+        }
+    })?;
+    if let Some((vhd, extent)) = stray {
+        return Err(TableError::Stray { vhd: vhd.0, extent: extent.map_or(u64::MAX, |extent| u64::from(extent.0)) });
+    }
+    let with_state = |record: &VhdRecord| (record.clone(), Arc::clone(&states[&record.id]));
+    Ok(store.vhds.iter().map(with_state).collect())
+}
