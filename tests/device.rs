@@ -257,8 +257,10 @@ fn after_a_switch_to_writethrough_every_write_is_durable() {
     (0..8).for_each(|slot| connection.guest.submit(slot, WRITE, 1024 + u64::from(slot) * 64, 512, 0));
     connection.kick();
     assert!(connection.set_writeback(false));
-    assert!(!vhd.has_pending_changes(), "the switch made everything durable that had begun before");
+    assert!(commits(&host) > 0, "what was written before is durable");
+    // Popped before the switch, they are covered by its flush; popped after it, each waits for its own.
     (0..8).for_each(|_| assert_eq!(connection.take().1, 0));
+    assert!(!vhd.has_pending_changes());
     let before = commits(&host);
     assert_eq!(connection.run(WRITE, 3000, 512), 0);
     assert_eq!(commits(&host), before + 1);
@@ -358,4 +360,23 @@ fn a_shutdown_completes_what_was_popped() {
         let answered = (0..16).filter(|&slot| connection.guest.status(slot) != 0xff).count();
         assert_eq!(answered, usize::from(completed));
     }
+}
+
+#[test]
+fn reactors_are_named_pinned_and_refused_on_cpus_that_do_not_exist() {
+    use spanblk::base::ids::ReactorId;
+    use spanblk::reactor::messages::ReactorMessage;
+    use spanblk::reactor::thread::{ReactorConfig, StartError, spawn};
+    let start = |cpu| {
+        let (handle, inbox) = spanblk::reactor::inbox::channel().unwrap();
+        (handle, spawn(ReactorConfig { id: ReactorId(7), cpu }, inbox, host::Nowhere))
+    };
+    for cpu in [100_000, 1023] {
+        assert!(matches!(start(Some(cpu)).1, Err(StartError::Cpu { cpu: refused, .. }) if refused == cpu));
+    }
+    let (handle, thread) = start(Some(0));
+    let thread = thread.unwrap();
+    assert_eq!(thread.thread().name(), Some("spanblk-r7"));
+    handle.send(ReactorMessage::Shutdown);
+    thread.join().unwrap();
 }

@@ -75,6 +75,19 @@ impl Outbox for ToDoubles {
     }
 }
 
+/// An outbox for reactors that have nothing to say.
+pub struct Nowhere;
+
+impl Outbox for Nowhere {
+    fn to_owner(&mut self, _message: OwnerRequest) {}
+
+    fn change(&mut self, _change: Change) {}
+
+    fn commit(&mut self, _request: CommitRequest) {}
+
+    fn to_reactor(&mut self, _reactor: ReactorId, _message: ReactorMessage) {}
+}
+
 /// Owner and committer in one.
 struct Double {
     reactors: Vec<ReactorHandle>,
