@@ -116,7 +116,7 @@ impl Owner {
     /// An owner of the pool as the store has it. `disks`: every disk of the pool (one that is missing: as a failed one).
     /// `vhds`: every VHD, made by [`vhd_state`], its map restored. Call [`Owner::start`] before anything else.
     ///
-    /// Reads all maps once: about 0.3 s for 10 million placed extents.
+    /// Reads all maps once: about 0.7 s for 10 million placed extents.
     ///
     /// # Errors
     /// If the records or maps contradict each other.
@@ -159,15 +159,13 @@ impl Owner {
         if self.vhds.id_of(&record.name).is_some() || self.vhds.get(record.id).is_some() {
             return Err(OpenError::TwinVhds { vhd: record.name });
         }
-        let mut vhd = Vhd::new(record, Arc::clone(&state), true, &self.space);
-        for extent in state.map.placed_from(ExtentIndex(0)) {
-            vhd.adopt(extent, &mut self.space).map_err(|replica| OpenError::SlotTaken {
-                vhd: vhd.record.name.clone(),
-                extent: extent.0,
-                disk: self.pool.disk_name(replica.disk),
-                slot: replica.slot.0,
-            })?;
-        }
+        let mut vhd = Vhd::new(record, state, true, &self.space);
+        vhd.adopt(&mut self.space).map_err(|(extent, replica)| OpenError::SlotTaken {
+            vhd: vhd.record.name.clone(),
+            extent: extent.0,
+            disk: self.pool.disk_name(replica.disk),
+            slot: replica.slot.0,
+        })?;
         self.vhds.insert(vhd);
         Ok(())
     }

@@ -39,7 +39,7 @@ pub trait OwnerOutbox {
     /// To the committer: rows to write in one commit, answered by `StoreReport::EditDone`.
     fn edit(&mut self, edit: EditId, rows: Vec<StoreEdit>);
 
-    /// To the committer: commit soon, even if no guest asks. Not answered.
+    /// To the committer: commit what is pending soon, even if no guest asks. Not answered.
     fn commit(&mut self);
 
     /// To the worker of the disk: give the backing of these slots back. Answered by
@@ -56,7 +56,8 @@ pub trait OwnerOutbox {
     /// A VHD is durably gone: close its socket, stop its rings, forget it.
     fn close_vhd(&mut self, vhd: VhdId);
 
-    /// A disk has become part of the pool: tell the reactors, then allocation on it begins.
+    /// A disk has become part of the pool: tell the committer and every reactor. A fence follows, and when all reactors have
+    /// passed it extents are placed there.
     fn disk_added(&mut self, disk: DiskId);
 
     /// The answer to a command.

@@ -126,15 +126,16 @@ impl Space {
         Some(slot)
     }
 
-    /// After a restart: the slot holds an extent. False if it does not exist or holds another one.
+    /// After a restart: the slot holds an extent. False if there is no such slot, or it holds another one.
     #[must_use]
-    pub fn adopt(&mut self, disk: DiskId, slot: SlotIndex, ideal: &Ideal) -> bool {
+    pub fn adopt(&mut self, disk: DiskId, slot: SlotIndex) -> bool {
+        self.disks[disk.index()].as_deref_mut().is_some_and(|disk| disk.slots.take(slot))
+    }
+
+    /// After a restart: the VHD's home on the disk is where the slot is in its ideal place.
+    pub fn adopt_home(&mut self, disk: DiskId, slot: SlotIndex, ideal: &Ideal) {
         let disk = self.disk_mut(disk);
-        let taken = disk.slots.take(slot);
-        if taken {
-            disk.homes.adopt(disk.slots.slots(), ideal.vhd, ideal.position, ideal.len, slot);
-        }
-        taken
+        disk.homes.adopt(disk.slots.slots(), ideal.vhd, ideal.position, ideal.len, slot);
     }
 
     /// The slot holds nothing any more.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::space::{Ideal, Space};
-use crate::base::ids::{DiskId, VhdId};
+use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::DISKS_MAX;
 use crate::base::units::{ExtentIndex, Geometry};
 use crate::placement::layout::{Candidate, choose_disk};
@@ -140,17 +140,25 @@ impl Vhd {
         Some(replicas)
     }
 
-    /// After a restart: takes the slots of a placed extent. The replica whose slot is taken already, if there is one.
-    pub fn adopt(&mut self, extent: ExtentIndex, space: &mut Space) -> Result<(), Replica> {
-        for replica in self.state.map.lookup(extent).replicas.iter() {
-            if space.get(replica.disk).is_none() {
-                return Err(replica);
+    /// After a restart: takes the slots of all placed extents.
+    ///
+    /// # Errors
+    /// The first extent whose slot does not exist or is taken already.
+    pub fn adopt(&mut self, space: &mut Space) -> Result<(), (ExtentIndex, Replica)> {
+        let state = Arc::clone(&self.state);
+        let mut at_home = DiskSet::default();
+        for extent in state.map.placed_from(ExtentIndex(0)) {
+            for replica in state.map.lookup(extent).replicas.iter() {
+                if !space.adopt(replica.disk, replica.slot) {
+                    return Err((extent, replica));
+                }
+                self.counts[replica.disk.index()] += 1;
+                if !at_home.contains(replica.disk) {
+                    at_home.insert(replica.disk);
+                    let ideal = self.ideal(extent, replica.disk, space);
+                    space.adopt_home(replica.disk, replica.slot, &ideal);
+                }
             }
-            let ideal = self.ideal(extent, replica.disk, space);
-            if !space.adopt(replica.disk, replica.slot, &ideal) {
-                return Err(replica);
-            }
-            self.counts[replica.disk.index()] += 1;
         }
         Ok(())
     }

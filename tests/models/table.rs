@@ -84,10 +84,13 @@ fn table_edit() -> impl Strategy<Value = TableEdit> {
     ]
 }
 
+/// Disk and slot of each replica, and the present bits.
+type Placed = (Vec<(u8, u32)>, u32);
+
 /// A table that is kept right by hand: maps, and sets of the slots in use.
 #[derive(Default)]
 struct TableModel {
-    extents: BTreeMap<(u32, u32), (Vec<(u8, u32)>, u32)>,
+    extents: BTreeMap<(u32, u32), Placed>,
     used: BTreeSet<(u8, u32)>,
 }
 
@@ -121,7 +124,7 @@ impl TableModel {
     }
 
     fn table(&self) -> Vec<TableExtent> {
-        let extent = |(&(vhd, extent), (places, present)): (&(u32, u32), &(Vec<(u8, u32)>, u32))| {
+        let extent = |(&(vhd, extent), (places, present)): (&(u32, u32), &Placed)| {
             let mut replicas = ReplicaSet::ABSENT;
             for (disk, slot) in places {
                 let state = ReplicaState::InSync;
@@ -136,7 +139,8 @@ impl TableModel {
 fn violations(table: &[TableExtent]) -> Vec<Violation> {
     let (pool, vhds) = (table_pool(), table_vhds());
     let report = Checker::check(&pool, &vhds, || table.iter().copied());
-    assert_eq!(report.extents as usize, table.iter().filter(|extent| !extent.replicas.is_absent()).count());
+    let placed = table.iter().filter(|extent| !extent.replicas.is_absent()).count();
+    assert_eq!(report.extents, placed as u64);
     report.violations
 }
 
