@@ -33,7 +33,7 @@ use std::sync::Arc;
 
 use crate::base::clock::Nanos;
 use crate::base::ids::VhdId;
-use crate::base::units::{ExtentIndex, Geometry};
+use crate::base::units::Geometry;
 use crate::engine::IoError;
 use crate::placement::record::{PoolRecord, RecordError, VhdRecord};
 use crate::reactor::messages::{OwnerRequest, ReactorMessage};

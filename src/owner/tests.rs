@@ -10,7 +10,7 @@ use super::command::{CommandError, CreateVhd, LayoutRequest, Outcome, Reply, Vhd
 use super::outbox::SlotRun;
 use super::*;
 use crate::base::ids::{DiskId, ReactorId};
-use crate::base::units::{BlockMask, SlotIndex};
+use crate::base::units::{BlockMask, ExtentIndex, SlotIndex};
 use crate::placement::record::{Accept, DiskRecord, WhenFull};
 use crate::reactor::messages::AllocateError;
 use crate::store::change::{Change, ChangeKind};
