@@ -2,165 +2,20 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a failed step is a failed test")]
 
+#[path = "common/daemon_host.rs"]
+mod daemon_host;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use spanblk::cli::blk_client::{BlkClient, BlkError, ClientOptions};
+use spanblk::cli::blk_client::BlkError;
+
+use daemon_host::{Host, pattern, read, text};
 
 const MIB: u64 = 1 << 20;
-
-/// A host: a directory with disks, and a daemon that may or may not run.
-struct Host {
-    directory: tempfile::TempDir,
-    daemon: Option<Child>,
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        if let Some(daemon) = &mut self.daemon {
-            let _ = daemon.kill();
-            let _ = daemon.wait();
-        }
-    }
-}
-
-impl Host {
-    /// A host with a pool of `disks` disks of 256 MiB.
-    fn with_pool(disks: usize) -> Host {
-        let host = Host::empty();
-        let names: Vec<String> = (0..disks).map(|i| format!("d{i}.img")).collect();
-        let mut args = vec!["pool", "create", "--size", "256MiB"];
-        args.extend(names.iter().map(String::as_str));
-        host.ok(&args);
-        host
-    }
-
-    fn empty() -> Host {
-        // Not in TMPDIR, which may be a filesystem without direct I/O, nor deep, because of the length of socket paths.
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        Host { directory: tempfile::Builder::new().prefix("d").tempdir_in(target).unwrap(), daemon: None }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_spanblk"));
-        command.current_dir(self.directory.path()).env("SPANBLK_CONTROL", self.path("c/api.sock")).args(args);
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    fn ok(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
-        text(&output.stdout)
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        serde_json::from_str(&self.ok(&[&["--json"], args].concat())).unwrap()
-    }
-
-    /// Runs a command that must fail with an exit code, and says why on standard error.
-    fn refused(&self, args: &[&str], code: i32) -> String {
-        let output = self.run(args);
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", text(&output.stderr));
-        text(&output.stderr)
-    }
-
-    fn serve_args<'a>(options: &[&'a str], disks: &[&'a str]) -> Vec<&'a str> {
-        [&["serve", "--socket-dir", "v", "--reactors", "2"], options, disks].concat()
-    }
-
-    /// Starts the daemon and waits until it reports readiness.
-    fn serve(&mut self, options: &[&str], disks: &[&str]) {
-        let notify = self.path("notify");
-        let _ = std::fs::remove_file(&notify);
-        let socket = UnixDatagram::bind(&notify).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
-        let mut command = self.command(&Host::serve_args(options, disks));
-        let child = command.env("NOTIFY_SOCKET", &notify).stderr(log).stdout(Stdio::null()).spawn().unwrap();
-        self.daemon = Some(child);
-        let mut buffer = [0; 64];
-        let len = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("not ready: {error}; log:\n{}", self.log()));
-        assert_eq!(&buffer[..len], b"READY=1\n");
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.path("log")).unwrap_or_default()
-    }
-
-    fn kill(&mut self) {
-        let mut daemon = self.daemon.take().unwrap();
-        daemon.kill().unwrap();
-        daemon.wait().unwrap();
-    }
-
-    /// SIGTERM; the daemon must end cleanly.
-    fn stop(&mut self) {
-        let mut daemon = self.daemon.take().unwrap();
-        let pid = daemon.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            if let Some(status) = daemon.try_wait().unwrap() {
-                assert!(status.success(), "{status}; log:\n{}", self.log());
-                return;
-            }
-            assert!(Instant::now() < deadline, "did not stop; log:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn attach(&self, vhd: &str) -> Result<BlkClient, BlkError> {
-        BlkClient::connect(&self.path("v").join(format!("{vhd}.sock")), ClientOptions::default())
-    }
-
-    /// Attaches once whoever was attached before is gone.
-    fn attach_soon(&self, vhd: &str) -> BlkClient {
-        for _ in 0..200 {
-            match self.attach(vhd) {
-                Err(BlkError::InUse { .. }) => std::thread::sleep(Duration::from_millis(10)),
-                other => return other.unwrap_or_else(|error| panic!("{error}; log:\n{}", self.log())),
-            }
-        }
-        panic!("still attached; log:\n{}", self.log());
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Bytes that differ everywhere and for each seed.
-fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
-
-fn read(client: &mut BlkClient, offset: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0xff; len];
-    client.read_at(offset, &mut bytes).unwrap();
-    bytes
-}
 
 #[test]
 fn what_was_flushed_survives_a_kill_and_disks_in_another_order() {
@@ -244,6 +99,38 @@ fn settings_outlive_the_daemon_and_names_take_their_socket_along() {
         host.refused(&["vhd", "create", "c", "--size", "1MiB", "--layout", "spanned", "--disks", "d1"], 4)
             .contains("d1")
     );
+    host.stop();
+}
+
+#[test]
+fn the_cache_mode_that_a_guest_chose_outlives_a_kill() {
+    use vhost::VhostBackend;
+    use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
+    use vhost::vhost_user::{Frontend, VhostUserFrontend};
+    /// Offset of the field `writeback` in the configuration space.
+    const WRITEBACK: u32 = 32;
+
+    let mut host = Host::with_pool(1);
+    host.serve(&[], &["d0.img"]);
+    host.ok(&["vhd", "create", "a", "--size", "16MiB", "--layout", "isolated"]);
+    let attach = |host: &Host| {
+        let mut frontend = Frontend::connect(host.path("v/a.sock"), 1).unwrap();
+        frontend.set_owner().unwrap();
+        frontend.set_features(frontend.get_features().unwrap()).unwrap();
+        let offered = frontend.get_protocol_features().unwrap();
+        frontend.set_protocol_features(offered & VhostUserProtocolFeatures::CONFIG).unwrap();
+        frontend
+    };
+    let config =
+        |frontend: &mut Frontend| frontend.get_config(WRITEBACK, 1, VhostUserConfigFlags::empty(), &[0]).unwrap().1[0];
+    let mut frontend = attach(&host);
+    assert_eq!(config(&mut frontend), 1);
+    frontend.set_config(WRITEBACK, VhostUserConfigFlags::WRITABLE, &[0]).unwrap();
+    assert_eq!(config(&mut frontend), 0, "asks after the change was taken");
+    assert_eq!(host.json(&["vhd", "show", "a"])["writeback"], false);
+    host.kill();
+    host.serve(&[], &["d0.img"]);
+    assert_eq!(config(&mut attach(&host)), 0);
     host.stop();
 }
 

@@ -15,6 +15,7 @@ const UNSAFE_FILES: &[&str] = &[
     "cli/blk_client/memory.rs",
     "cli/blk_client/mod.rs",
     "cli/image/sparse.rs",
+    "control/serve/files.rs",
     "disk/sys.rs",
     "engine/mod.rs",
     "engine/sim.rs",

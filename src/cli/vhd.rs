@@ -164,6 +164,7 @@ fn details(vhd: &VhdInfo) -> String {
         ("Queues", vhd.queues.to_string()),
         ("VM", vhd.vm.clone().unwrap_or_else(|| "-".to_owned())),
         ("When full", when_full),
+        ("Cache mode", if vhd.writeback { "writeback" } else { "writethrough" }.to_owned()),
         ("Socket", vhd.socket.clone()),
         ("Socket problem", vhd.socket_problem.clone().unwrap_or_else(|| "none".to_owned())),
         ("Socket mode", vhd.socket_mode.clone()),

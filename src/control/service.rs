@@ -128,7 +128,7 @@ pub fn endpoint(record: &VhdRecord, state: &Arc<VhdState>) -> VhdEndpoint {
         name: record.name.clone(),
         queues: record.queues,
         optimal_io_size: extent * width,
-        writeback: true,
+        writeback: record.writeback,
         socket: socket_settings(record),
     }
 }

@@ -38,6 +38,13 @@ pub enum Command {
     },
     /// Changes settings of a VHD. Answered by [`Reply::Vhd`].
     SetVhd(Box<SetVhd>),
+    /// A guest has chosen a cache mode. Answered by [`Reply::Vhd`] once it is durable.
+    SetCacheMode {
+        /// Its VHD.
+        vhd: VhdId,
+        /// Whether the mode is writeback.
+        writeback: bool,
+    },
     /// Asks for one VHD. Answered by [`Reply::Vhd`].
     ShowVhd {
         /// Which.

@@ -104,6 +104,7 @@ impl Owner {
             Command::DeleteVhd { vhd, force } => self.begin_delete(&vhd, force, out),
             Command::RenameVhd { vhd, to } => self.begin_rename(&vhd, &to),
             Command::SetVhd(set) => self.begin_set_vhd(&set),
+            Command::SetCacheMode { vhd, writeback } => self.begin_set_cache_mode(vhd, writeback),
             Command::AddDisk(add) => self.begin_add_disk(*add),
             Command::SetDisk(set) => self.begin_set_disk(&set),
             Command::ShowVhd { .. } | Command::ListVhds | Command::ShowPool | Command::Check => {
@@ -166,6 +167,15 @@ impl Owner {
         }
         let event = Event::VhdChanged { vhd: record.name.clone() };
         Ok(change_vhd(record, event))
+    }
+
+    fn begin_set_cache_mode(&mut self, id: VhdId, writeback: bool) -> Result<Step, CommandError> {
+        let vhd = self.vhds.get(id).ok_or_else(|| not_found("VHD", &format!("#{}", id.0)))?;
+        if vhd.record.writeback == writeback {
+            return Ok(Step::Done(self.vhd_reply(vhd, Outcome::Unchanged)));
+        }
+        let event = Event::VhdChanged { vhd: vhd.record.name.clone() };
+        Ok(change_vhd(VhdRecord { writeback, ..vhd.record.clone() }, event))
     }
 
     fn begin_set_disk(&mut self, set: &SetDisk) -> Result<Step, CommandError> {

@@ -284,5 +284,6 @@ fn record_of(create: &CreateVhd, id: VhdId, layout: Layout) -> VhdRecord {
         socket_mode: create.socket_mode,
         when_full: create.when_full,
         created: create.created,
+        writeback: true,
     }
 }

@@ -319,6 +319,19 @@ pub struct VhdRecord {
     pub when_full: WhenFull,
     /// When it was created, in seconds since the Unix epoch.
     pub created: u64,
+    /// The cache mode that its guest last chose; true is writeback. It outlives the daemon, so that a guest which chose
+    /// writethrough goes on having it.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub writeback: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 impl VhdRecord {

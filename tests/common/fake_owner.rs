@@ -8,7 +8,7 @@ use spanblk::base::ids::{DiskId, VhdId};
 use spanblk::base::units::{BlockMask, ExtentIndex, Generation, Geometry, SlotIndex};
 use spanblk::control::convert::{OpenDisk, OpenDisks};
 use spanblk::control::events::EventLog;
-use spanblk::control::http::{Api, Host};
+use spanblk::control::http::{Api, Connections, Host};
 use spanblk::control::owner_link::OwnerLink;
 use spanblk::control::wire::{DiskAdd, ErrorInfo, ErrorKind, StoreInfo};
 use spanblk::owner::command::{AddDisk, Command, CommandError, DiskInfo, Outcome, PoolInfo, Reply, Space, VhdInfo};
@@ -95,6 +95,7 @@ fn answer(command: Command, script: Script) -> Result<Reply, CommandError> {
             changed.record.queues = set.queues.unwrap_or(changed.record.queues);
             one(Outcome::Changed, changed)
         }
+        Command::SetCacheMode { .. } => one(Outcome::Unchanged, vhd("old", None)),
         Command::ShowVhd { vhd } => one(Outcome::Unchanged, known(&vhd)?),
         Command::ListVhds => Ok(Reply::Vhds(vec![vhd("old", None), vhd("busy", Some(4711))])),
         Command::ShowPool => Ok(Reply::Pool(Box::new(pool()))),
@@ -186,6 +187,7 @@ fn vhd(name: &str, attached: Option<u32>) -> VhdInfo {
             socket_mode: 0o660,
             when_full: WhenFull::default(),
             created: 0,
+            writeback: true,
         },
         state: Arc::new(VhdState::new(settings, map, 1)),
         attached,
@@ -211,13 +213,21 @@ impl Host for FakeHost {
     }
 
     fn open_disks(&self) -> OpenDisks {
-        let open = |id: u8| (DiskId(id), OpenDisk { path: format!("/srv/d{id}.img"), metadata_bytes: 64 << 20 });
+        let open = |id: u8| {
+            (DiskId(id), OpenDisk { name: format!("d{id}"), path: format!("/srv/d{id}.img"), metadata_bytes: 64 << 20 })
+        };
         (0..3).map(open).collect::<HashMap<_, _>>()
     }
 
     fn store_info(&self) -> StoreInfo {
         StoreInfo::default()
     }
+
+    fn connections(&self) -> Vec<Connections> {
+        vec![Connections { vhd: "old".to_owned(), accepted: 3, refused: 1, faults: 0 }]
+    }
+
+    fn disk_changed(&self, _disk: &DiskRecord) {}
 
     fn socket_problem(&self, _vhd: VhdId) -> Option<String> {
         None

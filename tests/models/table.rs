@@ -45,6 +45,7 @@ fn table_vhds() -> Vec<VhdRecord> {
         socket_mode: 0o600,
         when_full: WhenFull::Error,
         created: 0,
+        writeback: true,
     };
     (1..3).map(vhd).collect()
 }

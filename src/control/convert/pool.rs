@@ -16,6 +16,8 @@ pub type OpenDisks = HashMap<DiskId, OpenDisk>;
 /// An open disk, as far as the owner does not know it.
 #[derive(Clone, Debug, Default)]
 pub struct OpenDisk {
+    /// Its name.
+    pub name: String,
     /// Where it is.
     pub path: String,
     /// Size of its metadata region, in bytes.

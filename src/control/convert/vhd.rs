@@ -144,6 +144,7 @@ pub fn vhd_info(vhd: &command::VhdInfo, pool: &PoolRecord, socket: SocketInfo) -
             record::WhenFull::Queue { secs } => WhenFull::Queue { wait_secs: secs },
             record::WhenFull::Error => WhenFull::Error {},
         },
+        writeback: record.writeback,
         attached: vhd.attached.map(|pid| Attachment { pid: (pid != 0).then_some(pid) }),
         allocated_bytes: vhd.allocated,
         written_bytes: vhd.state.map.present_blocks() * block_bytes,

@@ -77,6 +77,11 @@ pub async fn set(
 ) -> Result<Json<DiskResult>, ApiError> {
     match api.owner.ask(Command::SetDisk(Box::new(convert::set_disk(disk, update)))).await? {
         Reply::Disk { outcome, disk } => {
+            if outcome != Outcome::Unchanged {
+                let (host, record) = (api.host.clone(), disk.record.clone());
+                // Nobody waits for it: a disk may hang, and the store has the change.
+                drop(tokio::task::spawn_blocking(move || host.disk_changed(&record)));
+            }
             let disk = convert::disk_info(*disk, &api.host.open_disks());
             Ok(Json(DiskResult { changed: outcome != Outcome::Unchanged, disk, warnings: Vec::new() }))
         }

@@ -10,9 +10,9 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 
-use super::Api;
 use super::error::{ApiError, wrong_reply};
 use super::pool::{ask_pool, blocking};
+use super::{Api, Connections};
 use crate::control::wire::{ErrorBody, MemberHealth, StoreInfo};
 use crate::metrics::{IO_KINDS, IoKind, IoMetricsSet, KindMetrics, LATENCY_BUCKETS};
 use crate::owner::command::{Command, PoolInfo, Reply, VhdInfo};
@@ -27,15 +27,16 @@ pub async fn text(State(api): State<Api>) -> Result<impl IntoResponse, ApiError>
     let pool = ask_pool(&api).await?;
     let Reply::Vhds(vhds) = api.owner.ask(Command::ListVhds).await? else { return Err(wrong_reply()) };
     let host = api.host.clone();
-    let text = blocking(move || render(&pool, &vhds, &host.store_info())).await?;
+    let text = blocking(move || render(&pool, &vhds, &host.store_info(), &host.connections())).await?;
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4")], text))
 }
 
-fn render(pool: &PoolInfo, vhds: &[VhdInfo], store: &StoreInfo) -> String {
+fn render(pool: &PoolInfo, vhds: &[VhdInfo], store: &StoreInfo, connections: &[Connections]) -> String {
     let mut out = Exposition::default();
     pool_gauges(&mut out, pool, store);
     disk_gauges(&mut out, pool);
     vhd_gauges(&mut out, vhds);
+    connection_counters(&mut out, connections);
     let of_vhds: Vec<(&str, &IoMetricsSet)> =
         vhds.iter().map(|vhd| (vhd.record.name.as_str(), &vhd.state.metrics)).collect();
     io_metrics(&mut out, "vhd", &of_vhds);
@@ -153,6 +154,19 @@ fn vhd_gauges(out: &mut Exposition, vhds: &[VhdInfo]) {
         "vhd",
         each().map(|(name, vhd)| (name, sum(&vhd.state.metrics, |m| m.malformed.load(Ordering::Relaxed)))),
     );
+}
+
+fn connection_counters(out: &mut Exposition, connections: &[Connections]) {
+    let counters: [(&str, &str, fn(&Connections) -> u64); 3] = [
+        ("spanblk_vhd_connections_total", "vhost-user connections accepted.", |c| c.accepted),
+        ("spanblk_vhd_connections_refused_total", "Connections turned away because there was one already.", |c| {
+            c.refused
+        }),
+        ("spanblk_vhd_connection_faults_total", "Connections closed because of a bad message.", |c| c.faults),
+    ];
+    for (name, help, value) in counters {
+        out.labelled((name, "counter", help), "vhd", connections.iter().map(|c| (c.vhd.as_str(), value(c))));
+    }
 }
 
 /// One kind of requests of one subject, summed over the reactors.

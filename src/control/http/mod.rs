@@ -33,7 +33,7 @@ use super::wire::{API_PREFIX, DiskAdd, ErrorInfo, ErrorKind, StoreInfo};
 use crate::base::ids::VhdId;
 use crate::base::limits::API_BODY_MAX;
 use crate::owner::command::{AddDisk, PoolInfo};
-use crate::placement::record::VhdRecord;
+use crate::placement::record::{DiskRecord, VhdRecord};
 
 /// How long a request may take, streams apart. Longer than the wait for the owner's answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
@@ -55,6 +55,12 @@ pub trait Host: Send + Sync {
     /// The placement store.
     fn store_info(&self) -> StoreInfo;
 
+    /// What happened at the sockets of the VHDs that are served, in no order.
+    fn connections(&self) -> Vec<Connections>;
+
+    /// The settings of a disk changed: its label is to say so, too. Best effort: the store has it.
+    fn disk_changed(&self, disk: &DiskRecord);
+
     /// Why a VHD has no socket; `None` if it has one.
     fn socket_problem(&self, vhd: VhdId) -> Option<String>;
 
@@ -63,6 +69,19 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// The store cannot be read.
     fn dump(&self) -> Result<String, ErrorInfo>;
+}
+
+/// What happened at the socket of a VHD since it is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connections {
+    /// Name of the VHD.
+    pub vhd: String,
+    /// Connections that were accepted.
+    pub accepted: u64,
+    /// Connections turned away because there was one already.
+    pub refused: u64,
+    /// Connections closed because of a bad message.
+    pub faults: u64,
 }
 
 /// What handlers share.

@@ -43,6 +43,15 @@ pub enum ConfigError {
     /// No disk.
     #[error("no disks are given: name them on the command line, or as 'disks' in the configuration file")]
     NoDisks,
+    /// A path is empty, or the working directory is gone.
+    #[error("cannot make an absolute path of '{}'", path.display())]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The number of reactors is not possible.
     #[error("there cannot be {0} reactors: give 1 to {REACTORS_MAX}")]
     Reactors(u16),
@@ -155,16 +164,23 @@ impl Config {
         if disks.is_empty() {
             return Err(ConfigError::NoDisks);
         }
+        let control = options.control.or(file.control).unwrap_or_else(|| control_default.to_owned());
+        let socket_dir = options.socket_dir.or(file.socket_dir).unwrap_or_else(|| SOCKET_DIR_DEFAULT.into());
         Ok(Config {
             disks,
-            control: options.control.or(file.control).unwrap_or_else(|| control_default.to_owned()),
-            socket_dir: options.socket_dir.or(file.socket_dir).unwrap_or_else(|| SOCKET_DIR_DEFAULT.into()),
+            control: absolute(control)?,
+            socket_dir: absolute(socket_dir)?,
             reactors,
             pin: options.pin || file.pin.unwrap_or(false),
             metrics_listen: options.metrics_listen.or(file.metrics_listen),
             accept_stale: options.accept_stale,
         })
     }
+}
+
+/// Paths are told to clients, which have working directories of their own.
+fn absolute(path: PathBuf) -> Result<PathBuf, ConfigError> {
+    std::path::absolute(&path).map_err(|source| ConfigError::Path { path, source })
 }
 
 fn reactors_default() -> u16 {

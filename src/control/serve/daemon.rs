@@ -23,6 +23,7 @@ use crate::base::ids::{DiskId, VhdId};
 use crate::control::disk_worker::DiskWorker;
 use crate::control::events::EventLog;
 use crate::control::http::{self, Api, Bound};
+use crate::control::owner_link::Asked;
 use crate::control::owner_thread::{self, Effects, OwnerInput, OwnerSender};
 use crate::control::reactors::{Handles, Inboxes, Threads, join_until};
 use crate::control::service::{self, Problems, Service};
@@ -32,6 +33,7 @@ use crate::disk::file::FileDisk;
 use crate::disk::identity::Host as HostFacts;
 use crate::disk::pool::{OpenOptions, OpenPool, open_pool};
 use crate::owner::Owner;
+use crate::owner::command::Command;
 use crate::placement::record::{DiskRecord, PoolRecord};
 use crate::reactor::messages::ReactorMessage;
 use crate::shared::DiskState;
@@ -130,7 +132,7 @@ impl Daemon {
             service::serve_vhd(&server, &problems, record, state);
         }
 
-        let host = Arc::new(DaemonHost::new(pool, owner.clone(), store.clone(), problems));
+        let host = Arc::new(DaemonHost::new(pool, owner.clone(), store.clone(), Arc::clone(&server), problems));
         let api = Api {
             owner: owner.link(),
             host,
@@ -214,6 +216,12 @@ fn disks_of(record: &PoolRecord, pool: &OpenPool<FileDisk>) -> (Vec<Arc<DiskStat
         state
     };
     let all = record.disks.iter().map(state).collect();
+    for disk in pool.disks.iter().filter(|disk| record.disks.iter().all(|known| known.uuid != disk.uuid)) {
+        let name = &disk.name;
+        log::warn!(
+            "disk '{name}' is not used: the placement store does not know it (adding it was interrupted); wipe it"
+        );
+    }
     (all, here)
 }
 
@@ -351,7 +359,14 @@ impl ServerEvents for ToOwner {
     }
 
     fn cache_mode(&self, vhd: VhdId, writeback: bool) {
-        let mode = if writeback { "writeback" } else { "writethrough" };
-        log::info!("VHD #{}: its guest chose {mode}", vhd.0);
+        let (answer, waiting) = tokio::sync::oneshot::channel();
+        let command = Command::SetCacheMode { vhd, writeback };
+        self.0.send(OwnerInput::Command(Asked { command, answer }));
+        // If it cannot be made durable, no flush of the guest can either, and the guest will hear of that.
+        match waiting.blocking_recv() {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => log::error!("VHD #{}: the cache mode is not durable: {error}", vhd.0),
+            Err(_) => log::warn!("VHD #{}: the cache mode was chosen while the daemon stopped", vhd.0),
+        }
     }
 }

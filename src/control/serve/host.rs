@@ -1,6 +1,5 @@
 //! What API handlers need of the daemon and the owner does not know.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,7 +7,7 @@ use super::daemon::{UsableDisk, announcement, start_worker};
 use crate::base::clock;
 use crate::base::ids::{DiskId, VhdId};
 use crate::control::convert::{OpenDisk, OpenDisks};
-use crate::control::http::Host;
+use crate::control::http::{Connections, Host};
 use crate::control::owner_thread::{NewDisk, OwnerInput, OwnerSender};
 use crate::control::service::Problems;
 use crate::control::wire::{DiskAdd, ErrorInfo, ErrorKind, MemberHealth, StoreInfo, StoreMember};
@@ -16,18 +15,25 @@ use crate::disk::BlockDev;
 use crate::disk::file::{Access, FileDisk, OpenError};
 use crate::disk::geometry::Role;
 use crate::disk::identity::Host as HostFacts;
-use crate::disk::pool::{AddOptions, ChangeError, DiskSettings, NewDisk as UnlabelledDisk, OpenPool};
+use crate::disk::pool::{
+    AddOptions, ChangeError, DiskSettings, NewDisk as UnlabelledDisk, OpenDisk as PoolDisk, OpenPool,
+};
 use crate::owner::command::{AddDisk, PoolInfo};
+use crate::placement::record::DiskRecord;
 use crate::shared::DiskState;
 use crate::store::mirror::MemberStatus;
 use crate::store::thread::StoreHandle;
+use crate::vhost_user::{VhdStatus, VhostUserServer};
 
 /// The open disks of the pool.
 pub struct DaemonHost {
-    /// Locked by one API request at a time, off the event loop; label writes happen under it.
+    /// Locked by one API request at a time, off the event loop: labels are written under it, and a disk may hang.
     pool: Mutex<OpenPool<FileDisk>>,
+    /// What is told of the disks; never locked for longer than it takes to copy it.
+    known: Mutex<OpenDisks>,
     owner: OwnerSender,
     store: StoreHandle,
+    server: Arc<VhostUserServer>,
     problems: Arc<Problems>,
     facts: HostFacts,
 }
@@ -39,9 +45,15 @@ impl DaemonHost {
         pool: OpenPool<FileDisk>,
         owner: OwnerSender,
         store: StoreHandle,
+        server: Arc<VhostUserServer>,
         problems: Arc<Problems>,
     ) -> DaemonHost {
-        DaemonHost { pool: Mutex::new(pool), owner, store, problems, facts: HostFacts::default() }
+        let known = Mutex::new(pool.disks.iter().map(known).collect());
+        DaemonHost { pool: Mutex::new(pool), known, owner, store, server, problems, facts: HostFacts::default() }
+    }
+
+    fn known(&self) -> MutexGuard<'_, OpenDisks> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pool(&self) -> MutexGuard<'_, OpenPool<FileDisk>> {
@@ -73,6 +85,7 @@ impl Host for DaemonHost {
         let warnings = pool.add_disk(new, &options, &self.facts).map_err(|error| change_error(&error))?;
         warnings.iter().for_each(|warning| log::warn!("{warning}"));
         let disk = pool.disk(id).expect("just added");
+        self.known().extend([known(disk)]);
         let record = super::disk_record(disk);
         let state = Arc::new(DiskState::new(
             id,
@@ -92,26 +105,22 @@ impl Host for DaemonHost {
         let mut pool = self.pool();
         let Some(id) = pool.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id) else { return };
         self.owner.send(OwnerInput::ForgetDisk(id));
+        self.known().remove(&id);
         if let Err(error) = pool.remove_disk(id) {
             log::error!("disk '{name}' was not added, and its label could not be wiped: {error}");
         }
     }
 
     fn open_disks(&self) -> OpenDisks {
-        let pool = self.pool();
-        let open = pool.disks.iter().map(|disk| {
-            let path = disk.path.display().to_string();
-            (disk.id, OpenDisk { path, metadata_bytes: disk.label.layout.metadata_len })
-        });
-        open.collect()
+        self.known().clone()
     }
 
     fn store_info(&self) -> StoreInfo {
         let status = self.store.status();
-        let names: HashMap<DiskId, String> =
-            self.pool().disks.iter().map(|disk| (disk.id, disk.name.clone())).collect();
+        let known = self.open_disks();
+        let name = |disk: DiskId| known.get(&disk).map_or_else(|| format!("#{}", disk.0), |disk| disk.name.clone());
         let member = |member: &MemberStatus| StoreMember {
-            disk: names.get(&member.disk).cloned().unwrap_or_else(|| format!("#{}", member.disk.0)),
+            disk: name(member.disk),
             health: if member.lost.is_none() { MemberHealth::InSync } else { MemberHealth::Failed },
             region_bytes: member.region_len,
             problem: member.lost.clone(),
@@ -122,6 +131,30 @@ impl Host for DaemonHost {
             failed: status.failed,
             members: status.members.iter().map(member).collect(),
             ..StoreInfo::default()
+        }
+    }
+
+    fn connections(&self) -> Vec<Connections> {
+        let of = |status: VhdStatus| Connections {
+            vhd: status.name,
+            accepted: status.connections,
+            refused: status.refused,
+            faults: status.faults,
+        };
+        self.server.statuses().into_iter().map(of).collect()
+    }
+
+    fn disk_changed(&self, disk: &DiskRecord) {
+        let mut pool = self.pool();
+        let Some(open) = pool.disk(disk.id) else { return };
+        let (accept, domain) = (super::label_accept(disk.accept), disk.failure_domain.clone());
+        let named = open.failure_domain.to_string() != domain;
+        let mut changed = if open.label.accept == accept { Ok(()) } else { pool.set_accept(disk.id, accept) };
+        if named {
+            changed = changed.and_then(|()| pool.set_failure_domain(disk.id, &domain));
+        }
+        if let Err(error) = changed {
+            log::warn!("disk '{}': its label does not follow its settings: {error}", disk.name);
         }
     }
 
@@ -143,6 +176,12 @@ impl DaemonHost {
         self.owner.send(OwnerInput::Disk(Box::new(NewDisk { id: disk.state.id, worker, announce })));
         Ok(())
     }
+}
+
+/// What is told of a disk.
+fn known(disk: &PoolDisk<FileDisk>) -> (DiskId, OpenDisk) {
+    let (name, path) = (disk.name.clone(), disk.path.display().to_string());
+    (disk.id, OpenDisk { name, path, metadata_bytes: disk.label.layout.metadata_len })
 }
 
 fn open_or_create(request: &DiskAdd) -> Result<FileDisk, ErrorInfo> {

@@ -6,6 +6,7 @@
 
 pub mod config;
 mod daemon;
+mod files;
 mod host;
 mod signals;
 pub mod table;
@@ -71,6 +72,10 @@ pub enum Ended {
 /// # Errors
 /// See [`ServeError`]; nothing is left behind then.
 pub fn run(config: Config) -> Result<Ended, ServeError> {
+    match files::raise_limit() {
+        Ok(files) => log::debug!("up to {files} open files"),
+        Err(error) => log::warn!("cannot raise the limit of open files: {error}"),
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("spanblk-api")

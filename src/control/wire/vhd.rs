@@ -158,6 +158,8 @@ pub struct VhdInfo {
     pub socket_mode: String,
     /// What a write does that finds the pool full.
     pub when_full: WhenFull,
+    /// The cache mode that its guest last chose: writeback, or writethrough.
+    pub writeback: bool,
     /// The frontend that is connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attached: Option<Attachment>,

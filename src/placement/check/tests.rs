@@ -34,6 +34,7 @@ fn vhd(id: u32, name: &str) -> VhdRecord {
         socket_mode: 0o600,
         when_full: WhenFull::Error,
         created: 0,
+        writeback: true,
     }
 }
 

@@ -33,6 +33,7 @@ fn vhd() -> VhdRecord {
         socket_mode: 0o660,
         when_full: WhenFull::Queue { secs: 60 },
         created: 1_700_000_000,
+        writeback: true,
     }
 }
 

@@ -315,6 +315,7 @@ pub(in crate::store) mod samples {
             socket_mode: 0o660,
             when_full: WhenFull::default(),
             created: 0,
+            writeback: true,
         }
     }
 }
