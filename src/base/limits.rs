@@ -92,9 +92,6 @@ pub const BOUNCE_BUFFERS: usize = 16;
 /// Length of one bounce buffer, in bytes.
 pub const BOUNCE_LEN: usize = 256 << 10;
 
-/// Table changes a reactor may have handed to the committer that are not taken up yet.
-pub const CHANGES_OUTSTANDING_MAX: u64 = 65_536;
-
 /// Ranges in one discard or write-zeroes request.
 pub const DISCARD_RANGES_MAX: u32 = 32;
 

@@ -202,7 +202,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     }
 
     fn count_wait(&self, slot: RequestSlot) {
-        let waits = &self.slots.request(slot).vhd().metrics.of(self.id).waits;
-        waits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let metrics = self.slots.request(slot).vhd().metrics.of(self.id);
+        metrics.waits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 }
