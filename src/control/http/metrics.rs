@@ -157,7 +157,7 @@ fn vhd_gauges(out: &mut Exposition, vhds: &[VhdInfo]) {
 }
 
 fn connection_counters(out: &mut Exposition, connections: &[Connections]) {
-    let counters: [(&str, &str, fn(&Connections) -> u64); 3] = [
+    let counters: [Counter<Connections>; 3] = [
         ("spanblk_vhd_connections_total", "vhost-user connections accepted.", |c| c.accepted),
         ("spanblk_vhd_connections_refused_total", "Connections turned away because there was one already.", |c| {
             c.refused
@@ -197,14 +197,14 @@ impl Totals {
 }
 
 /// Name, help text, and where the number is.
-type Counter = (&'static str, &'static str, fn(&Totals) -> u64);
+type Counter<T> = (&'static str, &'static str, fn(&T) -> u64);
 
 fn io_metrics(out: &mut Exposition, label: &str, subjects: &[(&str, &IoMetricsSet)]) {
     let kinds = |&(subject, set): &(&'_ str, &IoMetricsSet)| {
         IO_KINDS.map(|kind| (subject.to_owned(), kind_name(kind), Totals::of(set, kind)))
     };
     let rows: Vec<(String, &str, Totals)> = subjects.iter().flat_map(kinds).collect();
-    let counters: [Counter; 3] = [
+    let counters: [Counter<Totals>; 3] = [
         ("requests", "Requests completed, failed ones included.", |totals| totals.requests),
         ("bytes", "Bytes of the requests that succeeded.", |totals| totals.bytes),
         ("errors", "Requests that failed.", |totals| totals.errors),
