@@ -68,7 +68,7 @@ fn run(scenario: Scenario) -> Result<(usize, World), String> {
 
 fn scenario(seed: u64, members: usize, mutation: Option<Mutation>) -> Scenario {
     let steps = usize::try_from(setting("SPANBLK_STEPS", 400)).expect("a small number");
-    Scenario { seed, disks: 3, members, reactors: if seed % 2 == 0 { 2 } else { 1 }, steps, mutation }
+    Scenario { seed, disks: 3, members, reactors: if seed.is_multiple_of(2) { 2 } else { 1 }, steps, mutation }
 }
 
 fn all_promises_hold(members: usize, seeds: u64) {

@@ -315,7 +315,7 @@ impl World {
             1 => Ok(self.step_committer()),
             2 => Ok(self.step_commit()),
             3 => Ok(self.step_punch()),
-            _ if (source - 4) % 2 == 0 => Ok(self.step_message((source - 4) / 2)),
+            _ if source.is_multiple_of(2) => Ok(self.step_message((source - 4) / 2)),
             _ => Ok(self.step_engine((source - 4) / 2)),
         }
     }

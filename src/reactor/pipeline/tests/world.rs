@@ -67,14 +67,17 @@ impl TestEngine {
         for buffer in op.buffers.iter().filter(|_| result.is_ok()) {
             let range = at..at + buffer.len;
             disk.resize(disk.len().max(range.end), GARBAGE);
-            // SAFETY: the pipeline vouches for its buffers until the completion is taken.
             match op.kind {
-                Kind::Read => unsafe {
-                    std::ptr::copy_nonoverlapping(disk[range].as_ptr(), buffer.ptr, buffer.len);
-                },
-                Kind::Write => unsafe {
-                    std::ptr::copy_nonoverlapping(buffer.ptr, disk[range].as_mut_ptr(), buffer.len);
-                },
+                Kind::Read => {
+                    let from = disk[range].as_ptr();
+                    // SAFETY: the pipeline vouches for its buffers until the completion is taken.
+                    unsafe { std::ptr::copy_nonoverlapping(from, buffer.ptr, buffer.len) };
+                }
+                Kind::Write => {
+                    let to = disk[range].as_mut_ptr();
+                    // SAFETY: the pipeline vouches for its buffers until the completion is taken.
+                    unsafe { std::ptr::copy_nonoverlapping(buffer.ptr, to, buffer.len) };
+                }
                 Kind::Sync => {}
             }
             at += buffer.len;
@@ -93,7 +96,7 @@ impl Engine for TestEngine {
             return Err(EngineFull);
         }
         if let Op::Read { offset, buffers, .. } | Op::Write { offset, buffers, .. } = op {
-            let block = self.block as usize;
+            let block = usize::try_from(self.block).expect("a small block");
             assert!(offset.is_multiple_of(self.block), "offset {offset}");
             assert!(buffers.iter().all(|b| b.len > 0 && b.len.is_multiple_of(block)), "{buffers:?}");
             assert!(buffers.iter().all(|b| b.ptr.addr().is_multiple_of(self.alignment)), "{buffers:?}");
