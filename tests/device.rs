@@ -273,6 +273,26 @@ fn after_a_switch_to_writethrough_every_write_is_durable() {
 }
 
 #[test]
+fn a_switch_to_writethrough_with_nothing_to_flush_is_answered() {
+    let (_directory, mut host) = host(1, 1);
+    let vhd = host.vhd(1, 4, &[0]);
+    let mut connection = host.connect(guest(true), &vhd, 0);
+    connection.guest.put_data(0, &[7; DATA]);
+    assert_eq!((connection.run(WRITE, 0, DATA), connection.run(FLUSH, 0, 0)), (0, 0));
+    for _ in 0..300 {
+        // What is in flight delays the switch, and leaves nothing behind that would wake the reactor.
+        (0..8).for_each(|slot| connection.guest.submit(slot, READ, 0, 4096, 0));
+        connection.kick();
+        std::thread::yield_now();
+        assert!(connection.set_writeback(false));
+        (0..8).for_each(|_| assert_eq!(connection.take().1, 0));
+        assert!(connection.set_writeback(true));
+    }
+    connection.stop();
+    host.shut_down();
+}
+
+#[test]
 fn a_hostile_guest_breaks_its_own_ring_and_nothing_else() {
     let (_directory, mut host) = host(1, 1);
     let vhd = host.vhd(1, 4, &[0]);

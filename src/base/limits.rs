@@ -68,8 +68,10 @@ pub const SUBMISSION_ENTRIES: u32 = 2048;
 /// Entries of a reactor's completion queue; the kernel keeps what does not fit until there is room.
 pub const COMPLETION_ENTRIES: u32 = 2 * SUBMISSION_ENTRIES;
 
-/// Kernel threads that one reactor's io_uring may use for operations that block (syncs, writes into file holes).
-pub const IO_WORKERS_MAX: u32 = 256;
+/// Kernel threads that one reactor's io_uring may use for operations that block: syncs, writes into file holes, and whatever
+/// finds the queue of a block device full. One for every operation, so that a disk that hangs cannot use up those that the
+/// syncs of the others need.
+pub const IO_WORKERS_MAX: u32 = ENGINE_SLOTS as u32;
 
 /// Times that an operation interrupted or refused for lack of kernel resources is submitted again.
 pub const IO_RETRIES_MAX: u8 = 32;
@@ -80,7 +82,7 @@ pub const POP_BATCH: usize = 128;
 /// Messages that a reactor takes before it looks at its rings again.
 pub const MESSAGES_PER_TURN: usize = 256;
 
-/// Operations one reactor may have in flight on one host disk, so that a slow disk cannot use up the reactor.
+/// Operations one reactor may have in flight on one host disk, even if nothing else goes on.
 pub const DISK_IN_FLIGHT_MAX: usize = 512;
 
 /// Reactor threads. A set of reactors fits one `u64` mask.
@@ -132,6 +134,10 @@ pub const FREE_COMMIT_MILLIS: u64 = 1000;
 /// Milliseconds that a write waits for slots that are on their way back, even if its VHD does not want to wait for room.
 pub const RECLAIM_WAIT_MILLIS: u64 = 2000;
 
+/// Generations of an extent: one that has been placed and dropped this often keeps its slot, so that they never wrap (which
+/// would make every later change look older than what is durable).
+pub const GENERATION_MAX: u32 = 1 << 31;
+
 /// Seconds that a write into a full pool waits for room, unless the VHD says otherwise.
 pub const WHEN_FULL_WAIT_SECS_DEFAULT: u64 = 60;
 
@@ -147,4 +153,5 @@ const _: () = assert!(RANGE_EXTENTS_MAX * EXTENT_SIZE_MAX / SECTOR_SIZE <= u32::
 const _: () = assert!(VHD_SIZE_MAX / EXTENT_SIZE_MIN <= u32::MAX as u64 + 1);
 const _: () = assert!(SUBMISSION_ENTRIES as usize >= 2 * ENGINE_SLOTS);
 const _: () = assert!(ENGINE_SLOTS <= u16::MAX as usize && IOVECS_MAX <= u8::MAX as usize);
-const _: () = assert!(IO_WORKERS_MAX as usize >= 2 * DISKS_MAX);
+const _: () = assert!(IO_WORKERS_MAX as usize >= ENGINE_SLOTS);
+const _: () = assert!(BOUNCE_BUFFERS >= 2 * REPLICAS_MAX);

@@ -1,6 +1,6 @@
 //! What everybody may know of a VHD that is served.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use super::disk::{SyncNumber, SyncPoint};
 use crate::base::ids::{DiskId, DiskSet, VhdId};
@@ -104,12 +104,16 @@ impl VhdState {
     /// A reactor (bit) asks to be woken when a claim of this VHD is released. Set it, then look at the claim once more.
     pub fn wait_for_release(&self, reactor_bit: u64) {
         self.claim_waiters.fetch_or(reactor_bit, Ordering::SeqCst);
+        // Pairs with the fence in `take_release_waiters`: either we see that the claim is released, or who releases it sees the
+        // bit. The order of the two atomics' own operations does not give that, since those on the claim are weaker.
+        fence(Ordering::SeqCst);
     }
 
-    /// The reactors (bits) to wake after a release; each is told once.
+    /// The reactors (bits) to wake; each is told once. Call after the release.
     #[must_use]
     pub fn take_release_waiters(&self) -> u64 {
-        if self.claim_waiters.load(Ordering::SeqCst) == 0 {
+        fence(Ordering::SeqCst);
+        if self.claim_waiters.load(Ordering::Relaxed) == 0 {
             return 0;
         }
         self.claim_waiters.swap(0, Ordering::SeqCst)

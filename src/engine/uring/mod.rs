@@ -152,7 +152,15 @@ impl UringEngine {
 
     /// Submits everything queued. Call before a descriptor that was watched or signalled is closed.
     pub fn flush(&mut self) {
-        self.enter(Wait::No);
+        loop {
+            self.enter(Wait::No);
+            if self.ring.submission().is_empty() {
+                return;
+            }
+            // The kernel took only a part: it lacks memory, or completions must be taken first. An entry left behind would
+            // name whatever file gets the number of the closed descriptor.
+            self.reap();
+        }
     }
 
     /// Submits everything queued, and waits for a completion or event unless one is there already.

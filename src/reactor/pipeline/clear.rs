@@ -1,5 +1,6 @@
 //! Discard and write-zeroes: present bits are cleared, whole extents are given back.
 
+use crate::base::limits::GENERATION_MAX;
 use crate::base::units::{BlockMask, ExtentIndex, Geometry};
 use crate::engine::Engine;
 use crate::placement::view::{ClaimError, Lookup};
@@ -61,6 +62,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let chunk = Chunk::at(settings.geometry, range.offset + state.cursor, range.len - state.cursor);
         let (clear, len) = classify(settings.geometry, chunk, settings.size);
         let lookup = vhd.map.lookup(chunk.extent);
+        let may_free = may_free && lookup.generation.0 < GENERATION_MAX;
         if lookup.replicas.is_absent() {
             return self.advance(slot, chunk.len);
         }

@@ -1,6 +1,6 @@
 //! Reads and writes: from the cursor to a piece, from a piece to operations, and back.
 
-use crate::base::ids::DiskId;
+use crate::base::ids::{DiskId, DiskSet};
 use crate::base::limits::{BOUNCE_LEN, REPLICAS_MAX};
 use crate::base::units::{BlockMask, ExtentIndex, Geometry};
 use crate::engine::{Buffer, Engine, IoError, Op};
@@ -111,7 +111,11 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let mut bounce = None;
         let mut from = offset;
         if !whole || !gather::is_aligned(&self.buffers, memory_alignment, block_size) {
-            let Some(buffer) = self.bounce.take() else { return self.park_on_engine(slot) };
+            let disks: DiskSet = [replica.disk].into_iter().collect();
+            if let Some(parked) = self.park_unless_bounce(slot, disks) {
+                return parked;
+            }
+            let buffer = self.bounce.take(disks);
             from = offset & !(block - 1);
             let skip = offset - from;
             chunk.len = chunk.len.min(BOUNCE_LEN as u64 - skip);
@@ -120,7 +124,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             self.buffers.clear();
             self.buffers.push(Buffer { ptr: buffer.as_ptr(), len: to_usize(len) });
             let request_offset = self.slots.request(slot).cursor;
-            bounce = Some(Bounced { buffer, skip: to_usize(skip), len: to_usize(chunk.len), request_offset });
+            bounce = Some(Bounced { buffer, skip: to_usize(skip), len: to_usize(chunk.len), request_offset, disks });
         }
         let plan = Plan::unclaimed(chunk, seen, Fill::Guest);
         let piece = self.add_piece(slot, &plan, false, bounce);
@@ -163,8 +167,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let vhd = self.slots.request(slot).vhd();
         let geometry = vhd.settings.geometry;
         if self.needs_bounce(slot, chunk, seen.replicas) {
-            if !self.bounce.has_free() {
-                return self.park_on_engine(slot);
+            if let Some(parked) = self.park_unless_bounce(slot, written_disks(seen.replicas)) {
+                return parked;
             }
             chunk.len = chunk.len.min(BOUNCE_LEN as u64);
             absent = geometry.blocks(chunk.within, chunk.len).without(seen.present);
@@ -183,17 +187,22 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.write_piece(slot, Plan { chunk, seen, claimed: absent, fresh: absent, pad, fill: Fill::Guest })
     }
 
-    /// Submits a write to all replicas. Room in the engine and a bounce buffer, if one is needed, were checked.
+    /// Submits a write to all replicas. Room in the engine was checked, and for a piece with a claim a bounce buffer, too.
     pub(super) fn write_piece(&mut self, slot: RequestSlot, mut plan: Plan) -> Step {
         let mut bounce = None;
         let needs_bounce = plan.fill == Fill::Guest && self.needs_bounce(slot, plan.chunk, plan.seen.replicas);
         if needs_bounce {
-            let Some(mut buffer) = self.bounce.take() else { return self.park_on_engine(slot) };
+            let disks = written_disks(plan.seen.replicas);
+            if let Some(parked) = self.park_unless_bounce(slot, disks) {
+                assert!(plan.claimed.is_empty(), "a request that waits holds no claim");
+                return parked;
+            }
+            let mut buffer = self.bounce.take(disks);
             plan.chunk.len = plan.chunk.len.min(BOUNCE_LEN as u64);
             let state = self.slots.request(slot);
             let len = to_usize(plan.chunk.len);
             gather::gather_from(state.request.segments(), state.cursor, &mut buffer[..len]);
-            bounce = Some(Bounced { buffer, skip: 0, len, request_offset: state.cursor });
+            bounce = Some(Bounced { buffer, skip: 0, len, request_offset: state.cursor, disks });
         }
         self.gather_write(slot, &plan, bounce.as_ref());
         let from = plan.chunk.within - plan.pad.0;
@@ -258,6 +267,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             part: None,
             is_write,
             outstanding: 0,
+            held: [None; REPLICAS_MAX],
             failed: false,
             needs: [None; REPLICAS_MAX],
             bounce,
@@ -297,9 +307,13 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             Ok(()) if piece.is_write && !filling => {
                 let replica = written_replicas(piece.replicas).position(|r| r.disk == id);
                 piece.needs[replica.expect("the disk of a replica")] = Some(point);
-                self.slots.request(request).vhd().note_written(point);
+                let state = self.slots.request_mut(request);
+                state.wrote.insert(id);
+                state.vhd().note_written(point);
             }
             Ok(()) => {}
+            // Memory that the frontend took away.
+            Err(IoError::Os(libc::EFAULT)) => piece.failed = true,
             Err(error) => {
                 piece.failed = true;
                 self.outbox.to_owner(OwnerRequest::DiskError { disk: id, error, sync: false });
@@ -329,7 +343,11 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
                 let bytes = &bounced.buffer[bounced.skip..bounced.skip + bounced.len];
                 gather::scatter_into(state.request.segments(), bounced.request_offset, bytes);
             }
-            self.bounce.give_back(bounced.buffer);
+            self.bounce.give_back(bounced.buffer, bounced.disks);
+        }
+        for (disk, epoch) in piece.held.into_iter().flatten() {
+            self.fences[disk.index()].leave(epoch);
+            self.report_fences(disk);
         }
         if piece.claimed.is_empty() {
             return;
@@ -345,24 +363,6 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         }
         vhd.map.release(piece.extent, piece.claimed, written);
         self.claim_released(&vhd);
-    }
-
-    /// Parks the request unless the engine and every disk take one more operation.
-    pub(super) fn park_unless_room(
-        &mut self,
-        slot: RequestSlot,
-        replicas: impl Iterator<Item = Replica> + Clone,
-    ) -> Option<Step> {
-        let count = replicas.clone().count();
-        if replicas.clone().any(|r| self.disk(r.disk).is_failed()) || count == 0 {
-            self.slots.request_mut(slot).fail(Status::IoError);
-            return Some(Step::Again);
-        }
-        if self.engine.available() < count || self.slots.operations_free() < count {
-            return Some(self.park_on_engine(slot));
-        }
-        let full = replicas.map(|r| r.disk).find(|&disk| !self.parking.disk_has_room(disk));
-        full.map(|disk| self.park_on_disk(slot, disk))
     }
 
     pub(super) fn disk_offset(&self, slot: RequestSlot, replica: Replica, within: u64) -> u64 {
@@ -384,6 +384,11 @@ pub(super) fn written_replicas(replicas: ReplicaSet) -> impl Iterator<Item = Rep
         std::array::from_fn(|_| kept.next())
     };
     all.into_iter().flatten()
+}
+
+/// Their disks.
+pub(super) fn written_disks(replicas: ReplicaSet) -> DiskSet {
+    written_replicas(replicas).map(|r| r.disk).collect()
 }
 
 /// Whether the first bytes of the chunk are present, and how many bytes share that.

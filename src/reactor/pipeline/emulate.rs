@@ -5,11 +5,12 @@
 //! every write of such a VHD claims the blocks it touches, present or not.
 
 use crate::engine::Engine;
-use crate::placement::ReplicaSet;
 use crate::placement::view::{ClaimError, Lookup};
+use crate::placement::{Replica, ReplicaSet};
 use crate::reactor::messages::Outbox;
+use crate::virtio::request::Status;
 
-use super::data::{Chunk, Fill, Plan, padding, to_usize, written_replicas};
+use super::data::{Chunk, Fill, Plan, padding, to_usize, written_disks, written_replicas};
 use super::slots::{Bounced, RequestSlot};
 use super::{Pipeline, Step, gather};
 use crate::base::limits::BOUNCE_LEN;
@@ -35,15 +36,20 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if let Some(parked) = self.park_unless_room(slot, written_replicas(seen.replicas)) {
             return parked;
         }
-        if !self.bounce.has_free() {
-            return self.park_on_engine(slot);
-        }
         let disk_block = written_replicas(seen.replicas).map(|r| self.disk(r.disk).block_size).max();
         let disk_block = u64::from(disk_block.expect("a placed extent has a replica"));
         let (mut chunk, is_part) = split(chunk, disk_block);
-        if !is_part && fill == Fill::Guest && self.needs_bounce(slot, chunk, seen.replicas) {
+        if is_part || (fill == Fill::Guest && self.needs_bounce(slot, chunk, seen.replicas)) {
+            if let Some(parked) = self.park_unless_bounce(slot, written_disks(seen.replicas)) {
+                return parked;
+            }
             chunk.len = chunk.len.min(BOUNCE_LEN as u64);
         }
+        // Chosen before anything is claimed: a disk can fail at any moment.
+        let Some(source) = self.replica_to_read(seen.replicas) else {
+            self.slots.request_mut(slot).fail(Status::IoError);
+            return Step::Again;
+        };
         let vhd = self.slots.request(slot).vhd();
         let geometry = vhd.settings.geometry;
         let touched = geometry.blocks(chunk.within, chunk.len);
@@ -57,22 +63,22 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let fresh = touched.without(present);
         let plan = Plan { chunk, seen, claimed: touched, fresh, pad: (0, 0), fill };
         if is_part {
-            return self.write_part(slot, plan, disk_block);
+            return self.write_part(slot, plan, disk_block, source);
         }
         self.write_piece(slot, Plan { pad: padding(geometry, chunk, fresh), ..plan })
     }
 
-    /// Writes a part of one disk block through bounce memory, which is filled from the disk first unless the block is new.
-    fn write_part(&mut self, slot: RequestSlot, plan: Plan, disk_block: u64) -> Step {
+    /// Writes a part of one disk block through bounce memory, which is filled from `source` first unless the block is new.
+    fn write_part(&mut self, slot: RequestSlot, plan: Plan, disk_block: u64, source: Replica) -> Step {
         let chunk = plan.chunk;
-        let mut buffer = self.bounce.take().expect("a free bounce buffer was checked");
+        let disks = written_disks(plan.seen.replicas);
+        let mut buffer = self.bounce.take(disks);
         let start = chunk.within & !(disk_block - 1);
         let skip = to_usize(chunk.within - start);
         let len = to_usize(chunk.len);
         let state = self.slots.request(slot);
         let request_offset = state.cursor;
         let geometry = state.vhd().settings.geometry;
-        let source = self.replica_to_read(plan.seen.replicas);
         buffer[..to_usize(disk_block)].fill(0);
         if !plan.fresh.is_empty() {
             if plan.fill == Fill::Guest {
@@ -82,13 +88,17 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             let pad = padding(geometry, whole, plan.fresh);
             return self.write_bounced(slot, plan, buffer, pad, start, disk_block);
         }
-        let bounced = Bounced { buffer, skip, len, request_offset };
+        let bounced = Bounced { buffer, skip, len, request_offset, disks };
         self.buffers.clear();
         self.buffers.push(Buffer { ptr: bounced.buffer.as_ptr(), len: to_usize(disk_block) });
         let piece = self.add_piece(slot, &plan, true, Some(bounced));
-        self.slots.piece_mut(piece).filling = true;
-        self.slots.piece_mut(piece).part = Some((plan.fill, start, disk_block));
-        let source = source.expect("a replica in sync was written to before");
+        let state = self.slots.piece_mut(piece);
+        state.filling = true;
+        state.part = Some((plan.fill, start, disk_block));
+        // The place that it will be written to was looked up now: fences must wait for the write, too.
+        for (held, disk) in state.held.iter_mut().zip(disks.iter()) {
+            *held = Some((disk, self.fences[disk.index()].enter()));
+        }
         let offset = self.disk_offset(slot, source, start);
         self.submit(piece, source.disk, offset);
         self.advance(slot, chunk.len)
@@ -113,7 +123,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if pad.1 > 0 {
             self.buffers.push(Buffer { ptr: zeros, len: to_usize(pad.1) });
         }
-        let bounced = Bounced { buffer, skip: 0, len: to_usize(disk_block), request_offset: 0 };
+        let disks = written_disks(plan.seen.replicas);
+        let bounced = Bounced { buffer, skip: 0, len: to_usize(disk_block), request_offset: 0, disks };
         let piece = self.add_piece(slot, &plan, true, Some(bounced));
         for replica in written_replicas(plan.seen.replicas) {
             let offset = self.disk_offset(slot, replica, start - pad.0);
@@ -128,7 +139,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         while let Some(&slot) = self.filled.front() {
             let piece = self.slots.piece_mut(slot);
             let count = written_replicas(piece.replicas).count();
-            if self.engine.available() < count || self.slots.operations_free() < count {
+            if !self.engine_has_room(count) {
                 return;
             }
             self.filled.pop_front();

@@ -1,7 +1,8 @@
 //! Fences of one disk: the owner asks when everything that may have seen an old placement on it has completed.
 //!
 //! Every transfer belongs to the epoch in which it began; a fence closes the current epoch. A fence is reached when its
-//! epoch and all before it have no transfer in flight. Requests that wait hold no placement: they look up again.
+//! epoch and all before it have no transfer in flight. Requests that wait hold no placement: they look up again. A disk block
+//! that is read, changed and written back holds the epoch of the lookup until it has been written, like a transfer.
 
 use std::collections::VecDeque;
 

@@ -22,38 +22,38 @@ pub(super) struct DiskSyncs {
 }
 
 impl<E: Engine, O: Outbox> Pipeline<E, O> {
-    /// Joins or begins a sync of every disk that the VHD has written to and that is not synced yet.
+    /// Joins or begins a sync of every disk that the request must sync and that is not synced yet. One after the other, as
+    /// far as the engine has room: a request that waited for room for all of them could wait for ever.
     pub(super) fn step_sync(&mut self, slot: RequestSlot) -> Step {
-        if self.slots.request(slot).asked {
-            return Step::Exhausted;
-        }
-        let disks = self.slots.request(slot).vhd().disks_written();
-        if self.engine.available() < disks.len() || self.slots.operations_free() < disks.len() {
-            return self.park_on_engine(slot);
-        }
-        self.slots.request_mut(slot).asked = true;
-        for id in disks.iter() {
+        for id in self.slots.request(slot).to_sync.iter() {
             let needed = self.slots.request(slot).vhd().sync_needed_on(id);
-            let disk = self.disk(id);
-            if disk.is_synced(needed) {
-                continue;
-            }
-            if disk.is_failed() {
-                self.slots.request_mut(slot).fail(Status::IoError);
-                continue;
-            }
-            self.slots.request_mut(slot).outstanding += 1;
-            let syncs = &mut self.syncs[id.index()];
-            match syncs.in_flight {
-                Some(number) if number >= needed => syncs.waiting.push(slot),
-                Some(_) => syncs.next.push(slot),
-                None => {
-                    syncs.waiting.push(slot);
-                    self.begin_sync(id);
+            if !self.disk(id).is_synced(needed) {
+                if self.disk(id).is_failed() {
+                    self.slots.request_mut(slot).fail(Status::IoError);
+                } else if !self.join_sync(slot, id, needed) {
+                    return self.park_on_engine(slot);
                 }
             }
+            self.slots.request_mut(slot).to_sync.remove(id);
         }
         Step::Exhausted
+    }
+
+    /// Lets the request wait for a sync of the disk that covers `needed`. False if that takes a new one and the engine is full.
+    fn join_sync(&mut self, slot: RequestSlot, id: DiskId, needed: SyncNumber) -> bool {
+        let has_room = self.engine_has_room(1);
+        let syncs = &mut self.syncs[id.index()];
+        match syncs.in_flight {
+            Some(number) if number >= needed => syncs.waiting.push(slot),
+            Some(_) => syncs.next.push(slot),
+            None if !has_room => return false,
+            None => {
+                syncs.waiting.push(slot);
+                self.begin_sync(id);
+            }
+        }
+        self.slots.request_mut(slot).outstanding += 1;
+        true
     }
 
     fn begin_sync(&mut self, id: DiskId) {

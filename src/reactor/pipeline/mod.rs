@@ -233,7 +233,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             progress = true;
             self.complete(completion);
         }
-        self.resume_ready() || progress
+        progress |= self.resume_ready();
+        self.resume_waiting() || progress
     }
 
     /// The next request that is done.
@@ -241,10 +242,11 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.finished.pop_front()
     }
 
-    /// Whether [`Pipeline::poll`] has work that no completion or message will announce: do not block.
+    /// Whether there is work that no completion or message will announce, for [`Pipeline::poll`] or for who calls
+    /// [`Pipeline::next_finished`]: do not block.
     #[must_use]
     pub fn has_ready(&self) -> bool {
-        self.parking.has_ready()
+        self.parking.has_ready() || !self.finished.is_empty()
     }
 
     /// Whether no request is in progress.
@@ -334,7 +336,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let latency_ns = self.now.since(operation.begun);
         let ok = completion.result.is_ok();
         self.disk(disk).metrics.of(self.id).record(operation.kind, operation.bytes, latency_ns, ok);
-        self.parking.operation_done(disk, self.slots.operations_used() == 0);
+        self.parking.operation_done(disk);
         match operation.purpose {
             Purpose::Sync { number } => self.sync_done(disk, number, completion.result),
             Purpose::Transfer { piece, epoch } => {

@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 
-use crate::base::ids::{DiskId, VhdId};
+use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::{DISK_IN_FLIGHT_MAX, DISKS_MAX};
 use crate::engine::Engine;
+use crate::placement::Replica;
 use crate::reactor::messages::{AllocateError, Outbox, OwnerRequest, ReactorMessage};
 use crate::shared::VhdState;
 use crate::virtio::request::Status;
@@ -18,10 +19,14 @@ pub(super) struct Parking {
     ready: VecDeque<RequestSlot>,
     /// Wait for a claim to be released.
     on_claim: Vec<(VhdId, RequestSlot)>,
-    /// Wait for a slot of the engine or a bounce buffer.
+    /// Wait for a slot of the engine.
     on_engine: VecDeque<RequestSlot>,
-    /// Wait for the number of operations on a disk to fall.
+    /// Wait until a disk may have more operations in flight.
     on_disk: [VecDeque<RequestSlot>; DISKS_MAX],
+    /// Wait until a disk may have more bounce buffers.
+    on_bounce: [VecDeque<RequestSlot>; DISKS_MAX],
+    /// Disks that somebody may wait for in one of the two.
+    waited_for: DiskSet,
     in_flight: [usize; DISKS_MAX],
 }
 
@@ -32,11 +37,13 @@ impl Parking {
             on_claim: Vec::new(),
             on_engine: VecDeque::new(),
             on_disk: [const { VecDeque::new() }; DISKS_MAX],
+            on_bounce: [const { VecDeque::new() }; DISKS_MAX],
+            waited_for: DiskSet::default(),
             in_flight: [0; DISKS_MAX],
         }
     }
 
-    /// Makes room for `requests` requests to wait without allocating. (A disk's own queue grows when it is first needed.)
+    /// Makes room for `requests` requests to wait without allocating. (A disk's own queues grow when they are first needed.)
     pub fn reserve(&mut self, requests: usize) {
         self.ready.reserve(requests);
         self.on_claim.reserve(requests);
@@ -48,51 +55,109 @@ impl Parking {
         !self.ready.is_empty()
     }
 
-    /// Whether the disk may take `count` operations more.
-    pub fn disk_has_room(&self, disk: DiskId) -> bool {
-        self.in_flight[disk.index()] < DISK_IN_FLIGHT_MAX
+    /// Whether the disk may have one more operation in flight, when the engine has `free` slots: only while it has fewer
+    /// than are free. So disks that hang always leave some to the others, however many of them there are.
+    fn disk_has_room(&self, disk: DiskId, free: usize) -> bool {
+        self.in_flight[disk.index()] < free.min(DISK_IN_FLIGHT_MAX)
     }
 
     pub fn operation_begun(&mut self, disk: DiskId) {
         self.in_flight[disk.index()] += 1;
     }
 
-    /// An operation has completed: one request that waited for the disk and one that waited for the engine may go on. When
-    /// it was the last one in flight, all may: nobody else would wake them.
-    pub fn operation_done(&mut self, disk: DiskId, last: bool) {
-        let index = disk.index();
-        self.in_flight[index] -= 1;
-        let from_disk = if self.in_flight[index] == 0 { self.on_disk[index].len() } else { 1 };
-        let from_engine = if last { self.on_engine.len() } else { 1 };
-        for _ in 0..from_disk {
-            self.ready.extend(self.on_disk[index].pop_front());
-        }
-        for _ in 0..from_engine {
-            self.ready.extend(self.on_engine.pop_front());
-        }
+    pub fn operation_done(&mut self, disk: DiskId) {
+        self.in_flight[disk.index()] -= 1;
     }
 }
 
 impl<E: Engine, O: Outbox> Pipeline<E, O> {
-    /// Waits for a free engine slot or bounce buffer.
-    pub(super) fn park_on_engine(&mut self, slot: RequestSlot) -> Step {
-        self.count_wait(slot);
-        if self.slots.operations_used() == 0 {
-            // Nothing is in flight that could wake it: what it waits for is free again.
-            self.parking.ready.push_back(slot);
-        } else {
-            self.parking.on_engine.push_back(slot);
+    /// Whether the engine takes `count` operations more.
+    pub(super) fn engine_has_room(&self, count: usize) -> bool {
+        self.engine.available() >= count && self.slots.operations_free() >= count
+    }
+
+    /// Parks the request unless the engine and every disk take one more operation; fails it if one of the disks has failed.
+    pub(super) fn park_unless_room(
+        &mut self,
+        slot: RequestSlot,
+        replicas: impl Iterator<Item = Replica> + Clone,
+    ) -> Option<Step> {
+        let count = replicas.clone().count();
+        if replicas.clone().any(|r| self.disk(r.disk).is_failed()) || count == 0 {
+            self.slots.request_mut(slot).fail(Status::IoError);
+            return Some(Step::Again);
         }
+        if !self.engine_has_room(count) {
+            return Some(self.park_on_engine(slot));
+        }
+        let free = self.slots.operations_free();
+        let full = replicas.map(|r| r.disk).find(|&disk| !self.parking.disk_has_room(disk, free))?;
+        self.parking.on_disk[full.index()].push_back(slot);
+        Some(self.park_for_disk(slot, full))
+    }
+
+    /// Parks the request unless every disk may take a bounce buffer.
+    pub(super) fn park_unless_bounce(&mut self, slot: RequestSlot, disks: DiskSet) -> Option<Step> {
+        let full = disks.iter().find(|&disk| !self.bounce.has_room(disk))?;
+        self.parking.on_bounce[full.index()].push_back(slot);
+        Some(self.park_for_disk(slot, full))
+    }
+
+    fn park_for_disk(&mut self, slot: RequestSlot, disk: DiskId) -> Step {
+        self.parking.waited_for.insert(disk);
+        self.park(slot)
+    }
+
+    /// Waits for a free engine slot.
+    pub(super) fn park_on_engine(&mut self, slot: RequestSlot) -> Step {
+        self.parking.on_engine.push_back(slot);
+        self.park(slot)
+    }
+
+    fn park(&mut self, slot: RequestSlot) -> Step {
+        self.count_wait(slot);
         self.slots.request_mut(slot).parked = true;
         Step::Parked
     }
 
-    /// Waits until fewer operations are in flight on `disk`.
-    pub(super) fn park_on_disk(&mut self, slot: RequestSlot, disk: DiskId) -> Step {
-        self.count_wait(slot);
-        self.parking.on_disk[disk.index()].push_back(slot);
-        self.slots.request_mut(slot).parked = true;
-        Step::Parked
+    /// Steps those who wait for room, as long as there is some. Not one for each completion: one who is woken may not be able
+    /// to use the room (it needs more, or something else by now), and what it leaves must reach the next one; the completions
+    /// that would wake that one later may be those of a disk that hangs. Returns whether anybody got further.
+    pub(super) fn resume_waiting(&mut self) -> bool {
+        let mut any = false;
+        for _ in 0..self.parking.on_engine.len() {
+            if !self.engine_has_room(1) {
+                break;
+            }
+            any |= self.resume_front(|parking| &mut parking.on_engine);
+        }
+        for disk in self.parking.waited_for.iter() {
+            let index = disk.index();
+            for _ in 0..self.parking.on_disk[index].len() {
+                if !self.parking.disk_has_room(disk, self.slots.operations_free()) {
+                    break;
+                }
+                any |= self.resume_front(|parking| &mut parking.on_disk[index]);
+            }
+            for _ in 0..self.parking.on_bounce[index].len() {
+                if !self.bounce.has_room(disk) {
+                    break;
+                }
+                any |= self.resume_front(|parking| &mut parking.on_bounce[index]);
+            }
+            if self.parking.on_disk[index].is_empty() && self.parking.on_bounce[index].is_empty() {
+                self.parking.waited_for.remove(disk);
+            }
+        }
+        any
+    }
+
+    /// Steps the first of a queue. False if it waits in the same queue again.
+    fn resume_front(&mut self, queue: impl Fn(&mut Parking) -> &mut VecDeque<RequestSlot>) -> bool {
+        let Some(slot) = queue(&mut self.parking).pop_front() else { return false };
+        let others = queue(&mut self.parking).len();
+        self.resume(slot);
+        queue(&mut self.parking).len() == others
     }
 
     /// Waits for the release of a claim; `still_busy` looks once more, after the wish to be woken is known to others.
@@ -105,10 +170,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             return Step::Again;
         }
         let id = vhd.id();
-        state.parked = true;
         self.parking.on_claim.push((id, slot));
-        self.count_wait(slot);
-        Step::Parked
+        self.park(slot)
     }
 
     /// A claim of `vhd` was released on this reactor: wakes who waits for it, here and elsewhere.
@@ -180,13 +243,10 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 
     /// Asks the owner to place an extent, and waits for the answer.
     pub(super) fn park_on_allocation(&mut self, slot: RequestSlot, extent: crate::base::units::ExtentIndex) -> Step {
-        self.count_wait(slot);
         let ticket = self.slots.ticket(slot);
-        let state = self.slots.request_mut(slot);
-        state.parked = true;
-        let vhd = state.vhd().id();
+        let vhd = self.slots.request(slot).vhd().id();
         self.outbox.to_owner(OwnerRequest::Allocate { reactor: self.id, ticket, vhd, extent });
-        Step::Parked
+        self.park(slot)
     }
 
     pub(super) fn allocated(&mut self, ticket: u64, result: Result<(), AllocateError>) {

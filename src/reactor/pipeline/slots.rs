@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use crate::base::clock::Nanos;
-use crate::base::ids::DiskId;
-use crate::base::limits::REPLICAS_MAX;
+use crate::base::ids::{DiskId, DiskSet};
+use crate::base::limits::{BOUNCE_BUFFERS, REPLICAS_MAX};
 use crate::base::units::{BlockMask, ExtentIndex, Generation};
 use crate::engine::OpTag;
 use crate::metrics::IoKind;
 use crate::placement::ReplicaSet;
 use crate::shared::VhdState;
 use crate::shared::disk::{SyncNumber, SyncPoint};
-use crate::virtio::request::{Request, Status};
+use crate::virtio::request::{Request, RequestKind, Status};
 
 use super::Token;
 use super::bounce::BounceBuffer;
@@ -56,8 +56,10 @@ pub(super) struct RequestState {
     pub failed: Option<Status>,
     /// An extent claimed whole, while the owner drops it.
     pub freeing: Option<ExtentIndex>,
-    /// Whether the syncs have been asked for.
-    pub asked: bool,
+    /// Disks that it has written to.
+    pub wrote: DiskSet,
+    /// Disks whose syncs have not been asked for yet.
+    pub to_sync: DiskSet,
     /// Whether the commit has been asked for.
     pub asked_commit: bool,
     /// Distinguishes uses of the slot, so that a late answer meets nobody.
@@ -80,7 +82,8 @@ impl RequestState {
             parked: false,
             failed: None,
             freeing: None,
-            asked: false,
+            wrote: DiskSet::default(),
+            to_sync: DiskSet::default(),
             asked_commit: false,
             sequence: 0,
             used: false,
@@ -101,14 +104,19 @@ impl RequestState {
         self.parked = false;
         self.failed = None;
         self.freeing = None;
-        self.asked = false;
+        self.wrote = DiskSet::default();
+        self.to_sync = DiskSet::default();
         self.asked_commit = false;
     }
 
-    /// Goes on to the sync phase.
+    /// Goes on to the sync phase. A FLUSH syncs all that its VHD has written; a writethrough write what it wrote itself, so
+    /// that it neither waits for other disks nor fails with them.
     pub fn begin_sync(&mut self) {
         self.phase = Phase::Sync;
-        self.asked = false;
+        self.to_sync = match self.request.kind {
+            RequestKind::Flush => self.vhd().disks_written(),
+            _ => self.wrote,
+        };
     }
 
     /// Sets what the request will report, unless something went wrong before.
@@ -140,6 +148,8 @@ pub(super) struct Piece {
     pub is_write: bool,
     /// Transfers in flight.
     pub outstanding: u32,
+    /// Per replica that will be written after filling: the epoch in which its place was looked up.
+    pub held: [Option<(DiskId, u64)>; REPLICAS_MAX],
     pub failed: bool,
     /// Per replica written: the sync that covers it.
     pub needs: [Option<SyncPoint>; REPLICAS_MAX],
@@ -156,6 +166,8 @@ pub(super) struct Bounced {
     pub len: usize,
     /// Offset of those bytes within the request.
     pub request_offset: u64,
+    /// The disks it was taken for.
+    pub disks: DiskSet,
 }
 
 /// An engine operation in flight.
@@ -194,12 +206,14 @@ impl Slots {
     /// Slabs for `operations` operations in flight, and no requests yet.
     pub fn new(operations: usize) -> Slots {
         let count = u32::try_from(operations).expect("fewer than 2^32 engine slots");
+        // A piece has at least one operation in flight, or has been filled, waits to be written and holds a bounce buffer.
+        let pieces = u32::try_from(operations + BOUNCE_BUFFERS).expect("fewer than 2^32 engine slots");
         Slots {
             requests: Vec::new(),
             free_requests: Vec::new(),
             reserved: 0,
-            pieces: (0..count).map(|_| None).collect(),
-            free_pieces: (0..count).rev().collect(),
+            pieces: (0..pieces).map(|_| None).collect(),
+            free_pieces: (0..pieces).rev().collect(),
             operations: vec![None; operations],
             free_operations: (0..count).rev().collect(),
         }
@@ -277,7 +291,7 @@ impl Slots {
     }
 
     pub fn add_piece(&mut self, piece: Piece) -> PieceSlot {
-        let slot = self.free_pieces.pop().expect("a piece has at least one operation, and those were counted");
+        let slot = self.free_pieces.pop().expect("there are as many as operations and bounce buffers");
         self.pieces[slot as usize] = Some(piece);
         PieceSlot(slot)
     }

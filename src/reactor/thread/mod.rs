@@ -106,8 +106,9 @@ fn pin(cpu: usize) -> io::Result<()> {
 
 struct Reactor<O: Outbox> {
     inbox: Inbox,
-    rings: Rings,
+    /// Before the rings: its engine waits for what is in flight, which uses the memory that they keep mapped.
     pipeline: UringPipeline<O>,
+    rings: Rings,
     leaving: bool,
 }
 
@@ -128,7 +129,7 @@ impl<O: Outbox> Reactor<O> {
             self.rings.pop_ready(&mut self.pipeline, now);
             self.pipeline.poll(now);
             self.rings.deliver(&mut self.pipeline, now);
-            if self.leaving && self.pipeline.is_idle() {
+            if self.leaving && self.pipeline.is_idle() && !self.pipeline.has_ready() {
                 self.pipeline.engine.flush();
                 return;
             }

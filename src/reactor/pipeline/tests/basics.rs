@@ -258,23 +258,15 @@ fn a_fence_waits_for_what_was_in_flight_on_its_disk_only() {
     world.write(EXTENT, &guest(1));
     let old = world.start(0, RequestKind::Read { offset: 0, len: LEN }, &guest(0));
     world.tell(ReactorId(0), PipelineMessage::Fence { fence: 5, disk: DiskId(1) });
-    let reached = |world: &World| {
-        let mail = world.mail.borrow();
-        let fences = mail.owner.iter().filter_map(|m| match m {
-            OwnerRequest::FenceReached { fence, .. } => Some(*fence),
-            _ => None,
-        });
-        fences.collect::<Vec<_>>()
-    };
-    assert_eq!(reached(&world), vec![5], "nothing is in flight on the other disk");
+    assert_eq!(world.fences_reached(), vec![5], "nothing is in flight on the other disk");
     world.tell(ReactorId(0), PipelineMessage::Fence { fence: 6, disk: DiskId(0) });
     let new = world.start(0, RequestKind::Read { offset: 0, len: LEN }, &guest(0));
     world.finish_op(0, 1, Ok(()));
     assert_eq!(world.status(new), Some(Status::Ok));
-    assert_eq!(reached(&world), vec![5], "the older read still runs");
+    assert_eq!(world.fences_reached(), vec![5], "the older read still runs");
     world.finish_op(0, 0, Ok(()));
     assert_eq!(world.status(old), Some(Status::Ok));
-    assert_eq!(reached(&world), vec![5, 6]);
+    assert_eq!(world.fences_reached(), vec![5, 6]);
 }
 
 #[test]
@@ -329,7 +321,7 @@ fn large_misaligned_requests_bounce_in_parts() {
 
 #[test]
 fn a_full_engine_makes_requests_wait_and_nothing_fail() {
-    let mut world = World::new(&Options { engine_slots: 2, ..Options::default() });
+    let mut world = World::new(&Options { engine_slots: 3, ..Options::default() });
     world.write(0, &Guest::filled(usize::try_from(EXTENT).unwrap(), 3));
     let buffers: Vec<_> = (0..10).map(|_| guest(0)).collect();
     let kinds = (0..10).map(|i| RequestKind::Read { offset: i * LEN, len: LEN });

@@ -1,5 +1,9 @@
 //! The pipeline against an engine and an owner whose every step the test chooses.
 
 mod basics;
+mod faults;
+mod guest;
 mod model;
+mod threads;
+mod waiting;
 mod world;

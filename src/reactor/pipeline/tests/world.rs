@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::base::aligned::AlignedBuf;
 use crate::base::clock::Nanos;
-use crate::base::ids::{DiskId, ReactorId, VhdId};
+use crate::base::ids::{DiskId, DiskSet, ReactorId, VhdId};
 use crate::base::rng::Rng;
 use crate::base::units::{ExtentIndex, Geometry, SlotIndex};
 use crate::engine::{Buffer, Completion, Engine, EngineFull, IoError, Op, OpTag};
@@ -17,7 +17,9 @@ use crate::reactor::messages::{Outbox, OwnerRequest, ReactorMessage};
 use crate::reactor::pipeline::{Finished, Pipeline, PipelineMessage, RequestSlot, Token};
 use crate::shared::{DiskState, VhdSettings, VhdState};
 use crate::store::change::{Change, ChangeKind, CommitRequest};
-use crate::virtio::request::{Request, RequestKind, Segment, Status};
+use crate::virtio::request::{Request, RequestKind, Status};
+
+pub use super::guest::Guest;
 
 pub const EXTENT: u64 = 256 << 10;
 pub const BLOCK: u64 = EXTENT / 32;
@@ -46,7 +48,14 @@ impl Pending {
     }
 }
 
-pub type Disks = Rc<RefCell<HashMap<DiskId, Vec<u8>>>>;
+pub type Disks = Rc<RefCell<HashMap<DiskId, Image>>>;
+
+/// What a disk holds, and how many syncs of it were submitted.
+pub struct Image {
+    state: Arc<DiskState>,
+    bytes: Vec<u8>,
+    syncs: u64,
+}
 
 pub struct TestEngine {
     pub pending: Vec<Pending>,
@@ -62,7 +71,7 @@ impl TestEngine {
     pub fn finish(&mut self, index: usize, result: Result<(), IoError>) {
         let op = self.pending.remove(index);
         let mut disks = self.disks.borrow_mut();
-        let disk = disks.get_mut(&op.disk).unwrap();
+        let disk = &mut disks.get_mut(&op.disk).unwrap().bytes;
         let mut at = usize::try_from(op.offset).unwrap();
         for buffer in op.buffers.iter().filter(|_| result.is_ok()) {
             let range = at..at + buffer.len;
@@ -108,7 +117,13 @@ impl Engine for TestEngine {
             Op::Write { disk, offset, buffers } => {
                 Pending { kind: Kind::Write, disk, offset, buffers: buffers.to_vec(), tag }
             }
-            Op::Sync { disk } => Pending { kind: Kind::Sync, disk, offset: 0, buffers: Vec::new(), tag },
+            Op::Sync { disk } => {
+                let mut disks = self.disks.borrow_mut();
+                let image = disks.get_mut(&disk).unwrap();
+                image.syncs += 1;
+                assert!(image.state.sync_needed().number.0 > image.syncs, "a sync is numbered before it is submitted");
+                Pending { kind: Kind::Sync, disk, offset: 0, buffers: Vec::new(), tag }
+            }
         });
         Ok(())
     }
@@ -126,62 +141,40 @@ pub struct Mail {
     pub reactors: VecDeque<(ReactorId, ReactorMessage)>,
 }
 
-#[derive(Clone, Default)]
-pub struct TestOutbox(pub Rc<RefCell<Mail>>);
+#[derive(Clone)]
+pub struct TestOutbox {
+    mail: Rc<RefCell<Mail>>,
+    vhd: Arc<VhdState>,
+}
+
+/// What must hold whenever a change is handed over: it was counted before, and the blocks are claimed, so that whoever
+/// changes them next hands over later.
+pub fn check_change(vhd: &VhdState, change: &Change) {
+    assert!(vhd.has_pending_changes(), "a change is counted before it is handed over");
+    let (ChangeKind::Written { blocks, .. } | ChangeKind::Cleared { blocks }) = change.kind else { return };
+    let seen = vhd.map.lookup(change.extent);
+    assert_eq!(seen.generation, change.generation, "a change belongs to the extent as it is");
+    assert!(blocks.without(seen.claimed).is_empty(), "the claim is given up after the change is handed over");
+    assert!(blocks.and(seen.present).is_empty(), "nobody sees a block before its change is handed over");
+    if let ChangeKind::Written { replicas, needs, .. } = change.kind {
+        let synced = needs.iter().flatten().map(|need| need.disk);
+        assert!(synced.eq(replicas.iter().map(|replica| replica.disk)), "a sync for every replica");
+    }
+}
 
 impl Outbox for TestOutbox {
     fn to_owner(&mut self, message: OwnerRequest) {
-        self.0.borrow_mut().owner.push_back(message);
+        self.mail.borrow_mut().owner.push_back(message);
     }
     fn change(&mut self, change: Change) {
-        self.0.borrow_mut().changes.push(change);
+        check_change(&self.vhd, &change);
+        self.mail.borrow_mut().changes.push(change);
     }
     fn commit(&mut self, request: CommitRequest) {
-        self.0.borrow_mut().commits.push_back(request);
+        self.mail.borrow_mut().commits.push_back(request);
     }
     fn to_reactor(&mut self, reactor: ReactorId, message: ReactorMessage) {
-        self.0.borrow_mut().reactors.push_back((reactor, message));
-    }
-}
-
-/// Guest memory of one request.
-#[derive(Clone)]
-pub struct Guest {
-    memory: Rc<AlignedBuf>,
-    pub segments: Vec<Segment>,
-}
-
-impl Guest {
-    pub fn filled(len: usize, byte: u8) -> Guest {
-        Guest::split(len, byte, 0, len)
-    }
-
-    /// Buffers of `part` bytes each, beginning `skew` bytes into a page.
-    pub fn split(len: usize, byte: u8, skew: usize, part: usize) -> Guest {
-        let mut memory = AlignedBuf::zeroed(len + skew);
-        memory.fill(byte);
-        let segments = (0..len)
-            .step_by(part.max(1))
-            .map(|at| Segment {
-                ptr: memory.as_ptr().wrapping_add(skew + at),
-                len: u32::try_from(part.min(len - at)).unwrap(),
-            })
-            .collect();
-        Guest { memory: Rc::new(memory), segments }
-    }
-
-    /// Fills the buffers, before the request starts.
-    pub fn fill_with(&mut self, fill: impl FnOnce(&mut [u8])) {
-        let skew = self.skew();
-        fill(&mut Rc::get_mut(&mut self.memory).expect("not started yet")[skew..]);
-    }
-
-    fn skew(&self) -> usize {
-        self.memory.len() - self.segments.iter().map(|s| s.len as usize).sum::<usize>()
-    }
-
-    pub fn bytes(&self) -> Vec<u8> {
-        self.memory[self.skew()..].to_vec()
+        self.mail.borrow_mut().reactors.push_back((reactor, message));
     }
 }
 
@@ -191,6 +184,8 @@ pub struct World {
     pub disks: Vec<Arc<DiskState>>,
     pub mail: Rc<RefCell<Mail>>,
     pub freed: Vec<ReplicaSet>,
+    /// Disks on which nothing completes.
+    pub hung: DiskSet,
     next_slot: u32,
     next_token: u64,
     finished: HashMap<Token, Finished>,
@@ -200,7 +195,10 @@ pub struct World {
 
 pub struct Options {
     pub reactors: u16,
+    pub disks: u8,
     pub extents: u32,
+    /// Bytes that the last extent is shorter.
+    pub short_by: u64,
     pub disk_block: u32,
     pub guest_block: u32,
     pub memory_alignment: u32,
@@ -212,7 +210,9 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             reactors: 1,
+            disks: 2,
             extents: 4,
+            short_by: 0,
             disk_block: 512,
             guest_block: 512,
             memory_alignment: 512,
@@ -222,32 +222,34 @@ impl Default for Options {
     }
 }
 
+pub fn vhd_state(options: &Options) -> VhdState {
+    let settings = VhdSettings {
+        id: VhdId(7),
+        uuid: uuid::Uuid::from_u128(0x1234),
+        geometry: Geometry::new(EXTENT).unwrap(),
+        size: u64::from(options.extents) * EXTENT - options.short_by,
+        block_size: options.guest_block,
+        read_only: false,
+        thick: options.thick,
+    };
+    VhdState::new(settings, VhdMap::new(options.extents), options.reactors)
+}
+
 impl World {
     pub fn new(options: &Options) -> World {
-        let geometry = Geometry::new(EXTENT).unwrap();
-        let vhd = VhdState::new(
-            VhdSettings {
-                id: VhdId(7),
-                uuid: uuid::Uuid::from_u128(0x1234),
-                geometry,
-                size: u64::from(options.extents) * EXTENT,
-                block_size: options.guest_block,
-                read_only: false,
-                thick: options.thick,
-            },
-            VhdMap::new(options.extents),
-            options.reactors,
-        );
+        let vhd = Arc::new(vhd_state(options));
         let images: Disks = Rc::default();
-        let disks: Vec<_> = (0..2u8)
+        let disks: Vec<_> = (0..options.disks)
             .map(|i| {
-                images.borrow_mut().insert(DiskId(i), Vec::new());
                 let (block, align) = (options.disk_block, options.memory_alignment);
-                Arc::new(DiskState::new(DiskId(i), format!("d{i}"), DATA_OFFSET, 128, block, align))
+                let state = Arc::new(DiskState::new(DiskId(i), format!("d{i}"), DATA_OFFSET, 128, block, align));
+                let image = Image { state: Arc::clone(&state), bytes: Vec::new(), syncs: 0 };
+                images.borrow_mut().insert(DiskId(i), image);
+                state
             })
             .collect();
-        let outbox = TestOutbox::default();
-        let mail = Rc::clone(&outbox.0);
+        let outbox = TestOutbox { mail: Rc::default(), vhd: Arc::clone(&vhd) };
+        let mail = Rc::clone(&outbox.mail);
         let pipelines = (0..options.reactors)
             .map(|i| {
                 let engine = TestEngine {
@@ -266,10 +268,11 @@ impl World {
             .collect();
         World {
             pipelines,
-            vhd: Arc::new(vhd),
+            vhd,
             disks,
             mail,
             freed: Vec::new(),
+            hung: DiskSet::default(),
             next_slot: 0,
             next_token: 0,
             finished: HashMap::new(),
@@ -351,8 +354,9 @@ impl World {
 
     pub fn place(&mut self, extent: ExtentIndex) {
         if self.vhd.map.lookup(extent).replicas.is_absent() {
-            let disk = DiskId(u8::try_from(self.next_slot % 2).unwrap());
-            self.vhd.map.place(extent, ReplicaSet::single(disk, SlotIndex(self.next_slot / 2)));
+            let disks = u32::try_from(self.disks.len()).unwrap();
+            let disk = DiskId(u8::try_from(self.next_slot % disks).unwrap());
+            self.vhd.map.place(extent, ReplicaSet::single(disk, SlotIndex(self.next_slot / disks)));
             self.next_slot += 1;
         }
     }
@@ -393,10 +397,9 @@ impl World {
                 3 => {}
                 choice if choice > 3 => {
                     let reactor = usize::try_from(choice - 4).unwrap();
-                    let pending = self.pipelines[reactor].engine.pending.len() as u64;
-                    if pending > 0 {
-                        let index = usize::try_from(rng.below(pending)).unwrap();
-                        self.finish_op(reactor, index, Ok(()));
+                    let movable = self.movable(reactor);
+                    if !movable.is_empty() {
+                        self.finish_op(reactor, movable[rng.index(movable.len())], Ok(()));
                         return true;
                     }
                 }
@@ -407,8 +410,8 @@ impl World {
             return true;
         }
         for reactor in 0..count {
-            if !self.pipelines[reactor].engine.pending.is_empty() {
-                self.finish_op(reactor, 0, Ok(()));
+            if let Some(&index) = self.movable(reactor).first() {
+                self.finish_op(reactor, index, Ok(()));
                 return true;
             }
             if self.pipelines[reactor].poll(Nanos(0)) {
@@ -418,11 +421,29 @@ impl World {
         false
     }
 
+    /// The fences that the owner was told of and has not looked at.
+    pub fn fences_reached(&self) -> Vec<u64> {
+        let mail = self.mail.borrow();
+        let fence = |message: &OwnerRequest| match message {
+            OwnerRequest::FenceReached { fence, .. } => Some(*fence),
+            _ => None,
+        };
+        mail.owner.iter().filter_map(fence).collect()
+    }
+
+    /// The operations of a reactor that can complete.
+    fn movable(&self, reactor: usize) -> Vec<usize> {
+        let pending = self.pipelines[reactor].engine.pending.iter().enumerate();
+        pending.filter(|(_, op)| !self.hung.contains(op.disk)).map(|(index, _)| index).collect()
+    }
+
     /// Lets everything happen, in an order chosen by `rng`.
     pub fn settle(&mut self, rng: &mut Rng) {
         while self.step(rng) {}
-        assert!(self.pipelines.iter().all(Pipeline::is_idle), "a request is stuck");
-        self.in_use.clear();
+        if self.hung.is_empty() {
+            assert!(self.pipelines.iter().all(Pipeline::is_idle), "a request is stuck");
+            self.in_use.clear();
+        }
     }
 
     /// Writes and waits.
