@@ -38,7 +38,8 @@ pub enum Command {
     },
     /// Changes settings of a VHD. Answered by [`Reply::Vhd`].
     SetVhd(Box<SetVhd>),
-    /// A guest has chosen a cache mode. Answered by [`Reply::Vhd`] once it is durable.
+    /// A guest has chosen a cache mode. Answered by [`Reply::Vhd`] once it is durable. Never refused for being one too many:
+    /// the one frontend of a VHD waits for the answer, so that there is at most one per VHD.
     SetCacheMode {
         /// Its VHD.
         vhd: VhdId,

@@ -34,6 +34,9 @@ pub(super) enum Action {
         record: Box<VhdRecord>,
         event: Event,
     },
+    ChangeCacheMode {
+        record: Box<VhdRecord>,
+    },
     AddDisk {
         pool: PoolRecord,
         record: Box<DiskRecord>,
@@ -73,7 +76,11 @@ impl Owner {
             }
             Command::ShowPool => out.reply(id, Ok(Reply::Pool(Box::new(self.pool_info())))),
             Command::Check => out.reply(id, Ok(Reply::Check(Box::new(self.check())))),
-            _ if self.queue.len() >= COMMANDS_WAITING_MAX => out.reply(id, Err(CommandError::Busy)),
+            ref change
+                if self.queue.len() >= COMMANDS_WAITING_MAX && !matches!(change, Command::SetCacheMode { .. }) =>
+            {
+                out.reply(id, Err(CommandError::Busy));
+            }
             change => {
                 self.queue.push_back((id, change));
                 self.next_command(out);
@@ -174,8 +181,9 @@ impl Owner {
         if vhd.record.writeback == writeback {
             return Ok(Step::Done(self.vhd_reply(vhd, Outcome::Unchanged)));
         }
-        let event = Event::VhdChanged { vhd: vhd.record.name.clone() };
-        Ok(change_vhd(VhdRecord { writeback, ..vhd.record.clone() }, event))
+        let record = VhdRecord { writeback, ..vhd.record.clone() };
+        let rows = vec![StoreEdit::PutVhd(record.clone())];
+        Ok(Step::Commit { rows, action: Action::ChangeCacheMode { record: Box::new(record) } })
     }
 
     fn begin_set_disk(&mut self, set: &SetDisk) -> Result<Step, CommandError> {
@@ -257,6 +265,13 @@ impl Owner {
                 }
                 out.reply(command, Ok(self.vhd_reply(vhd, Outcome::Changed)));
                 out.event(event);
+            }
+            // No event: a guest may switch as often as it likes, and must not drown what an administrator wants to see.
+            Action::ChangeCacheMode { record } => {
+                let id = record.id;
+                self.vhds.replace_record(*record);
+                let vhd = self.vhds.get(id).expect("just changed");
+                out.reply(command, Ok(self.vhd_reply(vhd, Outcome::Changed)));
             }
             Action::AddDisk { pool, record, state } => {
                 self.pool = pool;

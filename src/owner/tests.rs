@@ -1,6 +1,7 @@
 //! The owner with everything around it played by the test.
 
 mod allocation;
+mod cache_mode;
 mod lifecycle;
 mod random;
 

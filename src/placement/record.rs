@@ -320,7 +320,8 @@ pub struct VhdRecord {
     /// When it was created, in seconds since the Unix epoch.
     pub created: u64,
     /// The cache mode that its guest last chose; true is writeback. It outlives the daemon, so that a guest which chose
-    /// writethrough goes on having it.
+    /// writethrough goes on having it; and the frontend, since nobody can say that a guest is gone rather than about to
+    /// reconnect. A new guest that finds writethrough is merely slower, and may switch.
     #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub writeback: bool,
 }

@@ -20,7 +20,9 @@ use super::table::open_table;
 use super::{Ended, ServeError};
 use crate::base::clock;
 use crate::base::ids::{DiskId, VhdId};
+use crate::base::log_gate::LogGate;
 use crate::control::disk_worker::DiskWorker;
+use crate::control::error_chain;
 use crate::control::events::EventLog;
 use crate::control::http::{self, Api, Bound};
 use crate::control::owner_link::Asked;
@@ -358,15 +360,28 @@ impl ServerEvents for ToOwner {
         self.0.send(OwnerInput::Attached { vhd, pid: None });
     }
 
+    /// Waits until the choice is durable. The owner answers every command, also if the store has failed, and drops those that
+    /// it leaves behind when it ends.
     fn cache_mode(&self, vhd: VhdId, writeback: bool) {
+        static GATE: LogGate = LogGate::new();
         let (answer, waiting) = tokio::sync::oneshot::channel();
         let command = Command::SetCacheMode { vhd, writeback };
         self.0.send(OwnerInput::Command(Asked { command, answer }));
-        // If it cannot be made durable, no flush of the guest can either, and the guest will hear of that.
-        match waiting.blocking_recv() {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => log::error!("VHD #{}: the cache mode is not durable: {error}", vhd.0),
-            Err(_) => log::warn!("VHD #{}: the cache mode was chosen while the daemon stopped", vhd.0),
+        let reason = match waiting.blocking_recv() {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => error_chain(&error),
+            Err(_) => "the daemon is stopping".to_owned(),
+        };
+        // A guest may try as often as it likes.
+        let Some(held_back) = GATE.pass(clock::now()) else { return };
+        let id = vhd.0;
+        if writeback {
+            log::warn!("VHD #{id}: will be writethrough again after a restart: {reason} ({held_back} more not logged)");
+        } else {
+            log::error!(
+                "VHD #{id}: its guest chose writethrough, which could not be stored: it is writethrough until the daemon \
+                 restarts, so restart its VM as well then: {reason} ({held_back} more not logged)"
+            );
         }
     }
 }

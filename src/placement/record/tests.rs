@@ -58,6 +58,15 @@ fn the_stored_form_does_not_drift() {
 }
 
 #[test]
+fn only_writethrough_is_written_down() {
+    let text = String::from_utf8(vhd().encode()).unwrap();
+    assert!(!text.contains("writeback"));
+    let other = VhdRecord { writeback: false, ..vhd() };
+    assert!(String::from_utf8(other.encode()).unwrap().contains("\"writeback\":false"));
+    assert_eq!(VhdRecord::decode(&other.encode()).unwrap(), other);
+}
+
+#[test]
 fn unknown_fields_and_versions_are_refused() {
     let text = String::from_utf8(vhd().encode()).unwrap();
     let extra = text.replace("\"thick\"", "\"tier\":1,\"thick\"");
