@@ -61,6 +61,9 @@ pub const CLOUD_HYPERVISOR_CONFIG: (u32, u32) = (0, 60);
 /// The same for Cloud Hypervisor before 2026, which counted from the start of the device's registers.
 pub const OLD_CLOUD_HYPERVISOR_CONFIG: (u32, u32) = (0x100, 60);
 
+/// Where the shared memory begins: no driver puts a ring at address 0, which devices take for "none".
+const MEMORY_START: GuestAddress = GuestAddress(1 << 20);
+
 /// What a frontend offers and asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -242,7 +245,7 @@ impl Frontend {
         // A file without a name in shared memory, as a VMM's memfd.
         let file = tempfile::tempfile_in("/dev/shm").context("shared memory in /dev/shm")?;
         file.set_len(size)?;
-        let range = (GuestAddress(0), usize::try_from(size)?, Some(FileOffset::new(file, 0)));
+        let range = (MEMORY_START, usize::try_from(size)?, Some(FileOffset::new(file, 0)));
         let mem: Arc<GuestMemoryMmap> = Arc::new(GuestMemoryMmap::from_ranges_with_files([range])?);
 
         self.vu.set_features(self.features).context("SET_FEATURES")?;
@@ -258,7 +261,7 @@ impl Frontend {
             self.inflight = Some((info, file));
         }
         for index in 0..options.queues {
-            let mut ring = Ring::new(Arc::clone(&mem), stride * u64::from(index), options.shape)?;
+            let mut ring = Ring::new(Arc::clone(&mem), MEMORY_START.0 + stride * u64::from(index), options.shape)?;
             ring.set_event_idx(self.features & feature::EVENT_IDX != 0);
             self.start_ring(index.into(), &ring, &mem)?;
             self.rings.push(ring);

@@ -24,7 +24,6 @@ pub struct LoggedDisk {
     /// The disk.
     pub path: PathBuf,
     log: PathBuf,
-    mount: PathBuf,
     fuse: Process,
     server: Process,
 }
@@ -57,7 +56,7 @@ impl LoggedDisk {
         wait_for("disk of nbdfuse", Duration::from_secs(10), || {
             fs::metadata(&path).is_ok_and(|m| m.len() == size).then_some(())
         })?;
-        Ok(LoggedDisk { path, log, mount, fuse, server })
+        Ok(LoggedDisk { path, log, fuse, server })
     }
 
     /// Where the log ends now.
@@ -99,7 +98,7 @@ impl LoggedDisk {
 impl Drop for LoggedDisk {
     fn drop(&mut self) {
         // Nothing to be done if it fails: the mount ends with its process.
-        let _ = Command::new("fusermount3").args(["-u", "-z"]).arg(&self.mount).status();
+        let _ = Command::new("fusermount3").args(["-u", "-z"]).arg(&self.path).status();
         self.fuse.kill();
         self.server.kill();
     }
