@@ -71,6 +71,7 @@ pub const COMPLETION_ENTRIES: u32 = 2 * SUBMISSION_ENTRIES;
 /// Kernel threads that one reactor's io_uring may use for operations that block: syncs, writes into file holes, and whatever
 /// finds the queue of a block device full. One for every operation, so that a disk that hangs cannot use up those that the
 /// syncs of the others need.
+#[allow(clippy::cast_possible_truncation, reason = "ENGINE_SLOTS is far below 2^32")]
 pub const IO_WORKERS_MAX: u32 = ENGINE_SLOTS as u32;
 
 /// Times that an operation interrupted or refused for lack of kernel resources is submitted again.
