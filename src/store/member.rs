@@ -111,6 +111,8 @@ pub struct Member<D: BlockDev + ?Sized + 'static> {
     db: Database,
     state: MemberState,
     fill: FillEstimate,
+    /// Reads ahead until it is loaded.
+    loaded: bool,
     tuning: Tuning,
 }
 
@@ -138,7 +140,7 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
         let db = open_database(&region, tuning)?;
         let state = MemberState::default();
         let fill = FillEstimate::new(region.capacity());
-        let mut member = Member { region, db, state, fill, tuning };
+        let mut member = Member { region, db, state, fill, loaded: true, tuning };
         member.transact(|txn| {
             txn.open_table(VHDS).map_err(db_error)?;
             txn.open_table(PAGES).map_err(db_error)?;
@@ -160,7 +162,8 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
         }
         let db = open_database(&region, tuning)?;
         let fill = FillEstimate::new(region.capacity());
-        let mut member = Member { region, db, state: MemberState::default(), fill, tuning };
+        let state = MemberState::default();
+        let mut member = Member { region, db, state, fill, loaded: false, tuning };
         let txn = member.db.begin_read().map_err(db_error)?;
         let meta = match txn.open_table(META) {
             Ok(meta) => meta,
@@ -264,13 +267,16 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
         Ok(())
     }
 
-    /// Stops reading ahead, and measures how full the member is while its pages are still at hand.
+    /// Stops reading ahead, and measures how full the member is while its pages are still at hand. Only once.
     ///
     /// # Errors
     /// The database's.
     pub fn loaded(&mut self) -> Result<(), MemberError> {
-        self.measure()?;
-        self.region.set_read_ahead(false);
+        if !self.loaded {
+            self.measure()?;
+            self.region.set_read_ahead(false);
+            self.loaded = true;
+        }
         Ok(())
     }
 
