@@ -126,7 +126,9 @@ fn measure(dir: &Path, tib: u32, quick_repair: bool) {
     // The third missed one commit: all of its rows are compared.
     let mut pair: Vec<Member<FileDisk>> =
         disks[..2].iter().map(|disk| Member::open(Arc::clone(disk), PLACE, POOL, tuning).unwrap()).collect();
-    pair.iter_mut().for_each(|member| drop(commit(member, vec![edit(5, 1)])));
+    for member in &mut pair {
+        commit(member, vec![edit(5, 1)]);
+    }
     drop(pair);
     let (open_behind, load_behind, mended) = timed_open(3);
     assert_eq!(mended, 1);

@@ -114,6 +114,12 @@ impl StoreHandle {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Messages that the committer has not taken yet: grows while it waits for a disk.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        self.messages.len()
+    }
+
     /// A metadata dump of the last commit. Waits for a member's disk, and commits wait meanwhile.
     ///
     /// # Errors
