@@ -114,6 +114,7 @@ fn vhd_record(id: u32) -> VhdRecord {
         socket_mode: 0o660,
         when_full: WhenFull::default(),
         created: 0,
+        writeback: true,
     }
 }
 
@@ -177,7 +178,7 @@ impl History {
         if let Some((_, stamp)) = last.filter(|(_, stamp)| *stamp > found) {
             return Err(format!("{here}: found {found}, but {stamp} had been acknowledged"));
         }
-        if cut % 4 > 0 {
+        if !cut.is_multiple_of(4) {
             return Ok(());
         }
         // And all members agree, can go on, and are found again.
