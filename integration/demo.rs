@@ -76,7 +76,7 @@ fn write_and_verify(machine: &mut Machine) -> Result<()> {
              mkdir /mnt/$1
              mount -t $2 /dev/$1 /mnt/$1
              for i in 1 2 3; do dd if=/dev/urandom of=/mnt/$1/file$i bs=1M count=8 2>/dev/null; done
-             md5sum /mnt/$1/* >/tmp/sums
+             md5sum /mnt/$1/file* >/tmp/sums
              umount /mnt/$1
              echo 3 >/proc/sys/vm/drop_caches
              mount -t $2 /dev/$1 /mnt/$1
