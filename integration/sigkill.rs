@@ -81,6 +81,16 @@ fn model_notices() -> Result<()> {
     ] {
         ensure!(fresh().0.check_after_crash(8, &bad).is_err(), "{what} passes");
     }
+    // A durable write stands when an older change is flushed after it.
+    let mut model = Model::new(1, 64);
+    let zero = model.zero(8, 8);
+    model.completed(zero);
+    let cover = model.flush();
+    let (write, data) = model.write(8, 8);
+    model.completed_durably(write);
+    model.flushed(&cover);
+    ensure!(model.check_after_crash(8, &[0; 4096]).is_err(), "the loss of a durable write passes");
+    model.check_after_crash(8, &data).context("a durable write")?;
     ensure!(fresh().0.check_after_crash(16, &old).is_err(), "data in the wrong place passes");
     Ok(())
 }

@@ -19,6 +19,13 @@ struct Change {
     completed: bool,
 }
 
+/// What is durable in a sector, and which change made it so.
+#[derive(Clone, Copy, Debug, Default)]
+struct Durable {
+    sequence: u32,
+    value: u32,
+}
+
 /// A flush under way: the changes that it covers.
 #[derive(Clone, Debug)]
 pub struct FlushCover(Vec<u32>);
@@ -28,7 +35,7 @@ pub struct FlushCover(Vec<u32>);
 pub struct Model {
     disk: u64,
     /// What is durable, by sector.
-    durable: Vec<u32>,
+    durable: Vec<Durable>,
     /// What a read must return now, by sector.
     current: Vec<u32>,
     recent: Vec<Change>,
@@ -39,8 +46,9 @@ impl Model {
     /// A disk of `sectors` that were never written. `disk` tells it from other disks.
     #[must_use]
     pub fn new(disk: u64, sectors: u64) -> Model {
-        let zeros = vec![0; usize::try_from(sectors).expect("a small disk")];
-        Model { disk, durable: zeros.clone(), current: zeros, recent: Vec::new(), sequence: 0 }
+        let count = usize::try_from(sectors).expect("a small disk");
+        let durable = vec![Durable::default(); count];
+        Model { disk, durable, current: vec![0; count], recent: Vec::new(), sequence: 0 }
     }
 
     /// Sectors of the disk.
@@ -83,10 +91,12 @@ impl Model {
 
     /// The flush has completed: what it covers is durable.
     pub fn flushed(&mut self, cover: &FlushCover) {
-        // In the order of submission, which per sector is that of execution. What a later flush has covered is gone already.
         let covered = |c: &Change| cover.0.binary_search(&c.sequence).is_ok();
         for change in self.recent.iter().filter(|c| covered(c)) {
-            self.durable[sectors_of(change)].fill(change.value);
+            // The order of submission is, for one sector, that of execution; something newer may be durable already.
+            for durable in self.durable[sectors_of(change)].iter_mut().filter(|d| d.sequence < change.sequence) {
+                *durable = Durable { sequence: change.sequence, value: change.value };
+            }
         }
         self.recent.retain(|c| !covered(c));
     }
@@ -112,12 +122,12 @@ impl Model {
         for (sector, bytes) in (first..).zip(data.chunks(SECTOR)) {
             let found = self.value_of(sector, bytes)?;
             let durable = self.durable[index(sector)];
-            let newer = self.recent.iter().filter(|c| (c.first..c.first + c.count).contains(&sector));
-            let mut allowed = newer.map(|c| c.value);
-            if found != durable && !allowed.any(|v| v == found) {
-                bail!("sector {sector} of disk {} reads as write {found}; write {durable} was flushed", self.disk);
+            let here = self.recent.iter().filter(|c| (c.first..c.first + c.count).contains(&sector));
+            let newer: Vec<&Change> = here.filter(|c| c.sequence > durable.sequence).collect();
+            if found != durable.value && !newer.iter().any(|c| c.value == found) {
+                bail!("sector {sector} of disk {} reads as write {found}; {durable:?}, newer: {newer:?}", self.disk);
             }
-            self.durable[index(sector)] = found;
+            self.durable[index(sector)] = Durable { sequence: self.sequence, value: found };
             self.current[index(sector)] = found;
         }
         Ok(())
