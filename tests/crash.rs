@@ -68,7 +68,17 @@ fn run(scenario: Scenario) -> Result<(usize, World), String> {
 
 fn scenario(seed: u64, members: usize, mutation: Option<Mutation>) -> Scenario {
     let steps = usize::try_from(setting("SPANBLK_STEPS", 400)).expect("a small number");
-    Scenario { seed, disks: 3, members, reactors: if seed.is_multiple_of(2) { 2 } else { 1 }, steps, mutation }
+    Scenario {
+        seed,
+        disks: 3,
+        members,
+        reactors: if seed.is_multiple_of(2) { 2 } else { 1 },
+        steps,
+        // Either room for all that three guests can write, or slots that go from one guest to another all the time.
+        slots: if seed % 4 < 2 { 5 } else { 2 },
+        slow_disks: seed.is_multiple_of(3),
+        mutation,
+    }
 }
 
 fn all_promises_hold(members: usize, seeds: u64) {

@@ -26,8 +26,6 @@ use super::store::Store;
 pub const EXTENT: u64 = 256 << 10;
 pub const METADATA_LEN: u64 = 8 << 20;
 pub const DATA_OFFSET: u64 = 16 << 20;
-const SLOTS: u32 = 5;
-pub const DISK_LEN: u64 = DATA_OFFSET + SLOTS as u64 * EXTENT;
 const VHD_EXTENTS: u64 = 4;
 
 /// What to simulate.
@@ -39,6 +37,10 @@ pub struct Scenario {
     pub members: usize,
     pub reactors: u16,
     pub steps: usize,
+    /// Room on each disk.
+    pub slots: u32,
+    /// Everything else mostly happens first: transfers are in flight for long.
+    pub slow_disks: bool,
     pub mutation: Option<Mutation>,
 }
 
@@ -76,17 +78,17 @@ pub fn geometry() -> Geometry {
     Geometry::new(EXTENT).expect("a legal extent size")
 }
 
-pub fn disk_states(disks: u8) -> Vec<Arc<DiskState>> {
-    let state = |i: u8| Arc::new(DiskState::new(DiskId(i), format!("d{i}"), DATA_OFFSET, SLOTS, 512, 512));
+fn disk_states(disks: u8, slots: u32) -> Vec<Arc<DiskState>> {
+    let state = |i: u8| Arc::new(DiskState::new(DiskId(i), format!("d{i}"), DATA_OFFSET, slots, 512, 512));
     (0..disks).map(state).collect()
 }
 
-fn pool_record(disks: u8) -> PoolRecord {
+fn pool_record(disks: u8, slots: u32) -> PoolRecord {
     let disk = |i: u8| DiskRecord {
         id: DiskId(i),
         uuid: uuid::Uuid::from_u128(u128::from(i) + 1),
         name: format!("d{i}"),
-        slots: SLOTS,
+        slots,
         data_offset: DATA_OFFSET,
         accept: Accept::Any,
         failure_domain: format!("f{i}"),
@@ -97,10 +99,11 @@ fn pool_record(disks: u8) -> PoolRecord {
 impl World {
     pub fn new(scenario: Scenario) -> World {
         let trace = SimTrace::new();
-        let disks: Vec<SimDisk> = (0..scenario.disks).map(|_| trace.add_disk(DISK_LEN, 512)).collect();
-        let pool = pool_record(scenario.disks);
+        let disk_len = DATA_OFFSET + u64::from(scenario.slots) * EXTENT;
+        let disks: Vec<SimDisk> = (0..scenario.disks).map(|_| trace.add_disk(disk_len, 512)).collect();
+        let pool = pool_record(scenario.disks, scenario.slots);
         let store = Store::create(&disks[..scenario.members], &pool);
-        let states = disk_states(scenario.disks);
+        let states = disk_states(scenario.disks, scenario.slots);
         let post = Post::new(usize::from(scenario.reactors), scenario.mutation);
         let pipelines = (0..scenario.reactors).map(|i| pipeline(ReactorId(i), &disks, &states, &post)).collect();
         let owner = Owner::new(pool, states.clone(), Vec::new(), scenario.reactors).expect("an empty pool");
@@ -299,10 +302,14 @@ impl World {
 
     /// Lets one thing happen. False if nothing can.
     fn step(&mut self) -> Result<bool, String> {
-        let sources = 4 + 2 * self.pipelines.len();
-        let first = self.rng.index(sources);
-        for i in 0..sources {
-            if self.step_of((first + i) % sources)? {
+        let count = 4 + 2 * self.pipelines.len();
+        let mut sources: Vec<usize> = (0..count).collect();
+        sources.rotate_left(self.rng.index(count));
+        if self.scenario.slow_disks && self.rng.chance(9, 10) {
+            sources.sort_by_key(|&source| is_engine(source));
+        }
+        for source in sources {
+            if self.step_of(source)? {
                 return Ok(true);
             }
         }
@@ -315,8 +322,8 @@ impl World {
             1 => Ok(self.step_committer()),
             2 => Ok(self.step_commit()),
             3 => Ok(self.step_punch()),
-            _ if source.is_multiple_of(2) => Ok(self.step_message((source - 4) / 2)),
-            _ => Ok(self.step_engine((source - 4) / 2)),
+            _ if is_engine(source) => Ok(self.step_engine((source - 4) / 2)),
+            _ => Ok(self.step_message((source - 4) / 2)),
         }
     }
 
@@ -402,6 +409,11 @@ impl World {
         let moved = pipeline.engine.step(&mut self.rng);
         pipeline.poll(self.now) || moved
     }
+}
+
+/// Whether a source of events, as [`World::step_of`] numbers them, is the engine of a reactor.
+fn is_engine(source: usize) -> bool {
+    source >= 4 && !source.is_multiple_of(2)
 }
 
 /// Everything told while the trace had `len` steps comes before its next step.
