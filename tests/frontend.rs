@@ -20,7 +20,9 @@ use spanblk::base::rng::Rng;
 use spanblk::cli::blk_client::{BlkClient, BlkOp, BlkRequest, ClientOptions};
 use spanblk::shared::VhdState;
 use spanblk::vhost_user::{SocketSettings, VhdEndpoint, VhostUserServer};
+use vhost::VhostBackend;
 use vhost_user_support::{Events, eventually, raw};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const SIZE: usize = 8 << 20;
 
@@ -163,4 +165,40 @@ fn a_neighbour_works_on_while_a_frontend_misbehaves() {
     eventually("the hostile frontend is gone", || status().frontend.is_none() && status().rings == 0);
     drop(client);
     assert!(world.server.shut_down(Duration::from_secs(30)));
+}
+
+#[test]
+fn a_frontend_that_takes_its_memory_away_breaks_its_own_device_and_nothing_else() {
+    const READ: u32 = 0;
+    const WRITE: u32 = 1;
+    const DATA: u64 = 0x8_0000;
+    let world = World::new(2, 1);
+    let (_, good) = world.serve(1, &[0, 1]);
+    let (_, bad) = world.serve(2, &[0, 1]);
+    let mut model = vec![0; SIZE];
+    let mut rng = Rng::new(9);
+    let mut client = BlkClient::connect(&good, options(2)).unwrap();
+    exercise(&mut client, 2, &mut model, &mut rng, 100);
+    // All of it, rings included; then only the data: of a read that we answer, and of a write that we copy.
+    for (left, kind, data) in [(0, READ, DATA), (DATA, READ, DATA), (DATA, WRITE, DATA + 1)] {
+        let guest = vhost_user_support::Guest::new();
+        let frontend = guest.start(&bad, 2);
+        let error = EventFd::new(EFD_NONBLOCK).unwrap();
+        frontend.set_vring_err(1, &error).unwrap();
+        frontend.get_features().unwrap();
+        let status = guest.submit(1, kind, data, 512);
+        guest.truncate_memory(left);
+        guest.kick.write(1).unwrap();
+        eventually("the frontend is told", || error.read().is_ok());
+        if left > 0 {
+            eventually("the request has failed", || guest.read_memory(status, 1) == [1]);
+        }
+        exercise(&mut client, 2, &mut model, &mut rng, 100);
+        frontend.get_vring_base(1).unwrap();
+    }
+    verify(&mut client, &model);
+    // With other memory, the device is as good as new.
+    let mut client = BlkClient::connect(&bad, options(1)).unwrap();
+    client.write_at(1 << 20, &[7; 4096]).unwrap();
+    client.flush().unwrap();
 }

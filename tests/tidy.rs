@@ -27,6 +27,7 @@ const UNSAFE_FILES: &[&str] = &[
     "reactor/ring/mod.rs",
     "reactor/thread/mod.rs",
     "reactor/thread/signal.rs",
+    "shared/guest_memory.rs",
     "vhost_user/sys.rs",
     "virtio/parse.rs",
     "virtio/request.rs",

@@ -107,6 +107,9 @@ pub const API_BODY_MAX: usize = 64 << 10;
 /// Guest memory regions of one frontend.
 pub const MEM_SLOTS_MAX: usize = 509;
 
+/// Guest memory regions of all frontends together. The kernel allows a process about as many mappings.
+pub const WATCHED_REGIONS_MAX: usize = 1 << 16;
+
 /// Commands that wait for the one before them.
 pub const COMMANDS_WAITING_MAX: usize = 1024;
 

@@ -1,8 +1,10 @@
-//! State that reactors, the owner and the committer share without a lock: per host disk and per VHD.
+//! State that reactors, the owner and the committer share without a lock: per host disk and per VHD. Besides, which guest
+//! memory has been taken away from us.
 //!
 //! Everything here is atomics or fixed after creation. Uses `base`, `metrics` and `placement`.
 
 pub mod disk;
+pub mod guest_memory;
 pub mod vhd;
 
 pub use disk::DiskState;

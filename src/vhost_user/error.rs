@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::base::ids::VhdId;
 use crate::base::limits::{GUEST_MEMORY_MAX, MEM_SLOTS_MAX, QUEUE_SIZE_MAX};
+use crate::shared::guest_memory::WatchError;
 
 /// A message that asks for something impossible. It ends the connection.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +49,8 @@ pub(super) enum MemoryError {
     NotAFile(u64),
     #[error("the file of the region at {guest:#x} cannot be examined: {source}")]
     Stat { guest: u64, source: io::Error },
+    #[error("the region at {guest:#x} cannot be watched: {source}")]
+    Watch { guest: u64, source: WatchError },
     #[error("the region at {guest:#x} cannot be mapped: {source}")]
     Map { guest: u64, source: vm_memory::mmap::MmapRegionError },
 }

@@ -8,7 +8,9 @@ use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use super::error::MemoryError;
+use super::sys;
 use crate::base::limits::{GUEST_MEMORY_MAX, MEM_SLOTS_MAX};
+use crate::shared::guest_memory::Watch;
 
 /// A region as the frontend described it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,8 @@ impl Region {
 /// Guest memory. Changing it makes a new map; the old one stays mapped while somebody holds it.
 #[derive(Clone)]
 pub(super) struct Memory {
+    /// One for each region. Before the map: what is unmapped is not watched any more.
+    watches: Vec<Arc<Watch>>,
     map: Arc<GuestMemoryMmap>,
     regions: Vec<Region>,
 }
@@ -34,7 +38,7 @@ pub(super) struct Memory {
 impl Memory {
     /// No memory.
     pub(super) fn empty() -> Memory {
-        Memory { map: Arc::new(GuestMemoryMmap::new()), regions: Vec::new() }
+        Memory { watches: Vec::new(), map: Arc::new(GuestMemoryMmap::new()), regions: Vec::new() }
     }
 
     /// Maps all regions of a memory table.
@@ -53,11 +57,12 @@ impl Memory {
         if total.is_none_or(|total| total > GUEST_MEMORY_MAX) {
             return Err(MemoryError::TooLarge);
         }
-        let mapped = map(region, message.mmap_offset, file)?;
+        let (mapped, watch) = map(region, message.mmap_offset, file)?;
         let map = self.map.insert_region(Arc::new(mapped)).map_err(|_| MemoryError::Overlap(region.guest))?;
-        let mut regions = self.regions.clone();
+        let (mut watches, mut regions) = (self.watches.clone(), self.regions.clone());
+        watches.push(Arc::new(watch));
         regions.push(region);
-        Ok(Memory { map: Arc::new(map), regions })
+        Ok(Memory { watches, map: Arc::new(map), regions })
     }
 
     /// This memory without one region.
@@ -68,9 +73,10 @@ impl Memory {
         let Ok((map, _)) = self.map.remove_region(GuestAddress(region.guest), region.len) else {
             return Err(no_such_region);
         };
-        let mut regions = self.regions.clone();
+        let (mut watches, mut regions) = (self.watches.clone(), self.regions.clone());
+        watches.remove(at);
         regions.remove(at);
-        Ok(Memory { map: Arc::new(map), regions })
+        Ok(Memory { watches, map: Arc::new(map), regions })
     }
 
     /// The map, in guest addresses.
@@ -87,7 +93,7 @@ impl Memory {
     }
 }
 
-fn map(region: Region, offset: u64, file: File) -> Result<GuestRegionMmap, MemoryError> {
+fn map(region: Region, offset: u64, file: File) -> Result<(GuestRegionMmap, Watch), MemoryError> {
     let guest = region.guest;
     let end = offset.checked_add(region.len);
     let no_wrap = [region.guest, region.user].iter().all(|start| start.checked_add(region.len).is_some());
@@ -101,9 +107,12 @@ fn map(region: Region, offset: u64, file: File) -> Result<GuestRegionMmap, Memor
     if metadata.size() < end {
         return Err(MemoryError::BeyondFile { guest, end, file: metadata.size() });
     }
+    let page = sys::page_size(&file).map_err(|source| MemoryError::Stat { guest, source })?;
     let mapping = MmapRegion::from_file(FileOffset::new(file, offset), len)
         .map_err(|source| MemoryError::Map { guest, source })?;
-    GuestRegionMmap::new(mapping, GuestAddress(guest)).ok_or(MemoryError::BadRegion(guest))
+    let watch = Watch::new(mapping.as_ptr(), len, page).map_err(|source| MemoryError::Watch { guest, source })?;
+    let mapped = GuestRegionMmap::new(mapping, GuestAddress(guest)).ok_or(MemoryError::BadRegion(guest))?;
+    Ok((mapped, watch))
 }
 
 #[cfg(test)]

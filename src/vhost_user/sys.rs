@@ -78,6 +78,22 @@ pub(super) fn is_listening(path: &Path) -> io::Result<bool> {
     Ok(result == 0 || error.raw_os_error() != Some(libc::ECONNREFUSED))
 }
 
+/// Bytes of the pages in which a file is mapped.
+pub(super) fn page_size(file: impl AsFd) -> io::Result<usize> {
+    // SAFETY: all-zero is a value of this struct of integers.
+    let mut about: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: writes one struct.
+    if unsafe { libc::fstatfs(file.as_fd().as_raw_fd(), &raw mut about) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if about.f_type == libc::HUGETLBFS_MAGIC {
+        return Ok(usize::try_from(about.f_bsize).expect("the size of a huge page"));
+    }
+    // SAFETY: takes no pointer.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    Ok(usize::try_from(page).expect("every system has pages"))
+}
+
 /// Sets the permission bits that a socket's path gets when it is bound.
 pub(super) fn set_mode_before_bind(socket: impl AsFd, mode: u32) -> io::Result<()> {
     // SAFETY: changes the socket's own inode, nothing in our memory.

@@ -21,10 +21,10 @@ use crate::base::clock::Nanos;
 use crate::base::ids::ReactorId;
 use crate::base::limits::{POP_BATCH, QUEUE_SIZE_MAX};
 use crate::engine::Engine;
-use crate::shared::VhdState;
+use crate::shared::{VhdState, guest_memory};
 use crate::virtio::device::DeviceLimits;
 use crate::virtio::parse::{Answer, ParseError, Parsed, parse};
-use crate::virtio::request::RequestKind;
+use crate::virtio::request::{RequestKind, Status};
 use used::{AVAILABLE_ENTRY, RING_EXTRA, USED_ENTRY, UsedRing};
 
 /// Bytes of a descriptor.
@@ -43,6 +43,8 @@ pub(super) enum RingFault {
     HeadOutOfRange(u16),
     #[error("descriptor {0} is available, which is still in use")]
     HeadInUse(u16),
+    #[error("the frontend took guest memory away: the file behind it has been truncated")]
+    MemoryLost,
     #[error("guest memory is not accessible: {0}")]
     Memory(#[from] GuestMemoryError),
     #[error("virtqueue: {0}")]
@@ -94,6 +96,10 @@ pub(super) struct Ring {
     heads: Box<[Option<Head>]>,
     in_flight: u16,
     malformed: Option<Malformed>,
+    /// [`guest_memory::losses`] when we looked last; `None`: not yet at this memory.
+    losses: Option<u64>,
+    /// Some of our memory is gone, and zeros are in its place: nothing read there may count.
+    memory_lost: bool,
 }
 
 impl Ring {
@@ -126,6 +132,8 @@ impl Ring {
             heads: vec![None; usize::from(size)].into_boxed_slice(),
             in_flight: 0,
             malformed: None,
+            losses: None,
+            memory_lost: false,
         })
     }
 
@@ -153,14 +161,44 @@ impl Ring {
     pub fn set_memory(&mut self, memory: Arc<GuestMemoryMmap>) -> Result<(), RingFault> {
         check_addresses(&memory, self.addresses, self.size)?;
         let old = std::mem::replace(&mut self.memory, memory);
+        self.losses = None;
         if self.in_flight > 0 {
             self.old_memory.push(old);
         }
         Ok(())
     }
 
+    /// Whether the frontend has taken memory of this ring away. One atomic load, unless somebody lost something.
+    fn memory_is_lost(&mut self) -> bool {
+        let losses = Some(guest_memory::losses());
+        if self.losses != losses {
+            self.losses = losses;
+            let memory = &self.memory;
+            let ours =
+                |start| vm_memory::GuestMemoryBackend::iter(&**memory).any(|region| region.as_ptr().addr() == start);
+            self.memory_lost |= guest_memory::is_lost(ours);
+        }
+        self.memory_lost
+    }
+
+    /// What guest memory said counts only if it is still there.
+    fn unless_lost<T>(&mut self, result: Result<T, RingFault>) -> Result<T, RingFault> {
+        if self.memory_is_lost() { Err(RingFault::MemoryLost) } else { result }
+    }
+
     /// Pops a batch of chains and starts their requests. `token` makes the name of the request with a given head.
     pub fn pop<E: Engine, O: Outbox>(
+        &mut self,
+        pipeline: &mut Pipeline<E, O>,
+        reactor: ReactorId,
+        token: impl Fn(u16) -> Token,
+        now: Nanos,
+    ) -> Result<Popped, RingFault> {
+        let result = self.pop_batch(pipeline, reactor, token, now);
+        self.unless_lost(result)
+    }
+
+    fn pop_batch<E: Engine, O: Outbox>(
         &mut self,
         pipeline: &mut Pipeline<E, O>,
         reactor: ReactorId,
@@ -189,7 +227,12 @@ impl Ring {
                 let slot = slot.ok_or(RingFault::AvailableIndex)?;
                 budget -= 1;
                 let head = chain.head_index();
-                match parse(chain, memory, &self.limits, pipeline.request_mut(slot)) {
+                let parsed = parse(chain, memory, &self.limits, pipeline.request_mut(slot));
+                if self.memory_is_lost() {
+                    pipeline.abandon(slot);
+                    return Err(RingFault::MemoryLost);
+                }
+                match parsed {
                     Ok(parsed) => self.start(pipeline, slot, head, parsed, token(head), now),
                     Err(rejected) => {
                         pipeline.abandon(slot);
@@ -267,14 +310,16 @@ impl Ring {
     pub fn complete(&mut self, head: u16, finished: &Finished) -> Result<(), RingFault> {
         let Head { parsed, kind } = self.heads[usize::from(head)].take().expect("a chain is given back once");
         self.in_flight -= 1;
+        // What was written to disk, or handed to the guest, may have been the zeros.
+        let status = if self.memory_is_lost() { Status::IoError } else { finished.status };
         // SAFETY: the byte was found in `self.memory` or in one of `self.old_memory`, which are mapped until no chain is in
         // flight.
-        unsafe { parsed.status.write(finished.status) };
+        unsafe { parsed.status.write(status) };
         if self.in_flight == 0 {
             self.old_memory.clear();
         }
-        self.used.put(&self.memory, head, parsed.used_len(kind, finished.status))?;
-        Ok(())
+        let put = self.used.put(&self.memory, head, parsed.used_len(kind, status));
+        self.unless_lost(put.map_err(RingFault::from))
     }
 
     /// Whether [`Ring::publish`] has something to show.
@@ -284,7 +329,8 @@ impl Ring {
 
     /// Shows the guest what was given back. Returns whether to interrupt it.
     pub fn publish(&mut self) -> Result<bool, RingFault> {
-        Ok(self.used.publish(&self.memory)?)
+        let published = self.used.publish(&self.memory);
+        self.unless_lost(published.map_err(RingFault::from))
     }
 }
 
