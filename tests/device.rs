@@ -360,6 +360,46 @@ fn a_full_call_eventfd_stops_nobody_else() {
     host.shut_down();
 }
 
+/// Open files of the whole system, roughly.
+fn open_files() -> u64 {
+    let counts = std::fs::read_to_string("/proc/sys/fs/file-nr").unwrap();
+    counts.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+fn full_eventfd() -> std::fs::File {
+    // SAFETY: takes no pointers.
+    let fd = unsafe { libc::eventfd(0, 0) };
+    // SAFETY: a new descriptor that nobody else has.
+    let mut fd = unsafe { <std::fs::File as std::os::fd::FromRawFd>::from_raw_fd(fd) };
+    fd.write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+    fd
+}
+
+#[test]
+fn full_eventfds_without_end_are_all_let_go() {
+    const COUNT: u64 = 4000;
+    let (_directory, mut host) = host(1, 1);
+    let vhd = host.vhd(1, 4, &[0]);
+    let before = open_files();
+    let hostile = host.connect(guest(false), &vhd, 0);
+    for round in 0..COUNT {
+        let call = Some(full_eventfd().into());
+        hostile.command(RingCommand::SetCall { key: hostile.key, call });
+        if round % 100 == 0 {
+            // A broken ring, too.
+            let error = Some(full_eventfd().into());
+            let mut broken = host.connect_with(guest(false), &vhd, 0, |config| config.error = error);
+            broken.guest.set_available_index(1000);
+            broken.kick();
+            broken.stop();
+        }
+    }
+    hostile.stop();
+    let kept = open_files().saturating_sub(before);
+    assert!(kept < COUNT / 2, "{kept} files stay open");
+    host.shut_down();
+}
+
 #[test]
 fn a_shutdown_completes_what_was_popped() {
     let (_directory, mut host) = host(2, 2);

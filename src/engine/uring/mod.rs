@@ -139,6 +139,13 @@ impl UringEngine {
         self.push(write.flags(flags).user_data(user_data(KIND_SIGNAL, tag.0)));
     }
 
+    /// Gives up a signal that has not been delivered: a frontend can keep its eventfd full for ever, and the kernel would keep
+    /// the descriptor open as long. [`Event::Signalled`] comes all the same.
+    pub fn cancel_signal(&mut self, tag: EventTag) {
+        let cancel = opcode::AsyncCancel::new(user_data(KIND_SIGNAL, tag.0)).build();
+        self.push(cancel.user_data(user_data(KIND_IGNORED, 0)));
+    }
+
     /// The next event.
     pub fn take_event(&mut self) -> Option<Event> {
         self.events.pop_front()

@@ -27,7 +27,7 @@ pub enum SetupError {
 }
 
 /// The operations that the ring may run. It is never asked for others; this is for the case that somebody finds a way.
-const OPCODES: [u8; 7] = [
+const OPCODES: [u8; 8] = [
     opcode::Read::CODE,
     opcode::Write::CODE,
     opcode::Readv::CODE,
@@ -35,6 +35,7 @@ const OPCODES: [u8; 7] = [
     opcode::Fsync::CODE,
     opcode::PollAdd::CODE,
     opcode::PollRemove::CODE,
+    opcode::AsyncCancel::CODE,
 ];
 
 /// `IORING_REGISTER_FILES_UPDATE`, the one registration needed after the ring is enabled: disks are added at run time.

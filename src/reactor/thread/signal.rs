@@ -30,6 +30,15 @@ impl CallFd {
         engine.signal(self.fd.as_fd(), self.tag, self.may_block);
     }
 
+    /// Lets go of the descriptor. A signal under way is still delivered, unless the eventfd is full of those before it.
+    pub fn retire(self, engine: &mut UringEngine) {
+        // What was queued for the descriptor goes out before it is closed.
+        engine.flush();
+        if self.under_way && is_full(self.fd.as_fd()) {
+            engine.cancel_signal(self.tag);
+        }
+    }
+
     /// A signal has been delivered.
     pub fn delivered(&mut self, tag: EventTag, engine: &mut UringEngine) {
         if tag != self.tag {
@@ -47,6 +56,14 @@ pub(super) fn may_block(fd: BorrowedFd<'_>) -> bool {
     // SAFETY: takes no pointer.
     let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
     flags & libc::O_NONBLOCK == 0
+}
+
+/// Whether a write to the eventfd would have to wait. If so, there is a signal in it that nobody has taken yet.
+pub(super) fn is_full(fd: BorrowedFd<'_>) -> bool {
+    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one valid entry, and no waiting.
+    let ready = unsafe { libc::poll(&raw mut entry, 1, 0) };
+    ready == 0
 }
 
 /// Whether the descriptor is an eventfd, as far as that can be found out. Others could wake us without end.

@@ -93,8 +93,9 @@ impl Rings {
 
     fn set_call(&mut self, key: RingKey, call: Option<OwnedFd>, engine: &mut UringEngine, now: Nanos) {
         let Some(place) = self.place(key) else { return };
-        // What was queued for the old descriptor goes out before it is closed.
-        engine.flush();
+        if let Some(old) = self.served(place).call.take() {
+            old.retire(engine);
+        }
         if call.as_ref().is_some_and(|call| !is_eventfd(call.as_fd())) {
             return self.break_ring(place, &RingFault::NotAnEventfd("call"), engine, now);
         }
@@ -156,7 +157,10 @@ impl Rings {
     fn remove<O: Outbox>(&mut self, place: u32, pipeline: &mut UringPipeline<O>) {
         self.drop_kick(place, &mut pipeline.engine);
         pipeline.engine.flush();
-        let served = self.places[place as usize].take().expect("looked at just now");
+        let mut served = self.places[place as usize].take().expect("looked at just now");
+        if let Some(call) = served.call.take() {
+            call.retire(&mut pipeline.engine);
+        }
         self.by_key.remove(&served.key);
         if served.queued {
             self.ready.retain(|&queued| queued != place);

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use crossbeam_channel::Sender;
 
 use super::gate::LogGate;
-use super::signal::{CallFd, may_block};
+use super::signal::{CallFd, is_full, may_block};
 use crate::base::clock::Nanos;
 use crate::base::ids::ReactorId;
 use crate::engine::uring::{Event, EventTag, UringEngine};
@@ -282,6 +282,10 @@ impl Rings {
     }
 }
 
+/// Tells the frontend that its ring is broken, unless it has not even noticed the last time.
 fn signal_error(error: &OwnedFd, engine: &mut UringEngine) {
+    if is_full(error.as_fd()) {
+        return;
+    }
     engine.signal(error.as_fd(), NOBODY, may_block(error.as_fd()));
 }
