@@ -80,6 +80,13 @@ pub const IO_RETRIES_MAX: u8 = 32;
 /// Chains popped from one virtqueue before the next one has its turn.
 pub const POP_BATCH: usize = 128;
 
+/// Bytes that these chains may ask for before the next virtqueue has its turn: what was never written is answered at once with
+/// zeros, which takes a reactor's time. The last chain may exceed it.
+pub const POP_BYTES: u64 = 4 << 20;
+
+/// What looking at a descriptor, or at an extent to discard, counts among [`POP_BYTES`]: it takes about as long.
+pub const POP_STEP_BYTES: u64 = 1 << 10;
+
 /// Messages that a reactor takes before it looks at its rings again.
 pub const MESSAGES_PER_TURN: usize = 256;
 

@@ -19,12 +19,12 @@ use super::messages::{Outbox, RingAddresses, RingConfig};
 use super::pipeline::{Finished, Pipeline, RequestSlot, Token};
 use crate::base::clock::Nanos;
 use crate::base::ids::ReactorId;
-use crate::base::limits::{POP_BATCH, QUEUE_SIZE_MAX};
+use crate::base::limits::{POP_BATCH, POP_BYTES, POP_STEP_BYTES, QUEUE_SIZE_MAX};
 use crate::engine::Engine;
 use crate::shared::{VhdState, guest_memory};
 use crate::virtio::device::DeviceLimits;
 use crate::virtio::parse::{Answer, ParseError, Parsed, parse};
-use crate::virtio::request::{RequestKind, Status};
+use crate::virtio::request::{Request, RequestKind, Status};
 use used::{AVAILABLE_ENTRY, RING_EXTRA, USED_ENTRY, UsedRing};
 
 /// Bytes of a descriptor.
@@ -207,12 +207,12 @@ impl Ring {
     ) -> Result<Popped, RingFault> {
         let memory = Arc::clone(&self.memory);
         let memory: &GuestMemoryMmap = &memory;
-        let mut budget = POP_BATCH;
+        let (mut budget, mut bytes) = (POP_BATCH, POP_BYTES);
         let mut more_announced = false;
         loop {
             self.queue.disable_notification(memory)?;
             let before = budget;
-            while budget > 0 {
+            while budget > 0 && bytes > 0 {
                 // The slot comes first: what there is no room for stays in the guest's ring.
                 let slot = if self.in_flight < self.size { pipeline.prepare() } else { None };
                 let chain = match self.next_chain(memory) {
@@ -227,20 +227,26 @@ impl Ring {
                 let slot = slot.ok_or(RingFault::AvailableIndex)?;
                 budget -= 1;
                 let head = chain.head_index();
-                let parsed = parse(chain, memory, &self.limits, pipeline.request_mut(slot));
+                let mut descriptors = 0;
+                let counted = chain.inspect(|_| descriptors += 1);
+                let parsed = parse(counted, memory, &self.limits, pipeline.request_mut(slot));
+                bytes = bytes.saturating_sub(descriptors * POP_STEP_BYTES);
                 if self.memory_is_lost() {
                     pipeline.abandon(slot);
                     return Err(RingFault::MemoryLost);
                 }
                 match parsed {
-                    Ok(parsed) => self.start(pipeline, slot, head, parsed, token(head), now),
+                    Ok(parsed) => {
+                        bytes = bytes.saturating_sub(self.cost(pipeline.request_mut(slot)));
+                        self.start(pipeline, slot, head, parsed, token(head), now);
+                    }
                     Err(rejected) => {
                         pipeline.abandon(slot);
                         self.reject(reactor, head, rejected.error, rejected.answer)?;
                     }
                 }
             }
-            if budget == 0 {
+            if budget == 0 || bytes == 0 {
                 return Ok(Popped::More);
             }
             if !self.queue.enable_notification(memory)? {
@@ -250,6 +256,18 @@ impl Ring {
                 return Err(RingFault::AvailableIndex);
             }
             more_announced = true;
+        }
+    }
+
+    /// What a request counts among [`POP_BYTES`].
+    fn cost(&self, request: &Request) -> u64 {
+        match request.kind {
+            RequestKind::Read { len, .. } | RequestKind::Write { len, .. } => len,
+            RequestKind::Discard | RequestKind::WriteZeroes => {
+                let extent = self.vhd.settings.geometry.extent_size();
+                request.ranges().iter().map(|range| range.len.div_ceil(extent) * POP_STEP_BYTES).sum()
+            }
+            RequestKind::Flush | RequestKind::GetId => 0,
         }
     }
 

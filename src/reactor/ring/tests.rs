@@ -248,6 +248,35 @@ fn large_rings_take_turns() {
 }
 
 #[test]
+fn a_turn_ends_after_so_many_bytes_and_so_many_descriptors() {
+    const LEN: usize = 64 << 10;
+    let mut bench = Bench::new(128, true, 0);
+    (0..128).for_each(|slot| bench.guest.submit(slot, READ, 0, LEN, 0));
+    let mut turns = 1;
+    let mut before = 0;
+    while bench.pop().unwrap() == Popped::More {
+        let popped = bench.ring.in_flight() - before;
+        assert!(u64::from(popped) * LEN as u64 <= POP_BYTES, "turn {turns}: {popped} requests");
+        before = bench.ring.in_flight();
+        turns += 1;
+    }
+    assert_eq!(bench.ring.in_flight(), 128);
+    assert!(turns > 2, "{turns} turns");
+
+    // Chains as long as the ring, without an end.
+    let mut bench = Bench::new(128, true, 0);
+    for descriptor in 0..512 {
+        bench.guest.set_descriptor(descriptor, 0x3_0000, 1, 1, (descriptor + 1) % 512);
+    }
+    (0..100).for_each(|_| bench.guest.push_available(0));
+    let mut malformed = Vec::new();
+    while bench.pop().unwrap() == Popped::More {
+        malformed.push(bench.ring.take_malformed().unwrap().count);
+    }
+    assert!(malformed.len() > 10 && malformed.iter().all(|count| *count < 10), "{malformed:?}");
+}
+
+#[test]
 fn malformed_requests_are_answered_and_counted_and_the_others_go_on() {
     let mut bench = Bench::new(8, false, 0);
     bench.guest.submit(0, 77, 0, 0, 0);
