@@ -47,6 +47,11 @@ pub(super) enum MemoryError {
     BeyondFile { guest: u64, end: u64, file: u64 },
     #[error("the file of the region at {0:#x} is not a regular one")]
     NotAFile(u64),
+    #[error(
+        "the file of the region at {0:#x} is on FUSE or a network file system, where every access could hang: use memfd, \
+         /dev/shm or hugetlbfs"
+    )]
+    Remote(u64),
     #[error("the file of the region at {guest:#x} cannot be examined: {source}")]
     Stat { guest: u64, source: io::Error },
     #[error("the region at {guest:#x} cannot be watched: {source}")]

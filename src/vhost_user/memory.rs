@@ -107,10 +107,14 @@ fn map(region: Region, offset: u64, file: File) -> Result<(GuestRegionMmap, Watc
     if metadata.size() < end {
         return Err(MemoryError::BeyondFile { guest, end, file: metadata.size() });
     }
-    let page = sys::page_size(&file).map_err(|source| MemoryError::Stat { guest, source })?;
+    let paging = sys::paging(&file).map_err(|source| MemoryError::Stat { guest, source })?;
+    if paging.remote {
+        return Err(MemoryError::Remote(guest));
+    }
     let mapping = MmapRegion::from_file(FileOffset::new(file, offset), len)
         .map_err(|source| MemoryError::Map { guest, source })?;
-    let watch = Watch::new(mapping.as_ptr(), len, page).map_err(|source| MemoryError::Watch { guest, source })?;
+    let watch =
+        Watch::new(mapping.as_ptr(), len, paging.page).map_err(|source| MemoryError::Watch { guest, source })?;
     let mapped = GuestRegionMmap::new(mapping, GuestAddress(guest)).ok_or(MemoryError::BadRegion(guest))?;
     Ok((mapped, watch))
 }

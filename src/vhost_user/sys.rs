@@ -78,20 +78,41 @@ pub(super) fn is_listening(path: &Path) -> io::Result<bool> {
     Ok(result == 0 || error.raw_os_error() != Some(libc::ECONNREFUSED))
 }
 
-/// Bytes of the pages in which a file is mapped.
-pub(super) fn page_size(file: impl AsFd) -> io::Result<usize> {
+/// File systems whose pages come from another process or another host, and may never come: FUSE, NFS, SMB, 9P, Ceph, AFS, Coda.
+const REMOTE: [u32; 8] =
+    [0x6573_5546, 0x6969, 0xff53_4d42, 0xfe53_4d42, 0x0102_1997, 0x00c3_6400, 0x5346_414f, 0x7375_7245];
+
+/// How a file is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Paging {
+    /// Bytes of a page.
+    pub(super) page: usize,
+    /// Whether somebody else decides when a page is there.
+    pub(super) remote: bool,
+}
+
+/// Whether a file system is one of those, by its magic number.
+fn is_remote(magic: libc::__fsword_t) -> bool {
+    // Some have the highest bit set, which is a sign for some.
+    u32::try_from(magic & 0xffff_ffff).is_ok_and(|magic| REMOTE.contains(&magic))
+}
+
+/// Finds out how a file will be mapped.
+pub(super) fn paging(file: impl AsFd) -> io::Result<Paging> {
     // SAFETY: all-zero is a value of this struct of integers.
     let mut about: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: writes one struct.
     if unsafe { libc::fstatfs(file.as_fd().as_raw_fd(), &raw mut about) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    if about.f_type == libc::HUGETLBFS_MAGIC {
-        return Ok(usize::try_from(about.f_bsize).expect("the size of a huge page"));
-    }
-    // SAFETY: takes no pointer.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    Ok(usize::try_from(page).expect("every system has pages"))
+    let page = if about.f_type == libc::HUGETLBFS_MAGIC {
+        about.f_bsize
+    } else {
+        // SAFETY: takes no pointer.
+        unsafe { libc::sysconf(libc::_SC_PAGESIZE) }
+    };
+    let page = usize::try_from(page).expect("pages have a size");
+    Ok(Paging { page, remote: is_remote(about.f_type) })
 }
 
 /// Sets the permission bits that a socket's path gets when it is bound.
@@ -152,6 +173,17 @@ fn lookup(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_of_others_and_our_own() {
+        let paging = paging(tempfile::tempfile().unwrap()).unwrap();
+        assert!(paging.page.is_power_of_two() && !paging.remote);
+        const { assert!(libc::FUSE_SUPER_MAGIC == 0x6573_5546 && libc::NFS_SUPER_MAGIC == 0x6969) };
+        for local in [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC, libc::EXT4_SUPER_MAGIC, libc::XFS_SUPER_MAGIC] {
+            assert!(!is_remote(local));
+        }
+        assert!(is_remote(libc::FUSE_SUPER_MAGIC) && is_remote(libc::NFS_SUPER_MAGIC) && is_remote(0xff53_4d42));
+    }
 
     #[test]
     fn owners_by_name_and_number() {
