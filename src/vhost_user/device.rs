@@ -15,6 +15,7 @@ use super::hub::{Hub, Place};
 use super::listener::Vhd;
 use super::memory::Memory;
 use super::vring::{Kick, Vring};
+use crate::base::clock;
 use crate::reactor::messages::{RingAddresses, RingCommand, RingConfig, RingStopped};
 use crate::virtio::device::DeviceSettings;
 use crate::virtio::features::{self, is_writeback};
@@ -200,8 +201,13 @@ impl Device {
             self.owes_flush = false;
         }
         // A driver may not rely on earlier writes before its next flush, which fails too and which it does look at.
-        if flushed.contains(&false) {
-            log::error!("VHD {}: the flush at the switch to writethrough failed", self.vhd.name());
+        if flushed.contains(&false)
+            && let Some(held_back) = self.vhd.faults.pass(clock::now())
+        {
+            let name = self.vhd.name();
+            log::error!(
+                "VHD {name}: the flush at the switch to writethrough failed ({held_back} more faults not logged)"
+            );
         }
     }
 

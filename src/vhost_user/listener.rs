@@ -24,6 +24,9 @@ use crate::virtio::device::DeviceSettings;
 /// Pause after a failure to accept (no file descriptor left), so that it is not tried in a loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
+/// Lines of coming and going that a VHD may log at once: a frontend that does nothing else is not to fill the log.
+const CONNECTION_LINES: u64 = 10;
+
 /// What all connections of a VHD share.
 pub(super) struct Vhd {
     state: Arc<VhdState>,
@@ -37,6 +40,7 @@ pub(super) struct Vhd {
     frontend: Mutex<Option<Frontend>>,
     events: Arc<dyn ServerEvents>,
     pub(super) counters: Counters,
+    comings: LogGate,
     refusals: LogGate,
     pub(super) faults: LogGate,
 }
@@ -61,6 +65,7 @@ impl Vhd {
             frontend: Mutex::new(None),
             events,
             counters: Counters::default(),
+            comings: LogGate::with_burst(CONNECTION_LINES),
             refusals: LogGate::new(),
             faults: LogGate::new(),
         }
@@ -228,7 +233,7 @@ impl Turns {
         vhd.counters.connections.fetch_add(1, Ordering::Relaxed);
         vhd.set_frontend(Some(frontend));
         vhd.events.attached(vhd.id(), frontend.pid);
-        log::info!("VHD {}: process {} (user {}) is connected", vhd.name(), frontend.pid, frontend.uid);
+        self.log_coming(&format!("process {} (user {}) is connected", frontend.pid, frontend.uid));
         let serve = connection::serve(stream, frontend, vhd, Arc::clone(&self.hub), self.stop.clone());
         self.active = Some(Active { frontend, socket, task: tokio::spawn(serve) });
     }
@@ -238,9 +243,19 @@ impl Turns {
         let Some(Active { frontend, .. }) = self.active.take() else { return };
         self.vhd.set_frontend(None);
         self.vhd.events.detached(self.vhd.id(), frontend.pid);
-        log::info!("VHD {}: process {} is disconnected", self.vhd.name(), frontend.pid);
+        self.log_coming(&format!("process {} is disconnected", frontend.pid));
         if let Some((frontend, stream)) = self.next.take() {
             self.begin(frontend, stream);
+        }
+    }
+
+    fn log_coming(&self, what: &str) {
+        match self.vhd.comings.pass(clock::now()) {
+            Some(0) => log::info!("VHD {}: {what}", self.vhd.name()),
+            Some(held_back) => {
+                log::info!("VHD {}: {what} ({held_back} comings and goings not logged)", self.vhd.name())
+            }
+            None => {}
         }
     }
 

@@ -322,6 +322,11 @@ impl Host {
         eventually("the frontend is gone", || self.status(id).frontend.is_none());
     }
 
+    /// How many lines of the log begin like this.
+    pub fn count_logged(&self, begin: &str) -> usize {
+        captured().0.lock().unwrap().iter().filter(|line| line.starts_with(begin)).count()
+    }
+
     /// A line of the log that begins and continues like this.
     pub fn logged(&self, begin: &str, part: &str) -> String {
         let find = || {
