@@ -1,5 +1,5 @@
 //! In steady state the I/O path allocates nothing: counted on the reactor's thread, under reads, writes, flushes and
-//! misaligned requests of a VHD whose blocks are all present.
+//! misaligned requests of a VHD whose blocks are all present. And without requests, the thread sleeps.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -10,9 +10,11 @@ mod host;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use guest::{FLUSH, Guest, READ, WRITE};
-use host::{Connection, EXTENT, Host};
+use host::{Connection, EXTENT, Host, poll};
 use spanblk::base::rng::Rng;
 
 /// The thread whose allocations are counted.
@@ -81,8 +83,41 @@ fn load(connection: &mut Connection, rng: &mut Rng, requests: u32) {
     }
 }
 
+/// One host at a time: the reactor is found by its name.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// How often a thread has gone to sleep, and been made to.
+fn naps(thread: i64) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
+    let counts = status.lines().filter_map(|line| line.split_once("ctxt_switches:"));
+    counts.map(|(_, count)| count.trim().parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn an_idle_reactor_sleeps() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let directory = tempfile::tempdir().unwrap();
+    let mut host = Host::new(directory.path(), 1, 16, 1);
+    let vhd = host.prefilled_vhd(1, 8, 0);
+    let mut connection = host.connect(Guest::new(16, 64 << 10, true), &vhd, 0);
+    load(&mut connection, &mut Rng::new(2), 500);
+    // A ring that was polled, and is broken: nobody looks at it any more.
+    let mut polled = host.connect_with(Guest::new(16, 4096, false), &vhd, 0, |config| config.kick = None);
+    polled.guest.set_available_index(1000);
+    assert!(poll(&polled.error, Duration::from_secs(10)));
+    load(&mut connection, &mut Rng::new(3), 16);
+    std::thread::sleep(Duration::from_millis(200));
+    let before = naps(reactor_thread());
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(naps(reactor_thread()) - before, 0, "it has been awake");
+    polled.stop();
+    connection.stop();
+    host.shut_down();
+}
+
 #[test]
 fn the_io_path_allocates_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = tempfile::tempdir().unwrap();
     let mut host = Host::new(directory.path(), 1, 16, 1);
     let vhd = host.prefilled_vhd(1, 8, 0);

@@ -18,7 +18,7 @@ impl Rings {
     /// Carries out a command.
     pub fn command<O: Outbox>(&mut self, command: RingCommand, pipeline: &mut UringPipeline<O>, now: Nanos) {
         self.execute(command, pipeline, now);
-        self.polled = self.places.iter().flatten().filter(|served| served.is_polled()).count();
+        self.count_polled();
     }
 
     fn execute<O: Outbox>(&mut self, command: RingCommand, pipeline: &mut UringPipeline<O>, now: Nanos) {

@@ -223,7 +223,13 @@ impl Rings {
             signal_error(error, engine);
         }
         let (uuid, index) = (served.ring.vhd.settings.uuid, served.ring.index);
+        self.count_polled();
         self.log_broken(&uuid, index, fault, now);
+    }
+
+    /// Nobody is to stay awake for a ring that is no longer polled.
+    fn count_polled(&mut self) {
+        self.polled = self.places.iter().flatten().filter(|served| served.is_polled()).count();
     }
 
     fn log_broken(&mut self, vhd: &uuid::Uuid, index: u16, fault: &RingFault, now: Nanos) {
