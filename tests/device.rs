@@ -360,6 +360,29 @@ fn a_full_call_eventfd_stops_nobody_else() {
     host.shut_down();
 }
 
+#[test]
+fn a_storm_of_kicks_leaves_the_neighbour_its_turn() {
+    let (_directory, mut host) = host(1, 1);
+    let vhd = host.vhd(1, 4, &[0]);
+    let mut neighbour = host.connect(guest(true), &vhd, 0);
+    let hostile = host.connect(guest(false), &vhd, 0);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                (&hostile.kick).write_all(&1u64.to_ne_bytes()).unwrap();
+            }
+        });
+        for round in 0..500 {
+            assert_eq!(neighbour.run(if round % 2 == 0 { WRITE } else { READ }, round % 64, 512), 0);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    hostile.stop();
+    neighbour.stop();
+    host.shut_down();
+}
+
 /// Open files of the whole system, roughly.
 fn open_files() -> u64 {
     let counts = std::fs::read_to_string("/proc/sys/fs/file-nr").unwrap();

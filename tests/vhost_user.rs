@@ -280,18 +280,6 @@ fn a_second_frontend_is_turned_away_and_the_log_names_both() {
 }
 
 #[test]
-fn a_frontend_that_only_comes_and_goes_does_not_fill_the_log() {
-    let host = Host::new(1);
-    let socket = host.add(1, "fickle", 1);
-    for count in 1..=300 {
-        drop(UnixStream::connect(&socket).unwrap());
-        eventually("it has come and gone", || host.status(1).connections == count && host.status(1).frontend.is_none());
-    }
-    let lines = host.count_logged("VHD fickle: process");
-    assert!((2..40).contains(&lines), "{lines} lines");
-}
-
-#[test]
 fn frontends_reconnect_even_while_rings_are_being_drained() {
     let host = Host::new(1);
     let socket = host.add(1, "disk", 1);
