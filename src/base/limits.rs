@@ -127,6 +127,9 @@ pub const VHOST_USER_THREADS_MAX: usize = 1024;
 /// Guest memory that one frontend can map, in bytes, so that no frontend can use up the address space.
 pub const GUEST_MEMORY_MAX: u64 = 16 << 40;
 
+/// Guest memory that all frontends together can map, in bytes: half of the address space, so that the daemon itself has room.
+pub const GUEST_MEMORY_TOTAL_MAX: usize = 64 << 40;
+
 /// Slots in one punch request, so that a disk worker is never busy for long.
 pub const PUNCH_SLOTS_MAX: u32 = 1024;
 

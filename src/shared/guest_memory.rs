@@ -10,7 +10,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use crate::base::limits::WATCHED_REGIONS_MAX;
+use crate::base::limits::{GUEST_MEMORY_TOTAL_MAX, WATCHED_REGIONS_MAX};
 
 /// A watched region. Free while `start` is 0.
 struct Slot {
@@ -50,8 +50,15 @@ static SLOTS: [Slot; WATCHED_REGIONS_MAX] = [const { Slot::new() }; WATCHED_REGI
 /// Slots that have ever been used; the others need not be looked at.
 static USED: AtomicUsize = AtomicUsize::new(0);
 
-/// Slots below [`USED`] that are free. Locked when memory is mapped and unmapped only.
-static FREE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+/// What is taken. Locked when memory is mapped and unmapped only.
+static TAKEN: Mutex<Taken> = Mutex::new(Taken { free: Vec::new(), bytes: 0 });
+
+struct Taken {
+    /// Slots below [`USED`] that are free.
+    free: Vec<usize>,
+    /// Bytes of all regions.
+    bytes: usize,
+}
 
 /// How often something was lost.
 static LOSSES: AtomicU64 = AtomicU64::new(0);
@@ -65,6 +72,9 @@ pub enum WatchError {
     /// No slot.
     #[error("more than {WATCHED_REGIONS_MAX} regions of all guests together")]
     TooMany,
+    /// No room.
+    #[error("more than {GUEST_MEMORY_TOTAL_MAX} bytes of all guests together")]
+    TooMuch,
     /// No handler.
     #[error("SIGBUS cannot be handled: {0}")]
     Handler(#[source] io::Error),
@@ -82,9 +92,12 @@ impl Watch {
     pub fn new(start: *const u8, len: usize, page: usize) -> Result<Watch, WatchError> {
         assert!(!start.is_null() && page.is_power_of_two() && start.addr().is_multiple_of(page));
         install().map_err(WatchError::Handler)?;
-        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = free.pop().unwrap_or_else(|| USED.load(Ordering::Relaxed));
+        let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = taken.bytes.checked_add(len).filter(|bytes| *bytes <= GUEST_MEMORY_TOTAL_MAX);
+        let bytes = bytes.ok_or(WatchError::TooMuch)?;
+        let index = taken.free.pop().unwrap_or_else(|| USED.load(Ordering::Relaxed));
         let slot = SLOTS.get(index).ok_or(WatchError::TooMany)?;
+        taken.bytes = bytes;
         slot.len.store(len, Ordering::Relaxed);
         slot.page.store(page, Ordering::Relaxed);
         slot.lost.store(false, Ordering::Relaxed);
@@ -96,9 +109,11 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-        SLOTS[self.0].start.store(0, Ordering::Release);
-        free.push(self.0);
+        let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = &SLOTS[self.0];
+        slot.start.store(0, Ordering::Release);
+        taken.bytes -= slot.len.load(Ordering::Relaxed);
+        taken.free.push(self.0);
     }
 }
 
