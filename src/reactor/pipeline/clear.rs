@@ -46,6 +46,8 @@ fn classify(geometry: Geometry, chunk: Chunk, vhd_size: u64) -> (Clear, u64) {
 }
 
 impl<E: Engine, O: Outbox> Pipeline<E, O> {
+    /// Blocks that somebody else is clearing look absent, but the committer may not know yet: this request would complete, and
+    /// be flushed, ahead of the change that makes it true after a power cut. So it waits for claims, absent or not.
     pub(super) fn step_clear(&mut self, slot: RequestSlot) -> Step {
         let state = self.slots.request(slot);
         let Some(range) = state.request.ranges().get(state.range).copied() else { return Step::Exhausted };
@@ -63,7 +65,12 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let (clear, len) = classify(settings.geometry, chunk, settings.size);
         let lookup = vhd.map.lookup(chunk.extent);
         let may_free = may_free && lookup.generation.0 < GENERATION_MAX;
-        if lookup.replicas.is_absent() {
+        let is_absent = lookup.replicas.is_absent();
+        let touched = settings.geometry.blocks(chunk.within, if is_absent { chunk.len } else { len });
+        if !lookup.claimed.and(touched).is_empty() {
+            return self.park_on_claim(slot, |vhd| !vhd.map.lookup(chunk.extent).claimed.and(touched).is_empty());
+        }
+        if is_absent {
             return self.advance(slot, chunk.len);
         }
         match clear {
@@ -80,8 +87,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         Step::Again
     }
 
-    /// Clears whole blocks. Blocks that are absent read as zeros already; one that is being written for the first time
-    /// meets this request as if the write came second, which the guest allowed by not waiting for either.
+    /// Clears whole blocks. Blocks that are absent (and not claimed) read as zeros already, and their absence has been
+    /// handed over: whoever clears gives up its claim after that.
     fn clear_blocks(
         &mut self,
         slot: RequestSlot,

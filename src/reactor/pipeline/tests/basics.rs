@@ -369,3 +369,24 @@ fn disks_full_of_garbage_never_show_it() {
     let read = world.read(0, usize::try_from(EXTENT).unwrap());
     assert!(read.iter().all(|&b| b != GARBAGE));
 }
+
+/// Otherwise a power cut brings back what the second request, completed and flushed, has zeroed.
+#[test]
+fn zeroing_what_another_request_is_discarding_completes_after_the_change_is_handed_over() {
+    for (offset, len) in [(0, EXTENT), (BLOCK, BLOCK), (512, 512)] {
+        let mut world = World::new(&Options { reactors: 2, ..Options::default() });
+        assert_eq!(world.write(0, &guest(1)), Status::Ok);
+        assert_eq!(world.write(BLOCK, &guest(1)), Status::Ok);
+        let flush = world.flush(0);
+        world.settle(&mut Rng::new(0));
+        assert_eq!(world.status(flush), Some(Status::Ok));
+        assert!(!world.vhd.has_pending_changes());
+        let discard = world.clear(0, RequestKind::Discard, 0, EXTENT);
+        let zeroes = world.clear(1, RequestKind::WriteZeroes, offset, len);
+        assert_eq!(world.status(zeroes), None, "the owner has not dropped the extent");
+        assert!(world.answer_owner());
+        assert!(world.vhd.has_pending_changes());
+        world.settle(&mut Rng::new(0));
+        assert_eq!((world.status(discard), world.status(zeroes)), (Some(Status::Ok), Some(Status::Ok)));
+    }
+}
