@@ -217,13 +217,14 @@ pub fn open<D: BlockDev + ?Sized + 'static>(
     }
     check_forked(&members)?;
     members.sort_by_key(|(_, member)| std::cmp::Reverse(member.state().stamp));
+    let (pool, vhds) = read_records(&mut members, &mut failed)?;
     let mut store = OpenStore {
         total: options.total,
         accept_stale: options.accept_stale,
         mended: Vec::new(),
         failed: Vec::new(),
-        pool: read(&members[0], Member::pool)?,
-        vhds: read(&members[0], Member::vhds)?,
+        pool,
+        vhds,
         members,
     };
     store.mend();
@@ -236,11 +237,23 @@ fn fail<D: ?Sized>(place: &MemberPlace<D>, error: MemberError) -> Failed {
     Failed { id: place.id, disk: place.name.clone(), error }
 }
 
-fn read<D: BlockDev + ?Sized + 'static, R>(
-    (place, member): &(MemberPlace<D>, Member<D>),
-    what: impl Fn(&Member<D>) -> Result<R, MemberError>,
-) -> Result<R, OpenError> {
-    what(member).map_err(|source| OpenError::Read { disk: place.name.clone(), source })
+/// Reads all records from the first member that has the last commit and can be read; those before it have failed.
+fn read_records<D: BlockDev + ?Sized + 'static>(
+    members: &mut Vec<(MemberPlace<D>, Member<D>)>,
+    failed: &mut Vec<(MemberPlace<D>, MemberError)>,
+) -> Result<(PoolRecord, Vec<VhdRecord>), OpenError> {
+    loop {
+        let (place, member) = &members[0];
+        match member.pool().and_then(|pool| Ok((pool, member.vhds()?))) {
+            Ok(records) => return Ok(records),
+            // Only from an equal one: an older one may lack what was acknowledged.
+            Err(source) if members.get(1).is_some_and(|(_, next)| next.state() == member.state()) => {
+                let (place, _) = members.remove(0);
+                failed.push((place, source));
+            }
+            Err(source) => return Err(OpenError::Read { disk: place.name.clone(), source }),
+        }
+    }
 }
 
 /// Members of one epoch that was served (it has commits) must have been opened together.
@@ -332,30 +345,52 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
         Ok(state)
     }
 
-    /// Shows every extent that the table says anything about, in the order of VHDs and extents. A row that one member has
-    /// lost is taken from another.
+    /// Shows every extent that the table says anything about, in the order of VHDs and extents. What one member has lost,
+    /// be it a row or all that follows, is taken from another.
     ///
     /// # Errors
-    /// A member cannot be read, or a row is damaged on all of them. Extents before have been shown.
+    /// No member can be read to the end, or a row is damaged on all of them. Extents before have been shown.
     pub fn load(&self, mut each: impl FnMut(PageKey, usize, &ExtentRow)) -> Result<(), OpenError> {
-        let (place, first) = &self.members[0];
-        let loaded = first.for_each_row(|key, bytes| {
-            let Err(source) = page::visit(bytes, |place, extent| each(key, place, &extent)) else { return Ok(()) };
-            let damaged = MemberError::Page { key, source };
-            for (_, other) in &self.members[1..] {
-                if let Ok(Some(bytes)) = other.row(key)
-                    && page::visit(&bytes, |place, extent| each(key, place, &extent)).is_ok()
-                {
-                    log::warn!("disk '{}': {damaged}; it was read from another member", place.name);
-                    return Ok(());
+        let mut shown: Option<PageKey> = None;
+        let mut failed = None;
+        for (place, member) in &self.members {
+            let loaded = member.for_each_row(|key, bytes| {
+                if shown.is_none_or(|last| last < key) {
+                    self.show_row(place, key, bytes, &mut each)?;
+                    shown = Some(key);
+                }
+                Ok(())
+            });
+            match loaded {
+                Ok(()) => return Ok(()),
+                Err(source @ MemberError::Page { .. }) => return Err(OpenError::Damaged(source)),
+                Err(source) => {
+                    log::warn!("disk '{}': {source}; the rest is read from another member", place.name);
+                    failed = Some(OpenError::Read { disk: place.name.clone(), source });
                 }
             }
-            Err(damaged)
-        });
-        loaded.map_err(|source| match source {
-            MemberError::Page { .. } => OpenError::Damaged(source),
-            _ => OpenError::Read { disk: place.name.clone(), source },
-        })
+        }
+        Err(failed.expect("an open store has a member"))
+    }
+
+    fn show_row(
+        &self,
+        place: &MemberPlace<D>,
+        key: PageKey,
+        bytes: &[u8],
+        each: &mut impl FnMut(PageKey, usize, &ExtentRow),
+    ) -> Result<(), MemberError> {
+        let Err(source) = page::visit(bytes, |place, extent| each(key, place, &extent)) else { return Ok(()) };
+        let damaged = MemberError::Page { key, source };
+        for (_, other) in self.members.iter().filter(|(other, _)| other.id != place.id) {
+            if let Ok(Some(bytes)) = other.row(key)
+                && page::visit(&bytes, |place, extent| each(key, place, &extent)).is_ok()
+            {
+                log::warn!("disk '{}': {damaged}; it was read from another member", place.name);
+                return Ok(());
+            }
+        }
+        Err(damaged)
     }
 
     /// The members, to be served from.

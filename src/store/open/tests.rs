@@ -215,6 +215,57 @@ fn a_damaged_row_is_read_from_another_member() {
     }
 }
 
+/// Opened so that hardly anything is kept in memory: reading goes to the disks.
+fn opened_cold(disks: &[SimDisk]) -> OpenStore<SimDisk> {
+    let options = OpenOptions { tuning: Tuning { cache_bytes: 64 << 10, ..Tuning::default() }, ..options(3, false) };
+    let mut store = open(some(disks, &[0, 1, 2]), &options).unwrap();
+    store.members.iter_mut().for_each(|(_, member)| member.loaded().unwrap());
+    store
+}
+
+/// A bad sector on one metadata disk, wherever it is met, does not keep a pool of three from being opened.
+#[test]
+fn a_member_that_fails_while_it_is_loaded_is_replaced_by_another() {
+    let disks = made(3);
+    let mut store = open(some(&disks, &[0, 1, 2]), &options(3, false)).unwrap();
+    let stamp = Stamp { commit: 1, ..store.raise(0, 1).unwrap().stamp };
+    let extents: Vec<u32> = (0..40_000).collect();
+    let steps = vec![Step::Extents(extents.iter().map(|&i| extent(1, i, i)).collect())];
+    assert!(Direct::new(store.into_members(), 3).apply(&Arc::new(Batch { stamp, steps })).committed);
+    let store = opened_cold(&disks);
+    let before = disks[0].op_counts().reads;
+    store.load(|_, _, _| ()).unwrap();
+    let reads = disks[0].op_counts().reads - before;
+    assert!(reads > 16);
+    drop(store);
+    for after in (0..reads).step_by(7) {
+        let store = opened_cold(&disks);
+        disks[0].inject(Fault { on: OpKind::Read, after, repeat: true, kind: FaultKind::Error(libc::EIO) });
+        let mut loaded = Vec::new();
+        store.load(|key, place, _| loaded.extend(key.extent(place).map(|extent| extent.0))).unwrap();
+        assert!(loaded == extents, "after {after} reads: {} extents", loaded.len());
+        drop(store);
+        disks[0].clear_faults();
+    }
+    let store = opened_cold(&disks);
+    disks.iter().for_each(|disk| disk.inject(Fault::always(OpKind::Read, FaultKind::Error(libc::EIO))));
+    assert!(matches!(store.load(|_, _, _| ()).unwrap_err(), OpenError::Read { .. }));
+}
+
+#[test]
+fn records_are_read_from_an_equal_member() {
+    let disks = made(3);
+    let vhds: Vec<u32> = (1..500).collect();
+    serve(&disks, &[0, 1, 2], false, 1, &vhds).unwrap();
+    let mut members = opened_cold(&disks).members;
+    let mut failed = Vec::new();
+    let first = members[0].0.id;
+    disks[usize::from(first.0)].inject(Fault::always(OpKind::Read, FaultKind::Error(libc::EIO)));
+    let (_, found) = read_records(&mut members, &mut failed).unwrap();
+    assert_eq!(found.iter().map(|vhd| vhd.id.0).collect::<Vec<_>>(), vhds);
+    assert_eq!((members.len(), failed.len(), failed[0].0.id), (2, 1, first));
+}
+
 #[test]
 fn looking_through_an_overlay_changes_no_disk() {
     let disks = made(3);
