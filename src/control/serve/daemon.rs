@@ -217,14 +217,7 @@ fn disks_of(record: &PoolRecord, pool: &OpenPool<FileDisk>) -> (Vec<Arc<DiskStat
         }
         state
     };
-    let all = record.disks.iter().map(state).collect();
-    for disk in pool.disks.iter().filter(|disk| record.disks.iter().all(|known| known.uuid != disk.uuid)) {
-        let name = &disk.name;
-        log::warn!(
-            "disk '{name}' is not used: the placement store does not know it (adding it was interrupted); wipe it"
-        );
-    }
-    (all, here)
+    (record.disks.iter().map(state).collect(), here)
 }
 
 fn start_server(config: &Config, reactors: &Handles, owner: &OwnerSender) -> Result<VhostUserServer, ServeError> {

@@ -14,6 +14,7 @@ use crate::owner::vhd_state;
 use crate::placement::record::{PoolRecord, RecordError, VhdRecord};
 use crate::shared::VhdState;
 use crate::store::member::{Member, MemberError, MemberState, Tuning};
+use crate::store::mirror::majority;
 use crate::store::open::{self, MemberPlace, OpenError, OpenOptions, OpenStore};
 use crate::store::region::RegionPlace;
 
@@ -115,6 +116,9 @@ pub fn open_store<D: BlockDev + ?Sized + 'static>(
 pub fn open_table(pool: &mut OpenPool<FileDisk>, accept_stale: bool, reactors: u16) -> Result<Table, TableError> {
     let mut store = open_store(pool, places(pool, |disk| Arc::clone(&disk.dev)), accept_stale)?;
     tell(&store);
+    for name in pool.leave_out_unknown(|uuid| store.pool.disks.iter().any(|disk| disk.uuid == uuid)) {
+        log::warn!("disk '{name}' is left out of the pool: adding it was interrupted; add it again with --force");
+    }
     let members = next_members(pool, &store, accept_stale);
     let written = pool.write_membership(&members)?;
     written.failed.iter().for_each(|failed| log::warn!("{failed}"));
@@ -123,11 +127,31 @@ pub fn open_table(pool: &mut OpenPool<FileDisk>, accept_stale: bool, reactors: u
     let vhds = restore(&store, reactors)?;
     let record = store.pool.clone();
     let region_len = store.members().map(|(place, _)| place.place.len).min().unwrap_or(0);
-    let mut members_here = store.into_members();
-    for (disk, member) in &mut members_here {
-        member.loaded().map_err(|source| TableError::Member { disk: *disk, source })?;
+    let (members_here, total) = (store.into_members(), members.len());
+    Ok(Table { pool: record, vhds, members: loaded(members_here, total)?, total, state, region_len })
+}
+
+/// Measures the members. One that cannot be read to the end is left out: as long as the others are a majority, it must not
+/// keep the pool from being opened.
+fn loaded(
+    members: Vec<(DiskId, Member<FileDisk>)>,
+    total: usize,
+) -> Result<Vec<(DiskId, Member<FileDisk>)>, TableError> {
+    let mut usable = Vec::new();
+    let mut failed = None;
+    for (disk, mut member) in members {
+        match member.loaded() {
+            Ok(()) => usable.push((disk, member)),
+            Err(source) => {
+                log::error!("the placement store on disk #{} cannot be used: {source}", disk.0);
+                failed = Some(TableError::Member { disk, source });
+            }
+        }
     }
-    Ok(Table { pool: record, vhds, members: members_here, total: members.len(), state, region_len })
+    match failed {
+        Some(error) if usable.len() < majority(total) => Err(error),
+        _ => Ok(usable),
+    }
 }
 
 /// The members from now on: as before, unless a loss was accepted; then those that are here and can be read.

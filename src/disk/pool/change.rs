@@ -197,6 +197,18 @@ impl<D: BlockDev + 'static> OpenPool<D> {
         self.write_membership(&members).map(drop)
     }
 
+    /// Leaves out the disks that the placement store does not know: adding them was interrupted, and their ids will be given
+    /// to others. Their labels stay as they are; the next membership makes strangers of them. Returns their names.
+    pub fn leave_out_unknown(&mut self, is_known: impl Fn(Uuid) -> bool) -> Vec<String> {
+        let members: Vec<Uuid> = self.membership.members.iter().map(|member| member.uuid).collect();
+        let stays = |uuid: Uuid| is_known(uuid) || members.contains(&uuid);
+        let left_out = self.roster.iter().filter(|entry| !stays(entry.uuid)).map(|entry| entry.name.clone()).collect();
+        self.roster.retain(|entry| stays(entry.uuid));
+        self.missing.retain(|missing| stays(missing.uuid));
+        self.disks.retain(|disk| stays(disk.uuid));
+        left_out
+    }
+
     /// Drops a disk from memory, and its label if it is here: the roster on the others makes it a stranger in any case.
     fn forget(&mut self, id: DiskId) {
         self.roster.retain(|entry| entry.id != id);

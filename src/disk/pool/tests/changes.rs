@@ -160,3 +160,23 @@ fn a_crash_while_adding_leaves_the_pool_with_or_without_the_disk() {
     }
     assert!(seen[2] > 0 && seen[3] > 0, "{seen:?}");
 }
+
+/// The label of a new disk comes before its record. After a crash between the two the next disk is given the same id.
+#[test]
+fn a_disk_that_was_half_added_is_in_nobodys_way() {
+    for there in [true, false] {
+        let disks = disks(4);
+        let mut pool = create(news(&disks[..2]), &options()).unwrap();
+        pool.add_disk(new(&disks[2], 2), &add(2), &Host::default()).unwrap();
+        let mut pool = reopen(if there { &disks[..3] } else { &disks[..2] }).unwrap();
+        let other = AddOptions { uuid: Uuid::from_u128(0x100), ..add(2) };
+        let error = pool.add_disk(new(&disks[3], 3), &other, &Host::default()).unwrap_err();
+        assert!(matches!(error, ChangeError::Taken { .. }));
+        assert_eq!(pool.leave_out_unknown(|uuid| uuid != Uuid::from_u128(0x99)), ["disk2"]);
+        pool.write_membership(&[DiskId(0), DiskId(1)]).unwrap();
+        pool.add_disk(new(&disks[3], 3), &other, &Host::default()).unwrap();
+        let pool = reopen(&disks).unwrap();
+        assert_eq!((names(&pool), pool.missing.len()), (vec!["disk0", "disk1", "disk3"], 0));
+        assert!(matches!(&pool.rejected[0].reason, Rejection::NotInPool { name, .. } if name == "disk2"));
+    }
+}
