@@ -11,6 +11,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::Duration;
@@ -143,6 +144,8 @@ pub struct FileDisk {
     identity: DiskIdentity,
     /// Held over the read-modify-write of partial blocks.
     edges: Mutex<()>,
+    /// A sync has failed, here or on a reactor; see [`FileDisk::failed`].
+    failed: Arc<AtomicBool>,
 }
 
 impl FileDisk {
@@ -230,6 +233,7 @@ impl FileDisk {
             access,
             identity,
             edges: Mutex::new(()),
+            failed: Arc::default(),
         })
     }
 
@@ -237,6 +241,29 @@ impl FileDisk {
     #[must_use]
     pub fn fd(&self) -> &Arc<OwnedFd> {
         &self.fd
+    }
+
+    /// Set once a sync of the disk has failed; every later sync fails, too.
+    ///
+    /// The kernel tells of lost writes once per open file description, to whoever syncs next: be it for a label, for the
+    /// placement store or for a guest. So all who sync share this flag; told any later, one of the others would sync again,
+    /// succeed, and believe it.
+    #[must_use]
+    pub fn failed(&self) -> &Arc<AtomicBool> {
+        &self.failed
+    }
+
+    /// Takes the kernel's answer to a sync.
+    fn synced(&self, result: io::Result<()>) -> io::Result<()> {
+        if result.is_err() {
+            self.failed.store(true, Ordering::SeqCst);
+        }
+        result?;
+        // Asked afterwards: another sync may have been told of the failure while this one was under way.
+        if self.failed.load(Ordering::SeqCst) {
+            return Err(io::Error::other("an earlier sync of the disk has failed: what was written may be lost"));
+        }
+        Ok(())
     }
 
     /// The path it was opened by.

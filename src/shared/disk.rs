@@ -1,5 +1,6 @@
 //! What everybody may know of an open host disk.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::base::ids::DiskId;
@@ -44,7 +45,7 @@ pub struct DiskState {
     pub metrics: IoMetricsSet,
     sync_begun: AtomicU64,
     sync_done: AtomicU64,
-    failed: AtomicBool,
+    failed: Arc<AtomicBool>,
 }
 
 impl DiskState {
@@ -68,8 +69,15 @@ impl DiskState {
             metrics: IoMetricsSet::new(REACTORS),
             sync_begun: AtomicU64::new(0),
             sync_done: AtomicU64::new(0),
-            failed: AtomicBool::new(false),
+            failed: Arc::default(),
         }
+    }
+
+    /// Fails together with whatever else has the flag: see `disk::file::FileDisk::failed`.
+    #[must_use]
+    pub fn failing_with(mut self, failed: &Arc<AtomicBool>) -> DiskState {
+        self.failed = Arc::clone(failed);
+        self
     }
 
     /// Call when a write has completed: the sync it needs.

@@ -293,7 +293,11 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
     fn retry_grown<R>(&mut self, work: impl Fn(&Self) -> Result<R, MemberError>) -> Result<R, MemberError> {
         let _ = self.region.take_refused();
         match work(self) {
-            Err(_) if self.region.take_refused() && self.region.length() < self.region.capacity() => {
+            Err(_)
+                if self.region.take_refused()
+                    && self.region.length() < self.region.capacity()
+                    && !self.region.fuse().sync_failed() =>
+            {
                 self.region = self.region.replace()?;
                 self.region.set_length(self.region.capacity())?;
                 self.db = open_database(&self.region, self.tuning)?;

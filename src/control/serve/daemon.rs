@@ -210,11 +210,16 @@ fn disks_of(record: &PoolRecord, pool: &OpenPool<FileDisk>) -> (Vec<Arc<DiskStat
         let found = pool.disk(disk.id).filter(|found| found.uuid == disk.uuid);
         let memory_alignment = found.map_or(512, |found| found.dev.memory_alignment());
         let (name, offset) = (disk.name.clone(), disk.data_offset);
-        let state = Arc::new(DiskState::new(disk.id, name, offset, disk.slots, block_size, memory_alignment));
-        match found {
-            Some(found) => here.push(UsableDisk { state: Arc::clone(&state), device: Arc::clone(&found.dev) }),
-            None => state.fail(),
+        let state = DiskState::new(disk.id, name, offset, disk.slots, block_size, memory_alignment);
+        let Some(found) = found else {
+            state.fail();
+            return Arc::new(state);
+        };
+        let state = Arc::new(state.failing_with(found.dev.failed()));
+        if state.is_failed() {
+            log::error!("disk '{}' has failed: its label could not be synced", disk.name);
         }
+        here.push(UsableDisk { state: Arc::clone(&state), device: Arc::clone(&found.dev) });
         state
     };
     (record.disks.iter().map(state).collect(), here)

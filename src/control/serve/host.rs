@@ -87,14 +87,15 @@ impl Host for DaemonHost {
         let disk = pool.disk(id).expect("just added");
         self.known().extend([known(disk)]);
         let record = super::disk_record(disk);
-        let state = Arc::new(DiskState::new(
+        let state = DiskState::new(
             id,
             record.name.clone(),
             record.data_offset,
             record.slots,
             disk.dev.block_size(),
             disk.dev.memory_alignment(),
-        ));
+        );
+        let state = Arc::new(state.failing_with(disk.dev.failed()));
         self.store.add_disk(&state);
         let usable = UsableDisk { state: Arc::clone(&state), device: Arc::clone(&disk.dev) };
         self.hand_over(&usable, pool.extent_size)?;

@@ -196,3 +196,19 @@ fn real_block_devices_of_both_block_sizes() {
         assert!(readers[0].write_at(0, &[0; 4096]).is_err());
     }
 }
+
+#[test]
+fn a_failed_sync_is_never_tried_again_with_success() {
+    let dir = dir();
+    let disk = FileDisk::create(&dir.path().join("disk"), MIB).unwrap();
+    disk.sync().unwrap();
+    // A label, the store or the end of the daemon is told.
+    disk.synced(Err(io::Error::from_raw_os_error(libc::EIO))).unwrap_err();
+    assert!(disk.failed().load(Ordering::SeqCst), "reactors know at once");
+    assert!(disk.sync().is_err());
+    // A reactor is told.
+    let other = FileDisk::create(&dir.path().join("other"), MIB).unwrap();
+    other.sync().unwrap();
+    other.failed().store(true, Ordering::SeqCst);
+    assert!(other.sync().is_err(), "a store member there no longer counts");
+}

@@ -131,7 +131,7 @@ impl BlockDev for FileDisk {
     }
 
     fn sync(&self) -> io::Result<()> {
-        sys::fdatasync(self.fd.as_fd())
+        self.synced(sys::fdatasync(self.fd.as_fd()))
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {

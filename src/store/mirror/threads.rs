@@ -104,7 +104,9 @@ impl MemberThreads {
         dropped.push(Dropped { disk: link.status.disk, why, sync_failed: link.fuse.sync_failed() });
     }
 
-    fn send(&mut self, batch: &Arc<Batch>, dropped: &mut Vec<Dropped>) {
+    /// Returns how many have answered already.
+    fn send(&mut self, batch: &Arc<Batch>, dropped: &mut Vec<Dropped>) -> usize {
+        let mut have = 0;
         for index in 0..self.links.len() {
             let link = &mut self.links[index];
             if link.status.lost.is_some() {
@@ -116,9 +118,23 @@ impl MemberThreads {
                     let commits = link.sent.len();
                     self.drop_member(index, Lost::Behind { commits }, dropped);
                 }
-                Err(TrySendError::Disconnected(_)) => self.drop_member(index, Lost::Ended, dropped),
+                Err(TrySendError::Disconnected(_)) => {
+                    // Why it ended is in its last answer.
+                    have += self.take_all(batch.stamp, dropped);
+                    self.drop_member(index, Lost::Ended, dropped);
+                }
             }
         }
+        have
+    }
+
+    /// Takes in the answers that are there; returns how many say that `stamp` is durable.
+    fn take_all(&mut self, stamp: Stamp, dropped: &mut Vec<Dropped>) -> usize {
+        let mut have = 0;
+        while let Ok(answer) = self.answers.try_recv() {
+            have += usize::from(self.take(answer, stamp, dropped));
+        }
+        have
     }
 
     /// Takes an answer in; true if it says that `stamp` is durable there.
@@ -160,9 +176,8 @@ impl MemberThreads {
 impl Members for MemberThreads {
     fn apply(&mut self, batch: &Arc<Batch>) -> Applied {
         let mut dropped = Vec::new();
-        self.send(batch, &mut dropped);
+        let mut have = self.send(batch, &mut dropped);
         let deadline = clock::now().after(self.timeout);
-        let mut have = 0;
         while have < self.majority && self.working() >= self.majority {
             match self.answers.recv_timeout(Duration::from_nanos(deadline.since(clock::now()))) {
                 Ok(answer) => have += usize::from(self.take(answer, batch.stamp, &mut dropped)),
@@ -170,9 +185,7 @@ impl Members for MemberThreads {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        while let Ok(answer) = self.answers.try_recv() {
-            have += usize::from(self.take(answer, batch.stamp, &mut dropped));
-        }
+        have += self.take_all(batch.stamp, &mut dropped);
         self.drop_hung(&mut dropped);
         Applied { committed: have >= self.majority, dropped }
     }

@@ -58,13 +58,13 @@ const LONG: Duration = Duration::from_secs(20);
 #[test]
 fn all_members_get_every_commit() {
     for count in 1..=3 {
-        let mut store = Store::new(count, LONG, 8);
+        let mut store = Store::new(count, LONG, 20);
         for vhd in 1..=20 {
             let applied = store.commit(vhd);
             assert!(applied.committed && applied.dropped.is_empty());
         }
         for without in (0..count).map(|i| (count == 3).then_some(i)) {
-            let mut again = Store::new(count, LONG, 8);
+            let mut again = Store::new(count, LONG, 20);
             (1..=20).for_each(|vhd| assert!(again.commit(vhd).committed));
             assert_eq!(again.reopened(without), (1..=20).collect::<Vec<_>>());
         }
