@@ -32,11 +32,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::base::clock::Nanos;
-use crate::base::ids::VhdId;
+use crate::base::ids::{DiskId, VhdId};
 use crate::base::units::Geometry;
 use crate::engine::IoError;
 use crate::placement::record::{PoolRecord, RecordError, VhdRecord};
 use crate::reactor::messages::{OwnerRequest, ReactorMessage};
+use crate::shared::disk::{SyncNumber, SyncPoint};
 use crate::shared::{DiskState, VhdState};
 use crate::store::edit::{EditId, StoreReport};
 
@@ -166,6 +167,12 @@ impl Owner {
             disk: self.pool.disk_name(replica.disk),
             slot: replica.slot.0,
         })?;
+        // What an earlier daemon completed may not be synced yet, and a guest that reconnects flushes as if nothing had
+        // happened. (Nothing can be waited for on a disk that has failed; its reads and writes fail.)
+        let works = |disk: &DiskId| !self.space.disk(*disk).state.is_failed();
+        for disk in vhd.slots().into_keys().filter(works) {
+            vhd.state.note_written(SyncPoint { disk, number: SyncNumber(1) });
+        }
         self.vhds.insert(vhd);
         Ok(())
     }

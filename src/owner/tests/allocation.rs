@@ -66,6 +66,26 @@ fn homes_are_found_again_after_a_restart() {
     world.check();
 }
 
+/// An earlier daemon may have completed writes that are not durable: a first FLUSH that synced nothing would lie.
+#[test]
+fn after_a_restart_the_first_flush_syncs_the_disks_with_extents() {
+    let (mut world, vhd) = world();
+    assert_eq!(world.allocate(&vhd, 0), Some(Ok(())));
+    let (used, _) = World::place_of(&vhd, 0).unwrap();
+    let pool = world.owner.pool.clone();
+    for missing in [false, true] {
+        let state = Arc::new(crate::owner::vhd_state(&vhd.record, world.owner.geometry, 1));
+        let place = vhd.state.map.lookup(ExtentIndex(0));
+        state.map.restore(ExtentIndex(0), place.replicas, BlockMask(1), place.generation);
+        let disks: Vec<Arc<DiskState>> = pool.disks.iter().map(disk_state).collect();
+        disks.iter().filter(|disk| missing && disk.id == used).for_each(|disk| disk.fail());
+        assert!(state.disks_written().iter().next().is_none());
+        assert!(Owner::new(pool.clone(), disks, vec![(vhd.record.clone(), Arc::clone(&state))], 1).is_ok());
+        let expected: Vec<DiskId> = [used].into_iter().filter(|_| !missing).collect();
+        assert_eq!(state.disks_written().iter().collect::<Vec<_>>(), expected);
+    }
+}
+
 #[test]
 fn two_extents_in_one_slot_are_refused_at_open() {
     let (mut world, vhd) = world();
