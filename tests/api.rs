@@ -176,6 +176,18 @@ async fn adding_a_disk_prepares_it_and_gives_it_back_when_the_owner_refuses() {
 }
 
 #[tokio::test]
+async fn adding_a_disk_that_is_there_changes_nothing() {
+    let (status, result) = call(Method::POST, "/api/v1/disks", Some(json!({"path": "/srv/d1.img"}))).await;
+    assert_eq!((status, &result["changed"]), (StatusCode::OK, &json!(false)), "{result}");
+    for (field, value) in [("name", "other"), ("failure_domain", "other"), ("accept", "none")] {
+        let body = json!({"path": "/srv/d1.img", field: value});
+        let (status, error) = call(Method::POST, "/api/v1/disks", Some(body)).await;
+        assert_eq!(status, StatusCode::CONFLICT);
+        assert!(error["error"]["message"].as_str().unwrap().contains("'d1'"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn unknown_routes_and_methods_have_the_error_body() {
     let (status, error) = call(Method::GET, "/api/v1/volumes", None).await;
     assert_eq!((status, &error["error"]["kind"]), (StatusCode::NOT_FOUND, &json!("not_found")));

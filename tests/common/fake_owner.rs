@@ -208,6 +208,10 @@ impl Host for FakeHost {
         Ok(AddDisk { record: disk_record(id.0), state: disk_state(id.0) })
     }
 
+    fn disk_at(&self, path: &str) -> Option<DiskId> {
+        (path == "/srv/d1.img").then_some(DiskId(1))
+    }
+
     fn forget_disk(&self, disk: &str) {
         FORGOTTEN.lock().unwrap().push(disk.to_owned());
     }

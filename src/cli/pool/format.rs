@@ -12,7 +12,7 @@ use crate::cli::Session;
 use crate::cli::args::{PoolCreateArgs, PoolDestroyArgs};
 use crate::cli::output::{Failure, Outcome, Table, facts, warn};
 use crate::control::error_chain;
-use crate::control::serve::{self, open_error, table};
+use crate::control::serve::{self, create_error_kind, open_error, table};
 use crate::control::wire::ErrorKind;
 use crate::control::wire::size::human_size;
 use crate::disk::file::{Access, FileDisk};
@@ -160,25 +160,7 @@ impl Drop for MadeFiles {
 }
 
 fn create_error(error: &CreateError) -> Failure {
-    let kind = match error {
-        CreateError::NoDisks
-        | CreateError::TooManyDisks { .. }
-        | CreateError::ExtentSize { .. }
-        | CreateError::Name { .. }
-        | CreateError::FailureDomain { .. }
-        | CreateError::SameName { .. }
-        | CreateError::NoStoreMember
-        | CreateError::TooManyMembers { .. }
-        | CreateError::NoData => ErrorKind::Invalid,
-        CreateError::SameDisk { .. }
-        | CreateError::MixedBlockSizes { .. }
-        | CreateError::Foreign { .. }
-        | CreateError::InPool { .. }
-        | CreateError::Label { .. }
-        | CreateError::TooSmall { .. } => ErrorKind::Conflict,
-        _ => ErrorKind::Failed,
-    };
-    Failure::new(kind, error.to_string())
+    Failure::new(create_error_kind(error), error.to_string())
 }
 
 /// What `PATH=VALUE` options, or values in the order of the disks, say of each disk.

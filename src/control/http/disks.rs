@@ -11,6 +11,7 @@ use super::request::{JsonBody, Name};
 use crate::control::convert;
 use crate::control::wire::{DiskAdd, DiskInfo, DiskList, DiskResult, DiskUpdate, ErrorBody, ErrorInfo, ErrorKind};
 use crate::owner::command::{Command, Outcome, Reply};
+use crate::placement::record::DiskRecord;
 
 /// All host disks.
 #[utoipa::path(get, path = "/api/v1/disks", tag = "disks",
@@ -34,15 +35,24 @@ pub async fn show(State(api): State<Api>, Name(disk): Name) -> Result<Json<DiskI
     }
 }
 
-/// Formats a disk and adds it to the pool.
+/// Formats a disk and adds it to the pool. The same request again changes nothing.
 #[utoipa::path(post, path = "/api/v1/disks", tag = "disks", request_body = DiskAdd,
-    responses((status = 201, body = DiskResult), (status = "default", body = ErrorBody)))]
+    responses((status = 201, description = "added", body = DiskResult), (status = 200, description = "was there", body = DiskResult),
+        (status = "default", body = ErrorBody)))]
 pub async fn add(
     State(api): State<Api>,
     JsonBody(request): JsonBody<DiskAdd>,
 ) -> Result<(StatusCode, Json<DiskResult>), ApiError> {
     let _turn = api.adding_disk.lock().await;
     let pool = ask_pool(&api).await?;
+    let (host, path) = (api.host.clone(), request.path.clone());
+    if let Some(id) = blocking(move || host.disk_at(&path)).await?
+        && let Some(known) = pool.disks.iter().find(|disk| disk.record.id == id)
+    {
+        check_same(&request, &known.record)?;
+        let disk = convert::disk_info(known.clone(), &api.host.open_disks());
+        return Ok((StatusCode::OK, Json(DiskResult { changed: false, disk, warnings: Vec::new() })));
+    }
     let host = api.host.clone();
     let prepared = blocking(move || host.prepare_disk(&request, &pool)).await??;
     let name = prepared.record.name.clone();
@@ -65,6 +75,23 @@ pub async fn add(
             Err(ApiError(error))
         }
     }
+}
+
+/// A disk that is in the pool already must be as it is asked for.
+fn check_same(request: &DiskAdd, known: &DiskRecord) -> Result<(), ApiError> {
+    let (name, path) = (&known.name, &request.path);
+    let field = if request.name.as_ref().is_some_and(|asked| asked != name) {
+        "name"
+    } else if request.failure_domain.as_ref().is_some_and(|asked| *asked != known.failure_domain) {
+        "failure domain"
+    } else if request.accept != known.accept.into() {
+        "role"
+    } else {
+        return Ok(());
+    };
+    let message = format!("{path} is disk '{name}' of this pool already, with another {field}: nothing was changed");
+    let error = ErrorInfo::new(ErrorKind::Conflict, message);
+    Err(ApiError(error.with_hint(format!("see 'spanblk disk show {name}'; 'spanblk disk set' changes it"))))
 }
 
 /// Changes a host disk.

@@ -30,7 +30,7 @@ use super::convert::{OpenDisks, SocketInfo};
 use super::events::EventLog;
 use super::owner_link::OwnerLink;
 use super::wire::{API_PREFIX, DiskAdd, ErrorInfo, ErrorKind, StoreInfo};
-use crate::base::ids::VhdId;
+use crate::base::ids::{DiskId, VhdId};
 use crate::base::limits::API_BODY_MAX;
 use crate::owner::command::{AddDisk, PoolInfo};
 use crate::placement::record::{DiskRecord, VhdRecord};
@@ -57,6 +57,9 @@ pub trait Host: Send + Sync {
 
     /// What happened at the sockets of the VHDs that are served, in no order.
     fn connections(&self) -> Vec<Connections>;
+
+    /// The disk of the pool that a path leads to.
+    fn disk_at(&self, path: &str) -> Option<DiskId>;
 
     /// The settings of a disk changed: its label is to say so, too. Best effort: the store has it.
     fn disk_changed(&self, disk: &DiskRecord);

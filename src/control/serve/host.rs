@@ -16,7 +16,7 @@ use crate::disk::file::{Access, FileDisk, OpenError};
 use crate::disk::geometry::Role;
 use crate::disk::identity::Host as HostFacts;
 use crate::disk::pool::{
-    AddOptions, ChangeError, DiskSettings, NewDisk as UnlabelledDisk, OpenDisk as PoolDisk, OpenPool,
+    AddOptions, ChangeError, CreateError, DiskSettings, NewDisk as UnlabelledDisk, OpenDisk as PoolDisk, OpenPool,
 };
 use crate::owner::command::{AddDisk, PoolInfo};
 use crate::placement::record::DiskRecord;
@@ -64,26 +64,13 @@ impl DaemonHost {
 impl Host for DaemonHost {
     fn prepare_disk(&self, request: &DiskAdd, info: &PoolInfo) -> Result<AddDisk, ErrorInfo> {
         let mut pool = self.pool();
-        let file = open_or_create(request)?;
-        let taken: Vec<String> = info.record.disks.iter().map(|disk| disk.name.clone()).collect();
-        let settings = DiskSettings {
-            name: request.name.clone(),
-            role: Role::Any,
-            accept: super::label_accept(request.accept.into()),
-            failure_domain: request.failure_domain.clone(),
-        };
-        let new = UnlabelledDisk::from_file(file, settings, &taken, &self.facts);
-        if taken.contains(&new.name) {
-            let message = format!("the pool has a disk '{}' already: choose another name", new.name);
-            return Err(ErrorInfo::new(ErrorKind::Conflict, message));
-        }
-        let id = info
-            .record
-            .next_disk_id()
-            .ok_or_else(|| ErrorInfo::new(ErrorKind::Conflict, "the pool has all the disks it can have"))?;
-        let options = AddOptions { id, uuid: uuid::Uuid::new_v4(), force: request.force, now: clock::wall_secs() };
-        let warnings = pool.add_disk(new, &options, &self.facts).map_err(|error| change_error(&error))?;
-        warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        let (file, made) = open_or_create(request)?;
+        let id = self.label(&mut pool, file, request, info).inspect_err(|_| {
+            if made {
+                // Ours and of no use; that it cannot be removed would only hide why the request failed.
+                let _ = std::fs::remove_file(&request.path);
+            }
+        })?;
         let disk = pool.disk(id).expect("just added");
         self.known().extend([known(disk)]);
         let record = super::disk_record(disk);
@@ -100,6 +87,11 @@ impl Host for DaemonHost {
         let usable = UsableDisk { state: Arc::clone(&state), device: Arc::clone(&disk.dev) };
         self.hand_over(&usable, pool.extent_size)?;
         Ok(AddDisk { record, state })
+    }
+
+    fn disk_at(&self, path: &str) -> Option<DiskId> {
+        let identity = *FileDisk::open(Path::new(path), Access::Probe).ok()?.identity();
+        self.pool().disks.iter().find(|disk| disk.identity == identity).map(|disk| disk.id)
     }
 
     fn forget_disk(&self, name: &str) {
@@ -169,6 +161,36 @@ impl Host for DaemonHost {
 }
 
 impl DaemonHost {
+    /// Labels a new disk and makes it known to the others.
+    fn label(
+        &self,
+        pool: &mut OpenPool<FileDisk>,
+        file: FileDisk,
+        request: &DiskAdd,
+        info: &PoolInfo,
+    ) -> Result<DiskId, ErrorInfo> {
+        let taken: Vec<String> = info.record.disks.iter().map(|disk| disk.name.clone()).collect();
+        let settings = DiskSettings {
+            name: request.name.clone(),
+            role: Role::Any,
+            accept: super::label_accept(request.accept.into()),
+            failure_domain: request.failure_domain.clone(),
+        };
+        let new = UnlabelledDisk::from_file(file, settings, &taken, &self.facts);
+        if taken.contains(&new.name) {
+            let message = format!("the pool has a disk '{}' already: choose another name", new.name);
+            return Err(ErrorInfo::new(ErrorKind::Conflict, message));
+        }
+        let id = info
+            .record
+            .next_disk_id()
+            .ok_or_else(|| ErrorInfo::new(ErrorKind::Conflict, "the pool has all the disks it can have"))?;
+        let options = AddOptions { id, uuid: uuid::Uuid::new_v4(), force: request.force, now: clock::wall_secs() };
+        let warnings = pool.add_disk(new, &options, &self.facts).map_err(|error| change_error(&error))?;
+        warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        Ok(id)
+    }
+
     /// Gives the owner's thread what it needs once the owner has taken the disk.
     fn hand_over(&self, disk: &UsableDisk, extent_size: u64) -> Result<(), ErrorInfo> {
         let worker = start_worker(disk, extent_size, &self.owner)
@@ -185,17 +207,18 @@ fn known(disk: &PoolDisk<FileDisk>) -> (DiskId, OpenDisk) {
     (disk.id, OpenDisk { name, path, metadata_bytes: disk.label.layout.metadata_len })
 }
 
-fn open_or_create(request: &DiskAdd) -> Result<FileDisk, ErrorInfo> {
+/// The disk, and whether its file had to be made.
+fn open_or_create(request: &DiskAdd) -> Result<(FileDisk, bool), ErrorInfo> {
     let path = Path::new(&request.path);
     if !path.is_absolute() {
         let message = format!("field 'path': {} is not absolute", request.path);
         return Err(ErrorInfo::new(ErrorKind::Invalid, message));
     }
-    let opened = match request.size_bytes {
-        Some(size) if !path.exists() => FileDisk::create(path, size),
-        _ => FileDisk::open(path, Access::Write),
+    let (opened, made) = match request.size_bytes {
+        Some(size) if !path.exists() => (FileDisk::create(path, size), true),
+        _ => (FileDisk::open(path, Access::Write), false),
     };
-    opened.map_err(|error| open_error(&error))
+    opened.map(|disk| (disk, made)).map_err(|error| open_error(&error))
 }
 
 /// The error body for a disk that cannot be opened.
@@ -209,9 +232,34 @@ pub fn open_error(error: &OpenError) -> ErrorInfo {
     ErrorInfo::new(kind, error.to_string())
 }
 
+/// What kind of error it is that disks cannot be labelled.
+#[must_use]
+pub fn create_error_kind(error: &CreateError) -> ErrorKind {
+    match error {
+        CreateError::NoDisks
+        | CreateError::TooManyDisks { .. }
+        | CreateError::ExtentSize { .. }
+        | CreateError::Name { .. }
+        | CreateError::FailureDomain { .. }
+        | CreateError::SameName { .. }
+        | CreateError::NoStoreMember
+        | CreateError::TooManyMembers { .. }
+        | CreateError::Useless { .. }
+        | CreateError::NoData => ErrorKind::Invalid,
+        CreateError::SameDisk { .. }
+        | CreateError::MixedBlockSizes { .. }
+        | CreateError::Foreign { .. }
+        | CreateError::InPool { .. }
+        | CreateError::Label { .. }
+        | CreateError::TooSmall { .. } => ErrorKind::Conflict,
+        CreateError::Read { .. } | CreateError::Write { .. } | CreateError::WriteLabel { .. } => ErrorKind::Failed,
+    }
+}
+
 fn change_error(error: &ChangeError) -> ErrorInfo {
     let kind = match error {
-        ChangeError::Taken { .. } | ChangeError::Add(_) => ErrorKind::Conflict,
+        ChangeError::Taken { .. } => ErrorKind::Conflict,
+        ChangeError::Add(error) => create_error_kind(error),
         ChangeError::FailureDomain(_) => ErrorKind::Invalid,
         _ => ErrorKind::Failed,
     };
