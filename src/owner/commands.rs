@@ -195,9 +195,8 @@ impl Owner {
             record.accept = accept;
         }
         if let Some(domain) = &set.failure_domain {
-            if domain.trim().is_empty() {
-                return Err(CommandError::InvalidDomain);
-            }
+            // The label of the disk has the same rule.
+            check_name(domain).map_err(|source| CommandError::InvalidName { what: "failure domain", source })?;
             record.failure_domain.clone_from(domain);
         }
         if pool == self.pool {

@@ -54,9 +54,6 @@ pub enum CommandError {
     /// The socket mode has bits other than rwx.
     #[error("the socket mode cannot be {mode:#o}: give permission bits, 0 to 0777")]
     InvalidSocketMode { mode: u32 },
-    /// A failure domain needs a name.
-    #[error("the failure domain cannot be empty: name what fails together, such as a controller or a shelf")]
-    InvalidDomain,
     /// A width of 0.
     #[error("a spanned VHD cannot have width 0: give the number of disks, or leave it out for all")]
     InvalidWidth,
@@ -143,7 +140,6 @@ impl CommandError {
             | E::InvalidBlockSize { .. }
             | E::InvalidQueues { .. }
             | E::InvalidSocketMode { .. }
-            | E::InvalidDomain
             | E::InvalidWidth
             | E::WidthDisagrees { .. }
             | E::DiskTwice { .. }
@@ -167,7 +163,6 @@ impl CommandError {
             E::InvalidBlockSize { .. } => "invalid_block_size",
             E::InvalidQueues { .. } => "invalid_queues",
             E::InvalidSocketMode { .. } => "invalid_socket_mode",
-            E::InvalidDomain => "invalid_failure_domain",
             E::InvalidWidth => "invalid_width",
             E::WidthDisagrees { .. } => "width_disagrees",
             E::WidthTooLarge { .. } => "width_too_large",

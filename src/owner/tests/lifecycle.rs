@@ -460,7 +460,9 @@ fn shared_failure_domains_are_shown() {
         let failure_domain = Some(domain.to_owned());
         Command::SetDisk(Box::new(SetDisk { disk: "d1".to_owned(), accept: None, failure_domain }))
     };
-    assert_eq!(world.refuse(set(" ")), CommandError::InvalidDomain);
+    for bad in ["", " ", "shelf 1", "shelf/1"] {
+        assert_eq!(world.refuse(set(bad)).code(), "invalid_name", "{bad:?}");
+    }
     world.run(set("domain0")).unwrap();
     let info = pool(&mut world);
     assert_eq!(info.disks[0].shares_domain_with, ["d1"]);
