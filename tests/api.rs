@@ -93,6 +93,23 @@ async fn creating_what_exists_says_that_nothing_changed() {
 }
 
 #[tokio::test]
+async fn sockets_are_checked_before_anything_is_changed() {
+    let mut body = minimal();
+    body["name"] = json!("taken");
+    assert_eq!(call(Method::POST, "/api/v1/vhds", Some(body)).await.0, StatusCode::CONFLICT);
+    let rename = |name: &str| Some(json!({ "name": name }));
+    assert_eq!(call(Method::POST, "/api/v1/vhds/old/rename", rename("taken")).await.0, StatusCode::CONFLICT);
+    let owner = json!("stranger:kvm");
+    let mut body = minimal();
+    body["socket_owner"] = owner.clone();
+    let (status, error) = call(Method::POST, "/api/v1/vhds", Some(body)).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(error["error"]["message"].as_str().unwrap().contains("stranger"), "{error}");
+    let (status, _) = call(Method::PATCH, "/api/v1/vhds/old", Some(json!({ "socket_owner": owner }))).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
 async fn bad_bodies_are_refused_with_the_field_named() {
     let with = |field: &str, value: Value| {
         let mut body = minimal();

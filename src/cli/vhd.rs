@@ -1,14 +1,15 @@
 //! `spanblk vhd`.
 
 use hyper::Method;
+use serde::Serialize;
 
 use super::args::{VhdCommand, VhdCreateArgs, VhdSetArgs};
 use super::client::path_segment;
-use super::output::{Failure, Outcome, Table, facts, print};
+use super::output::{Failure, Outcome, Table, facts};
 use super::{Session, attach, image};
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
-    ErrorKind, Layout, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdRename, VhdResult, VhdUpdate, WhenFull,
+    Attachment, ErrorKind, Layout, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdRename, VhdResult, VhdUpdate, WhenFull,
 };
 
 pub mod map;
@@ -42,10 +43,20 @@ pub fn run(session: &Session, command: VhdCommand) -> Outcome {
     }
 }
 
+/// What attaches a VHD.
+#[derive(Debug, Serialize)]
+struct Fragment {
+    vhd: String,
+    fragment: String,
+}
+
 fn show(session: &Session, vhd: &str, target: Option<super::args::AttachTarget>) -> Outcome {
     let info: VhdInfo = session.client()?.get(&format!("/vhds/{}", path_segment(vhd)))?;
     match target {
-        Some(target) => print(&attach::fragment(&info, target)),
+        Some(target) => {
+            let attachment = Fragment { vhd: info.name.clone(), fragment: attach::fragment(&info, target) };
+            session.output().show(&attachment, |attachment| attachment.fragment.clone())
+        }
         None => session.output().show(&info, details),
     }
 }
@@ -78,7 +89,7 @@ fn create(session: &Session, args: VhdCreateArgs) -> Outcome {
 /// A VHD that no guest can attach is not what was asked for.
 fn served(result: &VhdResult) -> Outcome {
     let Some(problem) = &result.vhd.socket_problem else { return Ok(()) };
-    let message = format!("VHD '{}' exists, but has no socket: {problem}", result.vhd.name);
+    let message = format!("VHD '{}' exists, but its socket is not as it should be: {problem}", result.vhd.name);
     Err(Failure::new(ErrorKind::Failed, message)
         .hint("put that right (see 'spanblk vhd set --help') and repeat the command"))
 }
@@ -120,10 +131,12 @@ fn layout_word(layout: Layout) -> &'static str {
 fn table(list: &VhdList) -> String {
     let mut table = Table::new(&["Name", ">Size", ">Allocated", ">Written", "Layout", "Disks", "VM", "Attached"]);
     for vhd in &list.vhds {
-        let attached = vhd.attached.as_ref().map_or("-".to_owned(), |a| match a.pid {
-            Some(pid) => format!("pid {pid}"),
-            None => "yes".to_owned(),
-        });
+        let attached = match (&vhd.attached, &vhd.socket_problem) {
+            (Some(Attachment { pid: Some(pid) }), _) => format!("pid {pid}"),
+            (Some(Attachment { pid: None }), _) => "yes".to_owned(),
+            (None, Some(_)) => "SOCKET PROBLEM".to_owned(),
+            (None, None) => "-".to_owned(),
+        };
         table.row(vec![
             vhd.name.clone(),
             human_size(vhd.size_bytes),

@@ -66,7 +66,7 @@ fn run(server: &VhostUserServer, problems: &Problems, queue: &Receiver<Service>)
                 // Whoever asked may have given up.
                 let _ = answer.send(result);
             }
-            Service::Changed(record) => follow(server, &record),
+            Service::Changed(record) => follow(server, problems, &record),
             Service::Close(vhd) => {
                 problems.solved(vhd);
                 close(server, vhd);
@@ -137,14 +137,18 @@ fn socket_settings(record: &VhdRecord) -> SocketSettings {
     SocketSettings { mode: record.socket_mode, owner: record.socket_owner.clone() }
 }
 
-fn follow(server: &VhostUserServer, record: &VhdRecord) {
+fn follow(server: &VhostUserServer, problems: &Problems, record: &VhdRecord) {
     let renamed = server.rename(record.id, &record.name).map(drop);
     let set = renamed.and_then(|()| server.set_socket(record.id, &socket_settings(record)));
     match set {
         // A VHD that could not be served before is tried again when it is asked for.
-        Ok(()) | Err(ServerError::NotServed(_)) => {}
+        Err(ServerError::NotServed(_)) => {}
+        Ok(()) => problems.solved(record.id),
         Err(error) => {
-            log::error!("the socket of VHD '{}' does not follow its settings: {}", record.name, error_chain(&error))
+            let text = error_chain(&error);
+            if problems.note(record.id, &text) {
+                log::error!("the socket of VHD '{}' does not follow its settings: {text}", record.name);
+            }
         }
     }
 }

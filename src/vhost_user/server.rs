@@ -10,13 +10,14 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
-use super::error::ServerError;
+use super::error::{ServerError, SocketError};
 use super::hub::{Hub, Reactors};
 use super::listener::{self, Vhd};
-use super::socket::{BoundPath, SocketSettings};
+use super::socket::{self, BoundPath, SocketSettings};
 use crate::base::clock;
 use crate::base::ids::VhdId;
 use crate::base::limits::VHOST_USER_THREADS_MAX;
+use crate::placement::record::SocketOwner;
 use crate::shared::VhdState;
 
 /// How long a thread that handles messages waits for the next one before it ends.
@@ -195,6 +196,29 @@ impl VhostUserServer {
         let entries = self.entries();
         let entry = entries.get(&vhd).ok_or(ServerError::NotServed(vhd))?;
         Ok(entry.path.set(settings)?)
+    }
+
+    /// Whether a VHD of this name, which is not served yet, could have its socket.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_name(&self, name: &str) -> Result<(), SocketError> {
+        let path = self.path_of(name);
+        // Locked all the while: a socket that is bound and does not listen yet looks like one that was left behind.
+        let entries = self.entries();
+        // One of ours is of a VHD that is about to be closed or renamed: the owner knows that the name is free.
+        if entries.values().any(|entry| entry.path.path() == path) {
+            return Ok(());
+        }
+        socket::clear(&path)
+    }
+
+    /// Whether sockets could belong to `owner`.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_owner(&self, owner: &SocketOwner) -> Result<(), SocketError> {
+        socket::check_owner(owner)
     }
 
     /// What goes on at the VHD's socket; `None` if the VHD is not served.

@@ -107,7 +107,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 }
 
 /// Makes sure that `path` can be bound: removes what a daemon that is gone left there, and nothing else.
-fn clear(path: &Path) -> Result<(), SocketError> {
+pub(super) fn clear(path: &Path) -> Result<(), SocketError> {
     let len = path.as_os_str().len();
     if len > PATH_MAX {
         return Err(SocketError::TooLong { path: path.to_owned(), len, max: PATH_MAX });
@@ -123,6 +123,11 @@ fn clear(path: &Path) -> Result<(), SocketError> {
         true => Err(SocketError::Taken(path.to_owned())),
         false => std::fs::remove_file(path).map_err(fail("remove the stale socket")),
     }
+}
+
+/// Whether sockets could belong to `owner`.
+pub(super) fn check_owner(owner: &SocketOwner) -> Result<(), SocketError> {
+    resolve(Some(owner)).map(drop)
 }
 
 /// User and group numbers.

@@ -14,7 +14,9 @@ use spanblk::control::wire::{DiskAdd, ErrorInfo, ErrorKind, StoreInfo};
 use spanblk::owner::command::{AddDisk, Command, CommandError, DiskInfo, Outcome, PoolInfo, Reply, Space, VhdInfo};
 use spanblk::placement::ReplicaSet;
 use spanblk::placement::check::CheckReport;
-use spanblk::placement::record::{Accept, DiskRecord, Layout, PoolRecord, RECORD_VERSION, VhdRecord, WhenFull};
+use spanblk::placement::record::{
+    Accept, DiskRecord, Layout, PoolRecord, RECORD_VERSION, SocketOwner, VhdRecord, WhenFull,
+};
 use spanblk::placement::view::VhdMap;
 use spanblk::shared::{DiskState, VhdSettings, VhdState};
 use uuid::Uuid;
@@ -232,6 +234,16 @@ impl Host for FakeHost {
     }
 
     fn disk_changed(&self, _disk: &DiskRecord) {}
+
+    fn check_socket_name(&self, name: &str) -> Result<(), ErrorInfo> {
+        let taken = || Err(ErrorInfo::new(ErrorKind::Conflict, "another process listens there"));
+        if name == "taken" { taken() } else { Ok(()) }
+    }
+
+    fn check_socket_owner(&self, owner: &SocketOwner) -> Result<(), ErrorInfo> {
+        let nobody = || Err(ErrorInfo::new(ErrorKind::Invalid, format!("there is no user '{}'", owner.user)));
+        if owner.user == "stranger" { nobody() } else { Ok(()) }
+    }
 
     fn socket_problem(&self, _vhd: VhdId) -> Option<String> {
         None

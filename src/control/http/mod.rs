@@ -33,7 +33,7 @@ use super::wire::{API_PREFIX, DiskAdd, ErrorInfo, ErrorKind, StoreInfo};
 use crate::base::ids::{DiskId, VhdId};
 use crate::base::limits::API_BODY_MAX;
 use crate::owner::command::{AddDisk, PoolInfo};
-use crate::placement::record::{DiskRecord, VhdRecord};
+use crate::placement::record::{DiskRecord, SocketOwner, VhdRecord};
 
 /// How long a request may take, streams apart. Longer than the wait for the owner's answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
@@ -63,6 +63,18 @@ pub trait Host: Send + Sync {
 
     /// The settings of a disk changed: its label is to say so, too. Best effort: the store has it.
     fn disk_changed(&self, disk: &DiskRecord);
+
+    /// Whether a new VHD could have a socket of this name.
+    ///
+    /// # Errors
+    /// Why not.
+    fn check_socket_name(&self, name: &str) -> Result<(), ErrorInfo>;
+
+    /// Whether sockets could have this owner.
+    ///
+    /// # Errors
+    /// Why not.
+    fn check_socket_owner(&self, owner: &SocketOwner) -> Result<(), ErrorInfo>;
 
     /// Why a VHD has no socket; `None` if it has one.
     fn socket_problem(&self, vhd: VhdId) -> Option<String>;

@@ -10,11 +10,13 @@ use super::error::{ApiError, wrong_reply};
 use super::pool::{ask_pool, blocking};
 use super::request::{JsonBody, Name, QueryOf};
 use crate::base::clock;
+use crate::base::ids::check_name;
 use crate::control::convert;
 use crate::control::wire::{
-    ErrorBody, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdMapInfo, VhdRename, VhdResult, VhdUpdate,
+    ErrorBody, ErrorKind, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdMapInfo, VhdRename, VhdResult, VhdUpdate,
 };
 use crate::owner::command::{self, Command, Outcome, Reply};
+use crate::placement::record::SocketOwner;
 
 /// All VHDs, by name.
 #[utoipa::path(get, path = "/api/v1/vhds", tag = "vhds",
@@ -59,10 +61,42 @@ pub async fn create(
     JsonBody(request): JsonBody<VhdCreate>,
 ) -> Result<(StatusCode, Json<VhdResult>), ApiError> {
     let create = convert::create_vhd(request, uuid::Uuid::new_v4(), clock::wall_secs())?;
-    let reply = api.owner.ask(Command::CreateVhd(Box::new(create))).await?;
+    if is_free(&api, &create.name).await? {
+        check_socket(&api, Some(create.name.clone()), create.socket_owner.clone()).await?;
+    }
+    let reply =
+        api.owner.ask(Command::CreateVhd(Box::new(create))).await.map_err(|error| match error.code.as_deref() {
+            Some("differs") => error.with_hint(
+                "VM, queues, socket owner, socket mode and what happens when the pool is full can be changed: see \
+             'spanblk vhd set --help'; everything else is fixed",
+            ),
+            _ => error,
+        })?;
     let (outcome, body) = result(api, reply).await?;
     let status = if outcome == Outcome::Created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, body))
+}
+
+/// Whether a VHD could have this name. One that exists is the owner's business, and so is a name that breaks the rules.
+async fn is_free(api: &Api, name: &str) -> Result<bool, ApiError> {
+    if check_name(name).is_err() {
+        return Ok(false);
+    }
+    match api.owner.ask(Command::ShowVhd { vhd: name.to_owned() }).await {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(ApiError(error)),
+    }
+}
+
+/// Refuses what would leave a VHD without a socket, before anything is changed.
+async fn check_socket(api: &Api, name: Option<String>, owner: Option<SocketOwner>) -> Result<(), ApiError> {
+    let host = api.host.clone();
+    let check = move || {
+        owner.map_or(Ok(()), |owner| host.check_socket_owner(&owner))?;
+        name.map_or(Ok(()), |name| host.check_socket_name(&name))
+    };
+    Ok(blocking(check).await??)
 }
 
 /// Changes settings of a VHD.
@@ -73,7 +107,9 @@ pub async fn set(
     Name(vhd): Name,
     JsonBody(update): JsonBody<VhdUpdate>,
 ) -> Result<Json<VhdResult>, ApiError> {
-    let reply = api.owner.ask(Command::SetVhd(Box::new(convert::set_vhd(vhd, update)?))).await?;
+    let set = convert::set_vhd(vhd, update)?;
+    check_socket(&api, None, set.socket_owner.clone().flatten()).await?;
+    let reply = api.owner.ask(Command::SetVhd(Box::new(set))).await?;
     Ok(result(api, reply).await?.1)
 }
 
@@ -86,6 +122,9 @@ pub async fn rename(
     Name(vhd): Name,
     JsonBody(request): JsonBody<VhdRename>,
 ) -> Result<Json<VhdResult>, ApiError> {
+    if is_free(&api, &request.name).await? {
+        check_socket(&api, Some(request.name.clone()), None).await?;
+    }
     let reply = api.owner.ask(Command::RenameVhd { vhd, to: request.name }).await?;
     Ok(result(api, reply).await?.1)
 }

@@ -15,15 +15,17 @@ use crate::disk::BlockDev;
 use crate::disk::file::{Access, FileDisk, OpenError};
 use crate::disk::geometry::Role;
 use crate::disk::identity::Host as HostFacts;
+use crate::disk::label::copies::ReadError;
 use crate::disk::pool::{
-    AddOptions, ChangeError, CreateError, DiskSettings, NewDisk as UnlabelledDisk, OpenDisk as PoolDisk, OpenPool,
+    AddOptions, AssembleError, ChangeError, CreateError, DiskSettings, FindError, NewDisk as UnlabelledDisk,
+    OpenDisk as PoolDisk, OpenPool, Rejected, Rejection,
 };
 use crate::owner::command::{AddDisk, PoolInfo};
-use crate::placement::record::DiskRecord;
+use crate::placement::record::{DiskRecord, SocketOwner};
 use crate::shared::DiskState;
 use crate::store::mirror::MemberStatus;
 use crate::store::thread::StoreHandle;
-use crate::vhost_user::{VhdStatus, VhostUserServer};
+use crate::vhost_user::{SocketError, VhdStatus, VhostUserServer};
 
 /// The open disks of the pool.
 pub struct DaemonHost {
@@ -151,6 +153,14 @@ impl Host for DaemonHost {
         }
     }
 
+    fn check_socket_name(&self, name: &str) -> Result<(), ErrorInfo> {
+        self.server.check_name(name).map_err(|error| socket_error(&error))
+    }
+
+    fn check_socket_owner(&self, owner: &SocketOwner) -> Result<(), ErrorInfo> {
+        self.server.check_owner(owner).map_err(|error| socket_error(&error))
+    }
+
     fn socket_problem(&self, vhd: VhdId) -> Option<String> {
         self.problems.of(vhd)
     }
@@ -201,6 +211,15 @@ impl DaemonHost {
     }
 }
 
+fn socket_error(error: &SocketError) -> ErrorInfo {
+    let kind = match error {
+        SocketError::TooLong { .. } | SocketError::NoSuchOwner { .. } => ErrorKind::Invalid,
+        SocketError::Taken(_) | SocketError::NotASocket(_) => ErrorKind::Conflict,
+        SocketError::System { .. } | SocketError::OwnerLookup { .. } | SocketError::Chown { .. } => ErrorKind::Failed,
+    };
+    ErrorInfo::new(kind, error.to_string())
+}
+
 /// What is told of a disk.
 fn known(disk: &PoolDisk<FileDisk>) -> (DiskId, OpenDisk) {
     let (name, path) = (disk.name.clone(), disk.path.display().to_string());
@@ -221,6 +240,25 @@ fn open_or_create(request: &DiskAdd) -> Result<(FileDisk, bool), ErrorInfo> {
     opened.map(|disk| (disk, made)).map_err(|error| open_error(&error))
 }
 
+/// What kind of error it is that a pool cannot be opened.
+#[must_use]
+pub fn find_error_kind(error: &FindError) -> ErrorKind {
+    let absent = |rejected: &Rejected| match &rejected.reason {
+        Rejection::Open(OpenError::Open { source, .. }) => source.kind() == std::io::ErrorKind::NotFound,
+        Rejection::NoMatch { .. } | Rejection::Label { source: ReadError::Absent, .. } => true,
+        _ => false,
+    };
+    match error {
+        FindError::Open(OpenError::Locked { .. } | OpenError::Busy { .. })
+        | FindError::Assemble { source: AssembleError::SeveralPools(_) | AssembleError::Copies { .. }, .. } => {
+            ErrorKind::Conflict
+        }
+        FindError::NoDisk(rejected) if rejected.iter().all(absent) => ErrorKind::NotFound,
+        FindError::Pattern { .. } => ErrorKind::Invalid,
+        _ => ErrorKind::Failed,
+    }
+}
+
 /// The error body for a disk that cannot be opened.
 #[must_use]
 pub fn open_error(error: &OpenError) -> ErrorInfo {
@@ -229,7 +267,11 @@ pub fn open_error(error: &OpenError) -> ErrorInfo {
         OpenError::Busy { .. } | OpenError::Locked { .. } | OpenError::Exists { .. } => ErrorKind::Conflict,
         _ => ErrorKind::Failed,
     };
-    ErrorInfo::new(kind, error.to_string())
+    let info = ErrorInfo::new(kind, error.to_string());
+    match error {
+        OpenError::Locked { .. } => info.with_hint("stop that process first, or choose another disk"),
+        _ => info,
+    }
 }
 
 /// What kind of error it is that disks cannot be labelled.

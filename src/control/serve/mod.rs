@@ -15,7 +15,7 @@ use std::io;
 
 use config::Config;
 use daemon::Daemon;
-pub use host::{create_error_kind, open_error};
+pub use host::{create_error_kind, find_error_kind, open_error};
 
 use super::http::ListenError;
 use crate::disk::file::FileDisk;
