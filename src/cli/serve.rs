@@ -7,12 +7,13 @@ use log::LevelFilter;
 use super::Session;
 use super::args::{CONTROL_DEFAULT, ServeArgs};
 use super::output::{Failure, Outcome};
+use crate::control::error_chain;
 use crate::control::http::ListenError;
 use crate::control::serve::config::{Config, ConfigError, ConfigFile, Options};
 use crate::control::serve::{self, Ended, ServeError};
 use crate::control::wire::ErrorKind;
 use crate::disk::file::OpenError;
-use crate::disk::pool::FindError;
+use crate::disk::pool::{AssembleError, FindError};
 
 /// Runs the daemon until it is told to stop.
 pub fn run(session: &Session, args: ServeArgs) -> Outcome {
@@ -26,27 +27,40 @@ pub fn run(session: &Session, args: ServeArgs) -> Outcome {
         pin: args.pin,
         metrics_listen: args.metrics_listen,
         accept_stale: args.accept_stale,
+        pool: args.pool,
     };
     let config = Config::new(file, options, Path::new(CONTROL_DEFAULT)).map_err(refused)?;
     match serve::run(config) {
         Ok(Ended::Cleanly) => Ok(()),
         Ok(Ended::Forced) => Err(Failure::new(ErrorKind::Failed, "stopped, but not cleanly: see the log")),
-        Err(error) => Err(not_started(error)),
+        Err(error) => Err(not_started(&error)),
     }
 }
 
-fn not_started(error: ServeError) -> Failure {
+fn not_started(error: &ServeError) -> Failure {
     let kind = match &error {
-        ServeError::Pool(FindError::Open(OpenError::Locked { .. } | OpenError::Busy { .. }))
-        | ServeError::Listen(ListenError::InUse(_)) => ErrorKind::Conflict,
-        ServeError::Pool(FindError::NoDisk(_)) => ErrorKind::NotFound,
+        ServeError::Pool(error) => serve::find_error_kind(error),
+        ServeError::Listen(ListenError::InUse(_)) => ErrorKind::Conflict,
         _ => ErrorKind::Failed,
     };
-    Failure::new(kind, format!("{:#}", anyhow::Error::from(error)))
+    let failure = Failure::new(kind, error_chain(&error));
+    match error {
+        ServeError::Pool(FindError::Open(OpenError::Locked { .. })) => failure.hint("stop that process first"),
+        ServeError::Pool(FindError::Assemble { source: AssembleError::SeveralPools(_), .. }) => {
+            failure.hint("--pool UUID, or 'pool' in the configuration file, chooses one of them")
+        }
+        _ => failure,
+    }
 }
 
 fn refused(error: ConfigError) -> Failure {
-    Failure::new(ErrorKind::Invalid, format!("{:#}", anyhow::Error::from(error)))
+    let kind = match &error {
+        ConfigError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+        ConfigError::Read { .. } => ErrorKind::Failed,
+        _ => ErrorKind::Invalid,
+    };
+    // With the line of the file that is not valid.
+    Failure::new(kind, format!("{:#}", anyhow::Error::from(error)))
 }
 
 /// Log lines go to standard error. Under systemd the journal has the time already, and understands levels.

@@ -36,7 +36,7 @@ pub use create::{CreateOptions, create_pool};
 pub use create_error::CreateError;
 pub use find::{FindError, OpenOptions, open_pool};
 pub use labels::{FailedWrite, LabelFailure};
-pub use wipe::{WipeError, wipe};
+pub use wipe::{WipeError, wipe, wipeable};
 
 /// A disk that is to be labelled.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use clap_complete::Shell;
 pub use disk::{DiskAddArgs, DiskCommand, DiskSetArgs, DiskWipeArgs};
 pub use pool::{PoolCommand, PoolCreateArgs, PoolDestroyArgs};
 pub use serve::ServeArgs;
-pub use values::{parse_size_arg, parse_when_full};
+pub use values::{parse_log_level, parse_size_arg, parse_when_full};
 pub use vhd::{AttachTarget, ExportArgs, ImportArgs, VhdCommand, VhdCreateArgs, VhdSetArgs};
 
 /// Where the control socket is unless told otherwise.

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::parse_log_level;
+
 const SERVE_HELP: &str = "\
 Examples:
   spanblk serve /srv/a.img /srv/b.img
@@ -11,7 +13,7 @@ Examples:
   spanblk serve --reactors 4 --pin --metrics-listen 127.0.0.1:9464 '/dev/disk/by-id/nvme-*'
 
 DISKs are paths or globs, in any order: disks of the pool are found by their labels. Options win over the configuration
-file, whose keys are: disks (list), control, socket_dir, reactors, pin, metrics_listen, log_level.
+file, whose keys are: disks (list), pool, control, socket_dir, reactors, pin, metrics_listen, log_level.
 The first SIGTERM or SIGINT finishes what guests have asked for, syncs and stops; the second stops at once.";
 
 /// Runs the daemon.
@@ -24,6 +26,9 @@ pub struct ServeArgs {
     /// Facts of this host, as TOML
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Serve this pool, if the paths lead to disks of several [default: the only one]
+    #[arg(long, value_name = "UUID")]
+    pub pool: Option<uuid::Uuid>,
     /// Where each VHD's vhost-user socket goes [default: /run/spanblk/vhost]
     #[arg(long, value_name = "DIR")]
     pub socket_dir: Option<PathBuf>,
@@ -39,7 +44,7 @@ pub struct ServeArgs {
     /// Open a pool without a majority of its placement store: commits that only missing disks have are lost
     #[arg(long)]
     pub accept_stale: bool,
-    /// error, warn, info, debug or trace [default: info]
-    #[arg(long, value_name = "LEVEL", env = "SPANBLK_LOG")]
+    /// off, error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL", env = "SPANBLK_LOG", value_parser = parse_log_level)]
     pub log_level: Option<log::LevelFilter>,
 }

@@ -12,6 +12,14 @@ pub fn parse_size_arg(text: &str) -> Result<u64, SizeError> {
     parse_size(text)
 }
 
+/// A log level.
+///
+/// # Errors
+/// What would be right.
+pub fn parse_log_level(text: &str) -> Result<log::LevelFilter, String> {
+    text.parse().map_err(|_| "use off, error, warn, info, debug or trace".to_owned())
+}
+
 /// `queue`, `queue:60s`, `queue:5m`, `error`.
 ///
 /// # Errors

@@ -18,7 +18,10 @@ use crate::control::wire::size::human_size;
 use crate::disk::file::{Access, FileDisk};
 use crate::disk::geometry::Role;
 use crate::disk::identity::Host;
-use crate::disk::pool::{CreateError, CreateOptions, DiskSettings, NewDisk, OpenPool, WipeError, create_pool, wipe};
+use crate::disk::label::Label;
+use crate::disk::pool::{
+    CreateError, CreateOptions, DiskSettings, NewDisk, OpenPool, WipeError, create_pool, wipe, wipeable,
+};
 use crate::placement::record::PoolRecord;
 use crate::store::open;
 
@@ -250,13 +253,33 @@ pub fn destroy(session: &Session, args: &PoolDestroyArgs) -> Outcome {
     for path in &args.disks {
         locked.push((path, FileDisk::open(path, Access::Write).map_err(|error| Failure(open_error(&error)))?));
     }
+    let labels: Vec<Label> = (locked.iter())
+        .map(|(path, disk)| wipeable(disk, path).map_err(|error| wipe_error(&error)))
+        .collect::<Result<_, _>>()?;
+    refuse_others(&args.disks, &labels)?;
     let mut wiped = Vec::new();
     for (path, disk) in &locked {
         wiped.push(wipe_one(disk, path, false)?);
     }
+    let newest = labels.iter().max_by_key(|label| label.membership.epoch);
+    for left in newest.iter().flat_map(|label| &label.membership.roster) {
+        if labels.iter().all(|label| label.uuid != left.uuid) {
+            warn(format!("disk '{}' of the pool was not given and keeps its label: wipe it, too", left.name));
+        }
+    }
     session
         .output()
         .show(&wiped, |wiped| wiped.iter().map(|one| format!("wiped disk '{}' ({})\n", one.name, one.path)).collect())
+}
+
+/// Disks of several pools: somebody made a mistake.
+fn refuse_others(paths: &[PathBuf], labels: &[Label]) -> Outcome {
+    let Some((other, path)) = labels.iter().zip(paths).find(|(label, _)| label.pool != labels[0].pool) else {
+        return Ok(());
+    };
+    let (first, path) = (paths[0].display(), path.display());
+    let message = format!("{first} is of pool {}, {path} of pool {}: nothing was changed", labels[0].pool, other.pool);
+    Err(Failure::new(ErrorKind::Conflict, message).hint("give the disks of one pool"))
 }
 
 /// A label that was wiped.
@@ -276,15 +299,17 @@ pub fn wipe_disk(session: &Session, path: &Path, yes: bool) -> Outcome {
 }
 
 fn wipe_one(disk: &FileDisk, path: &Path, force: bool) -> Result<Wiped, Failure> {
-    let label = wipe(disk, path, force).map_err(|error| {
-        let kind = match error {
-            WipeError::NotOurs { .. } => ErrorKind::Conflict,
-            WipeError::Label { .. } | WipeError::Io { .. } => ErrorKind::Failed,
-        };
-        Failure::new(kind, error.to_string())
-    })?;
+    let label = wipe(disk, path, force).map_err(|error| wipe_error(&error))?;
     let name = label.as_ref().map_or_else(|| "unreadable label".to_owned(), |label| label.name.clone());
     Ok(Wiped { name, path: path.display().to_string(), pool: label.map(|label| label.pool) })
+}
+
+fn wipe_error(error: &WipeError) -> Failure {
+    let kind = match error {
+        WipeError::NotOurs { .. } => ErrorKind::Conflict,
+        WipeError::Label { .. } | WipeError::Io { .. } => ErrorKind::Failed,
+    };
+    Failure::new(kind, error.to_string())
 }
 
 fn confirm(yes: bool, what: &str) -> Outcome {

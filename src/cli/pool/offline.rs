@@ -11,6 +11,7 @@ use crate::cli::Session;
 use crate::cli::output::{Failure, Outcome, warn};
 use crate::control::convert::check_report;
 use crate::control::error_chain;
+use crate::control::serve;
 use crate::control::serve::table::{TableError, open_store, places};
 use crate::control::wire::{CheckReport, ErrorKind};
 use crate::disk::file::{FileDisk, OpenError};
@@ -18,6 +19,7 @@ use crate::disk::identity::Host;
 use crate::disk::label;
 use crate::disk::pool::{FindError, OpenOptions, OpenPool, open_pool};
 use crate::placement::check::{Checker, TableExtent};
+use crate::placement::record::VhdRecord;
 use crate::store::batch::{Batch, Step};
 use crate::store::dump::{self, RestoreError};
 use crate::store::member::Member;
@@ -30,33 +32,37 @@ fn failed(error: &dyn std::error::Error) -> Failure {
     Failure::new(ErrorKind::Failed, error_chain(error))
 }
 
+/// What to do instead while a daemon has the disks.
+const ASK_DAEMON: &str = "while a daemon serves the pool, leave out the disks: the daemon does it";
+const STOP_DAEMON: &str = "stop the daemon first";
+
 /// Opens the disks of a pool under their locks.
-fn open_disks(disks: &[PathBuf], read_only: bool) -> Result<OpenPool<FileDisk>, Failure> {
+fn open_disks(disks: &[PathBuf], read_only: bool, locked: &str) -> Result<OpenPool<FileDisk>, Failure> {
     let paths: Vec<String> = disks.iter().map(|disk| disk.display().to_string()).collect();
     let options = OpenOptions { read_only, accept_stale: read_only, pool: None };
-    let pool = open_pool(&paths, &options, &Host::default()).map_err(|error| find_error(&error))?;
+    let pool = open_pool(&paths, &options, &Host::default()).map_err(|error| find_error(&error, locked))?;
     pool.rejected.iter().for_each(warn);
-    for missing in &pool.missing {
-        warn(format!("disk {missing} is missing"));
-    }
     for disk in &pool.disks {
         disk.notices.iter().for_each(|notice| warn(format!("disk '{}': {notice}", disk.name)));
     }
     Ok(pool)
 }
 
-fn find_error(error: &FindError) -> Failure {
-    let kind = match error {
-        FindError::Open(OpenError::Locked { .. } | OpenError::Busy { .. }) => ErrorKind::Conflict,
-        FindError::NoDisk(_) => ErrorKind::NotFound,
-        _ => ErrorKind::Failed,
-    };
-    let failure = Failure::new(kind, error_chain(error));
+fn find_error(error: &FindError, locked: &str) -> Failure {
+    let failure = Failure::new(serve::find_error_kind(error), error_chain(error));
     match error {
-        FindError::Open(OpenError::Locked { .. }) => {
-            failure.hint("while a daemon serves the pool, leave out the disks: the daemon does it")
-        }
+        FindError::Open(OpenError::Locked { .. }) => failure.hint(locked),
         _ => failure,
+    }
+}
+
+/// Names missing disks, and what they carry.
+fn warn_missing(pool: &OpenPool<FileDisk>, vhds: &[VhdRecord]) {
+    for missing in &pool.missing {
+        let on_it = vhds.iter().filter(|vhd| vhd.layout.disks().contains(missing.id));
+        let names: Vec<&str> = on_it.map(|vhd| vhd.name.as_str()).collect();
+        let carried = if names.is_empty() { "no VHD".to_owned() } else { names.join(", ") };
+        warn(format!("disk {missing} is missing; it carries: {carried}"));
     }
 }
 
@@ -64,6 +70,7 @@ fn find_error(error: &FindError) -> Failure {
 fn look(pool: &OpenPool<FileDisk>) -> Result<OpenStore<Overlay<FileDisk>>, Failure> {
     let places = places(pool, |disk| Arc::new(Overlay::new(Arc::clone(&disk.dev))));
     let store = open_store(pool, places, true).map_err(|error: TableError| failed(&error))?;
+    warn_missing(pool, &store.vhds);
     for mended in &store.mended {
         warn(format!("the placement store on disk '{}' is out of date; serving the pool brings it up", mended.disk));
     }
@@ -75,7 +82,7 @@ fn look(pool: &OpenPool<FileDisk>) -> Result<OpenStore<Overlay<FileDisk>>, Failu
 
 /// Proves that the table of a pool is consistent.
 pub fn check(disks: &[PathBuf]) -> Result<CheckReport, Failure> {
-    let pool = open_disks(disks, true)?;
+    let pool = open_disks(disks, true, ASK_DAEMON)?;
     let store = look(&pool)?;
     let mut checker = Checker::new(&store.pool, &store.vhds);
     each_extent(&store, |extent| checker.add(extent))?;
@@ -96,7 +103,7 @@ fn each_extent(store: &OpenStore<Overlay<FileDisk>>, mut each: impl FnMut(&Table
 
 /// The table of a pool as text.
 pub fn dump(disks: &[PathBuf]) -> Result<String, Failure> {
-    let pool = open_disks(disks, true)?;
+    let pool = open_disks(disks, true, ASK_DAEMON)?;
     let store = look(&pool)?;
     let (_, member) = store.members().next().ok_or_else(|| Failure::new(ErrorKind::Failed, "no store can be read"))?;
     dump::dump(member).map_err(|error| failed(&error))
@@ -115,7 +122,7 @@ pub fn restore(session: &Session, text: &str, disks: &[PathBuf], force: bool) ->
     let record = dump::pool_of(first).map_err(|error| restore_error(&error))?;
     // A dump that is not whole must not cost the table that is there.
     dump::restore(text.as_bytes(), |_| Ok(())).map_err(|error| restore_error(&error))?;
-    let pool = open_disks(disks, false)?;
+    let pool = open_disks(disks, false, STOP_DAEMON)?;
     if record.uuid != pool.uuid {
         let message = format!("the dump is of pool {}, the disks are of pool {}", record.uuid, pool.uuid);
         return Err(Failure::new(ErrorKind::Conflict, message).hint("give the disks that the dump was made of"));
@@ -171,7 +178,7 @@ struct Upgraded {
 
 /// Brings the format of a pool up to this version. There is only one so far: opening the pool proves that it has it.
 pub fn upgrade(session: &Session, disks: &[PathBuf]) -> Outcome {
-    let pool = open_disks(disks, true)?;
+    let pool = open_disks(disks, true, STOP_DAEMON)?;
     look(&pool)?;
     let upgraded = Upgraded { changed: false, label_version: label::VERSION };
     session

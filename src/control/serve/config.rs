@@ -7,9 +7,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use glob::Pattern;
 use log::LevelFilter;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
+use uuid::Uuid;
 
 use crate::base::limits::REACTORS_MAX;
 
@@ -72,6 +74,8 @@ pub struct ConfigFile {
     /// Paths or globs of the disks.
     #[serde(default)]
     pub disks: Vec<String>,
+    /// Which pool, if the paths lead to disks of several.
+    pub pool: Option<Uuid>,
     /// Path of the control socket.
     pub control: Option<PathBuf>,
     /// Directory of the VHDs' sockets.
@@ -102,11 +106,11 @@ impl ConfigFile {
         let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let file: ConfigFile = toml::from_str(&text)
             .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
+        let disks = file.disks.iter().map(|disk| ("disks", Path::new(disk)));
         let paths = [("control", &file.control), ("socket_dir", &file.socket_dir)];
-        for (key, value) in paths {
-            if let Some(value) = value.as_ref().filter(|value| value.is_relative()) {
-                return Err(ConfigError::Relative { key, path: value.clone() });
-            }
+        let paths = paths.into_iter().filter_map(|(key, path)| Some((key, path.as_deref()?)));
+        if let Some((key, path)) = paths.chain(disks).find(|(_, path)| path.is_relative()) {
+            return Err(ConfigError::Relative { key, path: path.to_owned() });
         }
         Ok(file)
     }
@@ -129,6 +133,8 @@ pub struct Options {
     pub metrics_listen: Option<SocketAddr>,
     /// Open a pool without a majority of its placement store.
     pub accept_stale: bool,
+    /// Which pool, if the paths lead to disks of several.
+    pub pool: Option<Uuid>,
 }
 
 /// What the daemon is started with.
@@ -148,6 +154,8 @@ pub struct Config {
     pub metrics_listen: Option<SocketAddr>,
     /// Open a pool without a majority of its placement store.
     pub accept_stale: bool,
+    /// Which pool, if the paths lead to disks of several.
+    pub pool: Option<Uuid>,
 }
 
 impl Config {
@@ -167,13 +175,14 @@ impl Config {
         let control = options.control.or(file.control).unwrap_or_else(|| control_default.to_owned());
         let socket_dir = options.socket_dir.or(file.socket_dir).unwrap_or_else(|| SOCKET_DIR_DEFAULT.into());
         Ok(Config {
-            disks,
+            disks: disks.into_iter().map(absolute_pattern).collect::<Result<_, _>>()?,
             control: absolute(control)?,
             socket_dir: absolute(socket_dir)?,
             reactors,
             pin: options.pin || file.pin.unwrap_or(false),
             metrics_listen: options.metrics_listen.or(file.metrics_listen),
             accept_stale: options.accept_stale,
+            pool: options.pool.or(file.pool),
         })
     }
 }
@@ -181,6 +190,21 @@ impl Config {
 /// Paths are told to clients, which have working directories of their own.
 fn absolute(path: PathBuf) -> Result<PathBuf, ConfigError> {
     std::path::absolute(&path).map_err(|source| ConfigError::Path { path, source })
+}
+
+/// A path or pattern of a disk, from the root. What stands in the name of the working directory is no pattern.
+fn absolute_pattern(disk: String) -> Result<String, ConfigError> {
+    let path = Path::new(&disk);
+    if path.is_absolute() {
+        return Ok(disk);
+    }
+    let failed = |source| ConfigError::Path { path: path.to_owned(), source };
+    let whole = absolute(path.to_owned())?;
+    if path.exists() {
+        return Ok(whole.display().to_string());
+    }
+    let directory = std::env::current_dir().map_err(failed)?;
+    Ok(format!("{}/{disk}", Pattern::escape(&directory.display().to_string())))
 }
 
 fn reactors_default() -> u16 {
@@ -216,6 +240,8 @@ mod tests {
         assert!(text(parse("disk = ['/dev/sda']").unwrap_err()).contains("unknown field `disk`"));
         assert!(text(parse("reactors = 'four'").unwrap_err()).contains("reactors"));
         assert!(text(parse("log_level = 'loud'").unwrap_err()).contains("'loud' is no log level"));
+        assert!(text(parse("disks = ['/dev/sda', 'b.img']").unwrap_err()).contains("absolute path: b.img"));
+        assert!(text(parse("pool = 'mine'").unwrap_err()).contains("pool"));
         assert!(text(parse("control = 'api.sock'").unwrap_err()).contains("absolute"));
         assert!(matches!(ConfigFile::read(Path::new("/nonexistent")), Err(ConfigError::Read { .. })));
     }
@@ -227,6 +253,14 @@ mod tests {
         let config = Config::new(file, options, Path::new("/default.sock")).unwrap();
         assert_eq!(config.disks, ["/o"]);
         assert_eq!((config.reactors, config.control.to_str().unwrap()), (2, "/f.sock"));
+    }
+
+    #[test]
+    fn disks_are_told_by_their_whole_path() {
+        let options = Options { disks: vec!["Cargo.toml".into(), "d*.img".into(), "/x".into()], ..Options::default() };
+        let config = Config::new(ConfigFile::default(), options, Path::new("/s")).unwrap();
+        let here = std::env::current_dir().unwrap().display().to_string();
+        assert_eq!(config.disks, [format!("{here}/Cargo.toml"), format!("{here}/d*.img"), "/x".into()]);
     }
 
     #[test]

@@ -36,9 +36,9 @@ use crate::disk::identity::Host as HostFacts;
 use crate::disk::pool::{OpenOptions, OpenPool, open_pool};
 use crate::owner::Owner;
 use crate::owner::command::Command;
-use crate::placement::record::{DiskRecord, PoolRecord};
+use crate::placement::record::{DiskRecord, PoolRecord, VhdRecord};
 use crate::reactor::messages::ReactorMessage;
-use crate::shared::DiskState;
+use crate::shared::{DiskState, VhdState};
 use crate::store::change::CommitRequest;
 use crate::store::committer::Committer;
 use crate::store::edit::StoreReport;
@@ -101,6 +101,7 @@ impl Daemon {
         let (states, disks) = disks_of(&table.pool, &pool);
 
         let events = Arc::new(EventLog::default());
+        report_disks(&pool, &states, &disks, &table.vhds, &events);
         let (owner, queue) = OwnerSender::channel();
         let inboxes = Inboxes::new(config.reactors).map_err(system("make the reactors' queues"))?;
         let handles = inboxes.handles();
@@ -192,14 +193,32 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> ServeError {
 }
 
 fn open(config: &Config) -> Result<OpenPool<FileDisk>, ServeError> {
-    let options = OpenOptions { accept_stale: config.accept_stale, ..OpenOptions::default() };
+    let options = OpenOptions { read_only: false, accept_stale: config.accept_stale, pool: config.pool };
     let pool = open_pool(&config.disks, &options, &HostFacts::default())?;
     pool.rejected.iter().for_each(|rejected| log::warn!("{rejected}"));
     pool.warnings().iter().for_each(|warning| log::warn!("{warning}"));
-    for disk in &pool.disks {
-        disk.notices.iter().for_each(|notice| log::warn!("disk '{}': {notice}", disk.name));
-    }
     Ok(pool)
+}
+
+/// What was noticed of disks that are here, and the VHDs of those that are not.
+fn report_disks(
+    pool: &OpenPool<FileDisk>,
+    states: &[Arc<DiskState>],
+    here: &[UsableDisk],
+    vhds: &[(VhdRecord, Arc<VhdState>)],
+    events: &EventLog,
+) {
+    for disk in &pool.disks {
+        for notice in &disk.notices {
+            let message = format!("disk '{}': {notice}", disk.name);
+            events.record(Severity::Warning, EventDetail::Note { message });
+        }
+    }
+    for missing in states.iter().filter(|state| here.iter().all(|disk| disk.state.id != state.id)) {
+        let on_it = vhds.iter().filter(|(record, _)| record.layout.disks().contains(missing.id));
+        let vhds = on_it.map(|(record, _)| record.name.clone()).collect();
+        events.record(Severity::Error, EventDetail::DiskMissing { disk: missing.name.clone(), vhds });
+    }
 }
 
 /// Shared state of every disk of the pool (a missing one counts as failed), and those that are here.

@@ -97,6 +97,13 @@ pub enum EventDetail {
         /// Its name.
         disk: String,
     },
+    /// A disk of the pool was not found when the pool was opened.
+    DiskMissing {
+        /// Its name.
+        disk: String,
+        /// Names of the VHDs that have extents on it or may have.
+        vhds: Vec<String>,
+    },
     /// Settings of a disk changed.
     DiskChanged {
         /// Its name.

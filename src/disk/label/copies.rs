@@ -20,7 +20,8 @@ pub enum ReadError {
     Absent,
     /// Neither copy can be used.
     #[error(
-        "both copies of its label are damaged (A: {a}; B: {b}): the disk cannot be opened; if its data is given up, wipe it with --force"
+        "both copies of its label are damaged (A: {a}; B: {b}): the disk cannot be opened; if its data is given up, \
+         `spanblk disk wipe --yes` wipes it"
     )]
     BothDamaged {
         /// What is wrong with copy A.
@@ -30,7 +31,8 @@ pub enum ReadError {
     },
     /// The copies are of different disks.
     #[error(
-        "the two copies of its label contradict each other (pools {a} and {b}): it was written over by something else; wipe it with --force"
+        "the two copies of its label contradict each other (pools {a} and {b}): it was written over by something else; if its \
+         data is given up, `spanblk disk wipe --yes` wipes it"
     )]
     Contradiction {
         /// Pool of copy A.

@@ -270,7 +270,7 @@ fn two_damaged_copies_no_label_and_contradicting_copies_differ() {
     spoil(&disk, CopyId::A);
     spoil(&disk, CopyId::B);
     let error = copies::read(&disk).unwrap_err();
-    assert!(matches!(error, ReadError::BothDamaged { .. }) && error.to_string().contains("--force"), "{error}");
+    assert!(matches!(error, ReadError::BothDamaged { .. }) && error.to_string().contains("disk wipe --yes"), "{error}");
     assert!(matches!(copies::read(&SimDisk::new(DISK_SIZE, 512)), Err(ReadError::Absent)));
     assert!(matches!(copies::read(&SimDisk::new(8192, 512)), Err(ReadError::Absent)));
 

@@ -31,7 +31,7 @@ pub struct Found<D> {
 #[derive(Debug, thiserror::Error)]
 pub enum AssembleError {
     /// The disks are of several pools.
-    #[error("the disks belong to different pools: {}; give only the disks of one, or say which pool", pools(.0))]
+    #[error("the disks belong to different pools: {}; give only the disks of one", pools(.0))]
     SeveralPools(Vec<(Uuid, Vec<PathBuf>)>),
     /// Two disks say they are the same one.
     #[error(

@@ -35,6 +35,18 @@ pub enum WipeError {
     },
 }
 
+/// The label that [`wipe`] would wipe; nothing is changed.
+///
+/// # Errors
+/// The disk is none of ours, or its label cannot be read.
+pub fn wipeable<D: BlockDev + ?Sized>(dev: &D, path: &Path) -> Result<Label, WipeError> {
+    match copies::read(dev) {
+        Ok(read) => Ok(read.label),
+        Err(ReadError::Absent) => Err(WipeError::NotOurs { path: path.to_owned() }),
+        Err(source) => Err(WipeError::Label { path: path.to_owned(), source }),
+    }
+}
+
 /// Wipes a disk's label and the start of its metadata region, so that it belongs to no pool. The data stays where it is, but
 /// nothing knows what it is any more. With `force` also when the label cannot be read. Returns what the label said.
 ///
