@@ -87,6 +87,20 @@ fn errors_are_json_when_asked_for() {
 }
 
 #[test]
+fn usage_errors_are_json_when_asked_for() {
+    for args in [&["--json", "vhd", "create", "a"][..], &["vhd", "create", "a", "--size", "1GB", "--json"]] {
+        let output = run(args);
+        assert_eq!(code(&output), 2);
+        let error: Value = serde_json::from_slice(&output.stderr).unwrap();
+        assert_eq!(error["error"]["kind"], "invalid");
+        let message = error["error"]["message"].as_str().unwrap();
+        assert!(message.contains("--size") && !message.contains("--help"), "{message}");
+    }
+    let help = run(&["--json", "--help"]);
+    assert_eq!((code(&help), help.stderr.len()), (0, 0), "help is no error");
+}
+
+#[test]
 fn the_control_socket_is_taken_from_the_environment() {
     let program = env!("CARGO_BIN_EXE_spanblk");
     let output =
@@ -157,6 +171,11 @@ fn serve_refuses_a_bad_configuration() {
     let output = run(&["serve", "--config", config.to_str().unwrap()]);
     assert_eq!(code(&output), 2, "{}", stderr(&output));
     assert!(stderr(&output).contains("unknown field `reactor`"), "{}", stderr(&output));
+    let output = run(&["serve", "--config", "/nonexistent.toml"]);
+    assert_eq!(code(&output), 3, "{}", stderr(&output));
+    let output = run(&["serve", "--log-level", "loud", "/x"]);
+    assert_eq!(code(&output), 2);
+    assert!(stderr(&output).contains("use off, error, warn"), "{}", stderr(&output));
     let output = run(&["serve"]);
     assert_eq!(code(&output), 2);
     assert!(stderr(&output).contains("no disks are given"), "{}", stderr(&output));

@@ -24,9 +24,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::control::wire::ErrorKind;
 use args::{CONTROL_DEFAULT, Cli, Command, Global, MetadataCommand};
 use client::Client;
-use output::{Outcome, Output};
+use output::{Failure, Outcome, Output};
 
 /// Runs the program and returns its exit code.
 #[must_use]
@@ -37,15 +38,21 @@ pub fn main() -> ExitCode {
 /// Runs the command line `args`, the program's name first, and returns the exit code.
 #[must_use]
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let json = args.iter().any(|arg| arg == "--json");
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
+        Err(error) if json && error.use_stderr() => {
+            let failure = Failure::new(ErrorKind::Invalid, usage(&error.to_string()));
+            failure.print(true);
+            return ExitCode::from(failure.exit_code());
+        }
         Err(error) => {
             // Help goes to standard output, usage errors to standard error; nobody is left to tell if they are closed.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
-    let json = cli.global.json;
     match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -53,6 +60,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+/// What is wrong with a command line, without the decoration for terminals.
+fn usage(text: &str) -> &str {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    text.split_once("\n\nFor more information").map_or(text, |(message, _)| message).trim_end()
 }
 
 fn dispatch(cli: Cli) -> Outcome {
@@ -81,7 +94,7 @@ struct Session {
 }
 
 impl Session {
-    fn client(&self) -> Result<Client, output::Failure> {
+    fn client(&self) -> Result<Client, Failure> {
         Client::new(self.global.control.as_deref().unwrap_or(Path::new(CONTROL_DEFAULT)))
     }
 
