@@ -209,6 +209,26 @@ fn disks_of_several_pools_are_not_mixed_up() {
 }
 
 #[test]
+fn an_import_that_finds_no_room_says_where_to_look() {
+    let mut host = Host::with_pool(1);
+    host.serve(&[], &["d0.img"]);
+    let create = |name: &str, size: &str, more: &[&str]| {
+        host.ok(&[&["vhd", "create", name, "--size", size, "--layout", "isolated"], more].concat())
+    };
+    create("a", "8MiB", &["--when-full", "error"]);
+    let free = host.json(&["pool", "show"])["space"]["free_bytes"].as_u64().unwrap();
+    create("all", &format!("{}KiB", free / 1024), &["--thick"]);
+    assert!(host.run(&["pool", "show"]).stderr.windows(4).any(|part| part == b"95 %"), "the pool is full");
+    std::fs::write(host.path("image.raw"), vec![1; 4096]).unwrap();
+    let said = host.refused(&["vhd", "import", "image.raw", "a", "--format", "raw", "--existing"], 1);
+    assert!(said.contains("spanblk events"), "{said}");
+    assert!(host.ok(&["events"]).contains("out_of_room"));
+    let thick = ["vhd", "create", "b", "--size", "1GiB", "--layout", "isolated", "--thick"];
+    assert!(host.refused(&thick, 4).contains("does not fit"));
+    host.stop();
+}
+
+#[test]
 fn without_permission_nothing_is_done() {
     if !is_root() {
         println!("skipped: not root");

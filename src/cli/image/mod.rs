@@ -48,7 +48,10 @@ pub fn import(session: &Session, args: &ImportArgs) -> Outcome {
             return Err(Failure::new(ErrorKind::Conflict, format!("there is a VHD '{}' already", args.name))
                 .hint("import into it with --existing; what it holds is lost"));
         }
-        (None, true) => return Err(Failure::new(ErrorKind::NotFound, format!("there is no VHD '{}'", args.name))),
+        (None, true) => {
+            return Err(Failure::new(ErrorKind::NotFound, format!("there is no VHD '{}'", args.name))
+                .hint("leave out --existing to create it"));
+        }
         (None, false) => None,
     };
     let raw = image.to_raw(args.temp_dir.as_deref())?;
@@ -157,7 +160,7 @@ fn fits(vhd: VhdInfo, image_bytes: u64) -> Result<VhdInfo, Failure> {
     if vhd.size_bytes < image_bytes {
         let (has, needs) = (human_size(vhd.size_bytes), human_size(image_bytes));
         let message = format!("VHD '{}' is too small: it has {has}, the image needs {needs}", vhd.name);
-        return Err(Failure::new(ErrorKind::Conflict, message));
+        return Err(Failure::new(ErrorKind::Conflict, message).hint("import into a new VHD, without --existing"));
     }
     Ok(vhd)
 }
@@ -203,7 +206,14 @@ fn attach(vhd: &VhdInfo) -> Result<BlkClient, Failure> {
 }
 
 fn failed(error: BlkError) -> Failure {
-    Failure::from(anyhow::Error::from(error))
+    let refused = matches!(error, BlkError::Failed { .. });
+    let failure = Failure::from(anyhow::Error::from(error));
+    // All that a guest is told is that its request failed.
+    if refused {
+        failure.hint("'spanblk events' says why: a full pool, a full disk or one that failed")
+    } else {
+        failure
+    }
 }
 
 fn compare(expected: u32, found: u32) -> Outcome {

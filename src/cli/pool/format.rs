@@ -144,7 +144,7 @@ impl MadeFiles {
             _ => FileDisk::open(path, Access::Write),
         };
         opened.map_err(|error| {
-            let missing = size.is_none() && !path.exists();
+            let missing = size.is_none() && !path.exists() && !path.starts_with("/dev");
             let failure = Failure(open_error(&error));
             if missing { failure.hint("--size SIZE creates a sparse file") } else { failure }
         })
