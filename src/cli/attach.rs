@@ -54,3 +54,29 @@ fn libvirt(vhd: &VhdInfo) -> String {
          </disk>\n"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fragment_has_socket_queues_and_shared_memory() {
+        let vhd = serde_json::json!({
+            "name": "db", "uuid": "8fd5e07e-ffb8-4d51-be86-8381b7dfb609", "size_bytes": 1 << 20, "block_bytes": 512,
+            "layout": "spanned", "disks": ["a"], "disks_chosen": false, "thick": false, "ready": true, "read_only": false,
+            "queues": 3, "socket": "/run/v/db.sock", "socket_mode": "0660",
+            "when_full": {"action": "error"}, "writeback": true, "allocated_bytes": 0, "written_bytes": 0,
+            "placement": [], "created_secs": 0
+        });
+        let vhd: VhdInfo = serde_json::from_value(vhd).unwrap();
+        for (target, parts) in [
+            (AttachTarget::Qemu, ["path=/run/v/db.sock", "num-queues=3", "share=on"]),
+            (AttachTarget::CloudHypervisor, ["socket=/run/v/db.sock", "num_queues=3", "shared=on"]),
+            (AttachTarget::Libvirt, ["path='/run/v/db.sock'", "queues='3'", "mode='shared'"]),
+        ] {
+            let text = fragment(&vhd, target);
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        }
+        assert!(fragment(&vhd, AttachTarget::Libvirt).contains("8fd5e07effb84d51be86"), "the serial number");
+    }
+}
