@@ -205,6 +205,120 @@ async fn adding_a_disk_that_is_there_changes_nothing() {
 }
 
 #[tokio::test]
+async fn jobs_are_listed_shown_changed_and_cancelled() {
+    let (status, list) = call(Method::GET, "/api/v1/jobs", None).await;
+    assert_eq!((status, &list["jobs"][0]["id"]), (StatusCode::OK, &json!(1)), "{list}");
+    let (status, job) = call(Method::GET, "/api/v1/jobs/1", None).await;
+    let expected = json!({
+        "id": 1, "kind": "rebalance", "state": "running", "waiting": false, "vhds": ["old"], "vhds_done": 0,
+        "moved_bytes": 3 << 20, "left_bytes": 10 << 20, "rate_bytes": 1 << 20, "eta_secs": 10, "waits": 5,
+        "unreadable_extents": 0, "urgent": false, "created_secs": 7,
+    });
+    assert_eq!((status, job), (StatusCode::OK, expected));
+    let update = json!({"paused": true, "max_rate_bytes": null, "urgent": true});
+    let (status, result) = call(Method::PATCH, "/api/v1/jobs/1", Some(update)).await;
+    assert_eq!((status, &result["changed"], &result["job"]["state"]), (StatusCode::OK, &json!(true), &json!("paused")));
+    let (status, result) = call(Method::POST, "/api/v1/jobs/1/cancel", Some(json!({"revert": true}))).await;
+    assert_eq!((status, &result["job"]["state"]), (StatusCode::OK, &json!("cancelled")), "{result}");
+    for (method, path, body) in [
+        (Method::GET, "/api/v1/jobs/2", None),
+        (Method::GET, "/api/v1/jobs/one", None),
+        (Method::GET, "/api/v1/jobs/4294967296", None),
+        (Method::PATCH, "/api/v1/jobs/2", Some(json!({"paused": true}))),
+    ] {
+        let (status, error) = call(method, path, body).await;
+        assert_eq!((status, &error["error"]["kind"]), (StatusCode::NOT_FOUND, &json!("not_found")), "{path}: {error}");
+    }
+    let (status, error) = call(Method::POST, "/api/v1/jobs/2/cancel", Some(json!({}))).await;
+    assert_eq!((status, &error["error"]["code"]), (StatusCode::CONFLICT, &json!("job_ended")));
+}
+
+#[tokio::test]
+async fn jobs_are_created_planned_and_refused() {
+    let create = |body: Value| call(Method::POST, "/api/v1/jobs", Some(body));
+    let span = json!({"kind": "span", "vhd": "old", "width": 2});
+    let (status, result) = create(json!({"wish": span, "max_rate_bytes": 5, "urgent": true})).await;
+    assert_eq!(status, StatusCode::CREATED, "{result}");
+    assert_eq!((&result["changed"], &result["job"]["max_rate_bytes"]), (&json!(true), &json!(5)));
+    let unspan = json!({"kind": "unspan", "vhd": "old", "disk": "d1"});
+    let (status, result) = create(json!({"wish": unspan, "dry_run": true})).await;
+    let vhd = json!({"vhd": "old", "layout": "isolated", "extents": 2, "bytes": 2 << 20, "disks": [
+        {"disk": "d0", "before": 2, "after": 0}, {"disk": "d1", "before": 1, "after": 3}]});
+    let expected = json!({"changed": false, "plan": {"vhds": [vhd], "total_bytes": 2 << 20}});
+    assert_eq!((status, result), (StatusCode::OK, expected));
+    let (status, result) = create(json!({"wish": {"kind": "rebalance"}})).await;
+    assert_eq!((status, &result["changed"], result.get("job")), (StatusCode::OK, &json!(false), None), "already so");
+    let (status, error) = create(json!({"wish": {"kind": "migrate", "vhd": "busy"}})).await;
+    assert_eq!((status, &error["error"]["code"]), (StatusCode::CONFLICT, &json!("job_exists")));
+    assert!(error["error"]["message"].as_str().unwrap().contains("job 1"), "the first one is named: {error}");
+    for wish in [json!({"kind": "settle", "vhd": "none"}), json!({"kind": "evacuate", "disk": "none"})] {
+        assert_eq!(create(json!({ "wish": wish })).await.0, StatusCode::NOT_FOUND);
+    }
+}
+
+#[tokio::test]
+async fn the_label_of_a_disk_that_is_evacuated_follows_its_role() {
+    let evacuate = |dry_run: bool| json!({"wish": {"kind": "evacuate", "disk": "d0"}, "dry_run": dry_run});
+    call(Method::POST, "/api/v1/jobs", Some(evacuate(true))).await;
+    assert!(!fake_owner::was_relabelled("d0"), "a dry run changes nothing");
+    call(Method::POST, "/api/v1/jobs", Some(evacuate(false))).await;
+    for _ in 0..1000 {
+        if fake_owner::was_relabelled("d0") {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("the label was left as it is");
+}
+
+#[tokio::test]
+async fn bad_bodies_about_jobs_are_refused_with_the_field_named() {
+    let span = || json!({"kind": "span", "vhd": "old"});
+    let (jobs, job, cancel) = ("/api/v1/jobs", "/api/v1/jobs/1", "/api/v1/jobs/1/cancel");
+    for (method, path, body, field) in [
+        (Method::POST, jobs, json!({}), "wish"),
+        (Method::POST, jobs, json!({"wish": {"kind": "shuffle", "vhd": "old"}}), "kind"),
+        (Method::POST, jobs, json!({"wish": {"vhd": "old"}}), "kind"),
+        (Method::POST, jobs, json!({"wish": {"kind": "span"}}), "vhd"),
+        (Method::POST, jobs, json!({"wish": {"kind": "span", "vhd": "old", "disk": "d0"}}), "disk"),
+        (Method::POST, jobs, json!({"wish": {"kind": "span", "vhd": "old", "disks": "d0"}}), "wish"),
+        (Method::POST, jobs, json!({"wish": {"kind": "unspan", "vhd": "old", "width": 256}}), "256"),
+        (Method::POST, jobs, json!({"wish": {"kind": "migrate", "vhd": "old", "width": 1}}), "width"),
+        (Method::POST, jobs, json!({"wish": {"kind": "rebalance", "vhd": "old"}}), "vhd"),
+        (Method::POST, jobs, json!({"wish": span(), "when": "now"}), "when"),
+        (Method::POST, jobs, json!({"wish": span(), "max_rate_bytes": 0}), "max_rate_bytes"),
+        (Method::POST, jobs, json!({"wish": span(), "max_rate_bytes": "1MiB"}), "max_rate_bytes"),
+        (Method::POST, jobs, json!({"wish": span(), "urgent": 1}), "urgent"),
+        (Method::PATCH, job, json!({"state": "paused"}), "state"),
+        (Method::PATCH, job, json!({"max_rate_bytes": 0}), "max_rate_bytes"),
+        (Method::PATCH, job, json!({"max_rate_bytes": -1}), "max_rate_bytes"),
+        (Method::POST, cancel, json!({"force": true}), "force"),
+    ] {
+        let (status, error) = call(method, path, Some(body.clone())).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
+        assert!(error["error"]["message"].as_str().unwrap().contains(field), "{field} not named: {error}");
+    }
+    assert_eq!(call(Method::POST, jobs, None).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(call(Method::PUT, job, Some(json!({}))).await.0, StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn what_jobs_move_is_measured() {
+    let (status, metrics) = call(Method::GET, "/metrics", None).await;
+    assert_eq!(status, StatusCode::OK);
+    for line in [
+        "spanblk_jobs{state=\"running\"} 1",
+        "spanblk_jobs{state=\"stopped\"} 0",
+        "spanblk_job_moved_bytes_total{job=\"1\",kind=\"rebalance\"} 3145728",
+        "spanblk_disk_copy_bytes_total{disk=\"d1\",direction=\"read\"} 0",
+        "spanblk_disk_copy_bytes_total{disk=\"d1\",direction=\"write\"} 0",
+        "spanblk_vhd_copy_waits_total{vhd=\"old\"} 0",
+    ] {
+        assert!(metrics.as_str().unwrap().lines().any(|found| found == line), "{line}\nnot in\n{metrics}");
+    }
+}
+
+#[tokio::test]
 async fn unknown_routes_and_methods_have_the_error_body() {
     let (status, error) = call(Method::GET, "/api/v1/volumes", None).await;
     assert_eq!((status, &error["error"]["kind"]), (StatusCode::NOT_FOUND, &json!("not_found")));

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use clap::{CommandFactory, Parser};
 use serde_json::Value;
-use spanblk::cli::args::{self, Cli, VhdCommand};
+use spanblk::cli::args::{self, Cli, JobCommand, Priority, Rate, VhdCommand};
 use spanblk::control::wire::{Layout, WhenFull};
 
 fn run(args: &[&str]) -> Output {
@@ -39,6 +39,23 @@ fn sizes_layouts_and_waits_are_parsed() {
 }
 
 #[test]
+fn orders_to_move_are_parsed() {
+    let line = "spanblk vhd span db --disks a,b,c --max-rate 100MiB --priority urgent --wait";
+    let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+    let args::Command::Vhd(VhdCommand::Span(span)) = cli.command else { panic!("parsed as another command") };
+    assert_eq!((span.vhd.as_str(), &span.disks[..]), ("db", &["a", "b", "c"].map(str::to_owned)[..]));
+    assert_eq!((span.options.max_rate, span.options.priority), (Some(100 << 20), Priority::Urgent));
+    assert!(span.options.wait && !span.options.dry_run);
+    for (text, rate) in [("none", None), ("1MiB", Some(1 << 20))] {
+        let cli = Cli::try_parse_from(["spanblk", "job", "set", "7", "--max-rate", text]).unwrap();
+        let args::Command::Job(JobCommand::Set { job, max_rate, priority }) = cli.command else {
+            panic!("parsed as another command")
+        };
+        assert_eq!((job, max_rate, priority), (7, Some(Rate(rate)), None));
+    }
+}
+
+#[test]
 fn usage_errors_exit_with_2_and_say_what_is_right() {
     for (args, says) in [
         (&["vhd", "create", "a", "--size", "20GB", "--layout", "spanned"][..], "KiB, MiB, GiB"),
@@ -50,6 +67,21 @@ fn usage_errors_exit_with_2_and_say_what_is_right() {
         (&["pool", "create"], "DISK"),
         (&["frobnicate"], "frobnicate"),
         (&["events", "--after", "x"], "--after"),
+        (&["vhd", "span"], "VHD"),
+        (&["vhd", "span", "a", "--disks", "x,y", "--width", "2"], "--width"),
+        (&["vhd", "unspan", "a", "--disk", "x", "--width", "1"], "--width"),
+        (&["vhd", "unspan", "a", "--disks", "x"], "--disk"),
+        (&["vhd", "migrate", "a", "--width", "1"], "--width"),
+        (&["vhd", "settle", "a", "--dry-run", "--wait"], "--wait"),
+        (&["vhd", "span", "a", "--max-rate", "100MB"], "KiB, MiB, GiB"),
+        (&["disk", "evacuate"], "DISK"),
+        (&["disk", "evacuate", "a", "--priority", "high"], "normal, urgent"),
+        (&["pool", "rebalance", "a"], "unexpected"),
+        (&["job", "show"], "JOB"),
+        (&["job", "show", "a"], "invalid"),
+        (&["job", "set", "1"], "nothing to set"),
+        (&["job", "set", "1", "--max-rate", "fast"], "not a size"),
+        (&["job", "cancel", "1", "--wait"], "--revert"),
     ] {
         let output = run(args);
         assert_eq!(code(&output), 2, "{args:?}");
@@ -71,6 +103,17 @@ fn an_absent_daemon_exits_with_5_everywhere() {
         &["events"],
         &["metrics"],
         &["metadata", "dump"],
+        &["vhd", "span", "a"],
+        &["vhd", "unspan", "a", "--dry-run"],
+        &["vhd", "migrate", "a", "--wait"],
+        &["vhd", "settle", "a"],
+        &["disk", "evacuate", "a"],
+        &["pool", "rebalance"],
+        &["job", "list"],
+        &["job", "pause", "1"],
+        &["job", "set", "1", "--max-rate", "none"],
+        &["job", "cancel", "1", "--revert"],
+        &["job", "wait", "1"],
     ] {
         let output = run(&[args, &["--control", "/nonexistent/api.sock"]].concat());
         assert_eq!(code(&output), 5, "{args:?}: {}", stderr(&output));
@@ -123,6 +166,21 @@ fn every_command_explains_itself() {
     assert!(help.contains("Exit codes") && help.contains("5  the daemon cannot be reached"), "{help}");
     let help = String::from_utf8(run(&["vhd", "create", "--help"]).stdout).unwrap();
     assert!(help.contains("Examples:") && help.contains("--layout isolated"), "{help}");
+    for path in [
+        &["vhd", "span"][..],
+        &["vhd", "unspan"],
+        &["vhd", "migrate"],
+        &["vhd", "settle"],
+        &["disk", "evacuate"],
+        &["pool", "rebalance"],
+        &["job", "show"],
+        &["job", "set"],
+        &["job", "cancel"],
+        &["job", "wait"],
+    ] {
+        let help = String::from_utf8(run(&[path, &["--help"]].concat()).stdout).unwrap();
+        assert!(help.contains("Example") && help.contains(&format!("spanblk {}", path.join(" "))), "{help}");
+    }
 }
 
 #[test]

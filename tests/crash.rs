@@ -9,6 +9,8 @@
 
 #[path = "crash/guest.rs"]
 mod guest;
+#[path = "crash/moves.rs"]
+mod moves;
 #[path = "crash/oracle.rs"]
 mod oracle;
 #[path = "crash/post.rs"]
@@ -38,6 +40,14 @@ enum Mutation {
     ReuseBeforeCommit,
     /// Rule 2: a slot is used again while requests that saw it are in flight.
     NoFence,
+    /// Rule 3: a copy takes its place in the table before it is synced.
+    NoCopySync,
+    /// Rule 3: the old place is given up before the new one is durable.
+    SwitchBeforeCommit,
+    /// Rule 3: FLUSH does not sync copies that are about to take their place.
+    FlushForgetsCopies,
+    /// Rule 4: a move is committed whatever became of the content meanwhile.
+    MoveIgnoresGeneration,
     /// Rule 8: writes of a writethrough guest complete before they are durable.
     IgnoreWritethrough,
 }
@@ -77,18 +87,20 @@ fn scenario(seed: u64, members: usize, mutation: Option<Mutation>) -> Scenario {
         // Either room for all that three guests can write, or slots that go from one guest to another all the time.
         slots: if seed % 4 < 2 { 5 } else { 2 },
         slow_disks: seed.is_multiple_of(3),
+        moving: false,
         mutation,
     }
 }
 
 fn all_promises_hold(members: usize, seeds: u64) {
     let first = setting("SPANBLK_SEED", 1);
-    let (mut cuts, mut reused) = (0, 0);
+    let (mut cuts, mut reused, mut moved) = (0, 0, 0);
     for seed in first..first + setting("SPANBLK_SEEDS", seeds) {
         match run(scenario(seed, members, None)) {
             Ok((count, world)) => {
                 cuts += count;
                 reused += world.reused_slots;
+                moved += world.moves_done;
             }
             Err(error) => panic!(
                 "seed {seed} with {members} metadata disks: {error}\nrepeat with: SPANBLK_SEED={seed} SPANBLK_SEEDS=1 \
@@ -96,8 +108,56 @@ fn all_promises_hold(members: usize, seeds: u64) {
             ),
         }
     }
-    println!("{members} metadata disks: {cuts} power cuts survived, {reused} slots given back");
+    println!("{members} metadata disks: {cuts} power cuts survived, {reused} slots given back, {moved} extents moved");
+    assert!(moved > 0, "the runs never moved an extent: they show nothing about rule 3");
     assert!(reused > 0, "the runs never used a slot again: they show nothing about rule 2");
+}
+
+/// VHDs that are moved all the time.
+fn moving(seed: u64, mutation: Option<Mutation>) -> Scenario {
+    let steps = usize::try_from(setting("SPANBLK_STEPS", 700)).expect("a small number");
+    Scenario { moving: true, slots: 5, steps, ..scenario(seed, 1, mutation) }
+}
+
+#[test]
+fn power_cuts_while_extents_are_moved() {
+    let first = setting("SPANBLK_SEED", 1);
+    let (mut cuts, mut moved) = (0, 0);
+    for seed in first..first + setting("SPANBLK_SEEDS", 5) {
+        let (count, world) = run(moving(seed, None)).unwrap_or_else(|error| {
+            panic!(
+                "seed {seed}: {error}\nrepeat with: SPANBLK_SEED={seed} SPANBLK_SEEDS=1 cargo test --test crash are_moved"
+            )
+        });
+        cuts += count;
+        moved += world.moves_done;
+    }
+    println!("{cuts} power cuts survived, {moved} extents moved");
+    assert!(moved > 10, "the runs moved {moved} extents: they show little about rule 3");
+}
+
+#[test]
+fn reads_are_right_while_extents_are_moved() {
+    let first = setting("SPANBLK_SEED", 1);
+    let (mut moved, mut waits, mut ended_early) = (0, 0, [0; 5]);
+    for seed in first..first + setting("SPANBLK_SEEDS", 300) {
+        let mut world = World::new(moving(seed, None));
+        world.run().unwrap_or_else(|error| {
+            panic!(
+                "seed {seed}: {error}\nrepeat with: SPANBLK_SEED={seed} SPANBLK_SEEDS=1 cargo test --test crash reads_are"
+            )
+        });
+        moved += world.moves_done;
+        waits += world.copy_waits();
+        for (sum, count) in ended_early.iter_mut().zip(world.ended_early()) {
+            *sum += count;
+        }
+    }
+    println!(
+        "{moved} extents moved, {waits} requests met the copier; moves ended early while draining, copying, sealing, syncing, \
+         committing: {ended_early:?}"
+    );
+    assert!(moved > 1000 && waits > 0 && !ended_early.contains(&0), "the runs show little");
 }
 
 #[test]
@@ -117,8 +177,21 @@ fn power_cuts_on_3_metadata_disks() {
 
 /// Some seed must show that the rule is needed: without any power cut, or with one.
 fn is_noticed(mutation: Mutation) {
+    notices(mutation, |seed| scenario(seed, 1, Some(mutation)));
+}
+
+/// As [`is_noticed`], of VHDs that are moved all the time. `likely`: the seed that noticed it last time, which saves the others.
+fn is_noticed_in_moves(mutation: Mutation, likely: u64) {
+    if let Err(error) = run(moving(likely, Some(mutation))) {
+        println!("{mutation:?}: noticed with seed {likely}: {}", error.chars().take(300).collect::<String>());
+        return;
+    }
+    notices(mutation, |seed| moving(seed, Some(mutation)));
+}
+
+fn notices(mutation: Mutation, scenario: impl Fn(u64) -> Scenario) {
     let live = (1..=200).find_map(|seed| {
-        let broken = World::new(scenario(seed, 1, Some(mutation))).run();
+        let broken = World::new(scenario(seed)).run();
         broken.err().map(|error| (seed, error))
     });
     if let Some((seed, error)) = live {
@@ -126,7 +199,7 @@ fn is_noticed(mutation: Mutation) {
         return;
     }
     for seed in 1..=20 {
-        if let Err(error) = run(scenario(seed, 1, Some(mutation))) {
+        if let Err(error) = run(scenario(seed)) {
             println!("{mutation:?}: noticed with seed {seed}: {}", error.chars().take(300).collect::<String>());
             return;
         }
@@ -162,6 +235,31 @@ fn reuse_before_commit_is_noticed() {
 #[test]
 fn reuse_without_a_fence_is_noticed() {
     is_noticed(Mutation::NoFence);
+}
+
+#[test]
+fn a_copy_without_a_sync_is_noticed() {
+    is_noticed_in_moves(Mutation::NoCopySync, 1);
+}
+
+#[test]
+fn a_switch_before_its_commit_is_noticed() {
+    is_noticed_in_moves(Mutation::SwitchBeforeCommit, 5);
+}
+
+#[test]
+fn a_flush_that_forgets_copies_is_noticed() {
+    is_noticed_in_moves(Mutation::FlushForgetsCopies, 15);
+}
+
+#[test]
+fn a_move_of_dropped_content_is_noticed() {
+    is_noticed_in_moves(Mutation::MoveIgnoresGeneration, 1);
+}
+
+#[test]
+fn moves_without_a_fence_are_noticed() {
+    is_noticed_in_moves(Mutation::NoFence, 3);
 }
 
 #[test]

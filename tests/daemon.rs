@@ -183,6 +183,32 @@ fn a_full_pool_fails_or_waits_and_goes_on_with_a_new_disk() {
 }
 
 #[test]
+fn a_vhd_that_grew_onto_another_disk_is_brought_together_again() {
+    let mut host = Host::with_pool(2);
+    host.serve(&[], &["d0.img", "d1.img"]);
+    let isolated = ["--layout", "isolated", "--disks", "d0"];
+    host.ok(&[&["vhd", "create", "full", "--size", "230MiB", "--thick"][..], &isolated].concat());
+    host.ok(&[&["vhd", "create", "grows", "--size", "16MiB", "--expand", "auto"][..], &isolated].concat());
+    host.ok(&[&["vhd", "create", "stays", "--size", "16MiB", "--when-full", "error"][..], &isolated].concat());
+    let mut guest = host.attach("grows").unwrap();
+    guest.write_at(0, &pattern(1, 16 * MIB as usize)).unwrap();
+    let refused = host.attach("stays").unwrap().write_at(0, &pattern(2, 4096));
+    assert!(matches!(refused, Err(BlkError::Failed { .. })), "isolated VHDs do not grow unless they are told to");
+    assert!(host.ok(&["events"]).contains("vhd_expanded  disk=d1  vhd=grows"));
+    assert!(host.ok(&["vhd", "list"]).contains("d0 (now also d1)"));
+    assert!(host.ok(&["vhd", "show", "grows"]).contains("no: extents lie on other disks; 'spanblk vhd settle'"));
+    let refusal = host.refused(&["vhd", "settle", "grows"], 4);
+    assert!(refusal.contains(&(16 * MIB).to_string()) && refusal.contains(&(8 * MIB).to_string()), "{refusal}");
+    host.ok(&["vhd", "delete", "full"]);
+    host.ok(&["vhd", "settle", "grows", "--wait"]);
+    let placement = &host.json(&["vhd", "show", "grows"])["placement"];
+    assert_eq!(placement, &serde_json::json!([{"disk": "d0", "extents": 16}]));
+    assert!(read(&mut guest, 0, 16 * MIB as usize) == pattern(1, 16 * MIB as usize));
+    assert_eq!(host.json(&["check"])["consistent"], true);
+    host.stop();
+}
+
+#[test]
 fn discarded_extents_are_given_back() {
     let mut host = Host::with_pool(2);
     host.serve(&[], &["d0.img", "d1.img"]);

@@ -13,7 +13,7 @@ use spanblk::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};
 use spanblk::placement::allocator::{SlotAllocator, SlotState};
 use spanblk::placement::homes::Homes;
 use spanblk::placement::layout::{Candidate, NEIGHBOUR_SLACK, choose_disk};
-use spanblk::placement::view::{ClaimError, Lookup, VhdMap};
+use spanblk::placement::view::{ClaimError, Lookup, Version, VhdMap};
 use spanblk::placement::{Replica, ReplicaSet, ReplicaState};
 
 #[derive(Clone, Debug)]
@@ -363,20 +363,20 @@ impl ViewModel {
     fn apply(&mut self, edit: &ViewEdit, view: &VhdMap) {
         let seen = |model: &ViewModel, extent: u32, stale: bool| {
             let generation = model.extents[extent as usize].generation;
-            if stale { Generation(generation.0.wrapping_sub(2)) } else { generation }
+            if stale { Generation(generation.0 + 2) } else { generation }
         };
         match *edit {
             ViewEdit::ClaimAbsent { extent, blocks, stale } => {
                 let blocks = BlockMask(blocks.max(1));
                 let seen = seen(self, extent, stale);
                 let expected = self.claim(extent, blocks, seen, false).map(|_| ());
-                assert_eq!(view.claim_absent(ExtentIndex(extent), blocks, seen), expected);
+                assert_eq!(view.claim_absent(ExtentIndex(extent), blocks, Version::of(seen)), expected);
             }
             ViewEdit::ClaimAndClear { extent, blocks, stale } => {
                 let blocks = BlockMask(blocks.max(1));
                 let seen = seen(self, extent, stale);
                 let expected = self.claim(extent, blocks, seen, true);
-                assert_eq!(view.claim_and_clear(ExtentIndex(extent), blocks, seen), expected);
+                assert_eq!(view.claim_and_clear(ExtentIndex(extent), blocks, Version::of(seen)), expected);
             }
             ViewEdit::Release { claim, written } => {
                 if self.claims.is_empty() {
@@ -425,7 +425,7 @@ proptest! {
             model.apply(edit, &view);
             for (extent, expected) in (0..EXTENTS).zip(&model.extents) {
                 let ExtentModel { replicas, present, claimed, generation } = *expected;
-                let expected = Lookup { replicas, present, claimed, generation };
+                let expected = Lookup { replicas, present, claimed, generation, version: Version::of(generation) };
                 prop_assert_eq!(view.lookup(ExtentIndex(extent)), expected);
             }
             let present: u64 = model.extents.iter().map(|extent| u64::from(extent.present.len())).sum();

@@ -20,6 +20,7 @@ const UNSAFE_FILES: &[&str] = &[
     "engine/mod.rs",
     "engine/sim.rs",
     "engine/uring/mod.rs",
+    "mover/copier.rs",
     "reactor/inbox.rs",
     "reactor/pipeline/data.rs",
     "reactor/pipeline/flush.rs",

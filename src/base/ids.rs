@@ -71,6 +71,11 @@ impl FromIterator<DiskId> for DiskSet {
 #[serde(transparent)]
 pub struct VhdId(pub u32);
 
+/// A job within its pool; never reused while the pool lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct JobId(pub u32);
+
 /// A reactor thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReactorId(pub u16);

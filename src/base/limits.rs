@@ -8,6 +8,9 @@ pub const DISKS_MAX: usize = 64;
 /// Replicas of one extent.
 pub const REPLICAS_MAX: usize = 3;
 
+/// Copies of one extent in memory: its replicas, and one more while it is being moved.
+pub const COPIES_MAX: usize = REPLICAS_MAX + 1;
+
 /// Regions that carry the placement store.
 pub const STORE_MEMBERS_MAX: usize = 3;
 
@@ -93,14 +96,42 @@ pub const MESSAGES_PER_TURN: usize = 256;
 /// Operations one reactor may have in flight on one host disk, even if nothing else goes on.
 pub const DISK_IN_FLIGHT_MAX: usize = 512;
 
-/// Reactor threads. A set of reactors fits one `u64` mask.
-pub const REACTORS_MAX: usize = 64;
+/// Reactor threads. A set of reactors, and the mover, fits one `u64` mask.
+pub const REACTORS_MAX: usize = 63;
 
 /// Bounce buffers of one reactor, each [`BOUNCE_LEN`] bytes.
 pub const BOUNCE_BUFFERS: usize = 16;
 
 /// Length of one bounce buffer, in bytes.
 pub const BOUNCE_LEN: usize = 256 << 10;
+
+/// Bytes of never-written data that a read is given before others have their turn.
+pub const ZERO_LEN_MAX: u64 = 1 << 20;
+
+/// Bytes that the mover copies at a time: writes that overlap them wait.
+pub const COPY_CHUNK_LEN: u64 = 256 << 10;
+
+/// Memory for a chunk: at least one block of the largest extents.
+#[allow(clippy::cast_possible_truncation, reason = "small constants")]
+pub const COPY_BUFFER_LEN: usize = {
+    let block_max = EXTENT_SIZE_MAX / BLOCKS_PER_EXTENT as u64;
+    (if block_max > COPY_CHUNK_LEN { block_max } else { COPY_CHUNK_LEN }) as usize
+};
+
+/// Chunks that the mover copies at the same time.
+pub const COPY_CHUNKS_MAX: usize = 16;
+
+/// Extents of one job that are moved together: they share fences, a sync and a commit.
+pub const WAVE_EXTENTS: usize = 32;
+
+/// Groups of extents of one job on their way at the same time, so that one is copied while another is made durable.
+pub const WAVES_MAX: usize = 3;
+
+/// Milliseconds that a guest's write or FLUSH waits for the target of a move before the move is given up.
+pub const COPY_PATIENCE_MILLIS: u64 = 2000;
+
+/// Milliseconds between two looks at what waits for a disk.
+pub const TICK_MILLIS: u64 = 250;
 
 /// Ranges in one discard or write-zeroes request.
 pub const DISCARD_RANGES_MAX: u32 = 32;
@@ -150,12 +181,12 @@ pub const RECLAIM_WAIT_MILLIS: u64 = 2000;
 
 /// Generations of an extent: one that has been placed and dropped this often keeps its slot, so that they never wrap (which
 /// would make every later change look older than what is durable).
-pub const GENERATION_MAX: u32 = 1 << 31;
+pub const GENERATION_MAX: u32 = 1 << 28;
 
 /// Seconds that a write into a full pool waits for room, unless the VHD says otherwise.
 pub const WHEN_FULL_WAIT_SECS_DEFAULT: u64 = 60;
 
-const _: () = assert!(REACTORS_MAX <= u64::BITS as usize);
+const _: () = assert!(REACTORS_MAX < u64::BITS as usize);
 const _: () = assert!(DISKS_MAX <= u64::BITS as usize);
 const _: () = assert!(EXTENT_SIZE_MIN / BLOCKS_PER_EXTENT as u64 >= 4096);
 const _: () = assert!(SECTOR_SIZE == 512);
@@ -168,4 +199,4 @@ const _: () = assert!(VHD_SIZE_MAX / EXTENT_SIZE_MIN <= u32::MAX as u64 + 1);
 const _: () = assert!(SUBMISSION_ENTRIES as usize >= 2 * ENGINE_SLOTS);
 const _: () = assert!(ENGINE_SLOTS <= u16::MAX as usize && IOVECS_MAX <= u8::MAX as usize);
 const _: () = assert!(IO_WORKERS_MAX as usize >= ENGINE_SLOTS);
-const _: () = assert!(BOUNCE_BUFFERS >= 2 * REPLICAS_MAX);
+const _: () = assert!(BOUNCE_BUFFERS >= 2 * COPIES_MAX);

@@ -20,6 +20,14 @@ pub struct SlotIndex(pub u32);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u32);
 
+impl Generation {
+    /// Whether an extent can have it: generations are even, and stop being raised at [`limits::GENERATION_MAX`].
+    #[must_use]
+    pub fn is_legal(self) -> bool {
+        self.0.is_multiple_of(2) && self.0 <= limits::GENERATION_MAX + 2
+    }
+}
+
 /// A set of the 32 blocks of one extent, bit `i` for block `i`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct BlockMask(pub u32);

@@ -7,10 +7,13 @@ use hyper::Method;
 use super::Session;
 use super::args::{DiskAddArgs, DiskCommand, DiskSetArgs};
 use super::client::path_segment;
+use super::job;
 use super::output::{Failure, Outcome, Table, facts, warn};
 use super::pool::format;
 use crate::control::wire::size::human_size;
-use crate::control::wire::{Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskResult, DiskUpdate, ErrorKind};
+use crate::control::wire::{
+    Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskResult, DiskUpdate, ErrorKind, JobWish,
+};
 
 /// Runs a command.
 pub fn run(session: &Session, command: DiskCommand) -> Outcome {
@@ -26,6 +29,7 @@ pub fn run(session: &Session, command: DiskCommand) -> Outcome {
         }
         DiskCommand::Wipe(args) => format::wipe_disk(session, &args.disk, args.yes),
         DiskCommand::Set(args) => set(session, args),
+        DiskCommand::Evacuate(args) => job::start(session, JobWish::Evacuate { disk: args.disk }, &args.options),
     }
 }
 

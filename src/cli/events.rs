@@ -2,7 +2,7 @@
 
 use super::Session;
 use super::output::{Outcome, print};
-use crate::control::wire::{Event, Severity};
+use crate::control::wire::{Event, EventDetail, Severity};
 
 /// Prints events, as they happen with `follow`.
 pub fn run(session: &Session, follow: bool, after: Option<u64>) -> Outcome {
@@ -27,8 +27,12 @@ fn describe(event: &Event) -> String {
         Severity::Warning => "warning",
         Severity::Error => "error",
     };
-    let detail = serde_json::to_value(&event.detail).unwrap_or_default();
     let mut text = format!("{:>6}  {}  {severity:7}", event.seq, utc(event.time_secs));
+    if let EventDetail::Job { job, kind, state, reason } = &event.detail {
+        let reason = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        return format!("{text}  job  {job} ({kind}) is {state}{reason}\n");
+    }
+    let detail = serde_json::to_value(&event.detail).unwrap_or_default();
     if let Some(fields) = detail.as_object() {
         let name = fields.get("event").and_then(|v| v.as_str()).unwrap_or("event");
         text.push_str(&format!("  {name}"));
@@ -64,8 +68,6 @@ fn utc(secs: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::wire::EventDetail;
-
     #[test]
     fn dates_are_right() {
         assert_eq!(utc(0), "1970-01-01T00:00:00Z");
@@ -82,5 +84,23 @@ mod tests {
             detail: EventDetail::VhdAttached { vhd: "vm1".into(), pid: Some(42) },
         };
         assert_eq!(describe(&event), "     7  1970-01-01T00:00:00Z  info     vhd_attached  pid=42  vhd=vm1\n");
+    }
+
+    #[test]
+    fn a_job_is_told_in_a_sentence() {
+        let job = |state: &str, reason: Option<&str>| Event {
+            seq: 7,
+            time_secs: 0,
+            severity: Severity::Warning,
+            detail: EventDetail::Job {
+                job: 3,
+                kind: "span".into(),
+                state: state.into(),
+                reason: reason.map(str::to_owned),
+            },
+        };
+        let begin = "     7  1970-01-01T00:00:00Z  warning  job  3 (span) is";
+        assert_eq!(describe(&job("done", None)), format!("{begin} done\n"));
+        assert_eq!(describe(&job("stopped", Some("no room"))), format!("{begin} stopped: no room\n"));
     }
 }

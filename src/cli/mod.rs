@@ -13,6 +13,7 @@ mod disk;
 mod docs;
 mod events;
 mod image;
+mod job;
 pub mod output;
 mod pool;
 mod serve;
@@ -73,6 +74,7 @@ fn dispatch(cli: Cli) -> Outcome {
     match cli.command {
         Command::Pool(command) => pool::run(&session, command),
         Command::Disk(command) => disk::run(&session, command),
+        Command::Job(command) => job::run(&session, command),
         Command::Vhd(command) => vhd::run(&session, command),
         Command::Metadata(MetadataCommand::Dump { disks, output }) => pool::dump(&session, &disks, output.as_deref()),
         Command::Metadata(MetadataCommand::Restore { file, disks, force }) => {

@@ -6,31 +6,50 @@ mod offline;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use hyper::Method;
 
 use super::Session;
 use super::args::PoolCommand;
 use super::output::{Failure, Outcome, Table, facts, print, warn};
 use crate::control::wire::size::human_size;
-use crate::control::wire::{API_PREFIX, CheckReport, ErrorKind, MemberHealth, PoolInfo};
+use crate::control::wire::{
+    API_PREFIX, CheckReport, ErrorKind, Expand, JobInfo, JobWish, MemberHealth, PoolInfo, PoolUpdate,
+};
 
 /// Runs a command.
 pub fn run(session: &Session, command: PoolCommand) -> Outcome {
     match command {
         PoolCommand::Create(args) => format::create(session, &args),
         PoolCommand::Show => {
-            let pool: PoolInfo = session.client()?.get("/pool")?;
-            session.output().show(&pool, describe)?;
+            let client = session.client()?;
+            let pool: PoolInfo = client.get("/pool")?;
+            let jobs = super::job::unfinished(&client)?;
+            session.output().show(&pool, |pool| describe(pool, &jobs))?;
             if !session.global.json {
                 pool.warnings.iter().for_each(warn);
             }
             Ok(())
+        }
+        PoolCommand::Rebalance(options) => super::job::start(session, JobWish::Rebalance {}, &options),
+        PoolCommand::Set { expand } => {
+            let update = PoolUpdate { expand: Some(expand.expand()) };
+            let pool: PoolInfo = session.client()?.send(Method::PATCH, "/pool", &update)?;
+            session.output().show(&pool, |_| "the pool is as you said\n".to_owned())
         }
         PoolCommand::Destroy(args) => format::destroy(session, &args),
         PoolCommand::Upgrade { disks } => offline::upgrade(session, &disks),
     }
 }
 
-fn describe(pool: &PoolInfo) -> String {
+fn expand_text(expand: Option<Expand>) -> &'static str {
+    match expand {
+        None => "spanned VHDs do",
+        Some(Expand::Auto) => "auto",
+        Some(Expand::Never) => "never",
+    }
+}
+
+fn describe(pool: &PoolInfo, jobs: &[JobInfo]) -> String {
     let space = &pool.space;
     let store = &pool.store;
     let mut text = facts(&[
@@ -48,6 +67,7 @@ fn describe(pool: &PoolInfo) -> String {
         ),
         ("VHDs", pool.vhds.to_string()),
         ("Requests waiting", pool.requests_waiting.to_string()),
+        ("Expand", expand_text(pool.expand).to_owned()),
         (
             "Placement store",
             format!(
@@ -72,6 +92,10 @@ fn describe(pool: &PoolInfo) -> String {
     }
     text.push('\n');
     text.push_str(&super::disk::table(&pool.disks));
+    if !jobs.is_empty() {
+        text.push('\n');
+        text.push_str(&super::job::table(jobs));
+    }
     text
 }
 

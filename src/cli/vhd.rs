@@ -3,13 +3,14 @@
 use hyper::Method;
 use serde::Serialize;
 
-use super::args::{VhdCommand, VhdCreateArgs, VhdSetArgs};
+use super::args::{ExpandSetting, VhdCommand, VhdCreateArgs, VhdSetArgs};
 use super::client::path_segment;
 use super::output::{Failure, Outcome, Table, facts};
-use super::{Session, attach, image};
+use super::{Session, attach, image, job};
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
-    Attachment, ErrorKind, Layout, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdRename, VhdResult, VhdUpdate, WhenFull,
+    Attachment, ErrorKind, Expand, JobInfo, JobWish, Layout, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdRename,
+    VhdResult, VhdUpdate, WhenFull,
 };
 
 pub mod map;
@@ -19,14 +20,28 @@ pub fn run(session: &Session, command: VhdCommand) -> Outcome {
     match command {
         VhdCommand::Create(args) => create(session, args),
         VhdCommand::List => {
-            let list: VhdList = session.client()?.get("/vhds")?;
-            session.output().show(&list, table)
+            let client = session.client()?;
+            let list: VhdList = client.get("/vhds")?;
+            let jobs = job::unfinished(&client)?;
+            session.output().show(&list, |list| table(list, &jobs))
         }
         VhdCommand::Show { vhd, attach } => show(session, &vhd, attach),
         VhdCommand::Map { vhd } => {
             let map = map::fetch(&session.client()?, &vhd)?;
             session.output().show(&map, map::picture)
         }
+        VhdCommand::Span(args) => {
+            let disks = (!args.disks.is_empty()).then_some(args.disks);
+            job::start(session, JobWish::Span { vhd: args.vhd, disks, width: args.width }, &args.options)
+        }
+        VhdCommand::Unspan(args) => {
+            let wish = JobWish::Unspan { vhd: args.vhd, disk: args.disk, width: args.width };
+            job::start(session, wish, &args.options)
+        }
+        VhdCommand::Migrate(args) => {
+            job::start(session, JobWish::Migrate { vhd: args.vhd, disk: args.disk }, &args.options)
+        }
+        VhdCommand::Settle(args) => job::start(session, JobWish::Settle { vhd: args.vhd }, &args.options),
         VhdCommand::Set(args) => set(session, args),
         VhdCommand::Rename { vhd, new_name } => {
             let path = format!("/vhds/{}/rename", path_segment(&vhd));
@@ -51,13 +66,17 @@ struct Fragment {
 }
 
 fn show(session: &Session, vhd: &str, target: Option<super::args::AttachTarget>) -> Outcome {
-    let info: VhdInfo = session.client()?.get(&format!("/vhds/{}", path_segment(vhd)))?;
+    let client = session.client()?;
+    let info: VhdInfo = client.get(&format!("/vhds/{}", path_segment(vhd)))?;
     match target {
         Some(target) => {
             let attachment = Fragment { vhd: info.name.clone(), fragment: attach::fragment(&info, target) };
             session.output().show(&attachment, |attachment| attachment.fragment.clone())
         }
-        None => session.output().show(&info, details),
+        None => {
+            let jobs = job::unfinished(&client)?;
+            session.output().show(&info, |info| details(info, job::about(&jobs, &info.name)))
+        }
     }
 }
 
@@ -77,6 +96,7 @@ fn create(session: &Session, args: VhdCreateArgs) -> Outcome {
         socket_owner: args.socket_owner,
         socket_mode: args.socket_mode,
         when_full: args.when_full.unwrap_or_default(),
+        expand: args.expand,
     };
     let result: VhdResult = session.client()?.send(Method::POST, "/vhds", &request)?;
     session.output().show(&result, |r| {
@@ -102,6 +122,7 @@ fn set(session: &Session, args: VhdSetArgs) -> Outcome {
         socket_mode: args.socket_mode,
         when_full: args.when_full,
         queues: args.queues,
+        expand: args.expand.map(ExpandSetting::expand),
     };
     if request == VhdUpdate::default() {
         return Err(Failure::new(ErrorKind::Invalid, "nothing to set").hint("see 'spanblk vhd set --help'"));
@@ -128,7 +149,7 @@ fn layout_word(layout: Layout) -> &'static str {
     }
 }
 
-fn table(list: &VhdList) -> String {
+fn table(list: &VhdList, jobs: &[JobInfo]) -> String {
     let mut table = Table::new(&["Name", ">Size", ">Allocated", ">Written", "Layout", "Disks", "VM", "Attached"]);
     for vhd in &list.vhds {
         let attached = match (&vhd.attached, &vhd.socket_problem) {
@@ -143,7 +164,7 @@ fn table(list: &VhdList) -> String {
             human_size(vhd.allocated_bytes),
             human_size(vhd.written_bytes),
             layout_word(vhd.layout).to_owned(),
-            vhd.disks.join(","),
+            disks_text(vhd, job::about(jobs, &vhd.name)),
             vhd.vm.clone().unwrap_or_else(|| "-".to_owned()),
             attached,
         ]);
@@ -151,11 +172,40 @@ fn table(list: &VhdList) -> String {
     table.render()
 }
 
-fn details(vhd: &VhdInfo) -> String {
+/// Whether no extent lies on a disk that is not of the VHD's layout.
+fn is_settled(vhd: &VhdInfo) -> bool {
+    vhd.placement.iter().all(|part| vhd.disks.contains(&part.disk))
+}
+
+/// The disks of the layout; in brackets others that extents lie on, and the job that moves them.
+fn disks_text(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
+    let others = vhd.placement.iter().filter(|part| !vhd.disks.contains(&part.disk));
+    let others: Vec<&str> = others.map(|part| part.disk.as_str()).collect();
+    let others = (!others.is_empty()).then(|| format!("now also {}", others.join(",")));
+    let job = job.map(|job| format!("job {}: {}", job.id, job.kind));
+    let notes: Vec<String> = others.into_iter().chain(job).collect();
+    let wanted = vhd.disks.join(",");
+    if notes.is_empty() { wanted } else { format!("{wanted} ({})", notes.join("; ")) }
+}
+
+fn settled_text(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
+    match (is_settled(vhd), job) {
+        (_, Some(job)) => format!("no: {}", job::brief(job)),
+        (true, None) => "yes".to_owned(),
+        (false, None) => "no: extents lie on other disks; 'spanblk vhd settle'".to_owned(),
+    }
+}
+
+fn details(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
     let yes = |value: bool| if value { "yes" } else { "no" }.to_owned();
     let when_full = match vhd.when_full {
         WhenFull::Queue { wait_secs } => format!("queue:{wait_secs}s"),
         WhenFull::Error {} => "error".to_owned(),
+    };
+    let expand = match vhd.expand {
+        Some(Expand::Never) => "never",
+        Some(Expand::Auto) => "auto",
+        None => "as the pool says",
     };
     let attached = match &vhd.attached {
         Some(attachment) => attachment.pid.map_or("yes".to_owned(), |pid| format!("by process {pid}")),
@@ -169,6 +219,7 @@ fn details(vhd: &VhdInfo) -> String {
         ("Block size", human_size(vhd.block_bytes.into())),
         ("Layout", layout_word(vhd.layout).to_owned()),
         ("Disks", vhd.disks.join(", ")),
+        ("Settled", settled_text(vhd, job)),
         ("Extents", if placed.is_empty() { "none yet".to_owned() } else { placed.join(", ") }),
         ("Allocated", human_size(vhd.allocated_bytes)),
         ("Written", human_size(vhd.written_bytes)),
@@ -177,6 +228,7 @@ fn details(vhd: &VhdInfo) -> String {
         ("Queues", vhd.queues.to_string()),
         ("VM", vhd.vm.clone().unwrap_or_else(|| "-".to_owned())),
         ("When full", when_full),
+        ("Expand", expand.to_owned()),
         ("Cache mode", if vhd.writeback { "writeback" } else { "writethrough" }.to_owned()),
         ("Socket", vhd.socket.clone()),
         ("Socket problem", vhd.socket_problem.clone().unwrap_or_else(|| "none".to_owned())),

@@ -12,6 +12,7 @@ pub mod convert;
 pub mod disk_worker;
 pub mod events;
 pub mod http;
+mod mover;
 pub mod owner_link;
 pub mod owner_thread;
 mod reactors;

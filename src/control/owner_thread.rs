@@ -19,12 +19,15 @@ use super::reactors::Handles;
 use super::service::{Answer, Service};
 use crate::base::clock;
 use crate::base::ids::{DiskId, ReactorId, VhdId};
+use crate::mover::messages::{MoverMessage, MoverReport};
+use crate::mover::thread::MoverHandle;
 use crate::owner::Owner;
 use crate::owner::command::{CommandError, CommandId, Reply};
 use crate::owner::outbox::{Event, OwnerOutbox, SlotRun};
 use crate::placement::record::VhdRecord;
 use crate::reactor::messages::{OwnerRequest, ReactorMessage};
 use crate::shared::VhdState;
+use crate::shared::disk::SyncPoint;
 use crate::store::change::Change;
 use crate::store::edit::{EditId, StoreEdit, StoreReport};
 use crate::store::thread::StoreHandle;
@@ -40,6 +43,8 @@ pub enum OwnerInput {
     Reactor(OwnerRequest),
     /// By the committer.
     Store(StoreReport),
+    /// By the mover.
+    Mover(MoverReport),
     /// By the vhost-user server: a frontend attached (its process), or left.
     Attached {
         /// The VHD.
@@ -70,6 +75,8 @@ pub struct NewDisk {
     pub worker: DiskWorker,
     /// Makes one message for a reactor.
     pub announce: Box<dyn Fn() -> ReactorMessage + Send>,
+    /// And the one for the mover.
+    pub announce_to_mover: MoverMessage,
 }
 
 /// The owner's queue.
@@ -101,6 +108,8 @@ impl OwnerSender {
 pub struct Effects {
     /// The reactors, by number.
     pub reactors: Handles,
+    /// The mover.
+    pub mover: MoverHandle,
     /// The committer.
     pub store: StoreHandle,
     /// A worker per open disk.
@@ -122,6 +131,7 @@ pub fn start(owner: Owner, queue: Receiver<OwnerInput>, effects: Effects) -> io:
 
 fn run(mut owner: Owner, queue: &Receiver<OwnerInput>, mut outbox: Outbox) -> Vec<DiskWorker> {
     let mut next_command = 1;
+    owner.set_wall_secs(clock::wall_secs());
     owner.start(&mut outbox);
     loop {
         outbox.punch_where_there_is_no_disk(&mut owner);
@@ -134,6 +144,7 @@ fn run(mut owner: Owner, queue: &Receiver<OwnerInput>, mut outbox: Outbox) -> Ve
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => return outbox.into_workers(),
         };
+        owner.set_wall_secs(clock::wall_secs());
         let more = std::iter::from_fn(|| queue.try_recv().ok());
         for input in first.into_iter().chain(more).take(MESSAGES_PER_TURN) {
             if matches!(input, OwnerInput::Stop) {
@@ -158,6 +169,7 @@ fn take(owner: &mut Owner, input: OwnerInput, outbox: &mut Outbox, next_command:
         }
         OwnerInput::Reactor(request) => owner.handle_reactor(request, clock::now(), outbox),
         OwnerInput::Store(report) => owner.handle_store(report, outbox),
+        OwnerInput::Mover(report) => owner.handle_mover(report, clock::now(), outbox),
         OwnerInput::Attached { vhd, pid } => owner.handle_attached(vhd, pid, outbox),
         OwnerInput::Punched { disk, run } => owner.handle_punched(disk, run, outbox),
         OwnerInput::Disk(disk) => {
@@ -201,12 +213,20 @@ impl OwnerOutbox for Outbox {
         self.effects.reactors.tell(reactor, message);
     }
 
+    fn to_mover(&mut self, message: MoverMessage) {
+        self.effects.mover.send(message);
+    }
+
     fn change(&mut self, change: Change) {
         self.effects.store.change(change);
     }
 
     fn edit(&mut self, edit: EditId, rows: Vec<StoreEdit>) {
         self.effects.store.edit(edit, rows);
+    }
+
+    fn excuse(&mut self, vhd: VhdId, point: SyncPoint) {
+        self.effects.store.excuse(vhd, point);
     }
 
     fn commit(&mut self) {
@@ -239,6 +259,7 @@ impl OwnerOutbox for Outbox {
             return;
         };
         self.effects.reactors.tell_all(&new.announce);
+        self.effects.mover.send(new.announce_to_mover);
         self.effects.workers.insert(disk, new.worker);
     }
 

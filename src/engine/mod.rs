@@ -3,8 +3,11 @@
 //! Production runs on io_uring (`uring`); tests and the simulator run the same callers on [`sim`]. An engine hides short
 //! transfers: it resubmits the rest, and completes an operation only when all of it is done or it failed.
 //!
+//! [`fences`] tell when what was in flight has completed.
+//!
 //! Uses `base` and `disk`.
 
+pub mod fences;
 pub mod sim;
 pub mod uring;
 

@@ -50,6 +50,8 @@ pub struct IoMetrics {
     kinds: [KindMetrics; 5],
     /// Requests that waited for a claim, for room or for an engine slot.
     pub waits: AtomicU64,
+    /// Writes that waited for a block that was being copied by a move, or for the copier to have its turn.
+    pub copy_waits: AtomicU64,
     /// Malformed requests.
     pub malformed: AtomicU64,
 }

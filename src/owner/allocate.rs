@@ -48,8 +48,18 @@ impl Owner {
         if self.metadata.low {
             return Attempt::Answer(Err(AllocateError::MetadataFull));
         }
-        let Some(replicas) = vhd.place(request.extent, &mut self.space, None) else { return Attempt::NoRoom };
+        let placed = vhd.place(request.extent, &mut self.space, None);
+        let (replicas, grown) = match placed {
+            Some(replicas) => (replicas, None),
+            None => match vhd.place_beyond(request.extent, &mut self.space, self.pool.expand) {
+                Some((replicas, disk, first)) => (replicas, first.then_some(disk)),
+                None => return Attempt::NoRoom,
+            },
+        };
         vhd.told_out_of_room = false;
+        if let Some(disk) = grown {
+            out.event(Event::VhdExpanded { vhd: vhd.record.name.clone(), disk: self.pool.disk_name(disk) });
+        }
         for replica in replicas.iter() {
             self.usage.update(&self.space, replica.disk, out);
         }
@@ -93,7 +103,9 @@ impl Owner {
         }
         let waiting = std::mem::take(&mut self.waiters);
         for request in waiting {
-            let disks = self.vhds.get(request.vhd).map_or(DiskSet(u64::MAX), |vhd| vhd.record.layout.disks());
+            let expands = |vhd: &super::vhds::Vhd| vhd.expands(self.pool.expand);
+            let disks = self.vhds.get(request.vhd).filter(|vhd| !expands(vhd));
+            let disks = disks.map_or(DiskSet(u64::MAX), |vhd| vhd.record.layout.disks());
             let placed = || Some(!self.vhds.get(request.vhd)?.state.map.lookup(request.extent).replicas.is_absent());
             if disks.0 & self.space.with_room().0 == 0 && !self.metadata.low && placed() == Some(false) {
                 self.waiters.push(request);
@@ -143,11 +155,14 @@ impl Owner {
         vhd.state.map.drop_extent(extent);
         let generation = vhd.state.map.lookup(extent).generation;
         for replica in before.replicas.iter() {
-            vhd.counts[replica.disk.index()] -= 1;
+            if !replica.state.is_moving() {
+                vhd.counts[replica.disk.index()] -= 1;
+            }
             self.space.give_back(replica.disk, replica.slot);
             self.usage.update(&self.space, replica.disk, out);
         }
         out.change(Change { vhd: id, extent, generation, kind: ChangeKind::Freed { freed: before.replicas } });
+        self.forget_move(id, extent, out);
         self.reuse.handed_over(now);
         self.reuse.ask_for_commit(now, !self.waiters.is_empty(), out);
     }
@@ -170,6 +185,7 @@ impl Owner {
         self.space.release(disk, run);
         self.usage.update(&self.space, disk, out);
         self.retry_waiters(out);
+        self.run_jobs(out);
     }
 
     pub(super) fn disk_error(&mut self, id: DiskId, error: IoError, sync: bool, out: &mut impl OwnerOutbox) {

@@ -6,9 +6,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::base::ids::{DiskId, VhdId};
+use crate::base::ids::{DiskId, JobId, VhdId};
+use crate::mover::messages::Speed;
 use crate::placement::check::CheckReport;
-use crate::placement::record::{Accept, DiskRecord, PoolRecord, SocketOwner, VhdRecord, WhenFull};
+use crate::placement::job::JobRecord;
+use crate::placement::record::{Accept, DiskRecord, Expand, Layout, PoolRecord, SocketOwner, VhdRecord, WhenFull};
 use crate::shared::{DiskState, VhdState};
 
 pub use super::error::{CommandError, ErrorKind};
@@ -57,8 +59,32 @@ pub enum Command {
     ShowPool,
     /// Adds a disk that has been opened, locked and labelled. Answered by [`Reply::Disk`].
     AddDisk(Box<AddDisk>),
+    /// Changes settings of the pool. Answered by [`Reply::Pool`].
+    SetPool {
+        /// Whether VHDs that do not say grow onto other disks; `Some(None)`: spanned ones do, isolated ones do not.
+        expand: Option<Option<Expand>>,
+    },
     /// Changes settings of a disk. Answered by [`Reply::Disk`].
     SetDisk(Box<SetDisk>),
+    /// Moves VHDs. Answered by [`Reply::Job`] once its record is durable; by [`Reply::Plan`] if it is only asked what would be
+    /// moved, or nothing would.
+    StartJob(Box<StartJob>),
+    /// Pauses or resumes a job, or changes its speed. Answered by [`Reply::Job`].
+    SetJob(SetJob),
+    /// Ends a job. What it has moved stays where it is. Answered by [`Reply::Job`]: of the job that moves everything back, if
+    /// there is one.
+    CancelJob {
+        /// Which.
+        job: JobId,
+        /// Move everything back.
+        revert: bool,
+        /// Seconds since the Unix epoch.
+        now: u64,
+    },
+    /// Asks for one job. Answered by [`Reply::Job`].
+    ShowJob(JobId),
+    /// Asks for all jobs that are remembered. Answered by [`Reply::Jobs`].
+    ListJobs,
     /// Proves that table and allocator are consistent. Answered by [`Reply::Check`].
     Check,
 }
@@ -109,6 +135,8 @@ pub struct CreateVhd {
     pub socket_mode: u32,
     /// What becomes of a write that finds no room.
     pub when_full: WhenFull,
+    /// Whether it grows onto other disks; `None`: as the pool says.
+    pub expand: Option<Expand>,
 }
 
 /// New settings of a VHD; `None` leaves one as it is.
@@ -124,6 +152,8 @@ pub struct SetVhd {
     pub socket_mode: Option<u32>,
     /// What becomes of a write that finds no room.
     pub when_full: Option<WhenFull>,
+    /// Whether it grows onto other disks; `Some(None)`: as the pool says.
+    pub expand: Option<Option<Expand>>,
     /// Virtqueues; refused while a frontend is attached.
     pub queues: Option<u16>,
 }
@@ -147,6 +177,138 @@ pub struct SetDisk {
     pub accept: Option<Accept>,
     /// What fails together with it.
     pub failure_domain: Option<String>,
+}
+
+/// What to move.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JobRequest {
+    /// A VHD onto more disks.
+    Span {
+        /// Which.
+        vhd: String,
+        /// All the disks it shall be on; `None`: chosen by width.
+        disks: Option<Vec<String>>,
+        /// How many disks; `None`: all that accept spanned VHDs.
+        width: Option<u32>,
+    },
+    /// A VHD onto fewer disks.
+    Unspan {
+        /// Which.
+        vhd: String,
+        /// The one disk it shall be on; `None`: chosen by width.
+        disk: Option<String>,
+        /// How many of its disks; `None`: one.
+        width: Option<u32>,
+    },
+    /// An isolated VHD to another disk.
+    Migrate {
+        /// Which.
+        vhd: String,
+        /// The disk; `None`: the roomiest other one.
+        disk: Option<String>,
+    },
+    /// A VHD to where its layout wants it.
+    Settle {
+        /// Which.
+        vhd: String,
+    },
+    /// Everything away from a disk, which accepts nothing from now on.
+    Evacuate {
+        /// Which.
+        disk: String,
+    },
+    /// Spanned VHDs in proportion over the disks that they may be on.
+    Rebalance,
+}
+
+/// A job to create.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartJob {
+    /// What to move.
+    pub request: JobRequest,
+    /// Only say what would be moved.
+    pub dry_run: bool,
+    /// How fast.
+    pub speed: Speed,
+    /// Seconds since the Unix epoch.
+    pub created: u64,
+}
+
+impl StartJob {
+    /// A job that takes back what another one did.
+    pub(super) fn revert(created: u64) -> StartJob {
+        let request = JobRequest::Rebalance;
+        StartJob { request, dry_run: false, speed: Speed::default(), created }
+    }
+}
+
+/// New settings of a job; `None` leaves one as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetJob {
+    /// Which.
+    pub job: JobId,
+    /// Whether it is paused. A job that has stopped is resumed with `false`.
+    pub paused: Option<bool>,
+    /// Bytes per second at most; `Some(None)`: no limit of its own.
+    pub max_rate: Option<Option<u64>>,
+    /// Whether it goes on at full speed whatever guests feel of it.
+    pub urgent: Option<bool>,
+}
+
+/// What a job would move.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlanInfo {
+    /// Per VHD, in the order in which they would be worked on.
+    pub vhds: Vec<PlannedVhd>,
+}
+
+/// What would be moved of one VHD.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedVhd {
+    /// Its name.
+    pub vhd: String,
+    /// Its new layout.
+    pub layout: Layout,
+    /// Extents that would be copied, and their bytes.
+    pub extents: u64,
+    /// Bytes of slots that would be copied at most: absent blocks are not.
+    pub bytes: u64,
+    /// Its disks before and after.
+    pub disks: Vec<DiskShare>,
+}
+
+/// Extents of a VHD on one disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskShare {
+    /// Name of the disk.
+    pub disk: String,
+    /// Before the job.
+    pub before: u64,
+    /// After it.
+    pub after: u64,
+}
+
+/// A job as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobInfo {
+    /// What the store says; `bytes_moved` is up to date.
+    pub record: JobRecord,
+    /// Names of its VHDs that exist.
+    pub vhds: Vec<String>,
+    /// How many of them are where they should be.
+    pub vhds_done: usize,
+    /// The disk that it evacuates.
+    pub disk: Option<String>,
+    /// Bytes that the current VHD's plan has left.
+    pub bytes_left: u64,
+    /// Bytes per second lately.
+    pub rate: u64,
+    /// Guest requests that waited for a block being copied.
+    pub waits: u64,
+    /// It waits for another job that uses the same disks, or for room.
+    pub waiting: bool,
+    /// Extents that could not be read.
+    pub unreadable: u64,
 }
 
 /// A successful answer.
@@ -177,6 +339,17 @@ pub enum Reply {
         /// The disk.
         disk: Box<DiskInfo>,
     },
+    /// One job, as it is now.
+    Job {
+        /// What the command did.
+        outcome: Outcome,
+        /// The job.
+        job: Box<JobInfo>,
+    },
+    /// Jobs, in the order in which they were created.
+    Jobs(Vec<JobInfo>),
+    /// What a job would move. Without anything to move no job was created.
+    Plan(Box<PlanInfo>),
     /// What the check found.
     Check(Box<CheckReport>),
 }
@@ -224,7 +397,7 @@ impl std::fmt::Debug for VhdInfo {
 /// How much room there is and what became of it, in bytes. `allocated + reserved + reclaiming + free == capacity`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Space {
-    /// All slots.
+    /// All slots; without the empty ones of disks that have failed.
     pub capacity: u64,
     /// Slots that hold an extent.
     pub allocated: u64,

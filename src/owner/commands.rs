@@ -6,12 +6,13 @@ use std::sync::Arc;
 use super::Owner;
 use super::command::{AddDisk, Command, CommandError, CommandId, Outcome, Reply, SetDisk, SetVhd};
 use super::create::Creation;
+use super::jobs::commands::JobStart;
 use super::outbox::{Event, OwnerOutbox, SlotRun};
 use super::reuse::{Reached, push_slot};
 use crate::base::ids::{DiskId, VhdId, check_name};
 use crate::base::limits::{COMMANDS_WAITING_MAX, DISKS_MAX, QUEUES_MAX};
 use crate::base::units::ExtentIndex;
-use crate::placement::record::{DiskRecord, PoolRecord, VhdRecord};
+use crate::placement::record::{DiskRecord, Expand, PoolRecord, VhdRecord};
 use crate::shared::DiskState;
 use crate::store::edit::{EditFailed, EditId, StoreEdit};
 
@@ -50,6 +51,10 @@ pub(super) enum Action {
         pool: PoolRecord,
         disk: DiskId,
     },
+    ChangePool {
+        pool: PoolRecord,
+    },
+    StartJob(Box<JobStart>),
 }
 
 /// What a command comes to, at first.
@@ -75,6 +80,11 @@ impl Owner {
                 out.reply(id, Ok(Reply::Vhds(self.vhds.by_name().map(|vhd| self.vhd_info(vhd)).collect())));
             }
             Command::ShowPool => out.reply(id, Ok(Reply::Pool(Box::new(self.pool_info())))),
+            Command::ListJobs => out.reply(id, Ok(Reply::Jobs(self.job_infos()))),
+            Command::ShowJob(job) => {
+                let found = self.jobs.get(job).map(|_| self.job_info(job)).ok_or(CommandError::NoJob { job: job.0 });
+                out.reply(id, found.map(|job| Reply::Job { outcome: Outcome::Unchanged, job: Box::new(job) }));
+            }
             Command::Check => out.reply(id, Ok(Reply::Check(Box::new(self.check())))),
             ref change
                 if self.queue.len() >= COMMANDS_WAITING_MAX && !matches!(change, Command::SetCacheMode { .. }) =>
@@ -113,8 +123,17 @@ impl Owner {
             Command::SetVhd(set) => self.begin_set_vhd(&set),
             Command::SetCacheMode { vhd, writeback } => self.begin_set_cache_mode(vhd, writeback),
             Command::AddDisk(add) => self.begin_add_disk(*add),
+            Command::SetPool { expand } => self.begin_set_pool(expand),
             Command::SetDisk(set) => self.begin_set_disk(&set),
-            Command::ShowVhd { .. } | Command::ListVhds | Command::ShowPool | Command::Check => {
+            Command::StartJob(start) => self.begin_start_job(&start),
+            Command::SetJob(set) => self.begin_set_job(&set, out),
+            Command::CancelJob { job, revert, now } => self.begin_cancel_job(job, revert, now, out),
+            Command::ShowVhd { .. }
+            | Command::ListVhds
+            | Command::ShowPool
+            | Command::ShowJob(_)
+            | Command::ListJobs
+            | Command::Check => {
                 unreachable!("questions are answered at once")
             }
         }
@@ -130,6 +149,7 @@ impl Owner {
         // No part of it may be written after its deletion.
         let deleted = CommandError::Deleted { vhd: vhd.record.name.clone() };
         self.stop_fill(id, &deleted, out);
+        self.leave_jobs(id, out);
         Ok(Step::Commit { rows: vec![StoreEdit::DeleteVhd(id)], action: Action::Delete { vhd: id } })
     }
 
@@ -163,6 +183,9 @@ impl Owner {
         if let Some(when_full) = set.when_full {
             record.when_full = when_full;
         }
+        if let Some(expand) = set.expand {
+            record.expand = expand;
+        }
         if let Some(queues) = set.queues {
             record.queues = check_queues(queues)?;
             if let (Some(pid), true) = (vhd.attached, queues != vhd.record.queues) {
@@ -184,6 +207,15 @@ impl Owner {
         let record = VhdRecord { writeback, ..vhd.record.clone() };
         let rows = vec![StoreEdit::PutVhd(record.clone())];
         Ok(Step::Commit { rows, action: Action::ChangeCacheMode { record: Box::new(record) } })
+    }
+
+    fn begin_set_pool(&mut self, expand: Option<Option<Expand>>) -> Result<Step, CommandError> {
+        let pool = PoolRecord { expand: expand.unwrap_or(self.pool.expand), ..self.pool.clone() };
+        if pool == self.pool {
+            return Ok(Step::Done(Reply::Pool(Box::new(self.pool_info()))));
+        }
+        let rows = vec![StoreEdit::PutPool(pool.clone())];
+        Ok(Step::Commit { rows, action: Action::ChangePool { pool } })
     }
 
     fn begin_set_disk(&mut self, set: &SetDisk) -> Result<Step, CommandError> {
@@ -235,7 +267,9 @@ impl Owner {
     /// Rows of a command, or of a fill, are durable, or failed.
     pub(super) fn edit_done(&mut self, edit: EditId, result: Result<(), EditFailed>, out: &mut impl OwnerOutbox) {
         let Some(Current { command, action, .. }) = self.current.take_if(|current| current.edit == edit) else {
-            self.fill_edit_done(edit, result, out);
+            if !self.wave_edit_done(edit, result, out) {
+                self.fill_edit_done(edit, result, out);
+            }
             return;
         };
         match result {
@@ -257,7 +291,9 @@ impl Owner {
             Action::Delete { vhd } => self.apply_delete(command, vhd, out),
             Action::ChangeVhd { record, event } => {
                 let id = record.id;
-                self.vhds.replace_record(*record);
+                self.vhds.replace_record(*record, &self.space);
+                // It may grow onto other disks now.
+                self.retry_waiters(out);
                 let vhd = self.vhds.get(id).expect("just changed");
                 if vhd.ready {
                     out.vhd_changed(&vhd.record);
@@ -268,7 +304,7 @@ impl Owner {
             // No event: a guest may switch as often as it likes, and must not drown what an administrator wants to see.
             Action::ChangeCacheMode { record } => {
                 let id = record.id;
-                self.vhds.replace_record(*record);
+                self.vhds.replace_record(*record, &self.space);
                 let vhd = self.vhds.get(id).expect("just changed");
                 out.reply(command, Ok(self.vhd_reply(vhd, Outcome::Changed)));
             }
@@ -280,7 +316,7 @@ impl Owner {
                 let action = Action::OpenDisk { disk: record.id };
                 self.current = Some(Current { command, edit: EditId(0), action });
                 if let Some(reached) = self.reuse.open_disk(record.id, out) {
-                    self.open_disk(reached, out);
+                    self.open_disk(&reached, out);
                 }
             }
             Action::ChangeDisk { pool, disk } => {
@@ -289,6 +325,15 @@ impl Owner {
                 self.space.disk_mut(disk).accept = record.accept;
                 out.event(Event::DiskChanged { disk: record.name.clone() });
                 out.reply(command, Ok(self.disk_reply(disk, Outcome::Changed)));
+            }
+            Action::ChangePool { pool } => {
+                self.pool = pool;
+                out.reply(command, Ok(Reply::Pool(Box::new(self.pool_info()))));
+                self.retry_waiters(out);
+            }
+            Action::StartJob(start) => {
+                let reply = self.apply_start_job(*start, out);
+                out.reply(command, Ok(reply));
             }
             Action::OpenDisk { .. } => unreachable!("a disk is opened by a fence, not by rows"),
         }
@@ -311,22 +356,26 @@ impl Owner {
         let name = vhd.record.name;
         out.event(Event::VhdDeleted { vhd: name.clone() });
         out.reply(command, Ok(Reply::Deleted { id, name }));
-        for disk in vhd.counts.iter().enumerate().filter(|(_, count)| **count > 0).map(|(disk, _)| disk) {
+        self.forget_waves(id, out);
+        for (disk, runs) in runs.into_iter().enumerate().filter(|(_, runs)| !runs.is_empty()) {
             let disk = DiskId(u8::try_from(disk).expect("at most 64 disks"));
-            self.reuse.freed_runs_durably(disk, std::mem::take(&mut runs[disk.index()]), out);
+            self.reuse.freed_runs_durably(disk, runs, out);
             self.usage.update(&self.space, disk, out);
         }
     }
 
     /// A fence was reached: if it was that of a new disk, the disk is in use from now on.
     pub(super) fn fence_reached(&mut self, reached: Reached, out: &mut impl OwnerOutbox) {
+        for wave in &reached.waves {
+            self.wave_fence_reached(*wave, reached.disk, out);
+        }
         if reached.opens {
-            self.open_disk(reached, out);
+            self.open_disk(&reached, out);
             self.next_command(out);
         }
     }
 
-    fn open_disk(&mut self, reached: Reached, out: &mut impl OwnerOutbox) {
+    fn open_disk(&mut self, reached: &Reached, out: &mut impl OwnerOutbox) {
         self.space.disk_mut(reached.disk).open = true;
         self.usage.update(&self.space, reached.disk, out);
         let current = self.current.take().expect("a disk is opened by the command in progress");

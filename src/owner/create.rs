@@ -12,7 +12,7 @@ use super::vhds::{PerDisk, Vhd, vhd_state};
 use crate::base::ids::{DiskId, VhdId, check_name};
 use crate::base::limits::VHD_SIZE_MAX;
 use crate::placement::layout::{self, DiskRoom, LayoutError, LayoutWish};
-use crate::placement::record::{Layout, PoolRecord, RECORD_VERSION, SocketOwner, VhdRecord, WhenFull};
+use crate::placement::record::{Expand, Layout, PoolRecord, RECORD_VERSION, SocketOwner, VhdRecord, WhenFull};
 use crate::store::edit::StoreEdit;
 
 /// A VHD whose record is being written.
@@ -102,7 +102,7 @@ impl Owner {
         Reply::Vhd { outcome, vhd: Box::new(self.vhd_info(vhd)) }
     }
 
-    fn disk_named(&self, name: &str) -> Result<DiskId, CommandError> {
+    pub(super) fn disk_named(&self, name: &str) -> Result<DiskId, CommandError> {
         self.pool.find_disk(name).map(|disk| disk.id).ok_or_else(|| not_found("disk", name))
     }
 
@@ -119,7 +119,7 @@ impl Owner {
     }
 
     /// The disks as homes for a new VHD.
-    fn rooms(&self) -> Vec<DiskRoom> {
+    pub(super) fn rooms(&self) -> Vec<DiskRoom> {
         let promised = |disk: DiskId| -> u64 {
             let open = |vhd: &Vhd| vhd.share(disk, &self.space).saturating_sub(u64::from(vhd.counts[disk.index()]));
             self.vhds.iter().map(open).sum()
@@ -134,7 +134,7 @@ impl Owner {
         self.space.iter().map(room).collect()
     }
 
-    fn layout_error(&self, error: LayoutError, layout: &'static str) -> CommandError {
+    pub(super) fn layout_error(&self, error: LayoutError, layout: &'static str) -> CommandError {
         let name = |disk| self.pool.disk_name(disk);
         let disks = self.pool.disks.len();
         match error {
@@ -171,7 +171,8 @@ impl Owner {
         same(is, "VM", &vm_text(is.vm.as_deref()), &vm_text(asked.vm.as_deref()))?;
         same(is, "socket owner", &owner_text(is.socket_owner.as_ref()), &owner_text(asked.socket_owner.as_ref()))?;
         same(is, "socket mode", &format_args!("{:04o}", is.socket_mode), &format_args!("{:04o}", asked.socket_mode))?;
-        same(is, "when-full setting", &when_full_text(is.when_full), &when_full_text(asked.when_full))
+        same(is, "when-full setting", &when_full_text(is.when_full), &when_full_text(asked.when_full))?;
+        same(is, "expand setting", &expand_text(is.expand), &expand_text(asked.expand))
     }
 
     /// The disks that the user named, in words.
@@ -242,6 +243,14 @@ fn when_full_text(when_full: WhenFull) -> String {
     }
 }
 
+fn expand_text(expand: Option<Expand>) -> &'static str {
+    match expand {
+        None => "the pool's",
+        Some(Expand::Never) => "never",
+        Some(Expand::Auto) => "auto",
+    }
+}
+
 fn word(request: &LayoutRequest) -> &'static str {
     match request {
         LayoutRequest::Isolated { .. } => "isolated",
@@ -283,6 +292,7 @@ fn record_of(create: &CreateVhd, id: VhdId, layout: Layout) -> VhdRecord {
         socket_owner: create.socket_owner.clone(),
         socket_mode: create.socket_mode,
         when_full: create.when_full,
+        expand: create.expand,
         created: create.created,
         writeback: true,
     }

@@ -84,6 +84,42 @@ pub enum CommandError {
     /// The named disk has failed.
     #[error("disk '{disk}' has failed: name another disk")]
     DiskFailed { disk: String },
+    /// Spanning is onto more disks.
+    #[error("VHD '{vhd}' is on {now} disks, more than {width}: use `spanblk vhd unspan {vhd} --width {width}`")]
+    SpanNarrower { vhd: String, width: u32, now: usize },
+    /// Unspanning is onto fewer disks.
+    #[error("VHD '{vhd}' is on {now} disks, fewer than {width}: use `spanblk vhd span {vhd} --width {width}`")]
+    UnspanWider { vhd: String, width: u32, now: usize },
+    /// Only isolated VHDs migrate.
+    #[error("VHD '{vhd}' is spanned: use `spanblk vhd unspan {vhd} --disk DISK` to put all of it on one disk")]
+    NotIsolated { vhd: String },
+    /// A job is about the VHD already.
+    #[error(
+        "VHD '{vhd}' is being moved by job {job} ({kind}): wait for it (`spanblk job show {job}`), or end it \
+         (`spanblk job cancel {job}`)"
+    )]
+    JobExists { vhd: String, job: u32, kind: &'static str },
+    /// There is no such job.
+    #[error("there is no job {job}: `spanblk job list` shows all")]
+    NoJob { job: u32 },
+    /// The job has ended.
+    #[error("job {job} has ended: it is {state}")]
+    JobEnded { job: u32, state: &'static str },
+    /// The job has no layout to go back to.
+    #[error("job {job} ({kind}) cannot be taken back: cancel it without --revert, and say where its VHDs shall be")]
+    NoRevert { job: u32, kind: &'static str },
+    /// The target has not enough room.
+    #[error(
+        "VHD '{vhd}' does not fit there: its extents take {needed} bytes, and the disks have room for {room}; name more or \
+         other disks"
+    )]
+    NoRoomFor { vhd: String, needed: u64, room: u64 },
+    /// One disk has not enough room for all that would go there.
+    #[error("disk '{disk}' has not enough room: {needed} bytes would be moved there, and it has {free} bytes free")]
+    NoRoomOn { disk: String, needed: u64, free: u64 },
+    /// Replicas need failure domains of their own.
+    #[error("VHD '{vhd}' wants {replicas} replicas, and its disks have {domains} failure domains: name other disks")]
+    TooFewDomains { vhd: String, domains: usize, replicas: usize },
     /// A thick VHD does not fit.
     #[error(
         "a thick VHD of {needed} bytes does not fit: its disks have {free} bytes free; \
@@ -122,7 +158,7 @@ impl CommandError {
     pub fn kind(&self) -> ErrorKind {
         use CommandError as E;
         match self {
-            E::NotFound { .. } => ErrorKind::NotFound,
+            E::NotFound { .. } | E::NoJob { .. } => ErrorKind::NotFound,
             E::Conflict { .. }
             | E::NameTaken { .. }
             | E::Attached { .. }
@@ -133,6 +169,12 @@ impl CommandError {
             | E::NoDiskAccepts { .. }
             | E::WidthTooLarge { .. }
             | E::BlockSizesMixed { .. }
+            | E::JobExists { .. }
+            | E::JobEnded { .. }
+            | E::NotIsolated { .. }
+            | E::SpanNarrower { .. }
+            | E::UnspanWider { .. }
+            | E::TooFewDomains { .. }
             | E::TooManyDisks => ErrorKind::Conflict,
             E::InvalidName { .. }
             | E::InvalidSize { .. }
@@ -143,8 +185,9 @@ impl CommandError {
             | E::InvalidWidth
             | E::WidthDisagrees { .. }
             | E::DiskTwice { .. }
+            | E::NoRevert { .. }
             | E::NoDisks => ErrorKind::Invalid,
-            E::NoRoom { .. } | E::MetadataFull { .. } => ErrorKind::NoRoom,
+            E::NoRoom { .. } | E::NoRoomFor { .. } | E::NoRoomOn { .. } | E::MetadataFull { .. } => ErrorKind::NoRoom,
             E::Busy | E::Store(_) => ErrorKind::Failed,
         }
     }
@@ -171,7 +214,15 @@ impl CommandError {
             E::NoDisks => "no_disks",
             E::DiskRefuses { .. } => "disk_refuses",
             E::DiskFailed { .. } => "disk_failed",
-            E::NoRoom { .. } => "no_room",
+            E::NoRoom { .. } | E::NoRoomFor { .. } | E::NoRoomOn { .. } => "no_room",
+            E::NoJob { .. } => "no_job",
+            E::JobExists { .. } => "job_exists",
+            E::JobEnded { .. } => "job_ended",
+            E::NoRevert { .. } => "no_revert",
+            E::NotIsolated { .. } => "not_isolated",
+            E::SpanNarrower { .. } => "span_narrower",
+            E::UnspanWider { .. } => "unspan_wider",
+            E::TooFewDomains { .. } => "too_few_failure_domains",
             E::MetadataFull { .. } => "metadata_full",
             E::Attached { .. } => "attached",
             E::Deleted { .. } => "deleted",

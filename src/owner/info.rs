@@ -47,11 +47,11 @@ impl Owner {
         let slots = disk.slots();
         let provisioned: u64 = self.vhds.iter().map(|vhd| vhd.share(disk.state.id, &self.space)).sum();
         Space {
-            capacity: bytes(slots.slots()),
+            capacity: bytes(disk.capacity()),
             allocated: bytes(slots.used()),
             reserved: bytes(disk.reserved),
             reclaiming: bytes(slots.limbo()),
-            free: bytes(slots.free() - disk.reserved),
+            free: if disk.state.is_failed() { 0 } else { bytes(slots.free() - disk.reserved) },
             provisioned: provisioned * self.geometry.extent_size(),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! * [`command`]: commands, their answers and errors. [`outbox`]: what the owner makes happen.
 //! * `allocate`: requests of reactors. `reuse`: how freed slots become free. `space`, `vhds`: what there is.
+//! * `moves`: extents on their way to other disks. `jobs`: what moves them, and why.
 //! * `commands`, `create`, `fill`: commands step by step. `info`: answers to questions. `usage`: warnings.
 //!
 //! No thread, no clock, no disk: time is an argument, effects go to an [`outbox::OwnerOutbox`]. The simulation runs the
@@ -22,6 +23,8 @@ mod create;
 pub mod error;
 mod fill;
 mod info;
+mod jobs;
+mod moves;
 pub mod outbox;
 mod reuse;
 mod space;
@@ -35,6 +38,7 @@ use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, VhdId};
 use crate::base::units::Geometry;
 use crate::engine::IoError;
+use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, RecordError, VhdRecord};
 use crate::reactor::messages::{OwnerRequest, ReactorMessage};
 use crate::shared::disk::{SyncNumber, SyncPoint};
@@ -45,6 +49,8 @@ use allocate::Waiter;
 use command::{Command, CommandId};
 use commands::Current;
 use fill::Fill;
+use jobs::Jobs;
+use moves::wave::{Missed, Waves};
 use outbox::{Event, OwnerOutbox};
 use reuse::Reuse;
 use space::Space;
@@ -106,11 +112,14 @@ pub struct Owner {
     reuse: Reuse,
     usage: Usage,
     waiters: Vec<Waiter>,
+    waves: Waves,
+    jobs: Jobs,
     fills: BTreeMap<VhdId, Fill>,
     metadata: Metadata,
     queue: VecDeque<(CommandId, Command)>,
     current: Option<Current>,
     next_edit: u64,
+    wall_secs: u64,
 }
 
 impl Owner {
@@ -143,11 +152,14 @@ impl Owner {
             reuse: Reuse::new(reactors),
             usage: Usage::new(geometry),
             waiters: Vec::new(),
+            waves: Waves::default(),
+            jobs: Jobs::default(),
             fills: BTreeMap::new(),
             metadata: Metadata::default(),
             queue: VecDeque::new(),
             current: None,
             next_edit: 1,
+            wall_secs: 0,
         };
         for (record, state) in vhds {
             owner.adopt(record, state)?;
@@ -177,7 +189,14 @@ impl Owner {
         Ok(())
     }
 
-    /// Begins: reports how full disks are, and gives thick VHDs the room that a crash kept from them.
+    /// Takes over the jobs that the store has. Before [`Owner::start`].
+    #[must_use]
+    pub fn with_jobs(mut self, jobs: Vec<JobRecord>) -> Owner {
+        self.jobs = Jobs::new(jobs);
+        self
+    }
+
+    /// Begins: reports how full disks are, gives thick VHDs the room that a crash kept from them, and goes on with jobs.
     pub fn start(&mut self, out: &mut impl OwnerOutbox) {
         for record in &self.pool.disks {
             self.usage.update(&self.space, record.id, out);
@@ -187,6 +206,7 @@ impl Owner {
         for id in wanting {
             self.resume_fill(id, out);
         }
+        self.resume_jobs(out);
     }
 
     /// Takes a message of a reactor.
@@ -205,6 +225,9 @@ impl Owner {
                 }
             }
             OwnerRequest::DiskError { disk, error, sync } => self.disk_error(disk, error, sync, out),
+            OwnerRequest::CopyMissed { reactor, vhd, disk, by } => {
+                self.copy_missed(Missed { reactor, vhd, disk, by }, out);
+            }
         }
     }
 
@@ -254,6 +277,18 @@ impl Owner {
     pub fn tick(&mut self, now: Nanos, out: &mut impl OwnerOutbox) {
         self.expire_waiters(now, out);
         self.reuse.ask_for_commit(now, !self.waiters.is_empty(), out);
+    }
+
+    /// Moves that ended before they were durable (dropped content, cancelled jobs, failed disks), by the step they were at:
+    /// draining, copying, sealing, syncing, committing.
+    #[must_use]
+    pub fn moves_ended_early(&self) -> [u64; 5] {
+        self.waves.ended_early
+    }
+
+    /// What the time is for people, in seconds since the Unix epoch: for records.
+    pub fn set_wall_secs(&mut self, secs: u64) {
+        self.wall_secs = secs;
     }
 
     /// When [`Owner::tick`] has something to do; `None`: only after another message.

@@ -4,11 +4,14 @@
 use std::sync::Arc;
 
 use super::command::{CommandError, CommandId, Reply};
-use crate::base::ids::{DiskId, ReactorId, VhdId};
+use crate::base::ids::{DiskId, JobId, ReactorId, VhdId};
 use crate::base::units::SlotIndex;
+use crate::mover::messages::MoverMessage;
+use crate::placement::job::JobState;
 use crate::placement::record::VhdRecord;
 use crate::reactor::messages::ReactorMessage;
 use crate::shared::VhdState;
+use crate::shared::disk::SyncPoint;
 use crate::store::change::Change;
 use crate::store::edit::{EditId, StoreEdit};
 
@@ -33,11 +36,18 @@ pub trait OwnerOutbox {
     /// To a reactor.
     fn to_reactor(&mut self, reactor: ReactorId, message: ReactorMessage);
 
+    /// To the mover.
+    fn to_mover(&mut self, message: MoverMessage);
+
     /// To the committer. `change_handed_over` of the VHD has been called.
     fn change(&mut self, change: Change);
 
     /// To the committer: rows to write in one commit, answered by `StoreReport::EditDone`.
     fn edit(&mut self, edit: EditId, rows: Vec<StoreEdit>);
+
+    /// To the committer: what is pending for the VHD, now or later, need not wait for syncs of this disk up to this one. It is on
+    /// other disks, and moves to this one have been given up.
+    fn excuse(&mut self, vhd: VhdId, point: SyncPoint);
 
     /// To the committer: commit what is pending soon, even if no guest asks. Not answered.
     fn commit(&mut self);
@@ -143,6 +153,13 @@ pub enum Event {
         /// Bytes there are.
         capacity: u64,
     },
+    /// The disks of the VHD's layout have no room: it has grown onto another one.
+    VhdExpanded {
+        /// The VHD.
+        vhd: String,
+        /// The disk.
+        disk: String,
+    },
     /// A write of this VHD waits for room. Sent once until none of it waits any more.
     WaitingForRoom {
         /// The VHD.
@@ -161,6 +178,17 @@ pub enum Event {
         used: u64,
         /// Bytes there are.
         size: u64,
+    },
+    /// A job was created, or changed its state.
+    Job {
+        /// Its number.
+        job: JobId,
+        /// What it is for.
+        kind: &'static str,
+        /// Its state now.
+        state: JobState,
+        /// Why it stopped.
+        reason: Option<String>,
     },
     /// A thick VHD could not be given all its room: it is served as if it were thin.
     ThickIncomplete {

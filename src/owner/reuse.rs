@@ -1,6 +1,6 @@
 //! How a slot that was given back becomes free (ordering rule 2).
 //!
-//! In this order, per disk: the change that frees it is durable; every reactor has passed a fence on the disk, so that no
+//! In this order, per disk: the change that frees it is durable; every reactor and the mover have passed a fence on the disk, so that no
 //! operation that saw the old placement is in flight; the worker of the disk has punched it. Any step taken early could
 //! show one VHD's bytes to another, now or after a power cut. A disk that hangs keeps its own slots, nobody else's.
 
@@ -12,16 +12,19 @@ use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, ReactorId};
 use crate::base::limits::{DISKS_MAX, FREE_COMMIT_MILLIS, PUNCH_SLOTS_MAX, REACTORS_MAX};
 use crate::base::units::SlotIndex;
+use crate::mover::messages::{MoverMessage, WaveId};
 use crate::reactor::messages::ReactorMessage;
 
 #[derive(Debug)]
 struct Fence {
     number: u64,
-    /// Reactors (bits) that have not reached it.
+    /// Reactors (bits) that have not reached it; the bit after theirs is the mover's.
     missing: u64,
     runs: Vec<SlotRun>,
     /// The disk is new, and may be used once the fence is reached.
     opens: bool,
+    /// Moves that go on once the fence is reached.
+    waves: Vec<WaveId>,
 }
 
 #[derive(Debug, Default)]
@@ -30,17 +33,21 @@ struct DiskReuse {
     durable: Vec<SlotRun>,
     /// The next fence opens the disk.
     opening: bool,
+    /// Moves that wait for the next fence.
+    waves: Vec<WaveId>,
     /// At most one at a time.
     fence: Option<Fence>,
     punching: HashSet<SlotRun>,
 }
 
 /// What a reached fence allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reached {
     pub disk: DiskId,
     /// The disk may be used from now on.
     pub opens: bool,
+    /// Moves that waited for it.
+    pub waves: Vec<WaveId>,
 }
 
 /// All slots on their way back.
@@ -117,17 +124,26 @@ impl Reuse {
         self.begin_fence(disk, out)
     }
 
+    /// The moves go on when everything that saw an older placement on the disk has completed.
+    pub fn fence_for(&mut self, wave: WaveId, disk: DiskId, out: &mut impl OwnerOutbox) {
+        self.disks[disk.index()].waves.push(wave);
+        self.begin_fence(disk, out);
+    }
+
     fn begin_fence(&mut self, id: DiskId, out: &mut impl OwnerOutbox) -> Option<Reached> {
         let disk = &mut self.disks[id.index()];
-        if disk.fence.is_some() || (disk.durable.is_empty() && !disk.opening) {
+        let nothing = disk.durable.is_empty() && !disk.opening && disk.waves.is_empty();
+        if disk.fence.is_some() || nothing {
             return None;
         }
         let number = self.next_fence;
         self.next_fence += 1;
         let runs = std::mem::take(&mut disk.durable);
         let opens = std::mem::take(&mut disk.opening);
-        let missing = if self.reactors == 0 { 0 } else { u64::MAX >> (64 - self.reactors) };
-        disk.fence = Some(Fence { number, missing, runs, opens });
+        let waves = std::mem::take(&mut disk.waves);
+        let missing = u64::MAX >> (63 - self.reactors);
+        disk.fence = Some(Fence { number, missing, runs, opens, waves });
+        out.to_mover(MoverMessage::Fence { fence: number, disk: id });
         for reactor in 0..self.reactors {
             out.to_reactor(ReactorId(reactor), ReactorMessage::Fence { fence: number, disk: id });
         }
@@ -135,7 +151,12 @@ impl Reuse {
         if self.skip_fences {
             return self.pass(id, out);
         }
-        if missing == 0 { self.pass(id, out) } else { None }
+        None
+    }
+
+    /// The number by which the mover answers fences.
+    pub fn mover(&self) -> ReactorId {
+        ReactorId(self.reactors)
     }
 
     /// A reactor reached a fence. `Some` if it was the last one.
@@ -164,7 +185,7 @@ impl Reuse {
                 out.punch(id, part);
             }
         }
-        Some(Reached { disk: id, opens: fence.opens })
+        Some(Reached { disk: id, opens: fence.opens, waves: fence.waves })
     }
 
     /// The worker is done with a run, which may be released now.

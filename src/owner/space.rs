@@ -35,6 +35,12 @@ impl DiskSpace {
         if self.open && !self.state.is_failed() { self.slots.free() - self.reserved } else { 0 }
     }
 
+    /// Slots that hold something, or can. A disk that has failed has no room.
+    pub fn capacity(&self) -> u32 {
+        let empty = if self.state.is_failed() { self.slots.free() - self.reserved } else { 0 };
+        self.slots.slots() - empty
+    }
+
     /// The slots.
     pub fn slots(&self) -> &SlotAllocator {
         &self.slots

@@ -12,6 +12,7 @@ use super::outbox::SlotRun;
 use super::*;
 use crate::base::ids::{DiskId, ReactorId};
 use crate::base::units::{BlockMask, ExtentIndex, SlotIndex};
+use crate::mover::messages::{MoverMessage, MoverReport};
 use crate::placement::record::{Accept, DiskRecord, WhenFull};
 use crate::reactor::messages::AllocateError;
 use crate::store::change::{Change, ChangeKind};
@@ -21,6 +22,8 @@ use crate::store::edit::StoreEdit;
 #[derive(Default)]
 struct Mail {
     reactors: Vec<(ReactorId, ReactorMessage)>,
+    mover: Vec<MoverMessage>,
+    excused: Vec<(VhdId, crate::shared::disk::SyncPoint)>,
     changes: Vec<Change>,
     edits: Vec<(EditId, Vec<StoreEdit>)>,
     commits: u32,
@@ -38,12 +41,20 @@ impl OwnerOutbox for Mail {
         self.reactors.push((reactor, message));
     }
 
+    fn to_mover(&mut self, message: MoverMessage) {
+        self.mover.push(message);
+    }
+
     fn change(&mut self, change: Change) {
         self.changes.push(change);
     }
 
     fn edit(&mut self, edit: EditId, rows: Vec<StoreEdit>) {
         self.edits.push((edit, rows));
+    }
+
+    fn excuse(&mut self, vhd: VhdId, point: crate::shared::disk::SyncPoint) {
+        self.excused.push((vhd, point));
     }
 
     fn commit(&mut self) {
@@ -113,6 +124,7 @@ fn create(name: &str, extents: u64, layout: LayoutRequest) -> CreateVhd {
         socket_owner: None,
         socket_mode: 0o660,
         when_full: WhenFull::Queue { secs: 60 },
+        expand: None,
     }
 }
 
@@ -205,7 +217,7 @@ impl World {
     fn discard(&mut self, vhd: &VhdInfo, extent: u32) {
         let extent = ExtentIndex(extent);
         let map = &vhd.state.map;
-        map.claim_and_clear(extent, BlockMask::ALL, map.lookup(extent).generation).unwrap();
+        map.claim_and_clear(extent, BlockMask::ALL, map.lookup(extent).version).unwrap();
         let request = OwnerRequest::Free { reactor: ReactorId(0), ticket: 5, vhd: vhd.record.id, extent };
         self.owner.handle_reactor(request, self.now, &mut self.mail);
         assert!(matches!(self.mail.reactors.pop(), Some((ReactorId(0), ReactorMessage::Freed { ticket: 5 }))));
@@ -236,7 +248,21 @@ impl World {
         fences
     }
 
+    /// The mover has nothing in flight.
+    fn mover_reaches_fences(&mut self) {
+        let fence = |message: &MoverMessage| match message {
+            MoverMessage::Fence { fence, .. } => Some(*fence),
+            _ => None,
+        };
+        let fences: Vec<u64> = self.mail.mover.iter().filter_map(fence).collect();
+        self.mail.mover.retain(|message| fence(message).is_none());
+        for fence in fences {
+            self.owner.handle_mover(MoverReport::FenceReached { fence }, self.now, &mut self.mail);
+        }
+    }
+
     fn reach(&mut self, reactor: u16, fence: u64) {
+        self.mover_reaches_fences();
         let request = OwnerRequest::FenceReached { reactor: ReactorId(reactor), fence };
         self.owner.handle_reactor(request, self.now, &mut self.mail);
     }

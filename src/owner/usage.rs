@@ -31,10 +31,9 @@ impl Usage {
         let geometry = self.geometry;
         let of_disk = space.disk(disk);
         let name = || Some(of_disk.state.name.clone());
-        let slots = u64::from(of_disk.slots().slots());
+        let slots = u64::from(of_disk.capacity());
         compare(&mut self.disks[disk.index()], geometry, taken(of_disk), slots, name, out);
-        let (used, slots) =
-            space.iter().fold((0, 0), |sum, d| (sum.0 + taken(d), sum.1 + u64::from(d.slots().slots())));
+        let (used, slots) = space.iter().fold((0, 0), |sum, d| (sum.0 + taken(d), sum.1 + u64::from(d.capacity())));
         compare(&mut self.pool, geometry, used, slots, || None, out);
     }
 }

@@ -8,7 +8,7 @@ use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::DISKS_MAX;
 use crate::base::units::{ExtentIndex, Geometry};
 use crate::placement::layout::{Candidate, choose_disk};
-use crate::placement::record::{Layout, VhdRecord};
+use crate::placement::record::{Expand, Layout, VhdRecord};
 use crate::placement::view::VhdMap;
 use crate::placement::{Replica, ReplicaSet};
 use crate::shared::VhdState;
@@ -140,6 +140,36 @@ impl Vhd {
         Some(replicas)
     }
 
+    /// Whether it grows onto other disks, if `of_pool` is what the pool says.
+    pub fn expands(&self, of_pool: Option<Expand>) -> bool {
+        let spanned = matches!(self.record.layout, Layout::Spanned { .. });
+        let default = if spanned { Expand::Auto } else { Expand::Never };
+        self.record.expand.or(of_pool).unwrap_or(default) == Expand::Auto
+    }
+
+    /// As [`Vhd::place`], outside of its layout, if it may grow: on the disk with the most room that accepts spanned VHDs. With
+    /// the disk, and whether it had nothing there before.
+    pub fn place_beyond(
+        &mut self,
+        extent: ExtentIndex,
+        space: &mut Space,
+        of_pool: Option<Expand>,
+    ) -> Option<(ReplicaSet, DiskId, bool)> {
+        if !self.expands(of_pool) {
+            return None;
+        }
+        let layout = self.record.layout.disks();
+        let outside = space.iter().filter(|disk| disk.accept.spanned() && !layout.contains(disk.state.id));
+        let roomiest = outside.max_by_key(|disk| (disk.free(), std::cmp::Reverse(disk.state.id)))?.state.id;
+        let ideal = self.ideal(extent, roomiest, space);
+        let slot = space.take(roomiest, &ideal, false)?;
+        let first = self.counts[roomiest.index()] == 0;
+        self.counts[roomiest.index()] += 1;
+        let replicas = ReplicaSet::single(roomiest, slot);
+        self.state.map.place(extent, replicas);
+        Some((replicas, roomiest, first))
+    }
+
     /// After a restart: takes the slots of all placed extents.
     ///
     /// # Errors
@@ -194,11 +224,12 @@ impl Vhds {
         Some(vhd)
     }
 
-    /// The record of a VHD has changed, maybe its name.
-    pub fn replace_record(&mut self, record: VhdRecord) {
+    /// The record of a VHD has changed, maybe its name or layout.
+    pub fn replace_record(&mut self, record: VhdRecord, space: &Space) {
         let vhd = self.vhds.get_mut(&record.id).expect("commands follow one another");
         self.names.remove(&vhd.record.name);
         self.names.insert(record.name.clone(), record.id);
+        vhd.layout_slots = layout_slots(&record.layout, space);
         vhd.record = record;
     }
 

@@ -66,7 +66,8 @@ impl DiskRoom {
     }
 
     /// What is left when all VHDs have been written all over; negative when they cannot.
-    fn headroom(&self) -> i128 {
+    #[must_use]
+    pub fn headroom(&self) -> i128 {
         i128::from(self.free) - i128::from(self.promised)
     }
 }

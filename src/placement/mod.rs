@@ -8,12 +8,13 @@
 pub mod allocator;
 pub mod check;
 pub mod homes;
+pub mod job;
 pub mod layout;
 pub mod record;
 pub mod view;
 
 use crate::base::ids::DiskId;
-use crate::base::limits::REPLICAS_MAX;
+use crate::base::limits::COPIES_MAX;
 use crate::base::units::SlotIndex;
 
 /// Whether a replica holds what was last written.
@@ -21,10 +22,21 @@ use crate::base::units::SlotIndex;
 pub enum ReplicaState {
     /// Holds every completed write: may be read.
     InSync,
-    /// Is being filled: is written, never read.
+    /// Is being filled by a move: is written, never read. An error of its disk ends the move and is nobody's else.
     Syncing,
+    /// Has been filled by a move, and is about to take its place in the table: is written and synced like one in sync, and not
+    /// read yet. Only in memory: the table on disk has the old place or the new one.
+    Sealing,
     /// Missed a write: neither read nor written until it is filled again.
     Stale,
+}
+
+impl ReplicaState {
+    /// Whether the replica is being made by a move.
+    #[must_use]
+    pub fn is_moving(self) -> bool {
+        matches!(self, ReplicaState::Syncing | ReplicaState::Sealing)
+    }
 }
 
 /// One copy of an extent.
@@ -38,15 +50,15 @@ pub struct Replica {
     pub state: ReplicaState,
 }
 
-/// The copies of one extent: none (absent) to three, on different disks.
+/// The copies of one extent: none (absent) to three, on different disks; while it is being moved, one more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ReplicaSet {
-    replicas: [Option<Replica>; REPLICAS_MAX],
+    replicas: [Option<Replica>; COPIES_MAX],
 }
 
 impl ReplicaSet {
     /// No copy: the extent is absent and reads as zeros.
-    pub const ABSENT: ReplicaSet = ReplicaSet { replicas: [None; REPLICAS_MAX] };
+    pub const ABSENT: ReplicaSet = ReplicaSet { replicas: [None; COPIES_MAX] };
 
     /// One in-sync copy.
     #[must_use]
@@ -62,7 +74,7 @@ impl ReplicaSet {
     /// If the set is full or has a copy on that disk.
     pub fn push(&mut self, replica: Replica) {
         assert!(self.on(replica.disk).is_none(), "two replicas of an extent on one disk");
-        let room = self.replicas.iter_mut().find(|r| r.is_none()).expect("at most three replicas");
+        let room = self.replicas.iter_mut().find(|r| r.is_none()).expect("at most three replicas, and one being moved");
         *room = Some(replica);
     }
 
@@ -75,6 +87,28 @@ impl ReplicaSet {
     #[must_use]
     pub fn on(&self, disk: DiskId) -> Option<Replica> {
         self.iter().find(|r| r.disk == disk)
+    }
+
+    /// The copies without those that a move is making: what the table on disk says.
+    #[must_use]
+    pub fn settled(&self) -> ReplicaSet {
+        let mut set = ReplicaSet::ABSENT;
+        self.iter().filter(|r| !r.state.is_moving()).for_each(|r| set.push(r));
+        set
+    }
+
+    /// Whether a move is making a copy.
+    #[must_use]
+    pub fn is_moving(&self) -> bool {
+        self.iter().any(|r| r.state.is_moving())
+    }
+
+    /// The copies without the one on `disk`.
+    #[must_use]
+    pub fn without(&self, disk: DiskId) -> ReplicaSet {
+        let mut set = ReplicaSet::ABSENT;
+        self.iter().filter(|r| r.disk != disk).for_each(|r| set.push(r));
+        set
     }
 
     /// Whether there is no copy.

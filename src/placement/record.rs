@@ -1,15 +1,15 @@
-//! What the placement store says about the pool and about each VHD, apart from where extents are.
+//! What the placement store says about the pool and about each VHD, apart from where extents are. Jobs: [`super::job`].
 //!
 //! Records are stored as JSON: they are few, small, read once, and a person may have to read them in a metadata dump.
 //! Unknown fields are refused: an older program must not drop what a newer one wrote.
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::ids::{self, DiskId, DiskSet, NameError, VhdId};
+use crate::base::ids::{self, DiskId, DiskSet, JobId, NameError, VhdId};
 use crate::base::limits::{DISKS_MAX, QUEUES_MAX, VHD_SIZE_MAX, WHEN_FULL_WAIT_SECS_DEFAULT};
 use crate::base::units::Geometry;
 
-/// Version of both record formats. Raised when a field changes its meaning or a new one must not be ignored.
+/// Version of all record formats. Raised when a field changes its meaning or a new one must not be ignored.
 pub const RECORD_VERSION: u32 = 1;
 
 /// Why a record cannot be used.
@@ -18,7 +18,7 @@ pub enum RecordError {
     /// Not JSON, or not this record.
     #[error("a {what} record of the placement store cannot be read")]
     Syntax {
-        /// "pool" or "VHD".
+        /// "pool", "VHD" or "job".
         what: &'static str,
         /// What the parser said.
         source: serde_json::Error,
@@ -29,7 +29,7 @@ pub enum RecordError {
          use the version of spanblk that wrote it, or a newer one"
     )]
     Version {
-        /// "pool" or "VHD".
+        /// "pool", "VHD" or "job".
         what: &'static str,
         /// The version in the record.
         found: u32,
@@ -45,7 +45,7 @@ pub enum RecordError {
     /// A field has a value that no command could have given it.
     #[error("the record of {subject} has an impossible {field}: {value}")]
     Impossible {
-        /// Name of the pool, disk or VHD.
+        /// Name of the pool, disk or VHD, or the number of the job.
         subject: String,
         /// The field.
         field: &'static str,
@@ -126,15 +126,32 @@ pub struct PoolRecord {
     pub extent_size: u64,
     /// Identifier of the next VHD. Identifiers are never reused, so that a late change for a deleted VHD cannot hit another.
     pub next_vhd_id: VhdId,
+    /// Identifier of the next job; never reused either. Left out before the first job, so that programs which know no jobs
+    /// read the pools that have had none, and refuse the others.
+    #[serde(default = "first_job", skip_serializing_if = "is_first_job")]
+    pub next_job_id: JobId,
+    /// Whether VHDs that do not say grow onto other disks; `None`: spanned ones do, isolated ones do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expand: Option<Expand>,
     /// The disks, by identifier.
     pub disks: Vec<DiskRecord>,
 }
 
+fn first_job() -> JobId {
+    JobId(1)
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_first_job(id: &JobId) -> bool {
+    *id == first_job()
+}
+
 impl PoolRecord {
-    /// A pool without VHDs.
+    /// A pool without VHDs and jobs.
     #[must_use]
     pub fn new(uuid: uuid::Uuid, extent_size: u64, disks: Vec<DiskRecord>) -> PoolRecord {
-        PoolRecord { version: RECORD_VERSION, uuid, extent_size, next_vhd_id: VhdId(1), disks }
+        let (next_vhd_id, next_job_id) = (VhdId(1), first_job());
+        PoolRecord { version: RECORD_VERSION, uuid, extent_size, next_vhd_id, next_job_id, expand: None, disks }
     }
 
     /// The disk with this identifier.
@@ -254,6 +271,19 @@ impl Layout {
             Layout::Spanned { .. } => "spanned",
         }
     }
+
+    /// Checks the layout in the record of `subject`.
+    pub(super) fn check(&self, subject: &str) -> Result<(), RecordError> {
+        let ids: &[DiskId] = match self {
+            Layout::Isolated { disk, .. } => std::slice::from_ref(disk),
+            Layout::Spanned { disks, .. } => disks,
+        };
+        let in_range = ids.iter().all(|id| usize::from(id.0) < DISKS_MAX);
+        if ids.is_empty() || !in_range || !ids.is_sorted_by(|a, b| a < b) {
+            return Err(impossible(subject, "set of disks", format!("{ids:?}")));
+        }
+        Ok(())
+    }
 }
 
 /// What becomes of a write that finds no room.
@@ -273,6 +303,16 @@ impl Default for WhenFull {
     fn default() -> WhenFull {
         WhenFull::Queue { secs: WHEN_FULL_WAIT_SECS_DEFAULT }
     }
+}
+
+/// Whether a VHD grows onto another disk by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Expand {
+    /// It stays on the disks of its layout.
+    Never,
+    /// When they have no room for a write, the extent goes to the disk with the most room, if its role allows it.
+    Auto,
 }
 
 /// Who owns a vhost-user socket: names or numbers, resolved when the socket is made.
@@ -317,6 +357,9 @@ pub struct VhdRecord {
     pub socket_mode: u32,
     /// What becomes of a write that finds no room.
     pub when_full: WhenFull,
+    /// Whether it grows onto other disks; `None`: as the pool says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expand: Option<Expand>,
     /// When it was created, in seconds since the Unix epoch.
     pub created: u64,
     /// The cache mode that its guest last chose; true is writeback. It outlives the daemon, so that a guest which chose
@@ -379,23 +422,11 @@ impl VhdRecord {
         if self.socket_mode & !0o777 != 0 {
             return bad("socket mode", self.socket_mode.into());
         }
-        self.check_layout()
-    }
-
-    fn check_layout(&self) -> Result<(), RecordError> {
-        let ids: &[DiskId] = match &self.layout {
-            Layout::Isolated { disk, .. } => std::slice::from_ref(disk),
-            Layout::Spanned { disks, .. } => disks,
-        };
-        let in_range = ids.iter().all(|id| usize::from(id.0) < DISKS_MAX);
-        if ids.is_empty() || !in_range || !ids.is_sorted_by(|a, b| a < b) {
-            return Err(impossible(&self.name, "set of disks", format!("{ids:?}")));
-        }
-        Ok(())
+        self.layout.check(&self.name)
     }
 }
 
-fn impossible(subject: &str, field: &'static str, value: impl ToString) -> RecordError {
+pub(super) fn impossible(subject: &str, field: &'static str, value: impl ToString) -> RecordError {
     RecordError::Impossible { subject: subject.to_owned(), field, value: value.to_string() }
 }
 
@@ -405,7 +436,7 @@ struct Version {
     version: u32,
 }
 
-fn decode<T: for<'a> Deserialize<'a>>(what: &'static str, bytes: &[u8]) -> Result<T, RecordError> {
+pub(super) fn decode<T: for<'a> Deserialize<'a>>(what: &'static str, bytes: &[u8]) -> Result<T, RecordError> {
     let syntax = |source| RecordError::Syntax { what, source };
     let Version { version } = serde_json::from_slice(bytes).map_err(syntax)?;
     if version != RECORD_VERSION {

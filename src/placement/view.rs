@@ -1,10 +1,10 @@
 //! The lock-free view of one VHD's placement, read by reactors on every request.
 //!
-//! Per extent: up to three replica words and a generation (written by the owner only), and one word of present and claim
-//! bits (changed by reactors with compare-and-swap). The arrays are zeroed anonymous memory, so that untouched parts of
+//! Per extent: up to four replica words and a version (written by the owner only), and one word of present and claim bits
+//! (changed by reactors and the mover with compare-and-swap). The arrays are zeroed anonymous memory, so that untouched parts of
 //! a large thin VHD cost no memory.
 //!
-//! Reading order matters: replicas first, bits second, then both are confirmed by reading the generation again. The other
+//! Reading order matters: replicas first, bits second, then both are confirmed by reading the version again. The other
 //! way round, old present bits could be combined with a new slot that holds a stranger's bytes.
 
 use std::sync::OnceLock;
@@ -12,12 +12,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use super::{Replica, ReplicaSet, ReplicaState};
 use crate::base::ids::DiskId;
-use crate::base::limits::REPLICAS_MAX;
+use crate::base::limits::{COPIES_MAX, GENERATION_MAX};
 use crate::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};
 
 const STATE_IN_SYNC: u64 = 1;
 const STATE_SYNCING: u64 = 2;
 const STATE_STALE: u64 = 3;
+const STATE_SEALING: u64 = 4;
 
 /// What one lookup saw, all of it at one instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +29,53 @@ pub struct Lookup {
     pub present: BlockMask,
     /// Blocks claimed by a first write or a discard in progress.
     pub claimed: BlockMask,
-    /// Raised whenever the extent is dropped or its replicas change.
+    /// Raised whenever the extent is placed or dropped, but not when it is moved: it names the content.
     pub generation: Generation,
+    /// Changes whenever the generation or the replicas do.
+    pub version: Version,
+}
+
+/// A moment in the life of one extent's placement: equal versions, equal replicas.
+///
+/// The word has the generation in bits 4.. (halved: generations are even), in bits 1..4 a counter of moves within the
+/// generation, and bit 0 is set while the owner changes the replica words. Three bits are enough for the counter: a
+/// reactor that held on to a version over two changes would have to have passed the fence between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version(u32);
+
+const CHANGING: u32 = 1;
+const MOVE: u32 = 1 << 1;
+const MOVES: u32 = 7 << 1;
+const GENERATION_SHIFT: u32 = 4;
+
+const _: () = assert!(GENERATION_MAX / 2 + 2 < 1 << (u32::BITS - GENERATION_SHIFT));
+
+impl Version {
+    /// That of an extent that has not been moved since its generation began.
+    ///
+    /// # Panics
+    /// If the generation is not legal.
+    #[must_use]
+    pub fn of(generation: Generation) -> Version {
+        assert!(generation.is_legal());
+        Version((generation.0 / 2) << GENERATION_SHIFT)
+    }
+
+    fn generation(self) -> Generation {
+        Generation((self.0 >> GENERATION_SHIFT) * 2)
+    }
+
+    fn is_changing(self) -> bool {
+        self.0 & CHANGING != 0
+    }
+
+    fn next_generation(self) -> Version {
+        Version(((self.0 >> GENERATION_SHIFT) + 1) << GENERATION_SHIFT)
+    }
+
+    fn next_move(self) -> Version {
+        Version(self.0 & !MOVES | self.0.wrapping_add(MOVE) & MOVES)
+    }
 }
 
 /// Why blocks could not be claimed.
@@ -45,9 +91,9 @@ pub enum ClaimError {
 /// The placement of one VHD.
 pub struct VhdMap {
     extents: u32,
-    replicas: [OnceLock<Box<[AtomicU64]>>; REPLICAS_MAX],
+    replicas: [OnceLock<Box<[AtomicU64]>>; COPIES_MAX],
     bits: Box<[AtomicU64]>,
-    generations: Box<[AtomicU32]>,
+    versions: Box<[AtomicU32]>,
 }
 
 impl VhdMap {
@@ -56,9 +102,9 @@ impl VhdMap {
     pub fn new(extents: u32) -> VhdMap {
         let map = VhdMap {
             extents,
-            replicas: [const { OnceLock::new() }; REPLICAS_MAX],
+            replicas: [const { OnceLock::new() }; COPIES_MAX],
             bits: zeroed(extents),
-            generations: zeroed(extents),
+            versions: zeroed(extents),
         };
         map.replicas[0].get_or_init(|| zeroed(extents));
         map
@@ -74,16 +120,16 @@ impl VhdMap {
     #[must_use]
     pub fn lookup(&self, extent: ExtentIndex) -> Lookup {
         loop {
-            let generation = self.generation(extent);
-            if generation.0 & 1 == 0 {
+            let version = self.version(extent);
+            if !version.is_changing() {
                 let replicas = self.replicas_of(extent);
                 let (present, claimed) = unpack_bits(self.bits(extent).load(Ordering::Acquire));
                 fence(Ordering::Acquire);
-                if self.generation(extent) == generation {
-                    return Lookup { replicas, present, claimed, generation };
+                if self.version(extent) == version {
+                    return Lookup { replicas, present, claimed, generation: version.generation(), version };
                 }
             }
-            // The owner is between two stores: rare (an extent is placed or dropped) and a few instructions long.
+            // The owner is between two stores: rare (an extent is placed, moved or dropped) and a few instructions long.
             std::thread::yield_now();
         }
     }
@@ -91,8 +137,8 @@ impl VhdMap {
     /// Claims `blocks`, none of which may be present or claimed, for a first write.
     ///
     /// # Errors
-    /// [`ClaimError::Busy`] if one is claimed, [`ClaimError::Changed`] if one has become present or the generation moved.
-    pub fn claim_absent(&self, extent: ExtentIndex, blocks: BlockMask, seen: Generation) -> Result<(), ClaimError> {
+    /// [`ClaimError::Busy`] if one is claimed, [`ClaimError::Changed`] if one has become present or the version has changed.
+    pub fn claim_absent(&self, extent: ExtentIndex, blocks: BlockMask, seen: Version) -> Result<(), ClaimError> {
         self.claim(extent, blocks, seen, |present| present.and(blocks).is_empty(), |present| present)
     }
 
@@ -105,7 +151,7 @@ impl VhdMap {
         &self,
         extent: ExtentIndex,
         blocks: BlockMask,
-        seen: Generation,
+        seen: Version,
     ) -> Result<BlockMask, ClaimError> {
         let mut cleared = BlockMask::NONE;
         self.claim(
@@ -125,7 +171,7 @@ impl VhdMap {
     ///
     /// # Errors
     /// As [`VhdMap::claim_and_clear`].
-    pub fn claim_any(&self, extent: ExtentIndex, blocks: BlockMask, seen: Generation) -> Result<BlockMask, ClaimError> {
+    pub fn claim_any(&self, extent: ExtentIndex, blocks: BlockMask, seen: Version) -> Result<BlockMask, ClaimError> {
         let mut found = BlockMask::NONE;
         self.claim(
             extent,
@@ -144,7 +190,7 @@ impl VhdMap {
         &self,
         extent: ExtentIndex,
         blocks: BlockMask,
-        seen: Generation,
+        seen: Version,
         mut allowed: impl FnMut(BlockMask) -> bool,
         new_present: impl Fn(BlockMask) -> BlockMask,
     ) -> Result<(), ClaimError> {
@@ -156,15 +202,15 @@ impl VhdMap {
             if !claimed.and(blocks).is_empty() {
                 return Err(ClaimError::Busy);
             }
-            if self.generation(extent) != seen || !allowed(present) {
+            if self.version(extent) != seen || !allowed(present) {
                 return Err(ClaimError::Changed);
             }
             let next = pack_bits(new_present(present), claimed.or(blocks));
             match word.compare_exchange_weak(current, next, Ordering::AcqRel, Ordering::Acquire) {
                 // The owner drops an extent only while all its blocks are claimed, so a claim that was won under the
-                // generation that was seen holds; one that lost the race (the extent was dropped, placed and written
+                // version that was seen holds; one that lost the race (the extent was dropped, placed and written
                 // again to the very same bits since they were read) is given back, with the bits that it took away.
-                Ok(_) if self.generation(extent) == seen => return Ok(()),
+                Ok(_) if self.version(extent) == seen => return Ok(()),
                 Ok(_) => {
                     self.release(extent, blocks, present.and(blocks));
                     return Err(ClaimError::Changed);
@@ -206,7 +252,14 @@ impl VhdMap {
 
     /// Owner only: places an extent. Present bits are as they were (none, for an absent extent).
     pub fn place(&self, extent: ExtentIndex, replicas: ReplicaSet) {
-        self.change(extent, || self.store_replicas(extent, replicas));
+        self.change(extent, Version::next_generation, || self.store_replicas(extent, replicas));
+    }
+
+    /// Owner only: a move adds a copy to a placed extent, takes one away, or changes the state of one. Claims that are held
+    /// stay valid; nobody can claim under an older lookup.
+    pub fn set_replicas(&self, extent: ExtentIndex, replicas: ReplicaSet) {
+        assert!(!replicas.settled().is_absent(), "an extent keeps a copy while it is moved");
+        self.change(extent, Version::next_move, || self.store_replicas(extent, replicas));
     }
 
     /// Owner only: drops an extent. All its blocks must be claimed by the discard that asked for it, and cleared.
@@ -216,29 +269,29 @@ impl VhdMap {
             present.is_empty() && claimed == BlockMask::ALL,
             "an extent is dropped under a claim on all its blocks"
         );
-        self.change(extent, || self.store_replicas(extent, ReplicaSet::ABSENT));
+        self.change(extent, Version::next_generation, || self.store_replicas(extent, ReplicaSet::ABSENT));
     }
 
     /// Owner only, before any reactor sees the map: sets an extent as the store has it.
     pub fn restore(&self, extent: ExtentIndex, replicas: ReplicaSet, present: BlockMask, generation: Generation) {
-        assert!(generation.0 & 1 == 0);
+        let version = Version::of(generation);
         self.store_replicas(extent, replicas);
         self.bits(extent).store(pack_bits(present, BlockMask::NONE), Ordering::Release);
-        self.generations[extent.0 as usize].store(generation.0, Ordering::Release);
+        self.versions[extent.0 as usize].store(version.0, Ordering::Release);
     }
 
-    /// The generation is odd while the replica words change: a reader that sees it odd or moved reads again.
-    fn change(&self, extent: ExtentIndex, store: impl FnOnce()) {
-        let word = &self.generations[extent.0 as usize];
-        let before = word.fetch_add(1, Ordering::AcqRel);
-        assert!(before & 1 == 0, "two owners change one extent");
+    /// The version says so while the replica words change: a reader that sees that, or that it moved, reads again.
+    fn change(&self, extent: ExtentIndex, next: fn(Version) -> Version, store: impl FnOnce()) {
+        let word = &self.versions[extent.0 as usize];
+        let before = Version(word.fetch_or(CHANGING, Ordering::AcqRel));
+        assert!(!before.is_changing(), "two owners change one extent");
         fence(Ordering::Release);
         store();
-        word.fetch_add(1, Ordering::AcqRel);
+        word.store(next(before).0, Ordering::Release);
     }
 
-    fn generation(&self, extent: ExtentIndex) -> Generation {
-        Generation(self.generations[extent.0 as usize].load(Ordering::Acquire))
+    fn version(&self, extent: ExtentIndex) -> Version {
+        Version(self.versions[extent.0 as usize].load(Ordering::Acquire))
     }
 
     fn bits(&self, extent: ExtentIndex) -> &AtomicU64 {
@@ -251,7 +304,7 @@ impl VhdMap {
             let Some(words) = words.get() else { break };
             match unpack_replica(words[extent.0 as usize].load(Ordering::Acquire)) {
                 Some(replica) if set.on(replica.disk).is_none() => set.push(replica),
-                // Empty, or two words of different moments; the generation tells the reader to look again.
+                // Empty, or two words of different moments; the version tells the reader to look again.
                 _ => break,
             }
         }
@@ -295,6 +348,7 @@ pub fn pack_replica(replica: Replica) -> u64 {
     let state = match replica.state {
         ReplicaState::InSync => STATE_IN_SYNC,
         ReplicaState::Syncing => STATE_SYNCING,
+        ReplicaState::Sealing => STATE_SEALING,
         ReplicaState::Stale => STATE_STALE,
     };
     state << 56 | u64::from(replica.disk.0) << 48 | u64::from(replica.slot.0)
@@ -308,6 +362,7 @@ pub fn unpack_replica(word: u64) -> Option<Replica> {
         STATE_IN_SYNC => ReplicaState::InSync,
         STATE_SYNCING => ReplicaState::Syncing,
         STATE_STALE => ReplicaState::Stale,
+        STATE_SEALING => ReplicaState::Sealing,
         _ => return None,
     };
     let disk = DiskId((word >> 48) as u8);

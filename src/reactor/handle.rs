@@ -1,4 +1,4 @@
-//! What everybody else has of a reactor.
+//! What everybody else has of a reactor, or of another thread that waits in its ring.
 
 use std::sync::Arc;
 
@@ -8,20 +8,25 @@ use super::inbox::Doorbell;
 use super::messages::ReactorMessage;
 
 /// Sends messages to one reactor. Cheap to clone; never blocks.
-#[derive(Clone)]
-pub struct ReactorHandle {
-    messages: Sender<ReactorMessage>,
+pub struct ReactorHandle<M = ReactorMessage> {
+    messages: Sender<M>,
     doorbell: Arc<Doorbell>,
 }
 
-impl ReactorHandle {
-    pub(super) fn new(messages: Sender<ReactorMessage>, doorbell: Arc<Doorbell>) -> ReactorHandle {
+impl<M> Clone for ReactorHandle<M> {
+    fn clone(&self) -> Self {
+        ReactorHandle { messages: self.messages.clone(), doorbell: Arc::clone(&self.doorbell) }
+    }
+}
+
+impl<M> ReactorHandle<M> {
+    pub(super) fn new(messages: Sender<M>, doorbell: Arc<Doorbell>) -> Self {
         ReactorHandle { messages, doorbell }
     }
 
     /// Queues a message, and wakes the reactor if it sleeps. Messages of one sender arrive in order. After the reactor has
     /// ended, messages are dropped (and so are the reply channels in them).
-    pub fn send(&self, message: ReactorMessage) {
+    pub fn send(&self, message: M) {
         if self.messages.send(message).is_ok() {
             self.doorbell.ring();
         }

@@ -1,4 +1,5 @@
-//! A reactor's queue of messages: many senders, one reactor, woken through its ring only when it sleeps.
+//! A queue of messages to a thread that waits in its ring, such as a reactor: many senders, one receiver, woken only when it
+//! sleeps.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -32,8 +33,8 @@ impl Doorbell {
 }
 
 /// The reactor's end.
-pub struct Inbox {
-    messages: Receiver<ReactorMessage>,
+pub struct Inbox<M = ReactorMessage> {
+    messages: Receiver<M>,
     doorbell: Arc<Doorbell>,
 }
 
@@ -41,17 +42,17 @@ pub struct Inbox {
 ///
 /// # Errors
 /// No eventfd could be made (too many open files).
-pub fn channel() -> io::Result<(ReactorHandle, Inbox)> {
-    let (sender, messages): (Sender<ReactorMessage>, _) = crossbeam_channel::unbounded();
+pub fn channel<M>() -> io::Result<(ReactorHandle<M>, Inbox<M>)> {
+    let (sender, messages): (Sender<M>, _) = crossbeam_channel::unbounded();
     let eventfd = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
     let doorbell = Arc::new(Doorbell { sleeping: AtomicBool::new(false), eventfd });
     Ok((ReactorHandle::new(sender, Arc::clone(&doorbell)), Inbox { messages, doorbell }))
 }
 
-impl Inbox {
+impl<M> Inbox<M> {
     /// The next message.
     #[must_use]
-    pub fn take(&self) -> Option<ReactorMessage> {
+    pub fn take(&self) -> Option<M> {
         self.messages.try_recv().ok()
     }
 
@@ -80,7 +81,7 @@ impl Inbox {
     }
 }
 
-impl AsFd for Inbox {
+impl<M> AsFd for Inbox<M> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.wake_fd()
     }

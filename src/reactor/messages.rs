@@ -44,6 +44,18 @@ pub enum OwnerRequest {
         /// Which fence.
         fence: u64,
     },
+    /// A copy that a move is making missed a write or a sync of a guest: give it up, unless it is the extent's place by now.
+    /// Answered by [`ReactorMessage::CopyDropped`]; the guest waits.
+    CopyMissed {
+        /// Who asks.
+        reactor: ReactorId,
+        /// The VHD.
+        vhd: VhdId,
+        /// The disk of the copy.
+        disk: DiskId,
+        /// What waits.
+        by: MissedBy,
+    },
     /// A host disk gave an error (counted; the owner decides what it means).
     DiskError {
         /// The disk.
@@ -52,6 +64,25 @@ pub enum OwnerRequest {
         error: crate::engine::IoError,
         /// Whether it was a sync, after which the disk is failed for good.
         sync: bool,
+    },
+}
+
+/// What of a reactor waits for the answer about a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MissedBy {
+    /// A write that the other copies have.
+    Write {
+        /// The reactor's name for it.
+        piece: u32,
+        /// The extent.
+        extent: ExtentIndex,
+    },
+    /// A FLUSH, or a write in cache mode writethrough.
+    Flush {
+        /// The reactor's name for the request.
+        ticket: u64,
+        /// The disk that it was to be durable on.
+        disk: DiskId,
     },
 }
 
@@ -87,10 +118,17 @@ pub enum ReactorMessage {
         /// Whether the changes are durable.
         ok: bool,
     },
-    /// Another reactor released a claim of this VHD: look again.
+    /// Another reactor, or the mover, released a claim of this VHD: look again.
     ClaimReleased {
         /// The VHD.
         vhd: VhdId,
+    },
+    /// Answer to [`OwnerRequest::CopyMissed`].
+    CopyDropped {
+        /// What waits.
+        by: MissedBy,
+        /// The copy has been given up; false: it is the extent's place by now, which lacks the data.
+        ok: bool,
     },
     /// Answer with [`OwnerRequest::FenceReached`] once every operation on `disk` whose place was looked up before this
     /// message has completed (submitted ones, and ones that wait for an engine slot and will not look up again).

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::base::ids::DiskId;
 use crate::base::limits::REACTORS_MAX;
-use crate::metrics::IoMetricsSet;
+use crate::metrics::{IoMetrics, IoMetricsSet};
 
 /// Number of a sync of one host disk, counted in the order in which they begin. 0 comes before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,8 +41,10 @@ pub struct DiskState {
     pub block_size: u32,
     /// Alignment that O_DIRECT asks of memory addresses, in bytes (`statx` `dio_mem_align`).
     pub memory_alignment: u32,
-    /// What was done on it, per reactor; a sync counts as a flush.
+    /// What was done on it for guests, per reactor; a sync counts as a flush.
     pub metrics: IoMetricsSet,
+    /// What the mover did on it.
+    pub copy_metrics: IoMetrics,
     sync_begun: AtomicU64,
     sync_done: AtomicU64,
     failed: Arc<AtomicBool>,
@@ -67,6 +69,7 @@ impl DiskState {
             block_size,
             memory_alignment,
             metrics: IoMetricsSet::new(REACTORS),
+            copy_metrics: IoMetrics::default(),
             sync_begun: AtomicU64::new(0),
             sync_done: AtomicU64::new(0),
             failed: Arc::default(),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use super::disk::{SyncNumber, SyncPoint};
 use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::DISKS_MAX;
-use crate::base::units::Geometry;
+use crate::base::units::{ExtentIndex, Geometry};
 use crate::metrics::IoMetricsSet;
 use crate::placement::view::VhdMap;
 
@@ -37,6 +37,10 @@ pub struct VhdState {
     /// What it did, per reactor.
     pub metrics: IoMetricsSet,
     needs_sync: [AtomicU64; DISKS_MAX],
+    /// As `needs_sync`, for copies that moves are sealing.
+    copies_need_sync: [AtomicU64; DISKS_MAX],
+    /// 1 + the extent in which the copier has been waiting for a claim; 0: none.
+    copier_waits: AtomicU64,
     pending_changes: AtomicU64,
     claim_waiters: AtomicU64,
     deleted: AtomicBool,
@@ -51,6 +55,8 @@ impl VhdState {
             map,
             metrics: IoMetricsSet::new(reactors),
             needs_sync: [const { AtomicU64::new(0) }; DISKS_MAX],
+            copies_need_sync: [const { AtomicU64::new(0) }; DISKS_MAX],
+            copier_waits: AtomicU64::new(0),
             pending_changes: AtomicU64::new(0),
             claim_waiters: AtomicU64::new(0),
             deleted: AtomicBool::new(false),
@@ -65,23 +71,53 @@ impl VhdState {
 
     /// Notes that a completed write of this VHD needs `point` before a FLUSH may succeed.
     pub fn note_written(&self, point: SyncPoint) {
-        let needed = &self.needs_sync[point.disk.index()];
-        if needed.load(Ordering::SeqCst) < point.number.0 {
-            needed.fetch_max(point.number.0, Ordering::SeqCst);
-        }
+        raise(&self.needs_sync[point.disk.index()], point);
     }
 
-    /// The sync of `disk` that a FLUSH beginning now must wait for; number 0 if nothing was ever written there.
+    /// As [`VhdState::note_written`], of a copy that is being sealed: if that disk fails, the move may still be given up.
+    pub fn note_copied(&self, point: SyncPoint) {
+        raise(&self.copies_need_sync[point.disk.index()], point);
+    }
+
+    /// Owner only: moves to `disk` have been given up, and what they needed of it up to sync `number` is not needed any more.
+    pub fn excuse_copies(&self, disk: DiskId, number: SyncNumber) {
+        let needed = &self.copies_need_sync[disk.index()];
+        let excused = |needed| if needed <= number.0 { Some(0) } else { None };
+        // What was needed meanwhile stays needed.
+        let _ = needed.fetch_update(Ordering::SeqCst, Ordering::SeqCst, excused);
+    }
+
+    /// The sync of `disk` that a FLUSH beginning now must wait for, moves included.
+    #[must_use]
+    pub fn sync_wanted_on(&self, disk: DiskId) -> SyncNumber {
+        let copies = self.copies_need_sync[disk.index()].load(Ordering::SeqCst);
+        self.sync_needed_on(disk).max(SyncNumber(copies))
+    }
+
+    /// The sync of `disk` without which a FLUSH beginning now must fail; number 0 if nothing was ever written there.
     #[must_use]
     pub fn sync_needed_on(&self, disk: DiskId) -> SyncNumber {
         SyncNumber(self.needs_sync[disk.index()].load(Ordering::SeqCst))
     }
 
-    /// The disks that this VHD has written to since it was opened.
+    /// The disks that a FLUSH must see synced: those that this VHD has written to since it was opened, or moves are writing to.
     #[must_use]
-    pub fn disks_written(&self) -> DiskSet {
-        let written = |i: &usize| self.needs_sync[*i].load(Ordering::SeqCst) > 0;
+    pub fn disks_to_sync(&self) -> DiskSet {
+        let written = |i: &usize| {
+            self.needs_sync[*i].load(Ordering::SeqCst) > 0 || self.copies_need_sync[*i].load(Ordering::SeqCst) > 0
+        };
         (0..DISKS_MAX).filter(written).map(|i| DiskId(u8::try_from(i).expect("fewer than 256 disks"))).collect()
+    }
+
+    /// Mover only: from now on writes in `extent` let the copier go first; `None`: it does not wait any more (wake who parked).
+    pub fn set_copier_waits(&self, extent: Option<ExtentIndex>) {
+        self.copier_waits.store(extent.map_or(0, |extent| u64::from(extent.0) + 1), Ordering::SeqCst);
+    }
+
+    /// Whether the copier has been waiting for a claim in `extent`.
+    #[must_use]
+    pub fn copier_waits(&self, extent: ExtentIndex) -> bool {
+        self.copier_waits.load(Ordering::SeqCst) == u64::from(extent.0) + 1
     }
 
     /// Counts a table change handed to the committer. Call before the request that made it completes.
@@ -128,5 +164,11 @@ impl VhdState {
     #[must_use]
     pub fn is_deleted(&self) -> bool {
         self.deleted.load(Ordering::SeqCst)
+    }
+}
+
+fn raise(needed: &AtomicU64, point: SyncPoint) {
+    if needed.load(Ordering::SeqCst) < point.number.0 {
+        needed.fetch_max(point.number.0, Ordering::SeqCst);
     }
 }

@@ -4,7 +4,7 @@ use crate::base::ids::{DiskId, VhdId};
 use crate::base::units::{BlockMask, Generation, SlotIndex};
 use crate::placement::ReplicaSet;
 
-use super::edit::StoreEdit;
+use super::edit::{MovedExtent, StoreEdit};
 use super::page::{ExtentRow, PageKey, Stamp};
 
 /// What a commit does to one extent: everything that happened to it since the last one, merged. In this order: free, clear,
@@ -43,11 +43,11 @@ impl ExtentEdit {
         if let Some(replicas) = self.replicas
             && !is_void(self.generation, row)
         {
+            // What an older generation had is in slots that are not the extent's any more. Of the same generation the row is
+            // where it is: the extent may have been moved since these blocks were written.
             if self.generation > row.generation {
-                // What an older generation had is in slots that are not the extent's any more.
-                *row = ExtentRow { generation: self.generation, ..ExtentRow::default() };
+                *row = ExtentRow { generation: self.generation, replicas, present: BlockMask::NONE };
             }
-            row.replicas = replicas;
             row.present = row.present.or(self.present);
         }
     }
@@ -57,6 +57,17 @@ impl ExtentEdit {
     pub fn is_empty(&self) -> bool {
         self.freed.is_none() && self.cleared.is_empty() && self.replicas.is_none()
     }
+}
+
+/// Changes what the table says about an extent that has been moved.
+pub fn apply_move(moved: &MovedExtent, row: &mut ExtentRow) {
+    if is_void(moved.generation, row) {
+        return;
+    }
+    if moved.generation > row.generation {
+        *row = ExtentRow { generation: moved.generation, ..ExtentRow::default() };
+    }
+    row.replicas = moved.replicas;
 }
 
 /// Whether a change of `generation` comes too late for what the table says. An absent extent with a generation was freed at

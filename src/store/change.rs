@@ -1,7 +1,7 @@
 //! What reactors and the owner tell the committer about the table.
 
 use crate::base::ids::{ReactorId, VhdId};
-use crate::base::limits::REPLICAS_MAX;
+use crate::base::limits::COPIES_MAX;
 use crate::base::units::{BlockMask, ExtentIndex, Generation};
 use crate::placement::ReplicaSet;
 use crate::shared::disk::SyncPoint;
@@ -26,14 +26,15 @@ pub struct Change {
 /// What a change does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChangeKind {
-    /// First writes to `blocks` completed on all `replicas`.
+    /// First writes to `blocks` completed on all copies.
     Written {
-        /// Where the extent is: makes its allocation durable, too.
+        /// Where the extent is, without copies that a move is making: makes its allocation durable, too. If the table has a
+        /// place already it stays there: only a move changes it.
         replicas: ReplicaSet,
         /// The blocks that are present now.
         blocks: BlockMask,
-        /// One sync per replica that covers the data.
-        needs: [Option<SyncPoint>; REPLICAS_MAX],
+        /// One sync per copy that covers the data; of a copy that is only being filled, none.
+        needs: [Option<SyncPoint>; COPIES_MAX],
     },
     /// `blocks` were discarded or zeroed and read as zeros.
     Cleared {

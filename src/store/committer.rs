@@ -109,7 +109,18 @@ impl Committer {
             }
         }
         self.take_committable(is_synced);
+        // Only after that: what need not wait for the old place any more must not be committed before the move.
+        for row in &rows {
+            if let StoreEdit::Move { vhd, moves } = row {
+                moves.iter().for_each(|moved| self.pending.moved(*vhd, moved));
+            }
+        }
         self.queue.push(Queued::Edit(id, rows));
+    }
+
+    /// What is pending for the VHD, now or later, does not wait for syncs of this disk up to this one.
+    pub fn excuse(&mut self, vhd: VhdId, point: SyncPoint) {
+        self.pending.excuse(vhd, point);
     }
 
     /// Whether somebody waits for a commit.
@@ -191,7 +202,7 @@ fn drafts(queue: Vec<Queued>, rows_max: usize) -> Vec<Draft> {
                 draft.freed.extend(changes.freed);
             }
             Queued::Edit(id, rows) => {
-                draft.rows += rows.len();
+                draft.rows += rows.iter().map(StoreEdit::rows).sum::<usize>();
                 draft.steps.extend(rows.into_iter().map(Step::Edit));
                 draft.edits.push(id);
                 if draft.rows >= rows_max {

@@ -3,12 +3,14 @@
 //! ```text
 //! {"spanblk_metadata_dump":1,"pool":{...}}
 //! {"vhd":{...}}                                                        one per VHD
+//! {"job":{...}}                                                        one per job
 //! {"page":[VHD,PAGE],"extents":[[PLACE,GENERATION,PRESENT,[[DISK,SLOT,STATE],...]],...]}
-//! {"end":{"vhds":N,"pages":N}}
+//! {"end":{"vhds":N,"jobs":N,"pages":N}}
 //! ```
 //!
 //! `PRESENT` is the mask of present blocks as a number, `STATE` is `in-sync`, `syncing` or `stale`. Extents of which the
-//! table says nothing are left out. The last line shows that the dump is whole.
+//! table says nothing are left out. The last line shows that the dump is whole; it
+//! leaves out `jobs` if there are none, as dumps from before there were jobs.
 
 #[cfg(test)]
 mod tests;
@@ -21,6 +23,7 @@ use crate::base::ids::{DiskId, VhdId};
 use crate::base::limits::{DISKS_MAX, REPLICAS_MAX};
 use crate::base::units::{BlockMask, Generation, SlotIndex};
 use crate::disk::BlockDev;
+use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, RecordError, VhdRecord};
 use crate::placement::{Replica, ReplicaSet, ReplicaState};
 
@@ -110,9 +113,17 @@ enum End {
     Counts {
         /// VHD records.
         vhds: u64,
+        /// Job records.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        jobs: u64,
         /// Rows of pages.
         pages: u64,
     },
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 #[derive(Serialize, Deserialize)]
@@ -120,6 +131,7 @@ enum End {
 enum Line {
     Page(PageText),
     Vhd(VhdText),
+    Job(JobText),
     End(End),
 }
 
@@ -134,6 +146,12 @@ struct PageText {
 #[serde(deny_unknown_fields)]
 struct VhdText {
     vhd: VhdRecord,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JobText {
+    job: JobRecord,
 }
 
 fn push_line(text: &mut String, line: &impl Serialize) {
@@ -153,6 +171,11 @@ pub fn dump<D: BlockDev + ?Sized + 'static>(member: &Member<D>) -> Result<String
     for vhd in records {
         push_line(&mut text, &VhdText { vhd });
     }
+    let records = member.jobs()?;
+    let jobs = records.len() as u64;
+    for job in records {
+        push_line(&mut text, &JobText { job });
+    }
     let mut pages = 0;
     let mut page: Option<PageText> = None;
     member.for_each_extent(|key, place, extent| {
@@ -170,7 +193,7 @@ pub fn dump<D: BlockDev + ?Sized + 'static>(member: &Member<D>) -> Result<String
     if let Some(done) = page {
         push_line(&mut text, &done);
     }
-    push_line(&mut text, &End::Counts { vhds, pages });
+    push_line(&mut text, &End::Counts { vhds, jobs, pages });
     Ok(text)
 }
 
@@ -180,6 +203,7 @@ fn replicas_text(extent: &ExtentRow) -> Vec<(DiskId, u32, State)> {
             ReplicaState::InSync => State::InSync,
             ReplicaState::Syncing => State::Syncing,
             ReplicaState::Stale => State::Stale,
+            ReplicaState::Sealing => unreachable!("a row never has one"),
         };
         (replica.disk, replica.slot.0, state)
     };
@@ -218,7 +242,7 @@ pub fn restore(
     let (_, first) = lines.next().ok_or(RestoreError::CutOff)?;
     let pool = pool_of(&first?)?;
     commit(vec![Step::Edit(StoreEdit::PutPool(pool.clone()))])?;
-    let (mut vhds, mut pages) = (0, 0);
+    let (mut vhds, mut jobs, mut pages) = (0, 0, 0);
     let mut steps: Vec<Step> = Vec::new();
     let mut end = None;
     for (line, text) in lines {
@@ -231,17 +255,21 @@ pub fn restore(
                 vhds += 1;
                 steps.push(Step::Edit(StoreEdit::PutVhd(VhdRecord::decode(&vhd.encode())?)));
             }
+            Line::Job(JobText { job }) => {
+                jobs += 1;
+                steps.push(Step::Edit(StoreEdit::PutJob(JobRecord::decode(&job.encode())?)));
+            }
             Line::Page(page) => {
                 pages += 1;
                 steps.push(Step::Extents(edits_of(&page).map_err(|what| RestoreError::Nonsense { line, what })?));
             }
-            Line::End(End::Counts { vhds, pages }) => end = Some((vhds, pages)),
+            Line::End(End::Counts { vhds, jobs, pages }) => end = Some((vhds, jobs, pages)),
         }
         if steps.len() >= ROWS_PER_COMMIT {
             commit(std::mem::take(&mut steps))?;
         }
     }
-    if end != Some((vhds, pages)) {
+    if end != Some((vhds, jobs, pages)) {
         return Err(RestoreError::CutOff);
     }
     commit(steps)?;

@@ -1,9 +1,12 @@
 //! What the owner asks the committer to write besides [`Change`](super::change::Change)s, and what it hears back. Plain data.
 
-use crate::base::ids::{DiskId, VhdId};
+use crate::base::ids::{DiskId, JobId, VhdId};
 use crate::base::units::{ExtentIndex, Generation, SlotIndex};
 use crate::placement::ReplicaSet;
+use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, VhdRecord};
+
+use super::page::PAGE_EXTENTS;
 
 /// The owner's name for an edit; never reused while the daemon runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,6 +23,10 @@ pub enum StoreEdit {
     /// Deletes the record of a VHD and all its pages. A change of that VHD handed over later is void (but still counted
     /// as committed): requests may have been in flight.
     DeleteVhd(VhdId),
+    /// Writes the record of a job. It may come with the changes of the pool and of VHDs that belong to it.
+    PutJob(JobRecord),
+    /// Deletes the record of a job.
+    DeleteJob(JobId),
     /// Gives room to consecutive extents, none of which is present (thick allocation).
     Place {
         /// The VHD.
@@ -31,6 +38,41 @@ pub enum StoreEdit {
         /// Where each of them is, from `first` on.
         replicas: Vec<ReplicaSet>,
     },
+    /// Moves extents: from here on each is where its copy has been filled and synced. What is pending for it need not wait for
+    /// syncs of the place that it leaves.
+    Move {
+        /// The VHD.
+        vhd: VhdId,
+        /// In ascending order.
+        moves: Vec<MovedExtent>,
+    },
+}
+
+impl StoreEdit {
+    /// Rows that it changes at most, as far as commits are measured by that (deleting frees more than it takes).
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        match self {
+            StoreEdit::PutPool(_) | StoreEdit::PutVhd(_) | StoreEdit::DeleteVhd(_) | StoreEdit::DeleteJob(_) => 1,
+            // Its list of VHDs may be longer than any row.
+            StoreEdit::PutJob(job) => job.vhds.len() / PAGE_EXTENTS + 1,
+            StoreEdit::Place { replicas, .. } => replicas.len() / PAGE_EXTENTS + 2,
+            StoreEdit::Move { moves, .. } => moves.len(),
+        }
+    }
+}
+
+/// Where an extent is once its move is durable. Void if its content has been dropped since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MovedExtent {
+    /// The extent.
+    pub extent: ExtentIndex,
+    /// The content that was moved.
+    pub generation: Generation,
+    /// Disk of the replica that it leaves; `None`: it gets one more.
+    pub from: Option<DiskId>,
+    /// Where it is.
+    pub replicas: ReplicaSet,
 }
 
 /// An edit was not committed, and no later one will be: the store must be opened again.

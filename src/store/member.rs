@@ -5,7 +5,10 @@
 //! | `meta` | `state` | which commit this is, see [`MemberState`] |
 //! | `meta` | `pool` | the pool record, sealed |
 //! | `vhds` | VHD | the VHD record, sealed |
+//! | `jobs` | job | the job record, sealed |
 //! | `pages` | (VHD, page) | a row, see [`super::page`] |
+//!
+//! A database from before there were jobs has no table `jobs` until a job is written: it says the same as an empty one.
 //!
 //! Sealed: followed by its CRC-32C. `redb` has checksums of its own, but looks at them only when it repairs a file.
 //!
@@ -20,11 +23,13 @@ mod write;
 
 use std::sync::Arc;
 
-use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
+use redb::{
+    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction,
+};
 use uuid::Uuid;
 
-use crate::base::ids::VhdId;
 use crate::disk::BlockDev;
+use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, RecordError, VhdRecord};
 
 use super::batch::Batch;
@@ -37,13 +42,15 @@ use write::{apply_step, put_state};
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const VHDS: TableDefinition<u32, &[u8]> = TableDefinition::new("vhds");
+const JOBS: TableDefinition<u32, &[u8]> = TableDefinition::new("jobs");
 const PAGES: TableDefinition<(u32, u32), &[u8]> = TableDefinition::new("pages");
 
 const STATE: &str = "state";
 const POOL: &str = "pool";
 
 type MetaTable<'a> = Table<'a, &'static str, &'static [u8]>;
-type VhdTable<'a> = Table<'a, u32, &'static [u8]>;
+/// `vhds` or `jobs`.
+type RecordTable<'a> = Table<'a, u32, &'static [u8]>;
 type PageTable<'a> = Table<'a, (u32, u32), &'static [u8]>;
 
 /// Why a member cannot be used (any more).
@@ -58,7 +65,7 @@ pub enum MemberError {
     /// A row that is always there is not.
     #[error("the database in the metadata region has no {0}: it was not created whole")]
     Missing(&'static str),
-    /// A row of `meta` or `vhds` is damaged.
+    /// A row of `meta`, `vhds` or `jobs` is damaged.
     #[error("the {0} in the metadata region is damaged: the disk changed it")]
     Damaged(&'static str),
     /// The database was written by another version.
@@ -143,6 +150,7 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
         let mut member = Member { region, db, state, fill, loaded: true, tuning };
         member.transact(|txn| {
             txn.open_table(VHDS).map_err(db_error)?;
+            txn.open_table(JOBS).map_err(db_error)?;
             txn.open_table(PAGES).map_err(db_error)?;
             put_state(txn, state)
         })?;
@@ -218,17 +226,17 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
     pub fn vhds(&self) -> Result<Vec<VhdRecord>, MemberError> {
         let txn = self.db.begin_read().map_err(db_error)?;
         let table = txn.open_table(VHDS).map_err(db_error)?;
-        let mut records = Vec::new();
-        for row in table.iter().map_err(db_error)? {
-            let (id, sealed) = row.map_err(db_error)?;
-            let record = codec::unseal(sealed.value()).ok_or(MemberError::Damaged("VHD record"))?;
-            let record = VhdRecord::decode(record)?;
-            if record.id != VhdId(id.value()) {
-                return Err(MemberError::Damaged("VHD record"));
-            }
-            records.push(record);
-        }
-        Ok(records)
+        read_records(&table, "VHD record", |bytes| VhdRecord::decode(bytes).map(|record| (record.id.0, record)))
+    }
+
+    /// The job records, in the order of their identifiers.
+    ///
+    /// # Errors
+    /// If one is damaged.
+    pub fn jobs(&self) -> Result<Vec<JobRecord>, MemberError> {
+        let txn = self.db.begin_read().map_err(db_error)?;
+        let Some(table) = jobs_table(&txn)? else { return Ok(Vec::new()) };
+        read_records(&table, "job record", |bytes| JobRecord::decode(bytes).map(|record| (record.id.0, record)))
     }
 
     /// Makes a batch durable. If the database has to grow and cannot double, it gets all there is and tries again.
@@ -313,6 +321,33 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
         txn.abort().map_err(db_error)?;
         self.fill.measured(stats.allocated_pages() * stats.page_size() as u64);
         Ok(())
+    }
+}
+
+/// Reads all records of a table; `decode` also says which identifier a record has.
+fn read_records<R>(
+    table: &ReadOnlyTable<u32, &'static [u8]>,
+    what: &'static str,
+    decode: impl Fn(&[u8]) -> Result<(u32, R), RecordError>,
+) -> Result<Vec<R>, MemberError> {
+    let mut records = Vec::new();
+    for row in table.iter().map_err(db_error)? {
+        let (key, sealed) = row.map_err(db_error)?;
+        let (id, record) = decode(codec::unseal(sealed.value()).ok_or(MemberError::Damaged(what))?)?;
+        if id != key.value() {
+            return Err(MemberError::Damaged(what));
+        }
+        records.push(record);
+    }
+    Ok(records)
+}
+
+/// The table `jobs`, if there is one.
+fn jobs_table(txn: &ReadTransaction) -> Result<Option<ReadOnlyTable<u32, &'static [u8]>>, MemberError> {
+    match txn.open_table(JOBS) {
+        Ok(table) => Ok(Some(table)),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(other) => Err(db_error(other)),
     }
 }
 

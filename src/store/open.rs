@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::base::ids::DiskId;
 use crate::disk::BlockDev;
+use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, VhdRecord};
 
 use super::batch::{Batch, Step};
@@ -153,6 +154,8 @@ pub struct OpenStore<D: BlockDev + ?Sized + 'static> {
     pub pool: PoolRecord,
     /// The VHD records, by identifier.
     pub vhds: Vec<VhdRecord>,
+    /// The job records, by identifier.
+    pub jobs: Vec<JobRecord>,
 }
 
 /// Makes a store with a pool record on all `places`, in epoch 1. Whatever the regions held is lost.
@@ -186,6 +189,7 @@ pub fn create<D: BlockDev + ?Sized + 'static>(
         failed: Vec::new(),
         pool: pool.clone(),
         vhds: Vec::new(),
+        jobs: Vec::new(),
     })
 }
 
@@ -217,7 +221,7 @@ pub fn open<D: BlockDev + ?Sized + 'static>(
     }
     check_forked(&members)?;
     members.sort_by_key(|(_, member)| std::cmp::Reverse(member.state().stamp));
-    let (pool, vhds) = read_records(&mut members, &mut failed)?;
+    let (pool, vhds, jobs) = read_records(&mut members, &mut failed)?;
     let mut store = OpenStore {
         total: options.total,
         accept_stale: options.accept_stale,
@@ -225,6 +229,7 @@ pub fn open<D: BlockDev + ?Sized + 'static>(
         failed: Vec::new(),
         pool,
         vhds,
+        jobs,
         members,
     };
     store.mend();
@@ -237,14 +242,17 @@ fn fail<D: ?Sized>(place: &MemberPlace<D>, error: MemberError) -> Failed {
     Failed { id: place.id, disk: place.name.clone(), error }
 }
 
+/// What a member says besides where extents are.
+type Records = (PoolRecord, Vec<VhdRecord>, Vec<JobRecord>);
+
 /// Reads all records from the first member that has the last commit and can be read; those before it have failed.
 fn read_records<D: BlockDev + ?Sized + 'static>(
     members: &mut Vec<(MemberPlace<D>, Member<D>)>,
     failed: &mut Vec<(MemberPlace<D>, MemberError)>,
-) -> Result<(PoolRecord, Vec<VhdRecord>), OpenError> {
+) -> Result<Records, OpenError> {
     loop {
         let (place, member) = &members[0];
-        match member.pool().and_then(|pool| Ok((pool, member.vhds()?))) {
+        match member.pool().and_then(|pool| Ok((pool, member.vhds()?, member.jobs()?))) {
             Ok(records) => return Ok(records),
             // Only from an equal one: an older one may lack what was acknowledged.
             Err(source) if members.get(1).is_some_and(|(_, next)| next.state() == member.state()) => {

@@ -240,6 +240,7 @@ fn state_code(state: ReplicaState) -> u8 {
         ReplicaState::InSync => 1,
         ReplicaState::Syncing => 2,
         ReplicaState::Stale => 3,
+        ReplicaState::Sealing => unreachable!("only in memory"),
     }
 }
 

@@ -14,13 +14,14 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Bound;
 
 use crate::base::ids::{DiskId, DiskSet, VhdId};
-use crate::base::limits::REPLICAS_MAX;
+use crate::base::limits::COPIES_MAX;
 use crate::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};
 use crate::placement::ReplicaSet;
 use crate::shared::disk::{SyncNumber, SyncPoint};
 
 use super::batch::{Committable, ExtentEdit};
 use super::change::{Change, ChangeKind};
+use super::edit::MovedExtent;
 use super::page::PageKey;
 
 type ExtentKey = (VhdId, ExtentIndex);
@@ -33,7 +34,7 @@ const KEY_MAX: ExtentKey = (VhdId(u32::MAX), ExtentIndex(u32::MAX));
 #[derive(Clone, Copy, Debug)]
 struct Group {
     blocks: BlockMask,
-    needs: [Option<SyncPoint>; REPLICAS_MAX],
+    needs: [Option<SyncPoint>; COPIES_MAX],
     /// Changes that end with this group.
     count: u64,
     /// Where the group is registered in `Pending::waiting`.
@@ -69,6 +70,8 @@ pub struct Pending {
     counts: BTreeMap<VhdId, u64>,
     freed: Vec<(DiskId, SlotIndex)>,
     deleted: HashSet<VhdId>,
+    /// Syncs that nobody waits for any more, up to this one.
+    excused: BTreeMap<(VhdId, DiskId), SyncNumber>,
     #[cfg(test)]
     sabotage: Option<tests::Sabotage>,
 }
@@ -132,9 +135,14 @@ impl Pending {
 
     fn merge(&mut self, key: ExtentKey, kind: ChangeKind) {
         let keep_cleared = self.sabotage_keeps_cleared();
+        let marks = &self.excused;
+        let excused = |need: SyncPoint| marks.get(&(key.0, need.disk)).is_some_and(|number| need.number <= *number);
         let entry = self.entries.get_mut(&key).expect("made by push");
         match kind {
-            ChangeKind::Written { replicas, blocks, needs } => {
+            ChangeKind::Written { replicas, blocks, mut needs } => {
+                for need in needs.iter_mut().filter(|need| need.is_some_and(|need| excused(need))) {
+                    *need = None;
+                }
                 assert!(!replicas.is_absent(), "an extent was written nowhere");
                 entry.replicas = Some(replicas);
                 match entry.groups.iter_mut().find(|group| group.needs == needs) {
@@ -180,6 +188,7 @@ impl Pending {
     /// Drops everything of a VHD, now and later: its rows are about to be deleted.
     pub fn delete_vhd(&mut self, vhd: VhdId) {
         self.deleted.insert(vhd);
+        self.excused.retain(|(of, _), _| *of != vhd);
         let keys: Vec<ExtentKey> =
             self.entries.range((vhd, ExtentIndex(0))..=(vhd, ExtentIndex(u32::MAX))).map(|(&key, _)| key).collect();
         for key in keys {
@@ -193,6 +202,46 @@ impl Pending {
                 }
             }
         }
+    }
+
+    /// The extent is moved by an edit that is committed after all that was taken so far, and before all that will be: what is
+    /// pending for this content is on the new place, too, and was covered there by the sync that went before the edit.
+    pub fn moved(&mut self, vhd: VhdId, moved: &MovedExtent) {
+        let key = (vhd, moved.extent);
+        let is_it = self.entries.get(&key).is_some_and(|entry| entry.generation == moved.generation);
+        if let (Some(from), true) = (moved.from, is_it) {
+            self.forgo(key, SyncPoint { disk: from, number: SyncNumber(u64::MAX) });
+        }
+    }
+
+    /// Moves of the VHD to this disk have been given up: what needed it is on other disks. Syncs up to this one are not waited
+    /// for any more, neither by what is pending nor by what was written before and comes later.
+    pub fn excuse(&mut self, vhd: VhdId, point: SyncPoint) {
+        self.excused.insert((vhd, point.disk), point.number);
+        let keys: Vec<ExtentKey> =
+            self.entries.range((vhd, ExtentIndex(0))..=(vhd, ExtentIndex(u32::MAX))).map(|(&key, _)| key).collect();
+        keys.into_iter().for_each(|key| self.forgo(key, point));
+    }
+
+    /// What is pending for the extent does not wait for syncs of the disk up to this one.
+    fn forgo(&mut self, key: ExtentKey, upto: SyncPoint) {
+        let entry = self.entries.get_mut(&key).expect("looked up by the caller");
+        let before: Vec<Point> = entry.groups.iter().filter_map(|group| group.waits_for).collect();
+        for group in &mut entry.groups {
+            let forgone = |need: &SyncPoint| need.disk == upto.disk && need.number <= upto.number;
+            for need in group.needs.iter_mut().filter(|need| need.as_ref().is_some_and(forgone)) {
+                *need = None;
+            }
+            group.waits_for = group.needs.iter().flatten().next().map(point);
+        }
+        let waits: Vec<Point> = entry.groups.iter().filter_map(|group| group.waits_for).collect();
+        if entry.groups.iter().any(|group| group.waits_for.is_none()) {
+            self.ready.insert(key);
+        }
+        for point in before {
+            self.waiting.remove(&(point, key));
+        }
+        self.waiting.extend(waits.into_iter().map(|point| (point, key)));
     }
 
     /// Takes everything that may be committed now.

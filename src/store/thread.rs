@@ -46,6 +46,7 @@ enum Message {
     Change(Change),
     Request(CommitRequest),
     Edit(EditId, Vec<StoreEdit>),
+    Excuse(VhdId, SyncPoint),
     CommitSoon,
     OpenVhd(Weak<VhdState>),
     CloseVhd(VhdId),
@@ -86,6 +87,11 @@ impl StoreHandle {
     /// Hands over rows to write in one commit, to be answered.
     pub fn edit(&self, id: EditId, rows: Vec<StoreEdit>) {
         self.send(Message::Edit(id, rows));
+    }
+
+    /// See [`Committer::excuse`].
+    pub fn excuse(&self, vhd: VhdId, point: SyncPoint) {
+        self.send(Message::Excuse(vhd, point));
     }
 
     /// Asks for a commit, not to be answered.
@@ -206,6 +212,7 @@ impl<M: Members, R: Replies> Shell<M, R> {
             Message::Change(change) => self.committer.change(change),
             Message::Request(request) => self.committer.request(request),
             Message::Edit(id, rows) => self.committer.edit(id, rows, |point| is_synced(&self.disks, point)),
+            Message::Excuse(vhd, point) => self.committer.excuse(vhd, point),
             Message::CommitSoon => self.soon = true,
             Message::OpenVhd(vhd) => {
                 if let Some(state) = vhd.upgrade() {

@@ -4,16 +4,20 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use spanblk::base::ids::{DiskId, VhdId};
+use spanblk::base::ids::{DiskId, JobId, VhdId};
 use spanblk::base::units::{BlockMask, ExtentIndex, Generation, Geometry, SlotIndex};
 use spanblk::control::convert::{OpenDisk, OpenDisks};
 use spanblk::control::events::EventLog;
 use spanblk::control::http::{Api, Connections, Host};
 use spanblk::control::owner_link::OwnerLink;
 use spanblk::control::wire::{DiskAdd, ErrorInfo, ErrorKind, StoreInfo};
-use spanblk::owner::command::{AddDisk, Command, CommandError, DiskInfo, Outcome, PoolInfo, Reply, Space, VhdInfo};
+use spanblk::owner::command::{
+    AddDisk, Command, CommandError, DiskInfo, DiskShare, JobInfo, JobRequest, Outcome, PlanInfo, PlannedVhd, PoolInfo,
+    Reply, Space, StartJob, VhdInfo,
+};
 use spanblk::placement::ReplicaSet;
 use spanblk::placement::check::CheckReport;
+use spanblk::placement::job::{JobKind, JobRecord, JobState};
 use spanblk::placement::record::{
     Accept, DiskRecord, Layout, PoolRecord, RECORD_VERSION, SocketOwner, VhdRecord, WhenFull,
 };
@@ -35,6 +39,13 @@ static FORGOTTEN: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new
 /// Disks that were forgotten since the last call.
 pub fn forgotten() -> Vec<String> {
     std::mem::take(&mut FORGOTTEN.lock().unwrap())
+}
+
+static RELABELLED: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+
+/// Whether the label of a disk was ever told to follow its record.
+pub fn was_relabelled(disk: &str) -> bool {
+    RELABELLED.lock().unwrap().iter().any(|name| name == disk)
 }
 
 /// The API over a fake owner.
@@ -110,6 +121,15 @@ fn answer(command: Command, script: Script) -> Result<Reply, CommandError> {
             let id = id.ok_or(CommandError::NotFound { what: "disk", name: set.disk })?;
             Ok(Reply::Disk { outcome: Outcome::Changed, disk: Box::new(disk_info(id)) })
         }
+        Command::SetPool { .. } => Ok(Reply::Pool(Box::new(pool()))),
+        Command::ListJobs => Ok(Reply::Jobs(vec![job(1, JobState::Running)])),
+        Command::ShowJob(JobId(1)) => job_reply(Outcome::Unchanged, JobState::Running),
+        Command::ShowJob(JobId(id)) => Err(CommandError::NoJob { job: id }),
+        Command::StartJob(start) => start_job(&start),
+        Command::SetJob(set) if set.job == JobId(1) => job_reply(Outcome::Changed, JobState::Paused),
+        Command::SetJob(set) => Err(CommandError::NoJob { job: set.job.0 }),
+        Command::CancelJob { job: JobId(1), .. } => job_reply(Outcome::Changed, JobState::Cancelled),
+        Command::CancelJob { job, .. } => Err(CommandError::JobEnded { job: job.0, state: "done" }),
         Command::Check => Ok(Reply::Check(Box::new(CheckReport {
             vhds: 2,
             extents: 3,
@@ -118,6 +138,72 @@ fn answer(command: Command, script: Script) -> Result<Reply, CommandError> {
             violations: Vec::new(),
         }))),
     }
+}
+
+/// The VHD `busy` is being moved, `old` can be, and what is about no VHD finds nothing to do.
+fn start_job(start: &StartJob) -> Result<Reply, CommandError> {
+    let vhd = match &start.request {
+        JobRequest::Span { vhd, .. }
+        | JobRequest::Unspan { vhd, .. }
+        | JobRequest::Migrate { vhd, .. }
+        | JobRequest::Settle { vhd } => vhd,
+        JobRequest::Evacuate { disk } if disk == "d0" => return job_reply(Outcome::Created, JobState::Running),
+        JobRequest::Evacuate { disk } => return Err(CommandError::NotFound { what: "disk", name: disk.clone() }),
+        JobRequest::Rebalance => return Ok(Reply::Plan(Box::default())),
+    };
+    match (vhd.as_str(), start.dry_run) {
+        ("busy", _) => Err(CommandError::JobExists { vhd: vhd.clone(), job: 1, kind: "rebalance" }),
+        ("old", true) => Ok(Reply::Plan(Box::new(plan()))),
+        ("old", false) => {
+            let mut job = job(1, JobState::Running);
+            (job.record.max_rate, job.record.urgent) = (start.speed.max_rate, start.speed.urgent);
+            Ok(Reply::Job { outcome: Outcome::Created, job: Box::new(job) })
+        }
+        _ => Err(CommandError::NotFound { what: "VHD", name: vhd.clone() }),
+    }
+}
+
+fn plan() -> PlanInfo {
+    let share = |disk: &str, before, after| DiskShare { disk: disk.to_owned(), before, after };
+    let vhd = PlannedVhd {
+        vhd: "old".to_owned(),
+        layout: Layout::Isolated { disk: DiskId(1), chosen: true },
+        extents: 2,
+        bytes: 2 * EXTENT,
+        disks: vec![share("d0", 2, 0), share("d1", 1, 3)],
+    };
+    PlanInfo { vhds: vec![vhd] }
+}
+
+fn job(id: u32, state: JobState) -> JobInfo {
+    let record = JobRecord {
+        version: RECORD_VERSION,
+        id: JobId(id),
+        kind: JobKind::Rebalance,
+        vhds: vec![VhdId(1)],
+        state,
+        max_rate: None,
+        urgent: false,
+        created: 7,
+        ended: None,
+        bytes_moved: 3 << 20,
+        reason: None,
+    };
+    JobInfo {
+        record,
+        vhds: vec!["old".to_owned()],
+        vhds_done: 0,
+        disk: None,
+        bytes_left: 10 << 20,
+        rate: 1 << 20,
+        waits: 5,
+        waiting: false,
+        unreadable: 0,
+    }
+}
+
+fn job_reply(outcome: Outcome, state: JobState) -> Result<Reply, CommandError> {
+    Ok(Reply::Job { outcome, job: Box::new(job(1, state)) })
 }
 
 fn pool() -> PoolInfo {
@@ -188,6 +274,7 @@ fn vhd(name: &str, attached: Option<u32>) -> VhdInfo {
             socket_owner: None,
             socket_mode: 0o660,
             when_full: WhenFull::default(),
+            expand: None,
             created: 0,
             writeback: true,
         },
@@ -233,7 +320,9 @@ impl Host for FakeHost {
         vec![Connections { vhd: "old".to_owned(), accepted: 3, refused: 1, faults: 0 }]
     }
 
-    fn disk_changed(&self, _disk: &DiskRecord) {}
+    fn disk_changed(&self, disk: &DiskRecord) {
+        RELABELLED.lock().unwrap().push(disk.name.clone());
+    }
 
     fn check_socket_name(&self, name: &str) -> Result<(), ErrorInfo> {
         let taken = || Err(ErrorInfo::new(ErrorKind::Conflict, "another process listens there"));

@@ -6,11 +6,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use spanblk::base::ids::{DiskId, ReactorId, VhdId};
+use spanblk::mover::messages::{MoverMessage, MoverOutbox, MoverReport};
 use spanblk::owner::command::{CommandError, CommandId, Reply};
 use spanblk::owner::outbox::{Event, OwnerOutbox, SlotRun};
 use spanblk::placement::record::VhdRecord;
 use spanblk::reactor::messages::{Outbox, OwnerRequest, ReactorMessage};
 use spanblk::shared::VhdState;
+use spanblk::shared::disk::SyncPoint;
 use spanblk::store::change::{Change, ChangeKind, CommitRequest};
 use spanblk::store::edit::{EditId, StoreEdit};
 
@@ -21,6 +23,7 @@ pub enum ToCommitter {
     Request(CommitRequest),
     Edit(EditId, Vec<StoreEdit>),
     Open(Arc<VhdState>),
+    Excuse(VhdId, SyncPoint),
     Commit,
 }
 
@@ -29,6 +32,8 @@ pub struct Queues {
     pub owner: VecDeque<OwnerRequest>,
     pub committer: VecDeque<ToCommitter>,
     pub reactors: Vec<VecDeque<ReactorMessage>>,
+    pub mover: VecDeque<MoverMessage>,
+    pub mover_reports: VecDeque<MoverReport>,
     pub punches: VecDeque<(DiskId, SlotRun)>,
     pub replies: VecDeque<(CommandId, Result<Reply, CommandError>)>,
     pub opened: Vec<Arc<VhdState>>,
@@ -50,7 +55,7 @@ impl Post {
 
     fn hand_over(&self, mut change: Change) {
         match &mut change.kind {
-            ChangeKind::Written { needs, .. } if self.mutation == Some(Mutation::CommitUnsynced) => *needs = [None; 3],
+            ChangeKind::Written { needs, .. } if self.mutation == Some(Mutation::CommitUnsynced) => *needs = [None; 4],
             ChangeKind::Cleared { .. } if self.mutation == Some(Mutation::LoseClears) => {
                 // Still counted, so that FLUSH does not notice.
                 change.kind = ChangeKind::Cleared { blocks: spanblk::base::units::BlockMask::NONE };
@@ -79,6 +84,16 @@ impl Outbox for Post {
     }
 }
 
+impl MoverOutbox for Post {
+    fn to_owner(&mut self, report: MoverReport) {
+        self.queues.borrow_mut().mover_reports.push_back(report);
+    }
+
+    fn to_reactor(&mut self, reactor: ReactorId, message: ReactorMessage) {
+        self.queues.borrow_mut().reactors[usize::from(reactor.0)].push_back(message);
+    }
+}
+
 impl OwnerOutbox for Post {
     fn to_reactor(&mut self, reactor: ReactorId, message: ReactorMessage) {
         if let (ReactorMessage::Fence { fence, .. }, Some(Mutation::NoFence)) = (&message, self.mutation) {
@@ -93,8 +108,32 @@ impl OwnerOutbox for Post {
         self.hand_over(change);
     }
 
-    fn edit(&mut self, edit: EditId, rows: Vec<StoreEdit>) {
+    fn to_mover(&mut self, message: MoverMessage) {
+        let queues = &mut *self.queues.borrow_mut();
+        match (message, self.mutation) {
+            (MoverMessage::Fence { fence, .. }, Some(Mutation::NoFence)) => {
+                queues.mover_reports.push_back(MoverReport::FenceReached { fence });
+            }
+            (MoverMessage::Sync { wave, disk }, Some(Mutation::NoCopySync)) => {
+                queues.mover_reports.push_back(MoverReport::Synced { wave, disk, result: Ok(()) });
+            }
+            (message, _) => queues.mover.push_back(message),
+        }
+    }
+
+    fn edit(&mut self, edit: EditId, mut rows: Vec<StoreEdit>) {
+        if self.mutation == Some(Mutation::MoveIgnoresGeneration) {
+            for row in &mut rows {
+                if let StoreEdit::Move { moves, .. } = row {
+                    moves.iter_mut().for_each(|moved| moved.generation.0 += 2);
+                }
+            }
+        }
         self.queues.borrow_mut().committer.push_back(ToCommitter::Edit(edit, rows));
+    }
+
+    fn excuse(&mut self, vhd: VhdId, point: SyncPoint) {
+        self.queues.borrow_mut().committer.push_back(ToCommitter::Excuse(vhd, point));
     }
 
     fn commit(&mut self) {

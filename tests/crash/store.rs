@@ -69,6 +69,7 @@ impl Store {
             ToCommitter::Open(state) => {
                 self.vhds.insert(state.id(), state);
             }
+            ToCommitter::Excuse(vhd, point) => self.committer.excuse(vhd, point),
             ToCommitter::Commit => self.soon = true,
         }
     }

@@ -10,15 +10,19 @@ use spanblk::base::rng::Rng;
 use spanblk::base::units::Geometry;
 use spanblk::disk::sim::{Fault, FaultKind, OpKind, SimDisk, SimTrace};
 use spanblk::engine::sim::SimEngine;
+use spanblk::mover::copier::Copier;
 use spanblk::owner::Owner;
 use spanblk::owner::command::{Command, CommandError, CommandId, CreateVhd, LayoutRequest, Reply};
 use spanblk::placement::record::{Accept, DiskRecord, PoolRecord, VhdRecord, WhenFull};
 use spanblk::reactor::messages::ReactorMessage;
 use spanblk::reactor::pipeline::{Pipeline, PipelineMessage, Token};
+use spanblk::shared::disk::SyncNumber;
 use spanblk::shared::{DiskState, VhdState};
+use spanblk::store::edit::{StoreEdit, StoreReport};
 
 use super::Mutation;
 use super::guest::Guest;
+use super::moves::mover;
 use super::oracle::History;
 use super::post::{Post, ToCommitter};
 use super::store::Store;
@@ -41,6 +45,8 @@ pub struct Scenario {
     pub slots: u32,
     /// Everything else mostly happens first: transfers are in flight for long.
     pub slow_disks: bool,
+    /// VHDs stay, and are moved all the time.
+    pub moving: bool,
     pub mutation: Option<Mutation>,
 }
 
@@ -56,22 +62,26 @@ pub struct World {
     pub trace: SimTrace,
     pub disks: Vec<SimDisk>,
     pub scenario: Scenario,
-    rng: Rng,
-    pipelines: Vec<Pipeline<SimEngine, Post>>,
-    owner: Owner,
-    store: Store,
-    states: Vec<Arc<DiskState>>,
-    post: Post,
-    guests: Vec<Guest>,
+    pub rng: Rng,
+    pub pipelines: Vec<Pipeline<SimEngine, Post>>,
+    pub mover: Copier<SimEngine, Post>,
+    pub owner: Owner,
+    pub store: Store,
+    pub states: Vec<Arc<DiskState>>,
+    pub post: Post,
+    pub guests: Vec<Guest>,
     /// What is known of every VHD there ever was.
     pub told: BTreeMap<u32, Told>,
     pub histories: BTreeMap<u32, History>,
     creating: BTreeMap<CommandId, ()>,
     deleting: BTreeMap<CommandId, u32>,
-    next: u64,
+    pub next: u64,
     events: usize,
-    now: Nanos,
+    pub now: Nanos,
     pub reused_slots: usize,
+    pub jobs: u64,
+    /// Extents whose move has become durable.
+    pub moves_done: usize,
 }
 
 pub fn geometry() -> Geometry {
@@ -106,6 +116,7 @@ impl World {
         let states = disk_states(scenario.disks, scenario.slots);
         let post = Post::new(usize::from(scenario.reactors), scenario.mutation);
         let pipelines = (0..scenario.reactors).map(|i| pipeline(ReactorId(i), &disks, &states, &post)).collect();
+        let mover = mover(&disks, &states, &post);
         let owner = Owner::new(pool, states.clone(), Vec::new(), scenario.reactors).expect("an empty pool");
         trace.restart();
         let mut world = World {
@@ -114,6 +125,7 @@ impl World {
             scenario,
             rng: Rng::new(scenario.seed),
             pipelines,
+            mover,
             owner,
             store,
             states,
@@ -127,6 +139,8 @@ impl World {
             events: 0,
             now: Nanos(0),
             reused_slots: 0,
+            jobs: 0,
+            moves_done: 0,
         };
         let mut post = world.post.clone();
         world.owner.start(&mut post);
@@ -151,8 +165,10 @@ impl World {
         for _ in 0..self.scenario.steps {
             match self.rng.below(40) {
                 0 => self.create(),
-                1 if self.guests.len() > 1 && self.rng.chance(1, 3) => self.delete(),
-                2..14 => self.ask(),
+                1 if self.guests.len() > 1 && !self.scenario.moving && self.rng.chance(1, 3) => self.delete(),
+                2 => self.move_something(),
+                3..6 if self.scenario.moving => self.move_something(),
+                3..14 => self.ask(),
                 _ => {
                     self.step()?;
                 }
@@ -203,6 +219,10 @@ impl World {
         let reactor = self.rng.index(self.pipelines.len());
         let token = Token(self.next);
         self.next += 1;
+        if self.scenario.mutation == Some(Mutation::FlushForgetsCopies) {
+            let state = &self.guests[guest].state;
+            self.states.iter().for_each(|disk| state.excuse_copies(disk.id, SyncNumber(u64::MAX)));
+        }
         self.guests[guest].begin(&mut self.pipelines[reactor], token, &mut self.rng, at);
     }
 
@@ -230,6 +250,7 @@ impl World {
             socket_owner: None,
             socket_mode: 0o600,
             when_full: if self.rng.chance(1, 2) { WhenFull::Error } else { WhenFull::Queue { secs: 5 } },
+            expand: None,
         };
         self.creating.insert(id, ());
         let mut post = self.post.clone();
@@ -290,6 +311,8 @@ impl World {
             let writethrough = self.rng.chance(1, 3);
             self.guests.push(Guest::new(state, writethrough, ignored));
             self.told.insert(number, Told { record: vhd.record.clone(), created_at: at, delete_begun: None });
+        } else if let Ok(Reply::Job { job, .. }) = &result {
+            self.jobs = self.jobs.max(u64::from(job.record.id.0));
         } else if let Some(number) = self.deleting.remove(&id) {
             result.map_err(|error| format!("VHD {number} could not be deleted: {error}"))?;
         }
@@ -302,7 +325,7 @@ impl World {
 
     /// Lets one thing happen. False if nothing can.
     fn step(&mut self) -> Result<bool, String> {
-        let count = 4 + 2 * self.pipelines.len();
+        let count = FIXED_SOURCES + 2 * self.pipelines.len();
         let mut sources: Vec<usize> = (0..count).collect();
         sources.rotate_left(self.rng.index(count));
         if self.scenario.slow_disks && self.rng.chance(9, 10) {
@@ -313,7 +336,7 @@ impl World {
                 return Ok(true);
             }
         }
-        Ok(false)
+        Ok(self.let_time_pass())
     }
 
     fn step_of(&mut self, source: usize) -> Result<bool, String> {
@@ -322,8 +345,11 @@ impl World {
             1 => Ok(self.step_committer()),
             2 => Ok(self.step_commit()),
             3 => Ok(self.step_punch()),
-            _ if is_engine(source) => Ok(self.step_engine((source - 4) / 2)),
-            _ => Ok(self.step_message((source - 4) / 2)),
+            4 => Ok(self.step_mover_message()),
+            5 => Ok(self.step_copies()),
+            6 => Ok(self.step_mover_report()),
+            _ if is_engine(source) => Ok(self.step_engine((source - FIXED_SOURCES) / 2)),
+            _ => Ok(self.step_message((source - FIXED_SOURCES) / 2)),
         }
     }
 
@@ -342,6 +368,13 @@ impl World {
         if self.scenario.mutation == Some(Mutation::ReuseBeforeCommit) {
             self.free_early(&message);
         }
+        if let ToCommitter::Edit(_, rows) = &message {
+            let moved = |row: &StoreEdit| if let StoreEdit::Move { moves, .. } = row { moves.len() } else { 0 };
+            self.moves_done += rows.iter().map(moved).sum::<usize>();
+        }
+        if self.scenario.mutation == Some(Mutation::SwitchBeforeCommit) {
+            self.switch_early(&message);
+        }
         self.store.take(message, &self.states);
         true
     }
@@ -351,7 +384,7 @@ impl World {
         let spanblk::store::change::ChangeKind::Freed { freed } = change.kind else { return };
         let slots = freed.iter().map(|r| (r.disk, r.slot)).collect();
         let mut post = self.post.clone();
-        self.owner.handle_store(spanblk::store::edit::StoreReport::Freed { slots }, &mut post);
+        self.owner.handle_store(StoreReport::Freed { slots }, &mut post);
     }
 
     /// The committer commits what it has.
@@ -367,7 +400,7 @@ impl World {
         }
         for report in outcome.reports {
             let early = self.scenario.mutation == Some(Mutation::ReuseBeforeCommit);
-            if early && matches!(report, spanblk::store::edit::StoreReport::Freed { .. }) {
+            if early && matches!(report, StoreReport::Freed { .. }) {
                 continue;
             }
             self.owner.handle_store(report, &mut post);
@@ -395,6 +428,7 @@ impl World {
             ReactorMessage::Freed { ticket } => PipelineMessage::Freed { ticket },
             ReactorMessage::Committed { ticket, ok } => PipelineMessage::Committed { ticket, ok },
             ReactorMessage::ClaimReleased { vhd } => PipelineMessage::ClaimReleased { vhd },
+            ReactorMessage::CopyDropped { by, ok } => PipelineMessage::CopyDropped { by, ok },
             ReactorMessage::Fence { fence, disk } => PipelineMessage::Fence { fence, disk },
             ReactorMessage::AddDisk { .. } | ReactorMessage::Ring(_) | ReactorMessage::Shutdown => {
                 unreachable!("nobody sends these here")
@@ -411,9 +445,12 @@ impl World {
     }
 }
 
-/// Whether a source of events, as [`World::step_of`] numbers them, is the engine of a reactor.
+/// Sources of events besides the pipelines.
+const FIXED_SOURCES: usize = 7;
+
+/// Whether a source of events, as [`World::step_of`] numbers them, is the engine of a reactor or of the mover.
 fn is_engine(source: usize) -> bool {
-    source >= 4 && !source.is_multiple_of(2)
+    source == 5 || source >= FIXED_SOURCES && !(source - FIXED_SOURCES).is_multiple_of(2)
 }
 
 /// Everything told while the trace had `len` steps comes before its next step.

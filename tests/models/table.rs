@@ -44,6 +44,7 @@ fn table_vhds() -> Vec<VhdRecord> {
         socket_owner: None,
         socket_mode: 0o600,
         when_full: WhenFull::Error,
+        expand: None,
         created: 0,
         writeback: true,
     };

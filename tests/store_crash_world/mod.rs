@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use spanblk::base::ids::{DiskId, ReactorId, VhdId};
+use spanblk::base::ids::{DiskId, JobId, ReactorId, VhdId};
 use spanblk::base::rng::Rng;
 use spanblk::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};
 use spanblk::disk::sim::{Fault, FaultKind, OpKind, Replay, SimDisk, SimTrace};
 use spanblk::placement::ReplicaSet;
+use spanblk::placement::job::{JobKind, JobRecord, JobState};
 use spanblk::placement::record::{Layout, PoolRecord, RECORD_VERSION, VhdRecord, WhenFull};
 use spanblk::shared::disk::{SyncNumber, SyncPoint};
 use spanblk::store::change::{Change, ChangeKind, CommitRequest};
@@ -42,10 +43,11 @@ pub struct Plan {
     pub flaw: Option<Flaw>,
 }
 
-/// What the table says: records of VHDs by name, and per (VHD, extent) its slot and present blocks.
+/// What the table says: which VHDs there are, the records of jobs, and per (VHD, extent) its slot and present blocks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Table {
     vhds: BTreeSet<u32>,
+    jobs: BTreeMap<u32, JobRecord>,
     extents: BTreeMap<(u32, u32), (u32, u32)>,
 }
 
@@ -75,8 +77,10 @@ struct World {
     begun: [u64; DATA_DISKS as usize],
     done: [u64; DATA_DISKS as usize],
     vhds: BTreeSet<u32>,
+    jobs: BTreeMap<u32, JobRecord>,
     extents: BTreeMap<(u32, u32), Extent>,
     next_vhd: u32,
+    next_job: u32,
     next_slot: u32,
     next_edit: u64,
     history: BTreeMap<Stamp, Table>,
@@ -113,6 +117,7 @@ fn vhd_record(id: u32) -> VhdRecord {
         socket_owner: None,
         socket_mode: 0o660,
         when_full: WhenFull::default(),
+        expand: None,
         created: 0,
         writeback: true,
     }
@@ -146,8 +151,10 @@ impl History {
             begun: [1; DATA_DISKS as usize],
             done: [0; DATA_DISKS as usize],
             vhds: BTreeSet::new(),
+            jobs: BTreeMap::new(),
             extents: BTreeMap::new(),
             next_vhd: 1,
+            next_job: 1,
             next_slot: 0,
             next_edit: 0,
             history: BTreeMap::from([(stamp, Table::default())]),
@@ -202,7 +209,11 @@ impl History {
 }
 
 fn read(store: &open::OpenStore<SimDisk>) -> Result<Table, OpenError> {
-    let mut table = Table { vhds: store.vhds.iter().map(|vhd| vhd.id.0).collect(), ..Table::default() };
+    let mut table = Table {
+        vhds: store.vhds.iter().map(|vhd| vhd.id.0).collect(),
+        jobs: store.jobs.iter().map(|job| (job.id.0, job.clone())).collect(),
+        extents: BTreeMap::new(),
+    };
     store.load(|key, place, extent| {
         if let Some(replica) = extent.replicas.iter().next() {
             let index = key.extent(place).expect("a legal extent").0;
@@ -263,7 +274,8 @@ impl World {
     /// What the guests had in memory is gone with the daemon: the table is what the store has.
     fn forget_what_is_not_durable(&mut self, store: &open::OpenStore<SimDisk>) {
         let table = read(store).expect("readable");
-        self.vhds = table.vhds.clone();
+        self.vhds = table.vhds;
+        self.jobs = table.jobs;
         self.extents.clear();
         let loaded = store.load(|key, place, extent| {
             let Some(replica) = extent.replicas.iter().next() else { return };
@@ -285,26 +297,31 @@ impl World {
     }
 
     fn work(&mut self, committer: &mut Committer) {
-        match self.rng.below(14) {
+        match self.rng.below(17) {
             0 => {
-                self.next_edit += 1;
                 let id = self.next_vhd;
                 self.next_vhd += 1;
                 self.vhds.insert(id);
-                committer.edit(EditId(self.next_edit), vec![StoreEdit::PutVhd(vhd_record(id))], self.is_synced());
+                self.edit(committer, StoreEdit::PutVhd(vhd_record(id)));
             }
             1 if self.vhds.len() > 2 => {
-                self.next_edit += 1;
                 let id = self.some_vhd();
                 self.vhds.remove(&id);
                 self.extents.retain(|(vhd, _), _| *vhd != id);
-                committer.edit(EditId(self.next_edit), vec![StoreEdit::DeleteVhd(VhdId(id))], self.is_synced());
+                self.edit(committer, StoreEdit::DeleteVhd(VhdId(id)));
             }
             2 => self.begun[self.rng.index(DATA_DISKS as usize)] += 1,
             3 => {
                 let disk = self.rng.index(DATA_DISKS as usize);
                 self.done[disk] = self.begun[disk];
                 self.begun[disk] += 1;
+            }
+            14 => self.put_job(committer),
+            15 if !self.jobs.is_empty() => self.change_job(committer),
+            16 if self.jobs.len() > 2 => {
+                let id = self.some_job();
+                self.jobs.remove(&id);
+                self.edit(committer, StoreEdit::DeleteJob(JobId(id)));
             }
             _ if self.vhds.is_empty() => {}
             kind => {
@@ -320,6 +337,49 @@ impl World {
                 }
             }
         }
+    }
+
+    fn edit(&mut self, committer: &mut Committer, row: StoreEdit) {
+        self.next_edit += 1;
+        committer.edit(EditId(self.next_edit), vec![row], self.is_synced());
+    }
+
+    fn put_job(&mut self, committer: &mut Committer) {
+        let id = self.next_job;
+        self.next_job += 1;
+        let job = JobRecord {
+            version: RECORD_VERSION,
+            id: JobId(id),
+            kind: if self.rng.chance(1, 2) { JobKind::Rebalance } else { JobKind::Evacuate { disk: DiskId(1) } },
+            // Long lists, so that records span pages of the database.
+            vhds: (0..self.rng.below(800) as u32).map(VhdId).collect(),
+            state: JobState::Running,
+            max_rate: None,
+            urgent: false,
+            created: u64::from(id),
+            ended: None,
+            bytes_moved: 0,
+            reason: None,
+        };
+        self.jobs.insert(id, job.clone());
+        self.edit(committer, StoreEdit::PutJob(job));
+    }
+
+    fn change_job(&mut self, committer: &mut Committer) {
+        let id = self.some_job();
+        let job = self.jobs.get_mut(&id).expect("one of them");
+        job.bytes_moved += 1 << 20;
+        if self.rng.chance(1, 3) {
+            job.state = JobState::Stopped;
+            job.reason = Some("a disk failed".to_owned());
+        }
+        let row = StoreEdit::PutJob(job.clone());
+        self.edit(committer, row);
+    }
+
+    fn some_job(&mut self) -> u32 {
+        let index = self.rng.index(self.jobs.len());
+        *self.jobs.keys().nth(index).expect("as many as there are")
     }
 
     fn some_vhd(&mut self) -> u32 {
@@ -344,7 +404,7 @@ impl World {
             }
         }
         let replicas = ReplicaSet::single(DiskId(disk as u8), SlotIndex(extent.slot));
-        (extent.generation, ChangeKind::Written { replicas, blocks, needs: [Some(need), None, None] })
+        (extent.generation, ChangeKind::Written { replicas, blocks, needs: [Some(need), None, None, None] })
     }
 
     fn clear(&mut self, key: (u32, u32)) -> Option<(u32, ChangeKind)> {
@@ -365,7 +425,7 @@ impl World {
     /// The durable table after a commit now, told without looking at the committer: blocks that are written and synced.
     fn expected(&self, before: &Table) -> Table {
         let is_synced = self.is_synced();
-        let mut table = Table { vhds: self.vhds.clone(), ..Table::default() };
+        let mut table = Table { vhds: self.vhds.clone(), jobs: self.jobs.clone(), extents: BTreeMap::new() };
         for (key, extent) in &self.extents {
             let mut present = 0;
             for (i, block) in extent.blocks.iter().enumerate() {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::parse_size_arg;
+use super::{EvacuateArgs, parse_size_arg};
 use crate::control::wire::Accept;
 
 /// What to do with host disks.
@@ -24,6 +24,8 @@ pub enum DiskCommand {
     Wipe(DiskWipeArgs),
     /// Change what a disk takes
     Set(DiskSetArgs),
+    /// Move everything away from a disk, while guests work
+    Evacuate(EvacuateArgs),
 }
 
 const ADD_HELP: &str = "\

@@ -1,6 +1,7 @@
 //! What can be typed: the command line, its help and its examples.
 
 mod disk;
+mod job;
 mod pool;
 mod serve;
 mod values;
@@ -12,10 +13,11 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use disk::{DiskAddArgs, DiskCommand, DiskSetArgs, DiskWipeArgs};
+pub use job::{EvacuateArgs, JobCommand, JobOptions, MigrateArgs, Priority, Rate, SettleArgs, SpanArgs, UnspanArgs};
 pub use pool::{PoolCommand, PoolCreateArgs, PoolDestroyArgs};
 pub use serve::ServeArgs;
 pub use values::{parse_log_level, parse_size_arg, parse_when_full};
-pub use vhd::{AttachTarget, ExportArgs, ImportArgs, VhdCommand, VhdCreateArgs, VhdSetArgs};
+pub use vhd::{AttachTarget, ExpandSetting, ExportArgs, ImportArgs, VhdCommand, VhdCreateArgs, VhdSetArgs};
 
 /// Where the control socket is unless told otherwise.
 pub const CONTROL_DEFAULT: &str = "/run/spanblk/control/api.sock";
@@ -26,6 +28,7 @@ First steps:
   spanblk serve /srv/a.img /srv/b.img &                       serve it
   spanblk vhd create vm1 --size 5GiB --layout spanned         make a guest disk on both
   spanblk vhd show vm1 --attach qemu                          print the QEMU flags for it
+  spanblk vhd unspan vm1 --wait                               all of it on one disk, while the guest works
 
 Exit codes:
   0  done, or it was so already      3  no such disk, VHD or file
@@ -70,6 +73,9 @@ pub enum Command {
     /// Guest disks
     #[command(subcommand)]
     Vhd(VhdCommand),
+    /// Long operations that move extents
+    #[command(subcommand)]
+    Job(JobCommand),
     /// The placement table as text
     #[command(subcommand)]
     Metadata(MetadataCommand),

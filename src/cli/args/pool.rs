@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::parse_size_arg;
+use super::{ExpandSetting, JobOptions, parse_size_arg};
 use crate::base::limits::EXTENT_SIZE_DEFAULT;
 
 /// What to do with the pool.
@@ -14,6 +14,15 @@ pub enum PoolCommand {
     Create(PoolCreateArgs),
     /// Disks, space, placement store and warnings of the pool that the daemon serves
     Show,
+    /// Move extents of spanned VHDs so that they are in proportion over all disks, after a disk was added
+    #[command(after_help = REBALANCE_HELP)]
+    Rebalance(JobOptions),
+    /// Change settings of the pool
+    Set {
+        /// Whether VHDs that do not say grow onto other disks when theirs are full; pool: spanned ones do, isolated ones do not
+        #[arg(long, value_enum)]
+        expand: ExpandSetting,
+    },
     /// Wipe the labels of a pool that nobody serves: all VHDs on it are lost
     Destroy(PoolDestroyArgs),
     /// Bring the on-disk format of a pool that nobody serves up to this version of spanblk
@@ -23,6 +32,13 @@ pub enum PoolCommand {
         disks: Vec<PathBuf>,
     },
 }
+
+const REBALANCE_HELP: &str = "\
+Examples:
+  spanblk pool rebalance --dry-run           what would be moved
+  spanblk pool rebalance --wait              after a disk was added, or accepts VHDs again
+
+Isolated VHDs stay where they are, and those whose disks or width were chosen on their disks.";
 
 // As the help text of --extent-size has it.
 const _: () = assert!(EXTENT_SIZE_DEFAULT == 1 << 20);

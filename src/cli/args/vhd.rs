@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{parse_size_arg, parse_when_full};
-use crate::control::wire::{Layout, WhenFull};
+use super::{MigrateArgs, SettleArgs, SpanArgs, UnspanArgs, parse_size_arg, parse_when_full};
+use crate::control::wire::{Expand, Layout, WhenFull};
 
 /// What to do with guest disks.
 #[derive(Debug, Subcommand)]
@@ -30,6 +30,14 @@ pub enum VhdCommand {
         #[arg(value_name = "VHD")]
         vhd: String,
     },
+    /// Move it onto more disks, while its guest works
+    Span(SpanArgs),
+    /// Move it onto fewer disks, or one, while its guest works
+    Unspan(UnspanArgs),
+    /// Move an isolated VHD to another disk, while its guest works
+    Migrate(MigrateArgs),
+    /// Move it to where its layout wants it, after it has grown onto other disks
+    Settle(SettleArgs),
     /// Change settings
     Set(VhdSetArgs),
     /// Give a VHD another name; its socket moves with it
@@ -132,11 +140,38 @@ pub struct VhdCreateArgs {
     /// A write that finds the pool full waits, by default 60 seconds (queue, queue:60s), or fails at once (error)
     #[arg(long, value_name = "queue[:TIME]|error", value_parser = parse_when_full)]
     pub when_full: Option<WhenFull>,
+    /// Grow onto the roomiest other disk when its own are full [default: as `pool set --expand` says; else spanned VHDs do]
+    #[arg(long, value_enum)]
+    pub expand: Option<Expand>,
+}
+
+/// Whether a VHD grows by itself, or as the pool says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExpandSetting {
+    /// Stay on the disks of its layout
+    Never,
+    /// Grow onto the roomiest other disk when they are full
+    Auto,
+    /// What the pool says
+    Pool,
+}
+
+impl ExpandSetting {
+    /// As the API has it.
+    #[must_use]
+    pub fn expand(self) -> Option<Expand> {
+        match self {
+            ExpandSetting::Never => Some(Expand::Never),
+            ExpandSetting::Auto => Some(Expand::Auto),
+            ExpandSetting::Pool => None,
+        }
+    }
 }
 
 const SET_HELP: &str = "\
 Examples:
   spanblk vhd set vm1 --when-full error
+  spanblk vhd set vm1 --expand auto                                     when its disk is full, on to another one
   spanblk vhd set vm1 --socket-owner libvirt-qemu:kvm --socket-mode 0600
   spanblk vhd set vm1 --vm ''                                           not part of a VM any more";
 
@@ -162,6 +197,9 @@ pub struct VhdSetArgs {
     /// Virtqueues; not while attached
     #[arg(long, value_name = "N")]
     pub queues: Option<u16>,
+    /// Whether it grows onto other disks when its own are full
+    #[arg(long, value_enum)]
+    pub expand: Option<ExpandSetting>,
 }
 
 const IMPORT_HELP: &str = "\

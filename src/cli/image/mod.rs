@@ -185,6 +185,7 @@ fn create(client: &Client, args: &ImportArgs, image_bytes: u64) -> Result<VhdInf
         socket_owner: None,
         socket_mode: None,
         when_full: WhenFull::default(),
+        expand: None,
     };
     let result: VhdResult = client.send(Method::POST, "/vhds", &request)?;
     Ok(result.vhd)

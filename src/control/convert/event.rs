@@ -2,6 +2,7 @@
 
 use crate::control::wire::{EventDetail, Severity};
 use crate::owner::outbox::Event;
+use crate::placement::job::JobState;
 
 /// What the API tells of an event, and how bad it is.
 #[must_use]
@@ -23,11 +24,16 @@ pub fn event_detail(event: Event) -> (Severity, EventDetail) {
             let severity = if above { Warning } else { Info };
             (severity, D::Fill { disk, percent, above, allocated_bytes: allocated, total_bytes: capacity })
         }
+        Event::VhdExpanded { vhd, disk } => (Warning, D::VhdExpanded { vhd, disk }),
         Event::WaitingForRoom { vhd } => (Warning, D::WaitingForRoom { vhd }),
         Event::OutOfRoom { vhd } => (Error, D::OutOfRoom { vhd }),
         Event::MetadataLow { low, used, size } => {
             let severity = if low { Error } else { Info };
             (severity, D::MetadataLow { low, used_bytes: used, region_bytes: size })
+        }
+        Event::Job { job, kind, state, reason } => {
+            let severity = if state == JobState::Stopped { Error } else { Info };
+            (severity, D::Job { job: job.0, kind: kind.to_owned(), state: state.word().to_owned(), reason })
         }
         Event::ThickIncomplete { vhd, missing } => (Warning, D::ThickIncomplete { vhd, missing_extents: missing }),
     }

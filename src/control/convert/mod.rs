@@ -4,14 +4,16 @@
 //! on the state of the pool is the owner's to refuse.
 
 mod event;
+mod job;
 mod pool;
 mod vhd;
 
 pub use event::event_detail;
+pub use job::{job_info, plan_info, set_job, start_job};
 pub use pool::{OpenDisk, OpenDisks, check_report, disk_info, pool_info, set_disk};
 pub use vhd::{SocketInfo, create_vhd, layout_of, map_info, set_vhd, vhd_info};
 
-use super::wire::{Accept, ErrorInfo, ErrorKind};
+use super::wire::{Accept, ErrorInfo, ErrorKind, Expand};
 use crate::owner::command::{CommandError, ErrorKind as CommandErrorKind};
 use crate::placement::record;
 
@@ -50,6 +52,24 @@ impl From<record::Accept> for Accept {
             record::Accept::Isolated => Accept::Isolated,
             record::Accept::Spanned => Accept::Spanned,
             record::Accept::None => Accept::None,
+        }
+    }
+}
+
+impl From<Expand> for record::Expand {
+    fn from(expand: Expand) -> record::Expand {
+        match expand {
+            Expand::Never => record::Expand::Never,
+            Expand::Auto => record::Expand::Auto,
+        }
+    }
+}
+
+impl From<record::Expand> for Expand {
+    fn from(expand: record::Expand) -> Expand {
+        match expand {
+            record::Expand::Never => Expand::Never,
+            record::Expand::Auto => Expand::Auto,
         }
     }
 }

@@ -69,6 +69,7 @@ pub fn pool_info(pool: command::PoolInfo, open: &OpenDisks, store: StoreInfo, wr
         store,
         vhds: pool.vhds,
         requests_waiting: pool.waiting,
+        expand: pool.record.expand.map(Into::into),
         shared_failure_domains,
         warnings: Vec::new(),
     };

@@ -36,6 +36,7 @@ pub fn create_vhd(request: VhdCreate, uuid: uuid::Uuid, created: u64) -> Result<
         socket_owner: request.socket_owner.as_deref().map(socket_owner).transpose()?,
         socket_mode: request.socket_mode.as_deref().map_or(Ok(SOCKET_MODE_DEFAULT), socket_mode)?,
         when_full: when_full_record(request.when_full),
+        expand: request.expand.map(Into::into),
         name: request.name,
     })
 }
@@ -94,6 +95,7 @@ pub fn set_vhd(vhd: String, update: VhdUpdate) -> Result<SetVhd, ErrorInfo> {
         socket_mode: update.socket_mode.as_deref().map(socket_mode).transpose()?,
         when_full: update.when_full.map(when_full_record),
         queues: update.queues,
+        expand: update.expand.map(|expand| expand.map(Into::into)),
     })
 }
 
@@ -144,6 +146,7 @@ pub fn vhd_info(vhd: &command::VhdInfo, pool: &PoolRecord, socket: SocketInfo) -
             record::WhenFull::Queue { secs } => WhenFull::Queue { wait_secs: secs },
             record::WhenFull::Error => WhenFull::Error {},
         },
+        expand: record.expand.map(Into::into),
         writeback: record.writeback,
         attached: vhd.attached.map(|pid| Attachment { pid: (pid != 0).then_some(pid) }),
         allocated_bytes: vhd.allocated,

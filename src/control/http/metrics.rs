@@ -4,7 +4,7 @@
 //! constant. Histograms appear with the first request of their kind.
 
 use std::fmt::Write;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
@@ -15,7 +15,8 @@ use super::pool::{ask_pool, blocking};
 use super::{Api, Connections};
 use crate::control::wire::{ErrorBody, MemberHealth, StoreInfo};
 use crate::metrics::{IO_KINDS, IoKind, IoMetricsSet, KindMetrics, LATENCY_BUCKETS};
-use crate::owner::command::{Command, PoolInfo, Reply, VhdInfo};
+use crate::owner::command::{Command, JobInfo, PoolInfo, Reply, VhdInfo};
+use crate::placement::job::JobState;
 
 /// The first bucket that is told: latencies below 8 microseconds are all alike.
 const FIRST_BUCKET: usize = 3;
@@ -26,12 +27,18 @@ const FIRST_BUCKET: usize = 3;
 pub async fn text(State(api): State<Api>) -> Result<impl IntoResponse, ApiError> {
     let pool = ask_pool(&api).await?;
     let Reply::Vhds(vhds) = api.owner.ask(Command::ListVhds).await? else { return Err(wrong_reply()) };
+    let Reply::Jobs(jobs) = api.owner.ask(Command::ListJobs).await? else { return Err(wrong_reply()) };
     let host = api.host.clone();
-    let text = blocking(move || render(&pool, &vhds, &host.store_info(), &host.connections())).await?;
+    let text = blocking(move || {
+        let mut out = render(&pool, &vhds, &host.store_info(), &host.connections());
+        move_metrics(&mut out, &pool, &vhds, &jobs);
+        out.text
+    });
+    let text = text.await?;
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4")], text))
 }
 
-fn render(pool: &PoolInfo, vhds: &[VhdInfo], store: &StoreInfo, connections: &[Connections]) -> String {
+fn render(pool: &PoolInfo, vhds: &[VhdInfo], store: &StoreInfo, connections: &[Connections]) -> Exposition {
     let mut out = Exposition::default();
     pool_gauges(&mut out, pool, store);
     disk_gauges(&mut out, pool);
@@ -43,7 +50,7 @@ fn render(pool: &PoolInfo, vhds: &[VhdInfo], store: &StoreInfo, connections: &[C
     let of_disks: Vec<(&str, &IoMetricsSet)> =
         pool.disks.iter().map(|disk| (disk.record.name.as_str(), &disk.state.metrics)).collect();
     io_metrics(&mut out, "disk", &of_disks);
-    out.text
+    out
 }
 
 /// Text under construction.
@@ -122,6 +129,37 @@ fn disk_gauges(out: &mut Exposition, pool: &PoolInfo) {
         ("spanblk_disk_reported_errors_total", "counter", "Errors that the disk gave."),
         "disk",
         disks().map(|(name, disk)| (name, disk.errors)),
+    );
+}
+
+/// What jobs move, and what that costs guests.
+fn move_metrics(out: &mut Exposition, pool: &PoolInfo, vhds: &[VhdInfo], jobs: &[JobInfo]) {
+    let states = [JobState::Running, JobState::Paused, JobState::Stopped];
+    out.labelled(
+        ("spanblk_jobs", "gauge", "Jobs that have not ended."),
+        "state",
+        states.iter().map(|state| (state.word(), jobs.iter().filter(|job| job.record.state == *state).count() as u64)),
+    );
+    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let name = "spanblk_job_moved_bytes_total";
+    out.family(name, "counter", "Bytes that a job has copied: of jobs that have not ended, and the last that have.");
+    for JobInfo { record, .. } in jobs {
+        let (job, kind) = (record.id.0, record.kind.word());
+        out.line(format_args!("{name}{{job=\"{job}\",kind=\"{kind}\"}} {}", record.bytes_moved));
+    }
+    let name = "spanblk_disk_copy_bytes_total";
+    out.family(name, "counter", "Bytes that jobs have copied from the disk (read) and to it (write).");
+    for disk in &pool.disks {
+        for kind in [IoKind::Read, IoKind::Write] {
+            let (disk, bytes) = (&disk.record.name, load(&disk.state.copy_metrics.kind(kind).bytes));
+            out.line(format_args!("{name}{{disk=\"{disk}\",direction=\"{}\"}} {bytes}", kind_name(kind)));
+        }
+    }
+    let waits = |vhd: &VhdInfo| vhd.state.metrics.iter().map(|m| load(&m.copy_waits)).sum();
+    out.labelled(
+        ("spanblk_vhd_copy_waits_total", "counter", "Requests that waited for a block being copied by a move."),
+        "vhd",
+        vhds.iter().map(|vhd| (vhd.record.name.as_str(), waits(vhd))),
     );
 }
 

@@ -6,6 +6,7 @@
 mod disks;
 mod error;
 mod events;
+mod jobs;
 mod listen;
 mod metrics;
 pub mod openapi;
@@ -126,11 +127,14 @@ impl Api {
 /// All routes.
 pub fn router(api: Api) -> Router {
     let v1 = Router::new()
-        .route("/pool", get(pool::show))
+        .route("/pool", get(pool::show).patch(pool::set))
         .route("/check", get(pool::check))
         .route("/metadata", get(pool::dump))
         .route("/disks", get(disks::list).post(disks::add))
         .route("/disks/{disk}", get(disks::show).patch(disks::set))
+        .route("/jobs", get(jobs::list).post(jobs::create))
+        .route("/jobs/{job}", get(jobs::show).patch(jobs::set))
+        .route("/jobs/{job}/cancel", post(jobs::cancel))
         .route("/vhds", get(vhds::list).post(vhds::create))
         .route("/vhds/{vhd}", get(vhds::show).patch(vhds::set).delete(vhds::delete))
         .route("/vhds/{vhd}/rename", post(vhds::rename))

@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{disks, events, metrics, pool, vhds};
+use super::{disks, events, jobs, metrics, pool, vhds};
 
 /// The API.
 #[derive(OpenApi)]
@@ -15,12 +15,18 @@ use super::{disks, events, metrics, pool, vhds};
     ),
     paths(
         pool::show,
+        pool::set,
         pool::check,
         pool::dump,
         disks::list,
         disks::show,
         disks::add,
         disks::set,
+        jobs::list,
+        jobs::show,
+        jobs::create,
+        jobs::set,
+        jobs::cancel,
         vhds::list,
         vhds::show,
         vhds::create,

@@ -7,8 +7,9 @@ use axum::response::IntoResponse;
 
 use super::Api;
 use super::error::{ApiError, wrong_reply};
+use super::request::JsonBody;
 use crate::control::convert;
-use crate::control::wire::{CheckReport, ErrorBody, ErrorInfo, ErrorKind, PoolInfo};
+use crate::control::wire::{CheckReport, ErrorBody, ErrorInfo, ErrorKind, PoolInfo, PoolUpdate};
 use crate::owner::command::{self, Command, Reply};
 
 /// The pool as the owner knows it.
@@ -38,6 +39,14 @@ pub async fn show(State(api): State<Api>) -> Result<Json<PoolInfo>, ApiError> {
         convert::pool_info(*pool, &host.open_disks(), host.store_info(), written)
     });
     Ok(Json(info.await?))
+}
+
+/// Changes settings of the pool.
+#[utoipa::path(patch, path = "/api/v1/pool", tag = "pool", request_body = PoolUpdate,
+    responses((status = 200, body = PoolInfo), (status = "default", body = ErrorBody)))]
+pub async fn set(State(api): State<Api>, JsonBody(update): JsonBody<PoolUpdate>) -> Result<Json<PoolInfo>, ApiError> {
+    api.owner.ask(Command::SetPool { expand: update.expand.map(|expand| expand.map(Into::into)) }).await?;
+    show(State(api)).await
 }
 
 /// Proves that the placement table is consistent, while guests go on.

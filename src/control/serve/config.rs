@@ -271,7 +271,8 @@ mod tests {
 
     #[test]
     fn reactors_have_limits() {
-        for (reactors, fine) in [(0, false), (1, true), (64, true), (65, false)] {
+        let most = u16::try_from(REACTORS_MAX).unwrap();
+        for (reactors, fine) in [(0, false), (1, true), (most, true), (most + 1, false)] {
             let options = Options { disks: vec!["/o".into()], reactors: Some(reactors), ..Options::default() };
             assert_eq!(Config::new(ConfigFile::default(), options, Path::new("/s")).is_ok(), fine, "{reactors}");
         }

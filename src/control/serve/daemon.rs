@@ -25,6 +25,7 @@ use crate::control::disk_worker::DiskWorker;
 use crate::control::error_chain;
 use crate::control::events::EventLog;
 use crate::control::http::{self, Api, Bound};
+use crate::control::mover::Mover;
 use crate::control::owner_link::Asked;
 use crate::control::owner_thread::{self, Effects, OwnerInput, OwnerSender};
 use crate::control::reactors::{Handles, Inboxes, Threads, join_until};
@@ -34,6 +35,8 @@ use crate::disk::BlockDev;
 use crate::disk::file::FileDisk;
 use crate::disk::identity::Host as HostFacts;
 use crate::disk::pool::{OpenOptions, OpenPool, open_pool};
+use crate::mover::messages::MoverMessage;
+use crate::mover::thread::MoverHandle;
 use crate::owner::Owner;
 use crate::owner::command::Command;
 use crate::placement::record::{DiskRecord, PoolRecord, VhdRecord};
@@ -58,6 +61,7 @@ pub struct Daemon {
     stop_api: watch::Sender<bool>,
     server: Arc<VhostUserServer>,
     reactors: Threads,
+    mover: Mover,
     owner: OwnerSender,
     owner_thread: JoinHandle<Vec<DiskWorker>>,
     service: Sender<Service>,
@@ -117,13 +121,18 @@ impl Daemon {
         let problems = Arc::new(Problems::default());
         let workers = start_workers(&disks, table.pool.extent_size, &owner)?;
         let reactors = inboxes.start(config.pin, &owner, &store)?;
-        disks.iter().for_each(|disk| handles.tell_all(announcement(disk)));
-        announce_missing(&states, &disks, &handles)?;
+        let mover = Mover::start(&owner, &handles)?;
+        for disk in &disks {
+            handles.tell_all(announcement(disk));
+            mover.handle().send(announcement_to_mover(disk));
+        }
+        announce_missing(&states, &disks, &handles, &mover.handle())?;
         let (service, service_thread) =
             service::start(Arc::clone(&server), Arc::clone(&problems)).map_err(system("start the service thread"))?;
-        let core = Owner::new(table.pool, states, table.vhds.clone(), config.reactors)?;
+        let core = Owner::new(table.pool, states, table.vhds.clone(), config.reactors)?.with_jobs(table.jobs);
         let effects = Effects {
             reactors: handles,
+            mover: mover.handle(),
             store: store.clone(),
             workers,
             service: service.clone(),
@@ -150,6 +159,7 @@ impl Daemon {
             stop_api,
             server,
             reactors,
+            mover,
             owner,
             owner_thread,
             service,
@@ -168,6 +178,7 @@ impl Daemon {
         // Nobody is to find a socket that nobody listens on.
         drop(self.control);
         let mut clean = disconnect(&self.server, DRAIN_PATIENCE);
+        clean &= self.mover.stop(END_PATIENCE);
         clean &= self.reactors.stop(END_PATIENCE);
         clean &= sync_all(&self.disks);
         self.owner.send(OwnerInput::Stop);
@@ -280,14 +291,25 @@ pub fn announcement(disk: &UsableDisk) -> impl Fn() -> ReactorMessage + Send + u
     move || ReactorMessage::AddDisk { disk: Arc::clone(&disk), file: Arc::clone(&file) }
 }
 
-/// Reactors know every disk that the table can name. One that is missing counts as failed, so that nothing is submitted to
+/// What tells the mover of a disk.
+pub fn announcement_to_mover(disk: &UsableDisk) -> MoverMessage {
+    MoverMessage::AddDisk { disk: Arc::clone(&disk.state), file: Arc::clone(disk.device.fd()) }
+}
+
+/// Reactors and the mover know every disk that the table can name. One that is missing counts as failed, so that nothing is submitted to
 /// it; its file is one that can neither be written nor has anything to read.
-fn announce_missing(states: &[Arc<DiskState>], here: &[UsableDisk], reactors: &Handles) -> Result<(), ServeError> {
+fn announce_missing(
+    states: &[Arc<DiskState>],
+    here: &[UsableDisk],
+    reactors: &Handles,
+    mover: &MoverHandle,
+) -> Result<(), ServeError> {
     let missing = states.iter().filter(|state| here.iter().all(|disk| disk.state.id != state.id));
     for state in missing {
         let nothing = File::open("/dev/null").map_err(system("open /dev/null"))?;
         let file: Arc<OwnedFd> = Arc::new(nothing.into());
         reactors.tell_all(|| ReactorMessage::AddDisk { disk: Arc::clone(state), file: Arc::clone(&file) });
+        mover.send(MoverMessage::AddDisk { disk: Arc::clone(state), file });
     }
     Ok(())
 }

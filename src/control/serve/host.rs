@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::daemon::{UsableDisk, announcement, start_worker};
+use super::daemon::{UsableDisk, announcement, announcement_to_mover, start_worker};
 use crate::base::clock;
 use crate::base::ids::{DiskId, VhdId};
 use crate::control::convert::{OpenDisk, OpenDisks};
@@ -206,7 +206,9 @@ impl DaemonHost {
         let worker = start_worker(disk, extent_size, &self.owner)
             .map_err(|error| ErrorInfo::new(ErrorKind::Failed, format!("cannot start the disk's thread: {error}")))?;
         let announce = Box::new(announcement(disk));
-        self.owner.send(OwnerInput::Disk(Box::new(NewDisk { id: disk.state.id, worker, announce })));
+        let announce_to_mover = announcement_to_mover(disk);
+        let new = NewDisk { id: disk.state.id, worker, announce, announce_to_mover };
+        self.owner.send(OwnerInput::Disk(Box::new(new)));
         Ok(())
     }
 }

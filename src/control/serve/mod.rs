@@ -18,6 +18,7 @@ use daemon::Daemon;
 pub use host::{create_error_kind, find_error_kind, open_error};
 
 use super::http::ListenError;
+use crate::control::mover::MoverError;
 use crate::disk::file::FileDisk;
 use crate::disk::label;
 use crate::disk::pool::{FindError, OpenDisk};
@@ -41,6 +42,9 @@ pub enum ServeError {
     /// No reactors.
     #[error("cannot start the reactors")]
     Reactors(#[from] StartError),
+    /// No mover.
+    #[error("cannot start the mover")]
+    Mover(#[from] MoverError),
     /// No vhost-user server.
     #[error("cannot serve vhost-user sockets")]
     Server(#[from] ServerError),

@@ -11,6 +11,7 @@ use crate::disk::BlockDev;
 use crate::disk::file::FileDisk;
 use crate::disk::pool::{ChangeError, OpenDisk, OpenPool};
 use crate::owner::vhd_state;
+use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, RecordError, VhdRecord};
 use crate::shared::VhdState;
 use crate::store::member::{Member, MemberError, MemberState, Tuning};
@@ -68,6 +69,8 @@ pub struct Table {
     pub pool: PoolRecord,
     /// Its VHDs, their maps restored.
     pub vhds: Vec<(VhdRecord, Arc<VhdState>)>,
+    /// Its jobs.
+    pub jobs: Vec<JobRecord>,
     /// The members that are here.
     pub members: Vec<(DiskId, Member<FileDisk>)>,
     /// Members that belong to the store, here or not.
@@ -125,10 +128,10 @@ pub fn open_table(pool: &mut OpenPool<FileDisk>, accept_stale: bool, reactors: u
     let lineage = Uuid::new_v4().as_u64_pair().0;
     let state = store.raise(written.epoch, lineage)?;
     let vhds = restore(&store, reactors)?;
-    let record = store.pool.clone();
+    let (record, jobs) = (store.pool.clone(), store.jobs.clone());
     let region_len = store.members().map(|(place, _)| place.place.len).min().unwrap_or(0);
     let (members_here, total) = (store.into_members(), members.len());
-    Ok(Table { pool: record, vhds, members: loaded(members_here, total)?, total, state, region_len })
+    Ok(Table { pool: record, vhds, jobs, members: loaded(members_here, total)?, total, state, region_len })
 }
 
 /// Measures the members. One that cannot be read to the end is left out: as long as the others are a majority, it must not
@@ -180,7 +183,7 @@ fn restore(store: &OpenStore<FileDisk>, reactors: u16) -> Result<Vec<(VhdRecord,
     store.load(|key, place, row| {
         let extent = key.extent(place);
         match (states.get(&key.vhd), extent) {
-            (Some(state), Some(extent)) if extent.0 < state.map.extents() && row.generation.0 & 1 == 0 => {
+            (Some(state), Some(extent)) if extent.0 < state.map.extents() && row.generation.is_legal() => {
                 state.map.restore(extent, row.replicas, row.present, row.generation);
             }
             _ => stray = Some((key.vhd, extent)),

@@ -75,6 +75,13 @@ pub enum EventDetail {
         /// Name of the VHD.
         vhd: String,
     },
+    /// The disks of the VHD's layout have no room: it has grown onto another one.
+    VhdExpanded {
+        /// Name of the VHD.
+        vhd: String,
+        /// Name of the disk.
+        disk: String,
+    },
     /// A write waits for room. Sent once until none of the VHD's writes waits any more.
     WaitingForRoom {
         /// Name of the VHD.
@@ -138,6 +145,18 @@ pub enum EventDetail {
         allocated_bytes: u64,
         /// Room there is.
         total_bytes: u64,
+    },
+    /// A job was created, or changed its state.
+    Job {
+        /// Its number.
+        job: u32,
+        /// What it does: span, unspan, migrate, settle, evacuate, rebalance.
+        kind: String,
+        /// Its state now: running, paused, stopped, done, cancelled.
+        state: String,
+        /// Why it stopped.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// The metadata region passed its low-water mark, in either direction.
     MetadataLow {

@@ -6,6 +6,7 @@ mod check;
 mod disk;
 mod error;
 mod event;
+mod job;
 mod pool;
 pub mod size;
 mod vhd;
@@ -14,10 +15,13 @@ pub use check::CheckReport;
 pub use disk::{Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskResult, DiskUpdate};
 pub use error::{ErrorBody, ErrorInfo, ErrorKind};
 pub use event::{Event, EventDetail, Severity};
-pub use pool::{DomainWarning, MemberHealth, PoolInfo, SpaceInfo, StoreInfo, StoreMember};
+pub use job::{
+    JobCancel, JobCreate, JobInfo, JobList, JobResult, JobState, JobUpdate, JobWish, PlanInfo, PlannedDisk, PlannedVhd,
+};
+pub use pool::{DomainWarning, MemberHealth, PoolInfo, PoolUpdate, SpaceInfo, StoreInfo, StoreMember};
 pub use vhd::{
-    Attachment, DiskUse, Layout, MapRun, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdMapInfo, VhdRename, VhdResult,
-    VhdUpdate, WhenFull,
+    Attachment, DiskUse, Expand, Layout, MapRun, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdMapInfo, VhdRename,
+    VhdResult, VhdUpdate, WhenFull,
 };
 
 /// What the path prefix of every versioned route is.

@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::disk::DiskInfo;
+use super::vhd::{Expand, given};
 
 /// The pool: identity, disks, space, placement store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -25,10 +26,24 @@ pub struct PoolInfo {
     pub vhds: u32,
     /// Requests that wait for room.
     pub requests_waiting: u32,
+    /// Whether VHDs that do not say grow onto other disks when their own have no room; absent: spanned ones do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expand: Option<Expand>,
     /// Disks that can fail together.
     pub shared_failure_domains: Vec<DomainWarning>,
     /// What an administrator should look at, for people; empty when all is well.
     pub warnings: Vec<String>,
+}
+
+/// Changes settings of the pool. What is absent stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PoolUpdate {
+    /// Whether VHDs that do not say grow onto other disks when their own have no room; `null`: spanned ones do, isolated
+    /// ones do not.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Expand>)]
+    pub expand: Option<Option<Expand>>,
 }
 
 /// Room in the pool. All numbers count data slots, not metadata.

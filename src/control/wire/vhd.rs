@@ -16,6 +16,16 @@ pub enum Layout {
     Spanned,
 }
 
+/// Whether a VHD grows onto another disk by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Expand {
+    /// It stays on the disks of its layout.
+    Never,
+    /// When they have no room for a write, it grows onto the disk with the most room that accepts spanned VHDs.
+    Auto,
+}
+
 /// What a write does that needs room when there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "action", rename_all = "snake_case", deny_unknown_fields)]
@@ -80,6 +90,9 @@ pub struct VhdCreate {
     /// What a write does that finds the pool full.
     #[serde(default)]
     pub when_full: WhenFull,
+    /// Whether it grows onto other disks when its own have no room for a write; as the pool says when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expand: Option<Expand>,
 }
 
 /// Changes settings of a VHD. What is absent stays as it is.
@@ -103,11 +116,19 @@ pub struct VhdUpdate {
     /// Virtqueues. Refused while attached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
+    /// Whether it grows onto other disks when its own have no room for a write; `null` for what the pool says.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Expand>)]
+    pub expand: Option<Option<Expand>>,
 }
 
 /// Tells `null` (clear it) from absent (leave it).
-fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
-    Option::<String>::deserialize(deserializer).map(Some)
+pub(super) fn given<'de, T, D>(deserializer: D) -> Result<Option<Option<T>>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    Option::<T>::deserialize(deserializer).map(Some)
 }
 
 /// Gives a VHD another name; its socket moves with it.
@@ -158,6 +179,9 @@ pub struct VhdInfo {
     pub socket_mode: String,
     /// What a write does that finds the pool full.
     pub when_full: WhenFull,
+    /// Whether it grows onto other disks when its own have no room for a write; absent: as the pool says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expand: Option<Expand>,
     /// The cache mode that its guest last chose: writeback, or writethrough.
     pub writeback: bool,
     /// The frontend that is connected.

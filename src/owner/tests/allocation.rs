@@ -79,10 +79,10 @@ fn after_a_restart_the_first_flush_syncs_the_disks_with_extents() {
         state.map.restore(ExtentIndex(0), place.replicas, BlockMask(1), place.generation);
         let disks: Vec<Arc<DiskState>> = pool.disks.iter().map(disk_state).collect();
         disks.iter().filter(|disk| missing && disk.id == used).for_each(|disk| disk.fail());
-        assert!(state.disks_written().iter().next().is_none());
+        assert!(state.disks_to_sync().iter().next().is_none());
         assert!(Owner::new(pool.clone(), disks, vec![(vhd.record.clone(), Arc::clone(&state))], 1).is_ok());
         let expected: Vec<DiskId> = [used].into_iter().filter(|_| !missing).collect();
-        assert_eq!(state.disks_written().iter().collect::<Vec<_>>(), expected);
+        assert_eq!(state.disks_to_sync().iter().collect::<Vec<_>>(), expected);
     }
 }
 
@@ -348,4 +348,18 @@ fn failed_disks_are_not_used() {
         world.refuse(Command::CreateVhd(Box::new(create("b", 1, LayoutRequest::Isolated { disk: Some("d0".into()) })))),
         CommandError::DiskFailed { disk: "d0".to_owned() }
     );
+}
+
+#[test]
+fn a_disk_that_has_failed_has_no_room() {
+    let mut world = World::new(&[100, 100], 1);
+    let vhd = world.create(create("a", 20, SPANNED));
+    for extent in 0..20 {
+        world.allocate(&vhd, extent);
+    }
+    world.owner.space.disk(DiskId(1)).state.fail();
+    let pool = world.owner.pool_info();
+    let extent = pool.record.extent_size;
+    assert_eq!((pool.space.capacity, pool.space.free), (110 * extent, 90 * extent));
+    assert_eq!((pool.disks[1].space.capacity, pool.disks[1].space.free), (10 * extent, 0));
 }

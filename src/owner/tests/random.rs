@@ -163,7 +163,7 @@ impl Sim {
         };
         let block = BlockMask(1 << rng.below(32));
         let claim = if seen.present.and(block).is_empty() { block } else { BlockMask::NONE };
-        if !claim.is_empty() && state.map.claim_absent(extent, claim, seen.generation).is_err() {
+        if !claim.is_empty() && state.map.claim_absent(extent, claim, seen.version).is_err() {
             return;
         }
         reactor.ops.push(Op { id, of, slot: (replica.disk, replica.slot), seen: seen.generation, claim });
@@ -184,7 +184,7 @@ impl Sim {
         if !op.claim.is_empty() {
             state.change_handed_over();
             let replicas = ReplicaSet::single(op.slot.0, op.slot.1);
-            let kind = ChangeKind::Written { replicas, blocks: op.claim, needs: [None; 3] };
+            let kind = ChangeKind::Written { replicas, blocks: op.claim, needs: [None; 4] };
             let change = Change { vhd: op.of.0, extent: op.of.1, generation: op.seen, kind };
             self.committing.push_back(ToCommit::Change(change));
             state.map.release(op.of.1, op.claim, op.claim);
@@ -209,7 +209,7 @@ impl Sim {
     fn discard(&mut self, rng: &mut Rng) {
         let Some((state, extent)) = self.pick(rng) else { return };
         let seen = state.map.lookup(extent);
-        if seen.replicas.is_absent() || state.map.claim_and_clear(extent, BlockMask::ALL, seen.generation).is_err() {
+        if seen.replicas.is_absent() || state.map.claim_and_clear(extent, BlockMask::ALL, seen.version).is_err() {
             return;
         }
         let ticket = self.name();
@@ -301,7 +301,7 @@ impl Sim {
 
     fn apply_row(&mut self, row: StoreEdit) {
         match row {
-            StoreEdit::PutPool(_) => {}
+            StoreEdit::PutPool(_) | StoreEdit::PutJob(_) | StoreEdit::DeleteJob(_) => {}
             StoreEdit::PutVhd(record) => {
                 self.durable.vhds.insert(record.id);
             }
@@ -309,6 +309,7 @@ impl Sim {
                 self.durable.vhds.remove(&vhd);
                 self.durable.extents.retain(|(of, _), _| *of != vhd);
             }
+            StoreEdit::Move { .. } => unreachable!("nothing is moved here"),
             StoreEdit::Place { vhd, first, generation, replicas } => {
                 assert!(self.durable.vhds.contains(&vhd), "no part of a VHD is written after its deletion");
                 for (extent, placed) in (first.0..).zip(replicas) {
@@ -367,6 +368,11 @@ impl Sim {
 
     /// Hands out what the owner has sent.
     fn distribute(&mut self) -> Result<(), String> {
+        // The mover has nothing in flight: what it is asked for is a fence, and it is reached at once.
+        for message in std::mem::take(&mut self.mail.mover) {
+            let MoverMessage::Fence { fence, .. } = message else { panic!("nothing is moved here") };
+            self.owner.handle_mover(MoverReport::FenceReached { fence }, self.now, &mut self.mail);
+        }
         let mail = std::mem::take(&mut self.mail);
         for (reactor, message) in mail.reactors {
             self.reactors[usize::from(reactor.0)].inbox.push_back(message);

@@ -33,6 +33,7 @@ fn vhd(id: u32, name: &str) -> VhdRecord {
         socket_owner: None,
         socket_mode: 0o600,
         when_full: WhenFull::Error,
+        expand: None,
         created: 0,
         writeback: true,
     }
@@ -93,6 +94,9 @@ fn replicas_that_fail_together_are_named() {
     extent.replicas.push(Replica { disk: DiskId(2), slot: SlotIndex(0), state: ReplicaState::InSync });
     let found = check(&[vhd(1, "a")], &[extent]);
     assert_eq!(found, ["extent 0 of VHD 'a' has replicas on disks 'd1' and 'd2', which share the failure domain 'b'"]);
+    let mut moving = single(1, 0, 1, 0);
+    moving.replicas.push(Replica { disk: DiskId(2), slot: SlotIndex(0), state: ReplicaState::Syncing });
+    assert_eq!(check(&[vhd(1, "a")], &[moving]), [""; 0], "a copy that a move is making");
 }
 
 #[test]

@@ -32,6 +32,7 @@ fn vhd() -> VhdRecord {
         socket_owner: Some(SocketOwner { user: "libvirt-qemu".to_owned(), group: "kvm".to_owned() }),
         socket_mode: 0o660,
         when_full: WhenFull::Queue { secs: 60 },
+        expand: None,
         created: 1_700_000_000,
         writeback: true,
     }
@@ -55,6 +56,17 @@ fn the_stored_form_does_not_drift() {
     assert_eq!(String::from_utf8(vhd().encode()).unwrap(), expected);
     let expected = r#"{"version":1,"uuid":"00000000-0000-0000-0000-000000000007","extent_size":1048576,"next_vhd_id":1,"disks":[{"id":0,"uuid":"00000000-0000-0000-0000-000000000001","name":"d1","slots":1000,"data_offset":1048576,"accept":"any","failure_domain":"nvme0"},{"id":3,"uuid":"00000000-0000-0000-0000-000000000004","name":"d2","slots":1000,"data_offset":1048576,"accept":"any","failure_domain":"nvme0"}]}"#;
     assert_eq!(String::from_utf8(pool().encode()).unwrap(), expected);
+}
+
+#[test]
+fn a_pool_without_jobs_is_stored_as_before_there_were_any() {
+    let old = String::from_utf8(pool().encode()).unwrap();
+    assert!(!old.contains("next_job_id"));
+    assert_eq!(PoolRecord::decode(old.as_bytes()).unwrap().next_job_id, JobId(1));
+    let later = PoolRecord { next_job_id: JobId(5), ..pool() };
+    let text = String::from_utf8(later.encode()).unwrap();
+    assert_eq!(text, old.replace(",\"disks\"", ",\"next_job_id\":5,\"disks\""));
+    assert_eq!(PoolRecord::decode(text.as_bytes()).unwrap(), later);
 }
 
 #[test]

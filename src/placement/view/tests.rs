@@ -11,13 +11,13 @@ fn placed(slot: u32) -> VhdMap {
     map
 }
 
-fn generation(map: &VhdMap) -> Generation {
-    map.lookup(E).generation
+fn version(map: &VhdMap) -> Version {
+    map.lookup(E).version
 }
 
 #[test]
 fn replica_words_keep_their_meaning() {
-    for state in [ReplicaState::InSync, ReplicaState::Syncing, ReplicaState::Stale] {
+    for state in [ReplicaState::InSync, ReplicaState::Syncing, ReplicaState::Sealing, ReplicaState::Stale] {
         for (disk, slot) in [(0, 0), (63, u32::MAX), (7, 12_345)] {
             let replica = Replica { disk: DiskId(disk), slot: SlotIndex(slot), state };
             assert_eq!(unpack_replica(pack_replica(replica)), Some(replica));
@@ -27,7 +27,7 @@ fn replica_words_keep_their_meaning() {
         pack_replica(Replica { disk: DiskId(2), slot: SlotIndex(5), state: ReplicaState::InSync }),
         1 << 56 | 2 << 48 | 5
     );
-    for bad in [0, 4 << 56, 1 << 56 | 64 << 48, 1 << 56 | 1 << 32] {
+    for bad in [0, 5 << 56, 1 << 56 | 64 << 48, 1 << 56 | 1 << 32] {
         assert_eq!(unpack_replica(bad), None);
     }
 }
@@ -45,7 +45,7 @@ fn an_absent_extent_has_nothing() {
 fn a_first_write_claims_then_publishes() {
     let map = placed(9);
     let blocks = BlockMask::span(2, 4);
-    map.claim_absent(E, blocks, generation(&map)).unwrap();
+    map.claim_absent(E, blocks, version(&map)).unwrap();
     assert_eq!(map.lookup(E).claimed, blocks);
     assert!(map.lookup(E).present.is_empty());
     map.release(E, blocks, blocks);
@@ -57,7 +57,7 @@ fn a_first_write_claims_then_publishes() {
 #[test]
 fn a_failed_write_releases_without_publishing() {
     let map = placed(9);
-    map.claim_absent(E, BlockMask::ALL, generation(&map)).unwrap();
+    map.claim_absent(E, BlockMask::ALL, version(&map)).unwrap();
     map.release(E, BlockMask::ALL, BlockMask::NONE);
     assert!(map.lookup(E).present.is_empty() && map.lookup(E).claimed.is_empty());
 }
@@ -65,7 +65,7 @@ fn a_failed_write_releases_without_publishing() {
 #[test]
 fn overlapping_claims_are_refused() {
     let map = placed(9);
-    let seen = generation(&map);
+    let seen = version(&map);
     map.claim_absent(E, BlockMask(0b0110), seen).unwrap();
     assert_eq!(map.claim_absent(E, BlockMask(0b1100), seen), Err(ClaimError::Busy));
     assert_eq!(map.claim_and_clear(E, BlockMask::ALL, seen), Err(ClaimError::Busy));
@@ -76,9 +76,9 @@ fn overlapping_claims_are_refused() {
 }
 
 #[test]
-fn a_claim_under_an_old_generation_is_refused() {
+fn a_claim_under_an_old_version_is_refused() {
     let map = placed(9);
-    let old = generation(&map);
+    let old = version(&map);
     map.place(E, ReplicaSet::single(DiskId(2), SlotIndex(1)));
     assert_eq!(map.claim_absent(E, BlockMask(1), old), Err(ClaimError::Changed));
     assert_eq!(map.claim_and_clear(E, BlockMask(1), old), Err(ClaimError::Changed));
@@ -88,14 +88,14 @@ fn a_claim_under_an_old_generation_is_refused() {
 #[test]
 fn a_discard_clears_then_the_owner_drops() {
     let map = placed(9);
-    let seen = generation(&map);
+    let seen = version(&map);
     map.claim_absent(E, BlockMask(0xff), seen).unwrap();
     map.release(E, BlockMask(0xff), BlockMask(0xff));
     assert_eq!(map.claim_and_clear(E, BlockMask::ALL, seen), Ok(BlockMask(0xff)));
     map.drop_extent(E);
     assert!(map.lookup(E).replicas.is_absent());
     assert_eq!(map.lookup(E).claimed, BlockMask::ALL, "the claim stays with the discard");
-    assert!(generation(&map) > seen);
+    assert!(version(&map) != seen && map.lookup(E).generation > seen.generation());
     map.release(E, BlockMask::ALL, BlockMask::NONE);
     assert_eq!(map.present_blocks(), 0);
 }
@@ -116,7 +116,7 @@ fn a_claim_is_released_once() {
 #[should_panic(expected = "claimed them")]
 fn only_claimed_blocks_become_present() {
     let map = placed(9);
-    map.claim_absent(E, BlockMask(1), generation(&map)).unwrap();
+    map.claim_absent(E, BlockMask(1), version(&map)).unwrap();
     map.release(E, BlockMask(1), BlockMask(2));
 }
 
@@ -141,6 +141,41 @@ fn fewer_replicas_leave_no_trace() {
     map.place(E, replicas);
     map.place(E, ReplicaSet::single(DiskId(5), SlotIndex(6)));
     assert_eq!(map.lookup(E).replicas, ReplicaSet::single(DiskId(5), SlotIndex(6)));
+}
+
+#[test]
+fn a_move_changes_the_version_and_not_the_generation() {
+    let map = placed(9);
+    let before = map.lookup(E);
+    map.claim_absent(E, BlockMask(1), before.version).unwrap();
+    let mut both = before.replicas;
+    both.push(Replica { disk: DiskId(2), slot: SlotIndex(7), state: ReplicaState::Syncing });
+    map.set_replicas(E, both);
+    let moving = map.lookup(E);
+    assert_eq!((moving.replicas, moving.generation, moving.claimed), (both, before.generation, BlockMask(1)));
+    assert!(moving.replicas.is_moving() && moving.replicas.settled() == before.replicas);
+    assert_eq!(map.claim_any(E, BlockMask(2), before.version), Err(ClaimError::Changed));
+    map.release(E, BlockMask(1), BlockMask(1));
+    assert_eq!(map.claim_any(E, BlockMask(3), moving.version), Ok(BlockMask(1)));
+    map.release(E, BlockMask(3), BlockMask::NONE);
+    map.set_replicas(E, ReplicaSet::single(DiskId(2), SlotIndex(7)));
+    assert_eq!(map.lookup(E).present, BlockMask(1));
+    let mut versions = std::collections::HashSet::new();
+    for _ in 0..7 {
+        versions.insert(map.lookup(E).version.0);
+        map.set_replicas(E, map.lookup(E).replicas);
+    }
+    assert_eq!(
+        (versions.len(), map.lookup(E).generation),
+        (7, before.generation),
+        "the counter of moves stays in its bits"
+    );
+}
+
+#[test]
+#[should_panic(expected = "keeps a copy")]
+fn a_move_does_not_take_the_last_copy() {
+    placed(9).set_replicas(E, ReplicaSet::ABSENT);
 }
 
 /// Threads that write, read and discard against one owner that places and drops, each place in a slot never used before.
@@ -202,7 +237,7 @@ mod stress {
                 return;
             };
             let blocks = blocks.without(seen.present);
-            if blocks.is_empty() || self.map.claim_absent(extent, blocks, seen.generation).is_err() {
+            if blocks.is_empty() || self.map.claim_absent(extent, blocks, seen.version).is_err() {
                 return;
             }
             self.hold(extent, blocks, 1);
@@ -216,7 +251,7 @@ mod stress {
         fn discard(&self, extent: ExtentIndex, owner: &mpsc::Sender<Ask>) {
             let seen = self.map.lookup(extent);
             let absent = seen.replicas.is_absent();
-            if absent || self.map.claim_and_clear(extent, BlockMask::ALL, seen.generation).is_err() {
+            if absent || self.map.claim_and_clear(extent, BlockMask::ALL, seen.version).is_err() {
                 return;
             }
             self.hold(extent, BlockMask::ALL, 1);

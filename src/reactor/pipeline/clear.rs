@@ -102,7 +102,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             return self.advance(slot, len);
         }
         let vhd = std::sync::Arc::clone(self.slots.request(slot).vhd());
-        match vhd.map.claim_and_clear(extent, blocks, seen.generation) {
+        match vhd.map.claim_and_clear(extent, blocks, seen.version) {
             Err(ClaimError::Changed) => self.claim_changed(slot),
             Err(ClaimError::Busy) => self.park_on_claim(slot, |vhd| {
                 let now = vhd.map.lookup(extent);
@@ -124,7 +124,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     /// Claims and clears all blocks, and asks the owner to drop the extent.
     fn free_extent(&mut self, slot: RequestSlot, extent: ExtentIndex, seen: Lookup) -> Step {
         let ticket = self.slots.ticket(slot);
-        let claim = self.slots.request(slot).vhd().map.claim_and_clear(extent, BlockMask::ALL, seen.generation);
+        let claim = self.slots.request(slot).vhd().map.claim_and_clear(extent, BlockMask::ALL, seen.version);
         match claim {
             Err(ClaimError::Changed) => self.claim_changed(slot),
             Err(ClaimError::Busy) => self.park_on_claim(slot, |vhd| !vhd.map.lookup(extent).claimed.is_empty()),
@@ -159,6 +159,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         }
         if self.emulates_blocks(slot, seen.replicas) {
             return self.write_emulated(slot, chunk, seen, Fill::Zeros);
+        }
+        if seen.replicas.is_moving() {
+            return self.write_claimed(slot, chunk, seen, Fill::Zeros);
         }
         self.write_present(slot, chunk, seen, Fill::Zeros)
     }

@@ -1,7 +1,7 @@
 //! Reads and writes: from the cursor to a piece, from a piece to operations, and back.
 
 use crate::base::ids::{DiskId, DiskSet};
-use crate::base::limits::{BOUNCE_LEN, REPLICAS_MAX};
+use crate::base::limits::{BOUNCE_LEN, COPIES_MAX, ZERO_LEN_MAX};
 use crate::base::units::{BlockMask, ExtentIndex, Geometry};
 use crate::engine::{Buffer, Engine, IoError, Op};
 use crate::metrics::IoKind;
@@ -82,8 +82,13 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let (is_present, len) = first_run(geometry, chunk, present);
         chunk.len = len;
         if !is_present {
-            gather::zero(state.request.segments(), state.cursor, len);
-            return self.advance(slot, len);
+            let before = state.cursor;
+            let len = len.min(ZERO_LEN_MAX);
+            gather::zero(state.request.segments(), before, len);
+            let step = self.advance(slot, len);
+            // So much memory takes a while: others have their turn before the rest.
+            let is_long = (before + len) / ZERO_LEN_MAX > before / ZERO_LEN_MAX && self.chunk(slot).is_some();
+            return if is_long { self.park_for_a_turn(slot) } else { step };
         }
         let Some(replica) = self.replica_to_read(seen.replicas) else {
             self.slots.request_mut(slot).fail(Status::IoError);
@@ -143,6 +148,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if self.emulates_blocks(slot, seen.replicas) {
             return self.write_emulated(slot, chunk, seen, Fill::Guest);
         }
+        if seen.replicas.is_moving() {
+            return self.write_claimed(slot, chunk, seen, Fill::Guest);
+        }
         let touched = geometry.blocks(chunk.within, chunk.len);
         let absent = touched.without(seen.present);
         if absent.is_empty() {
@@ -176,7 +184,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
                 return self.write_piece(slot, Plan::unclaimed(chunk, seen, Fill::Guest));
             }
         }
-        match self.slots.request(slot).vhd().map.claim_absent(chunk.extent, absent, seen.generation) {
+        match self.slots.request(slot).vhd().map.claim_absent(chunk.extent, absent, seen.version) {
             Err(ClaimError::Changed) => return self.claim_changed(slot),
             Err(ClaimError::Busy) => {
                 return self.park_on_claim(slot, |vhd| !vhd.map.lookup(chunk.extent).claimed.and(absent).is_empty());
@@ -209,10 +217,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let len = plan.chunk.len;
         let replicas = plan.seen.replicas;
         let piece = self.add_piece(slot, &plan, true, bounce);
-        for replica in written_replicas(replicas) {
-            let offset = self.disk_offset(slot, replica, from);
-            self.submit(piece, replica.disk, offset);
-        }
+        self.submit_write(slot, piece, replicas, from);
         self.advance(slot, len)
     }
 
@@ -267,11 +272,24 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             part: None,
             is_write,
             outstanding: 0,
-            held: [None; REPLICAS_MAX],
+            held: [None; COPIES_MAX],
             failed: false,
-            needs: [None; REPLICAS_MAX],
+            missed: DiskSet::default(),
+            needs: [None; COPIES_MAX],
             bounce,
         })
+    }
+
+    /// Submits what is in `buffers` to all copies of the extent. One that a move is making on a disk that has failed misses it.
+    pub(super) fn submit_write(&mut self, slot: RequestSlot, piece: PieceSlot, replicas: ReplicaSet, within: u64) {
+        for replica in written_replicas(replicas) {
+            if replica.state.is_moving() && self.disk(replica.disk).is_failed() {
+                self.slots.piece_mut(piece).missed.insert(replica.disk);
+            } else {
+                let offset = self.disk_offset(slot, replica, within);
+                self.submit(piece, replica.disk, offset);
+            }
+        }
     }
 
     pub(super) fn submit(&mut self, piece: PieceSlot, disk: DiskId, offset: u64) {
@@ -284,7 +302,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             (Op::Read { disk, offset, buffers: &self.buffers }, IoKind::Read)
         };
         let bytes = self.buffers.iter().map(|b| b.len as u64).sum();
-        let tag = self.slots.add_operation(Operation { disk, purpose, kind, bytes, begun: self.now });
+        let is_copy = kind == IoKind::Write && state.replicas.on(disk).is_some_and(|replica| replica.state.is_moving());
+        let tag = self.slots.add_operation(Operation { disk, purpose, kind, bytes, begun: self.now, is_copy });
         // SAFETY: the buffers are guest memory, which the ring keeps mapped until the request has finished; the zero
         // buffer, which lives as long as the pipeline; or a bounce buffer, which the piece owns until its completion.
         unsafe { self.engine.submit(op, tag) }.expect("room in the engine was checked");
@@ -304,18 +323,15 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let (request, filling) = (piece.request, piece.filling);
         piece.outstanding -= 1;
         match result {
-            Ok(()) if piece.is_write && !filling => {
-                let replica = written_replicas(piece.replicas).position(|r| r.disk == id);
-                piece.needs[replica.expect("the disk of a replica")] = Some(point);
-                let state = self.slots.request_mut(request);
-                state.wrote.insert(id);
-                state.vhd().note_written(point);
-            }
+            Ok(()) if piece.is_write && !filling => self.note_written(slot, point),
             Ok(()) => {}
             // Memory that the frontend took away.
             Err(IoError::Os(libc::EFAULT)) => piece.failed = true,
             Err(error) => {
-                piece.failed = true;
+                match piece.replicas.on(id) {
+                    Some(replica) if replica.state.is_moving() => piece.missed.insert(id),
+                    _ => piece.failed = true,
+                }
                 self.outbox.to_owner(OwnerRequest::DiskError { disk: id, error, sync: false });
             }
         }
@@ -328,12 +344,16 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             self.write_filled();
             return None;
         }
+        if !piece.missed.is_empty() && !piece.failed {
+            self.report_missed(slot);
+            return None;
+        }
         let piece = self.slots.take_piece(slot);
         self.piece_done(piece);
         Some(request)
     }
 
-    fn piece_done(&mut self, piece: Piece) {
+    pub(super) fn piece_done(&mut self, piece: Piece) {
         let state = self.slots.request_mut(piece.request);
         if piece.failed {
             state.fail(Status::IoError);
@@ -357,7 +377,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if !piece.failed && !piece.fresh.is_empty() {
             // Handed over before the claim is given up: whoever discards the blocks next comes later in the queue.
             vhd.change_handed_over();
-            let kind = ChangeKind::Written { replicas: piece.replicas, blocks: piece.fresh, needs: piece.needs };
+            let kind =
+                ChangeKind::Written { replicas: piece.replicas.settled(), blocks: piece.fresh, needs: piece.needs };
             self.outbox.change(Change { vhd: vhd.id(), extent: piece.extent, generation: piece.generation, kind });
             written = piece.fresh;
         }
@@ -379,7 +400,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 
 /// The replicas that a write goes to.
 pub(super) fn written_replicas(replicas: ReplicaSet) -> impl Iterator<Item = Replica> + Clone {
-    let all: [Option<Replica>; REPLICAS_MAX] = {
+    let all: [Option<Replica>; COPIES_MAX] = {
         let mut kept = replicas.iter().filter(|r| r.state != ReplicaState::Stale);
         std::array::from_fn(|_| kept.next())
     };

@@ -50,10 +50,13 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             self.slots.request_mut(slot).fail(Status::IoError);
             return Step::Again;
         };
+        if let Some(parked) = self.park_unless_copier_rests(slot, chunk.extent) {
+            return parked;
+        }
         let vhd = self.slots.request(slot).vhd();
         let geometry = vhd.settings.geometry;
         let touched = geometry.blocks(chunk.within, chunk.len);
-        let present = match vhd.map.claim_any(chunk.extent, touched, seen.generation) {
+        let present = match vhd.map.claim_any(chunk.extent, touched, seen.version) {
             Err(ClaimError::Changed) => return self.claim_changed(slot),
             Err(ClaimError::Busy) => {
                 return self.park_on_claim(slot, |vhd| !vhd.map.lookup(chunk.extent).claimed.and(touched).is_empty());
@@ -126,10 +129,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let disks = written_disks(plan.seen.replicas);
         let bounced = Bounced { buffer, skip: 0, len: to_usize(disk_block), request_offset: 0, disks };
         let piece = self.add_piece(slot, &plan, true, Some(bounced));
-        for replica in written_replicas(plan.seen.replicas) {
-            let offset = self.disk_offset(slot, replica, start - pad.0);
-            self.submit(piece, replica.disk, offset);
-        }
+        self.submit_write(slot, piece, plan.seen.replicas, start - pad.0);
         self.advance(slot, plan.chunk.len)
     }
 
@@ -159,10 +159,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             self.buffers.clear();
             self.buffers.push(Buffer { ptr: bounced.buffer.as_ptr(), len: to_usize(disk_block) });
             self.slots.piece_mut(slot).bounce = Some(bounced);
-            for replica in written_replicas(replicas) {
-                let offset = self.disk_offset(request, replica, start);
-                self.submit(slot, replica.disk, offset);
-            }
+            self.submit_write(request, slot, replicas, start);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! FLUSH, and the end of every writethrough write: syncs first, commit second, completion last.
 
+use crate::base::clock::Nanos;
 use crate::base::ids::DiskId;
 use crate::engine::{Engine, IoError, Op};
 use crate::metrics::IoKind;
@@ -14,11 +15,29 @@ use super::{Pipeline, Step};
 /// The syncs of one disk on one reactor: at most one in flight, and one more for those who came too late for it.
 #[derive(Default)]
 pub(super) struct DiskSyncs {
-    in_flight: Option<SyncNumber>,
+    in_flight: Option<(SyncNumber, Nanos)>,
     /// Wait for the sync in flight.
     waiting: Vec<RequestSlot>,
     /// Wait for the next one: what they need completed after the one in flight began.
     next: Vec<RequestSlot>,
+}
+
+impl DiskSyncs {
+    /// When the sync in flight began.
+    pub fn begun(&self) -> Option<Nanos> {
+        self.in_flight.map(|(_, begun)| begun)
+    }
+
+    /// Who waits for the sync in flight or the next one.
+    pub fn waiting(&self) -> impl Iterator<Item = RequestSlot> + '_ {
+        self.waiting.iter().chain(&self.next).copied()
+    }
+
+    /// The request does not wait any more.
+    pub fn remove(&mut self, slot: RequestSlot) {
+        self.waiting.retain(|waiting| *waiting != slot);
+        self.next.retain(|waiting| *waiting != slot);
+    }
 }
 
 impl<E: Engine, O: Outbox> Pipeline<E, O> {
@@ -26,10 +45,15 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     /// far as the engine has room: a request that waited for room for all of them could wait for ever.
     pub(super) fn step_sync(&mut self, slot: RequestSlot) -> Step {
         for id in self.slots.request(slot).to_sync.iter() {
-            let needed = self.slots.request(slot).vhd().sync_needed_on(id);
+            let needed = self.slots.request(slot).vhd().sync_wanted_on(id);
             if !self.disk(id).is_synced(needed) {
                 if self.disk(id).is_failed() {
-                    self.slots.request_mut(slot).fail(Status::IoError);
+                    if self.is_moves_only(slot, id) {
+                        self.slots.request_mut(slot).outstanding += 1;
+                        self.report_unsynced(slot, id);
+                    } else {
+                        self.slots.request_mut(slot).fail(Status::IoError);
+                    }
                 } else if !self.join_sync(slot, id, needed) {
                     return self.park_on_engine(slot);
                 }
@@ -44,7 +68,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let has_room = self.engine_has_room(1);
         let syncs = &mut self.syncs[id.index()];
         match syncs.in_flight {
-            Some(number) if number >= needed => syncs.waiting.push(slot),
+            Some((number, _)) if number >= needed => syncs.waiting.push(slot),
             Some(_) => syncs.next.push(slot),
             None if !has_room => return false,
             None => {
@@ -60,12 +84,13 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         // Numbered before it is submitted: what completes from here on is not covered by it.
         let number = self.disk(id).begin_sync();
         let purpose = Purpose::Sync { number };
-        let operation = Operation { disk: id, purpose, kind: IoKind::Flush, bytes: 0, begun: self.now };
+        let operation = Operation { disk: id, purpose, kind: IoKind::Flush, bytes: 0, begun: self.now, is_copy: false };
         let tag = self.slots.add_operation(operation);
         // SAFETY: a sync has no buffers.
         unsafe { self.engine.submit(Op::Sync { disk: id }, tag) }.expect("room in the engine was checked");
         self.parking.operation_begun(id);
-        self.syncs[id.index()].in_flight = Some(number);
+        self.syncs[id.index()].in_flight = Some((number, self.now));
+        self.syncing.insert(id);
     }
 
     pub(super) fn sync_done(&mut self, id: DiskId, number: SyncNumber, result: Result<(), IoError>) {
@@ -79,8 +104,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         // Asked of the shared state and not of this result: another reactor's sync may have failed the disk meanwhile.
         let durable = result.is_ok() && self.disk(id).is_synced(number);
         let syncs = &mut self.syncs[id.index()];
-        assert!(syncs.in_flight == Some(number));
+        assert!(syncs.in_flight.is_some_and(|(in_flight, _)| in_flight == number));
         syncs.in_flight = None;
+        self.syncing.remove(id);
         let mut told = std::mem::take(&mut syncs.waiting);
         let failed = self.disk(id).is_failed();
         if failed {
@@ -92,6 +118,10 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             self.begin_sync(id);
         }
         for slot in told.drain(..) {
+            if !durable && self.is_moves_only(slot, id) {
+                self.report_unsynced(slot, id);
+                continue;
+            }
             if !durable {
                 self.slots.request_mut(slot).fail(Status::IoError);
             }
@@ -104,6 +134,11 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         } else if syncs.next.capacity() == 0 {
             syncs.next = told;
         }
+    }
+
+    /// Whether the request needs a sync of the disk for nothing but copies that moves are making there.
+    pub(super) fn is_moves_only(&self, slot: RequestSlot, id: DiskId) -> bool {
+        self.disk(id).is_synced(self.slots.request(slot).vhd().sync_needed_on(id))
     }
 
     /// Joins the next commit, if the VHD has changes that are not durable.

@@ -6,8 +6,8 @@
 //! * [`slots`]: fixed slabs of requests, pieces and operations.
 //! * `data`: reads and writes. `emulate`: writes of less than a disk block. `bounce`: memory for both.
 //! * `clear`: discard and write-zeroes. `flush`: syncs and commits.
+//! * `moving`: writes to extents that are being moved. `hung`: when the target does not answer.
 //! * `gather`: from a byte range of a request to buffers; pure.
-//! * `fence`: telling the owner when everything that saw an old placement has completed.
 //!
 //! A request is a cursor over what it asks for. Each step looks up the extent under the cursor and submits one *piece* (one
 //! operation per replica), or parks; a wake-up resumes at the cursor. A parked request holds no claim: claims belong to
@@ -17,9 +17,10 @@ mod bounce;
 mod clear;
 mod data;
 mod emulate;
-mod fence;
 mod flush;
 mod gather;
+mod hung;
+mod moving;
 mod park;
 mod slots;
 #[cfg(test)]
@@ -30,17 +31,17 @@ use std::sync::Arc;
 
 use crate::base::aligned::AlignedBuf;
 use crate::base::clock::Nanos;
-use crate::base::ids::{DiskId, ReactorId, VhdId};
+use crate::base::ids::{DiskId, DiskSet, ReactorId, VhdId};
 use crate::base::limits::{DISKS_MAX, EXTENT_SIZE_MAX, IOVECS_MAX};
 use crate::base::units::BLOCKS_PER_EXTENT;
+use crate::engine::fences::Fences;
 use crate::engine::{Buffer, Completion, Engine};
 use crate::metrics::IoKind;
-use crate::reactor::messages::{AllocateError, Outbox};
+use crate::reactor::messages::{AllocateError, MissedBy, Outbox};
 use crate::shared::{DiskState, VhdState};
 use crate::virtio::request::{Request, RequestKind, Status};
 
 use bounce::BouncePool;
-use fence::Fences;
 use flush::DiskSyncs;
 use park::Parking;
 use slots::{Phase, PieceSlot, Purpose, Slots};
@@ -84,10 +85,17 @@ pub enum PipelineMessage {
         /// Whether it is durable.
         ok: bool,
     },
-    /// A claim of the VHD was released by another reactor.
+    /// A claim of the VHD was released by another reactor, or the mover.
     ClaimReleased {
         /// The VHD.
         vhd: VhdId,
+    },
+    /// Answer about a copy that missed a write or a sync.
+    CopyDropped {
+        /// What waits for it.
+        by: MissedBy,
+        /// The copy has been given up; false: it is the extent's place by now.
+        ok: bool,
     },
     /// Report when every operation in flight on the disk now has completed.
     Fence {
@@ -111,6 +119,8 @@ pub struct Pipeline<E: Engine, O: Outbox> {
     slots: Slots,
     parking: Parking,
     syncs: [DiskSyncs; DISKS_MAX],
+    /// Disks with a sync in flight.
+    syncing: DiskSet,
     fences: [Fences; DISKS_MAX],
     bounce: BouncePool,
     finished: VecDeque<Finished>,
@@ -147,6 +157,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             slots: Slots::new(operations),
             parking: Parking::new(),
             syncs: std::array::from_fn(|_| DiskSyncs::default()),
+            syncing: DiskSet::default(),
             fences: std::array::from_fn(|_| Fences::default()),
             bounce: BouncePool::new(),
             finished: VecDeque::new(),
@@ -218,6 +229,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             PipelineMessage::Freed { ticket } => self.freed(ticket),
             PipelineMessage::Committed { ticket, ok } => self.committed(ticket, ok),
             PipelineMessage::ClaimReleased { vhd } => self.wake_claim_waiters(vhd),
+            PipelineMessage::CopyDropped { by, ok } => self.copy_dropped(by, ok),
             PipelineMessage::Fence { fence, disk } => {
                 self.fences[disk.index()].begin(fence);
                 self.report_fences(disk);
@@ -339,6 +351,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.parking.operation_done(disk);
         match operation.purpose {
             Purpose::Sync { number } => self.sync_done(disk, number, completion.result),
+            Purpose::Orphan { epoch } => self.fences[disk.index()].leave(epoch),
             Purpose::Transfer { piece, epoch } => {
                 self.fences[disk.index()].leave(epoch);
                 if let Some(slot) = self.transfer_done(piece, disk, completion.result) {
@@ -351,7 +364,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     }
 
     /// A piece of the request is done: the last one takes it to the next phase.
-    fn run_if_waiting(&mut self, slot: RequestSlot) {
+    pub(super) fn run_if_waiting(&mut self, slot: RequestSlot) {
         let state = self.slots.request_mut(slot);
         assert!(state.outstanding > 0);
         state.outstanding -= 1;

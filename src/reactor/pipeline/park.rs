@@ -61,6 +61,11 @@ impl Parking {
         self.in_flight[disk.index()] < free.min(DISK_IN_FLIGHT_MAX)
     }
 
+    /// Whether somebody waits for room on a disk.
+    pub fn waits_for_disks(&self) -> bool {
+        !self.waited_for.is_empty()
+    }
+
     pub fn operation_begun(&mut self, disk: DiskId) {
         self.in_flight[disk.index()] += 1;
     }
@@ -83,7 +88,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         replicas: impl Iterator<Item = Replica> + Clone,
     ) -> Option<Step> {
         let count = replicas.clone().count();
-        if replicas.clone().any(|r| self.disk(r.disk).is_failed()) || count == 0 {
+        if replicas.clone().any(|r| !r.state.is_moving() && self.disk(r.disk).is_failed()) || count == 0 {
             self.slots.request_mut(slot).fail(Status::IoError);
             return Some(Step::Again);
         }
@@ -150,6 +155,19 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             }
         }
         any
+    }
+
+    /// Steps everybody who waits for room on a disk, once.
+    pub(super) fn resume_disk_waiters(&mut self) {
+        for disk in self.parking.waited_for.iter() {
+            let index = disk.index();
+            for _ in 0..self.parking.on_disk[index].len() {
+                self.resume_front(|parking| &mut parking.on_disk[index]);
+            }
+            for _ in 0..self.parking.on_bounce[index].len() {
+                self.resume_front(|parking| &mut parking.on_bounce[index]);
+            }
+        }
     }
 
     /// Steps the first of a queue. False if it waits in the same queue again.
@@ -239,6 +257,13 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             state.fail(Status::IoError);
         }
         self.run(slot);
+    }
+
+    /// Goes on at the next poll.
+    pub(super) fn park_for_a_turn(&mut self, slot: RequestSlot) -> Step {
+        self.parking.ready.push_back(slot);
+        self.slots.request_mut(slot).parked = true;
+        Step::Parked
     }
 
     /// Asks the owner to place an extent, and waits for the answer.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, DiskSet};
-use crate::base::limits::{BOUNCE_BUFFERS, REPLICAS_MAX};
+use crate::base::limits::{BOUNCE_BUFFERS, COPIES_MAX};
 use crate::base::units::{BlockMask, ExtentIndex, Generation};
 use crate::engine::OpTag;
 use crate::metrics::IoKind;
@@ -24,6 +24,18 @@ pub struct RequestSlot(u32);
 /// A slot for one piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct PieceSlot(u32);
+
+impl PieceSlot {
+    /// For messages: a piece that waits for an answer keeps its slot.
+    pub fn number(self) -> u32 {
+        self.0
+    }
+
+    /// The slot of that number.
+    pub fn numbered(number: u32) -> PieceSlot {
+        PieceSlot(number)
+    }
+}
 
 /// How far a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +126,7 @@ impl RequestState {
     pub fn begin_sync(&mut self) {
         self.phase = Phase::Sync;
         self.to_sync = match self.request.kind {
-            RequestKind::Flush => self.vhd().disks_written(),
+            RequestKind::Flush => self.vhd().disks_to_sync(),
             _ => self.wrote,
         };
     }
@@ -149,10 +161,12 @@ pub(super) struct Piece {
     /// Transfers in flight.
     pub outstanding: u32,
     /// Per replica that will be written after filling: the epoch in which its place was looked up.
-    pub held: [Option<(DiskId, u64)>; REPLICAS_MAX],
+    pub held: [Option<(DiskId, u64)>; COPIES_MAX],
     pub failed: bool,
-    /// Per replica written: the sync that covers it.
-    pub needs: [Option<SyncPoint>; REPLICAS_MAX],
+    /// Copies being made by a move that did not get the write.
+    pub missed: DiskSet,
+    /// Per copy written that a FLUSH must sync: the sync that covers it.
+    pub needs: [Option<SyncPoint>; COPIES_MAX],
     /// Memory between guest and disk, where alignment asks for it.
     pub bounce: Option<Bounced>,
 }
@@ -179,6 +193,8 @@ pub(super) struct Operation {
     pub kind: IoKind,
     pub bytes: u64,
     pub begun: Nanos,
+    /// A write to a copy that a move is making.
+    pub is_copy: bool,
 }
 
 /// What an engine operation is for.
@@ -186,6 +202,8 @@ pub(super) struct Operation {
 pub(super) enum Purpose {
     /// Data of a piece; `epoch` is for the fences of the disk.
     Transfer { piece: PieceSlot, epoch: u64 },
+    /// Data of a piece that does not wait for it any more.
+    Orphan { epoch: u64 },
     /// A sync.
     Sync { number: SyncNumber },
 }
@@ -200,6 +218,7 @@ pub(super) struct Slots {
     free_pieces: Vec<u32>,
     operations: Vec<Option<Operation>>,
     free_operations: Vec<u32>,
+    copies_in_flight: usize,
 }
 
 impl Slots {
@@ -216,6 +235,7 @@ impl Slots {
             free_pieces: (0..pieces).rev().collect(),
             operations: vec![None; operations],
             free_operations: (0..count).rev().collect(),
+            copies_in_flight: 0,
         }
     }
 
@@ -307,6 +327,7 @@ impl Slots {
 
     pub fn add_operation(&mut self, operation: Operation) -> OpTag {
         let slot = self.free_operations.pop().expect("room for the operation was checked");
+        self.copies_in_flight += usize::from(operation.is_copy);
         self.operations[slot as usize] = Some(operation);
         OpTag(u64::from(slot))
     }
@@ -314,6 +335,27 @@ impl Slots {
     pub fn take_operation(&mut self, tag: OpTag) -> Operation {
         let slot = u32::try_from(tag.0).expect("tags are slots");
         self.free_operations.push(slot);
-        self.operations[slot as usize].take().expect("an operation completes once")
+        let operation = self.operations[slot as usize].take().expect("an operation completes once");
+        self.copies_in_flight -= usize::from(operation.is_copy);
+        operation
+    }
+
+    /// Writes in flight, to copies that moves are making, for which somebody waits.
+    pub fn copies_in_flight(&self) -> usize {
+        self.copies_in_flight
+    }
+
+    /// Takes writes that have been under way for too long away from their pieces.
+    pub fn orphan_late_copies(&mut self, is_late: impl Fn(Nanos) -> bool) -> Vec<(PieceSlot, DiskId)> {
+        let mut late = Vec::new();
+        for operation in self.operations.iter_mut().flatten().filter(|op| op.is_copy && is_late(op.begun)) {
+            if let Purpose::Transfer { piece, .. } = operation.purpose {
+                late.push((piece, operation.disk));
+                operation.purpose = operation.purpose.orphaned();
+                operation.is_copy = false;
+                self.copies_in_flight -= 1;
+            }
+        }
+        late
     }
 }

@@ -18,13 +18,16 @@ use super::messages::{Outbox, ReactorMessage};
 use super::pipeline::{Pipeline, PipelineMessage};
 use crate::base::clock::{self, Nanos};
 use crate::base::ids::ReactorId;
-use crate::base::limits::MESSAGES_PER_TURN;
+use crate::base::limits::{MESSAGES_PER_TURN, TICK_MILLIS};
 use crate::engine::uring::{Event, EventTag, SetupError, UringEngine, Wait};
 use crate::shared::DiskState;
 use rings::{Rings, UringPipeline};
 
 /// The inbox's own event.
 const INBOX: EventTag = EventTag((1 << 56) - 2);
+
+/// How often the pipeline looks at what waits for a disk, while something does.
+const TICK: Duration = Duration::from_millis(TICK_MILLIS);
 
 /// How often rings without a kick eventfd are looked at.
 const POLL_INTERVAL: Duration = Duration::from_micros(100);
@@ -110,12 +113,20 @@ struct Reactor<O: Outbox> {
     pipeline: UringPipeline<O>,
     rings: Rings,
     leaving: bool,
+    /// When the pipeline last looked at what waits for a disk.
+    ticked: Nanos,
 }
 
 impl<O: Outbox> Reactor<O> {
     fn new(id: ReactorId, inbox: Inbox, mut engine: UringEngine, outbox: O) -> Reactor<O> {
         engine.watch(inbox.wake_fd(), INBOX);
-        Reactor { inbox, rings: Rings::new(id), pipeline: Pipeline::new(id, engine, outbox), leaving: false }
+        Reactor {
+            inbox,
+            rings: Rings::new(id),
+            pipeline: Pipeline::new(id, engine, outbox),
+            leaving: false,
+            ticked: Nanos(0),
+        }
     }
 
     fn run(mut self) {
@@ -128,6 +139,10 @@ impl<O: Outbox> Reactor<O> {
             }
             self.rings.pop_ready(&mut self.pipeline, now);
             self.pipeline.poll(now);
+            if now >= self.ticked.after(TICK) && self.pipeline.wants_tick() {
+                self.pipeline.tick(now);
+                self.ticked = now;
+            }
             self.rings.deliver(&mut self.pipeline, now);
             if self.leaving && self.pipeline.is_idle() && !self.pipeline.has_ready() {
                 self.pipeline.engine.flush();
@@ -144,6 +159,8 @@ impl<O: Outbox> Reactor<O> {
             Wait::No
         } else if self.rings.has_polled() {
             Wait::AtMost(POLL_INTERVAL)
+        } else if self.pipeline.wants_tick() {
+            Wait::AtMost(TICK)
         } else {
             Wait::Forever
         };
@@ -186,6 +203,7 @@ impl<O: Outbox> Reactor<O> {
             ReactorMessage::Freed { ticket } => PipelineMessage::Freed { ticket },
             ReactorMessage::Committed { ticket, ok } => PipelineMessage::Committed { ticket, ok },
             ReactorMessage::ClaimReleased { vhd } => PipelineMessage::ClaimReleased { vhd },
+            ReactorMessage::CopyDropped { by, ok } => PipelineMessage::CopyDropped { by, ok },
             ReactorMessage::Fence { fence, disk } => PipelineMessage::Fence { fence, disk },
         };
         self.pipeline.handle(message, now);

@@ -43,7 +43,7 @@ fn written(extent: u32, needs: u64) -> Change {
     let kind = ChangeKind::Written {
         replicas: ReplicaSet::single(DiskId(0), SlotIndex(extent)),
         blocks: BlockMask(1),
-        needs: [Some(need), None, None],
+        needs: [Some(need), None, None, None],
     };
     Change { vhd: VHD, extent: ExtentIndex(extent), generation: Generation(2), kind }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::base::ids::JobId;
 use crate::base::rng::Rng;
 use crate::base::units::ExtentIndex;
 use crate::disk::sim::SimDisk;
@@ -58,6 +59,16 @@ fn filled() -> Vec<(DiskId, Member<SimDisk>)> {
     members
 }
 
+fn filled_with_jobs() -> Vec<(DiskId, Member<SimDisk>)> {
+    let mut members = filled();
+    let jobs = [2, 5, 9].map(|id| Step::Edit(StoreEdit::PutJob(samples::job(id))));
+    let mut pool = samples::pool(POOL);
+    pool.next_job_id = JobId(10);
+    let steps = jobs.into_iter().chain([Step::Edit(StoreEdit::PutPool(pool))]).collect();
+    members[0].1.apply(&Batch { stamp: Stamp { epoch: 1, commit: 3 }, steps }).unwrap();
+    members
+}
+
 #[test]
 fn what_is_dumped_is_restored() {
     let text = dump(&filled()[0].1).unwrap();
@@ -101,4 +112,34 @@ fn a_dump_that_is_cut_or_changed_is_refused_with_its_line() {
         assert!(matches!(restored(&page(bad)), RestoreError::Nonsense { line: 2, .. }), "{bad}");
     }
     assert!(matches!(restored(&page("[0,2,1,[[0,0,\"good\"]]]")), RestoreError::Line { line: 2, .. }));
+}
+
+#[test]
+fn jobs_are_dumped_and_restored() {
+    let text = dump(&filled_with_jobs()[0].1).unwrap();
+    assert!(text.contains("{\"job\":{\"version\":1,\"id\":5,") && text.contains("{\"end\":{\"vhds\":2,\"jobs\":3,"));
+    let mut members = store(2);
+    assert_eq!(restore_into(text.as_bytes(), &mut members).unwrap().next_job_id, JobId(10));
+    for (_, member) in &members {
+        assert_eq!(member.jobs().unwrap(), [2, 5, 9].map(samples::job));
+        assert_eq!(dump(member).unwrap(), text);
+    }
+    let restored = |text: &str| restore_into(text.as_bytes(), &mut store(1)).unwrap_err();
+    let without: String = text.lines().filter(|line| !line.contains("\"id\":5,")).map(|l| format!("{l}\n")).collect();
+    assert!(matches!(restored(&without), RestoreError::CutOff));
+    let newer = text.replace("{\"job\":{\"version\":1", "{\"job\":{\"version\":2");
+    assert!(matches!(restored(&newer), RestoreError::Record(RecordError::Version { what: "job", found: 2 })));
+    let ended = text.replace("\"running\"", "\"done\"");
+    assert!(matches!(restored(&ended), RestoreError::Record(RecordError::Impossible { .. })));
+    let unknown = text.replace("\"urgent\"", "\"eager\"");
+    assert!(matches!(restored(&unknown), RestoreError::Line { line: 4, .. }));
+}
+
+#[test]
+fn a_dump_from_before_there_were_jobs_is_restored_and_written_as_ever() {
+    let golden = include_str!("../../../tests/golden/dump-v1.jsonl");
+    let mut members = store(1);
+    assert_eq!(restore_into(golden.as_bytes(), &mut members).unwrap(), samples::pool(POOL));
+    assert_eq!(members[0].1.jobs().unwrap(), []);
+    assert!(dump(&members[0].1).unwrap() == golden, "what is dumped without jobs has changed");
 }

@@ -1,4 +1,4 @@
-//! Encoding of the rows of `meta` and `vhds`.
+//! Encoding of the rows of `meta`, `vhds` and `jobs`.
 
 use super::MemberError;
 use crate::store::page::Stamp;

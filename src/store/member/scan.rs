@@ -2,9 +2,11 @@
 
 use std::cmp::Ordering;
 
-use redb::{ReadableDatabase, ReadableTable, WriteTransaction};
+use redb::{ReadOnlyTable, ReadableDatabase, ReadableTable, WriteTransaction};
 
-use super::{META, Member, MemberError, PAGES, POOL, PageTable, VHDS, VhdTable, db_error, put_state};
+use super::{
+    JOBS, META, Member, MemberError, PAGES, POOL, PageTable, RecordTable, VHDS, db_error, jobs_table, put_state,
+};
 use crate::base::ids::VhdId;
 use crate::disk::BlockDev;
 use crate::store::page::{self, ExtentRow, PageKey};
@@ -133,11 +135,18 @@ fn copy_records<S: BlockDev + ?Sized + 'static>(txn: &WriteTransaction, source: 
         Some(record) => meta.insert(POOL, record.value()).map_err(db_error)?,
         None => meta.remove(POOL).map_err(db_error)?,
     };
-    let mut vhds: VhdTable<'_> = txn.open_table(VHDS).map_err(db_error)?;
-    vhds.retain(|_, _| false).map_err(db_error)?;
-    for row in from.open_table(VHDS).map_err(db_error)?.iter().map_err(db_error)? {
+    let vhds = from.open_table(VHDS).map_err(db_error)?;
+    copy_table(&mut txn.open_table(VHDS).map_err(db_error)?, Some(&vhds))?;
+    copy_table(&mut txn.open_table(JOBS).map_err(db_error)?, jobs_table(&from)?.as_ref())
+}
+
+/// Makes a table equal to another; none is an empty one.
+fn copy_table(to: &mut RecordTable<'_>, from: Option<&ReadOnlyTable<u32, &'static [u8]>>) -> Result<(), MemberError> {
+    to.retain(|_, _| false).map_err(db_error)?;
+    let Some(from) = from else { return Ok(()) };
+    for row in from.iter().map_err(db_error)? {
         let (id, record) = row.map_err(db_error)?;
-        vhds.insert(id.value(), record.value()).map_err(db_error)?;
+        to.insert(id.value(), record.value()).map_err(db_error)?;
     }
     Ok(())
 }

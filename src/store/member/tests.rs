@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use super::write::placed;
 use super::*;
-use crate::base::ids::DiskId;
+use crate::base::ids::{DiskId, JobId, VhdId};
 use crate::base::rng::Rng;
 use crate::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};
 use crate::disk::sim::{Fault, FaultKind, OpKind, SEED_OLDEST, SimDisk};
 use crate::placement::ReplicaSet;
+use crate::placement::job::JobState;
 use crate::store::batch::{ExtentEdit, Step};
 use crate::store::edit::StoreEdit;
 use crate::store::page::{ExtentRow, Stamp};
@@ -129,6 +130,68 @@ fn records_come_back_and_a_deleted_vhd_leaves_nothing() {
     assert_eq!(table(&member).into_keys().collect::<Vec<_>>(), [(1, 7)]);
 }
 
+fn edits(commit: u64, edits: Vec<StoreEdit>) -> Batch {
+    Batch { stamp: Stamp { epoch: 1, commit }, steps: edits.into_iter().map(Step::Edit).collect() }
+}
+
+/// As a member that was made before there were jobs.
+pub(in crate::store) fn drop_jobs_table(member: &Member<SimDisk>) {
+    let dropped = member.transact(|txn| txn.delete_table(JOBS).map_err(db_error)).unwrap();
+    assert!(dropped && jobs_table(&member.db.begin_read().unwrap()).unwrap().is_none());
+}
+
+#[test]
+fn jobs_are_put_replaced_and_deleted() {
+    let disk = disk();
+    let mut member = create(&disk);
+    assert_eq!(member.jobs().unwrap(), []);
+    let put = |job: &JobRecord| StoreEdit::PutJob(job.clone());
+    let jobs = [3, 1, 2].map(samples::job);
+    member.apply(&edits(1, jobs.iter().map(put).collect())).unwrap();
+    drop(member);
+    let mut member = open(&disk).unwrap();
+    assert_eq!(member.jobs().unwrap(), [1, 2, 3].map(samples::job));
+    let paused = JobRecord { state: JobState::Paused, bytes_moved: 99, ..samples::job(2) };
+    let rows = vec![put(&paused), StoreEdit::DeleteJob(JobId(1)), StoreEdit::DeleteJob(JobId(7))];
+    member.apply(&edits(2, rows)).unwrap();
+    // Jobs and VHDs have numbers of their own, and a job outlives its VHD.
+    member.apply(&edits(3, vec![StoreEdit::DeleteVhd(VhdId(3))])).unwrap();
+    drop(member);
+    assert_eq!(open(&disk).unwrap().jobs().unwrap(), [paused, samples::job(3)]);
+}
+
+#[test]
+fn a_member_from_before_there_were_jobs_has_none() {
+    let (old, new) = (disk(), disk());
+    let mut member = create(&old);
+    drop_jobs_table(&member);
+    assert_eq!(member.jobs().unwrap(), []);
+    // As the source of another, and as the one that is brought up.
+    let mut other = create(&new);
+    other.apply(&edits(1, vec![StoreEdit::PutJob(samples::job(1))])).unwrap();
+    other.copy_from(&member).unwrap();
+    assert_eq!(other.jobs().unwrap(), []);
+    other.apply(&edits(1, vec![StoreEdit::PutJob(samples::job(2))])).unwrap();
+    member.copy_from(&other).unwrap();
+    assert_eq!(member.jobs().unwrap(), [samples::job(2)]);
+    for edit in [StoreEdit::DeleteJob(JobId(1)), StoreEdit::PutJob(samples::job(1))] {
+        let disk = disk();
+        let mut member = create(&disk);
+        drop_jobs_table(&member);
+        let put = matches!(edit, StoreEdit::PutJob(_));
+        member.apply(&edits(1, vec![edit])).unwrap();
+        drop(member);
+        assert_eq!(open(&disk).unwrap().jobs().unwrap().len(), usize::from(put));
+    }
+}
+
+#[test]
+fn an_edit_of_a_job_counts_rows_by_its_list_of_vhds() {
+    let with = |vhds: u32| StoreEdit::PutJob(JobRecord { vhds: (0..vhds).map(VhdId).collect(), ..samples::job(1) });
+    assert_eq!([0, 1, 1000].map(|vhds| with(vhds).rows()), [1, 1, 16]);
+    assert_eq!(StoreEdit::DeleteJob(JobId(1)).rows(), 1);
+}
+
 #[test]
 fn a_full_region_is_used_to_the_end_and_then_refuses() {
     let disk = disk();
@@ -179,10 +242,12 @@ fn any_other_member_is_brought_up_to_the_same_bytes() {
                 member.apply(&batch(commit, edits)).unwrap();
             }
         }
-        let steps =
-            vec![Step::Edit(StoreEdit::PutPool(samples::pool(POOL))), Step::Edit(StoreEdit::PutVhd(samples::vhd(1)))];
         let [right, stale] = &mut members;
-        right.apply(&Batch { stamp: Stamp { epoch: 1, commit: 12 }, steps }).unwrap();
+        stale.apply(&edits(12, vec![StoreEdit::PutJob(samples::job(1)), StoreEdit::PutJob(samples::job(2))])).unwrap();
+        let paused = JobRecord { state: JobState::Paused, ..samples::job(2) };
+        let last =
+            [StoreEdit::PutPool(samples::pool(POOL)), StoreEdit::PutVhd(samples::vhd(1)), StoreEdit::PutJob(paused)];
+        right.apply(&edits(12, last.to_vec())).unwrap();
         let copied = stale.copy_from(right).unwrap();
         assert_eq!(copied == Copied::default(), seed % 3 == 0, "seed {seed}: {copied:?}");
         assert_eq!(rows(right), rows(stale), "seed {seed}");
@@ -190,6 +255,7 @@ fn any_other_member_is_brought_up_to_the_same_bytes() {
         let [right, stale] = disks.each_ref().map(|disk| open(disk).unwrap());
         assert_eq!((right.state(), rows(&right)), (stale.state(), rows(&stale)));
         assert_eq!((right.pool().unwrap(), right.vhds().unwrap()), (stale.pool().unwrap(), stale.vhds().unwrap()));
+        assert_eq!((right.jobs().unwrap().len(), right.jobs().unwrap()), (1, stale.jobs().unwrap()));
     }
 }
 
@@ -238,6 +304,8 @@ fn damage_is_named() {
     let mut member = create(&disk);
     let steps = vec![
         Step::Edit(StoreEdit::PutPool(samples::pool(POOL))),
+        Step::Edit(StoreEdit::PutVhd(samples::vhd(1))),
+        Step::Edit(StoreEdit::PutJob(samples::job(1))),
         Step::Extents(vec![edit(3, 130, 2, Some(0x00c0_ffee))]),
     ];
     member.apply(&Batch { stamp: Stamp { epoch: 1, commit: 1 }, steps }).unwrap();
@@ -256,12 +324,38 @@ fn damage_is_named() {
     };
     damage(&slot);
     damage(b"extent_size");
+    damage(b"queues");
+    damage(b"bytes_moved");
     let member = open(&disk).unwrap();
     let key = PageKey { vhd: VhdId(3), page: 2 };
     let error = member.for_each_extent(|_, _, _| panic!("a damaged row is not shown")).unwrap_err();
     assert!(matches!(error, MemberError::Page { key: found, source: PageError::Checksum } if found == key), "{error}");
     assert!(matches!(member.pool().unwrap_err(), MemberError::Damaged("pool record")));
+    assert!(matches!(member.vhds().unwrap_err(), MemberError::Damaged("VHD record")));
+    assert!(matches!(member.jobs().unwrap_err(), MemberError::Damaged("job record")));
     assert!(matches!(open(&SimDisk::new(PLACE.offset + PLACE.len, 512)).unwrap_err(), MemberError::Region(_)));
+}
+
+#[test]
+fn a_job_that_cannot_be_understood_is_refused_like_a_vhd() {
+    let put = |key: u32, record: Vec<u8>| {
+        let member = create(&disk());
+        let sealed = codec::seal(record);
+        let insert = |txn: &WriteTransaction| {
+            let mut jobs: RecordTable<'_> = txn.open_table(JOBS).map_err(db_error)?;
+            jobs.insert(key, sealed.as_slice()).map_err(db_error)?;
+            Ok(())
+        };
+        member.transact(insert).unwrap();
+        member.jobs()
+    };
+    assert_eq!(put(1, samples::job(1).encode()).unwrap(), [samples::job(1)]);
+    assert!(matches!(put(2, samples::job(1).encode()).unwrap_err(), MemberError::Damaged("job record")));
+    let newer = JobRecord { version: 2, ..samples::job(1) };
+    let error = put(1, newer.encode()).unwrap_err();
+    assert!(matches!(error, MemberError::Record(RecordError::Version { what: "job", found: 2 })), "{error}");
+    let error = put(1, b"{\"version\":1}".to_vec()).unwrap_err();
+    assert!(matches!(error, MemberError::Record(RecordError::Syntax { what: "job", .. })), "{error}");
 }
 
 #[test]
@@ -282,7 +376,8 @@ fn state_is_sealed_and_versioned() {
 
 /// Records for tests of the store.
 pub(in crate::store) mod samples {
-    use crate::base::ids::{DiskId, VhdId};
+    use crate::base::ids::{DiskId, JobId, VhdId};
+    use crate::placement::job::{JobKind, JobRecord, JobState};
     use crate::placement::record::{Accept, DiskRecord, Layout, PoolRecord, RECORD_VERSION, VhdRecord, WhenFull};
 
     pub fn pool(uuid: uuid::Uuid) -> PoolRecord {
@@ -296,6 +391,22 @@ pub(in crate::store) mod samples {
             failure_domain: format!("sd{id}"),
         };
         PoolRecord::new(uuid, 1 << 20, (0..3).map(disk).collect())
+    }
+
+    pub fn job(id: u32) -> JobRecord {
+        JobRecord {
+            version: RECORD_VERSION,
+            id: JobId(id),
+            kind: JobKind::Span { from: Layout::Isolated { disk: DiskId(0), chosen: false } },
+            vhds: vec![VhdId(id)],
+            state: JobState::Running,
+            max_rate: None,
+            urgent: false,
+            created: 0,
+            ended: None,
+            bytes_moved: 0,
+            reason: None,
+        }
     }
 
     pub fn vhd(id: u32) -> VhdRecord {
@@ -314,6 +425,7 @@ pub(in crate::store) mod samples {
             socket_owner: None,
             socket_mode: 0o660,
             when_full: WhenFull::default(),
+            expand: None,
             created: 0,
             writeback: true,
         }

@@ -3,13 +3,13 @@
 use redb::{ReadableTable, WriteTransaction};
 
 use super::{
-    META, MemberError, MemberState, MetaTable, PAGES, POOL, PageTable, STATE, VHDS, VhdTable, codec, db_error,
+    JOBS, META, MemberError, MemberState, MetaTable, PAGES, POOL, PageTable, RecordTable, STATE, VHDS, codec, db_error,
 };
 use crate::base::units::{BlockMask, ExtentIndex, Generation};
 use crate::placement::ReplicaSet;
-use crate::store::batch::{ExtentEdit, Step};
+use crate::store::batch::{ExtentEdit, Step, apply_move};
 use crate::store::edit::StoreEdit;
-use crate::store::page::{PageKey, PageRow, Stamp};
+use crate::store::page::{ExtentRow, PAGE_EXTENTS, PageKey, PageRow, Stamp};
 
 pub(super) fn put_state(txn: &WriteTransaction, state: MemberState) -> Result<(), MemberError> {
     let mut meta: MetaTable<'_> = txn.open_table(META).map_err(db_error)?;
@@ -22,11 +22,7 @@ pub(super) fn apply_step(txn: &WriteTransaction, stamp: Stamp, step: &Step) -> R
     match step {
         Step::Extents(edits) => {
             let mut pages: PageTable<'_> = txn.open_table(PAGES).map_err(db_error)?;
-            let mut grown = 0;
-            for row in edits.chunk_by(|a, b| a.key == b.key) {
-                grown += edit_row(&mut pages, stamp, row[0].key, row)?;
-            }
-            Ok(grown)
+            edit_rows(&mut pages, stamp, edits, |edit| (edit.key, edit.place), ExtentEdit::apply)
         }
         Step::Edit(StoreEdit::PutPool(record)) => {
             let mut meta: MetaTable<'_> = txn.open_table(META).map_err(db_error)?;
@@ -34,16 +30,21 @@ pub(super) fn apply_step(txn: &WriteTransaction, stamp: Stamp, step: &Step) -> R
             Ok(0)
         }
         Step::Edit(StoreEdit::PutVhd(record)) => {
-            let mut vhds: VhdTable<'_> = txn.open_table(VHDS).map_err(db_error)?;
-            let sealed = codec::seal(record.encode());
-            vhds.insert(record.id.0, sealed.as_slice()).map_err(db_error)?;
-            Ok(sealed.len() as u64)
+            put_record(&mut txn.open_table(VHDS).map_err(db_error)?, record.id.0, record.encode())
         }
         Step::Edit(StoreEdit::DeleteVhd(vhd)) => {
-            let mut vhds: VhdTable<'_> = txn.open_table(VHDS).map_err(db_error)?;
+            let mut vhds: RecordTable<'_> = txn.open_table(VHDS).map_err(db_error)?;
             vhds.remove(vhd.0).map_err(db_error)?;
             let mut pages: PageTable<'_> = txn.open_table(PAGES).map_err(db_error)?;
             pages.retain_in((vhd.0, 0)..=(vhd.0, u32::MAX), |_, _| false).map_err(db_error)?;
+            Ok(0)
+        }
+        Step::Edit(StoreEdit::PutJob(record)) => {
+            put_record(&mut txn.open_table(JOBS).map_err(db_error)?, record.id.0, record.encode())
+        }
+        Step::Edit(StoreEdit::DeleteJob(job)) => {
+            let mut jobs: RecordTable<'_> = txn.open_table(JOBS).map_err(db_error)?;
+            jobs.remove(job.0).map_err(db_error)?;
             Ok(0)
         }
         Step::Edit(StoreEdit::Place { vhd, first, generation, replicas }) => {
@@ -52,21 +53,21 @@ pub(super) fn apply_step(txn: &WriteTransaction, stamp: Stamp, step: &Step) -> R
                 let (key, place) = PageKey::of(*vhd, ExtentIndex(extent));
                 placed(key, place, *generation, replicas)
             });
-            let mut grown = 0;
-            let mut row: Vec<ExtentEdit> = Vec::new();
-            for edit in edits {
-                if row.first().is_some_and(|start| start.key != edit.key) {
-                    grown += edit_row(&mut pages, stamp, row[0].key, &row)?;
-                    row.clear();
-                }
-                row.push(edit);
-            }
-            if let Some(start) = row.first() {
-                grown += edit_row(&mut pages, stamp, start.key, &row)?;
-            }
-            Ok(grown)
+            let edits: Vec<ExtentEdit> = edits.collect();
+            edit_rows(&mut pages, stamp, &edits, |edit| (edit.key, edit.place), ExtentEdit::apply)
+        }
+        Step::Edit(StoreEdit::Move { vhd, moves }) => {
+            let mut pages: PageTable<'_> = txn.open_table(PAGES).map_err(db_error)?;
+            edit_rows(&mut pages, stamp, moves, |moved| PageKey::of(*vhd, moved.extent), apply_move)
         }
     }
+}
+
+/// Returns by how many bytes the table may have grown: what a record had before is not looked up.
+fn put_record(table: &mut RecordTable<'_>, id: u32, record: Vec<u8>) -> Result<u64, MemberError> {
+    let sealed = codec::seal(record);
+    table.insert(id, sealed.as_slice()).map_err(db_error)?;
+    Ok(sealed.len() as u64)
 }
 
 pub(super) fn placed(key: PageKey, place: usize, generation: Generation, replicas: ReplicaSet) -> ExtentEdit {
@@ -81,8 +82,30 @@ pub(super) fn placed(key: PageKey, place: usize, generation: Generation, replica
     }
 }
 
+/// Changes extents, sorted by row. Returns by how many bytes rows have grown.
+fn edit_rows<T>(
+    pages: &mut PageTable<'_>,
+    stamp: Stamp,
+    edits: &[T],
+    place: impl Fn(&T) -> (PageKey, usize),
+    apply: impl Fn(&T, &mut ExtentRow),
+) -> Result<u64, MemberError> {
+    let mut grown = 0;
+    for row in edits.chunk_by(|a, b| place(a).0 == place(b).0) {
+        grown += edit_row(pages, stamp, place(&row[0]).0, |extents| {
+            row.iter().for_each(|edit| apply(edit, &mut extents[place(edit).1]));
+        })?;
+    }
+    Ok(grown)
+}
+
 /// Reads, changes and writes one row.
-fn edit_row(pages: &mut PageTable<'_>, stamp: Stamp, key: PageKey, edits: &[ExtentEdit]) -> Result<u64, MemberError> {
+fn edit_row(
+    pages: &mut PageTable<'_>,
+    stamp: Stamp,
+    key: PageKey,
+    change: impl FnOnce(&mut [ExtentRow; PAGE_EXTENTS]),
+) -> Result<u64, MemberError> {
     let (old_len, old) = match pages.get((key.vhd.0, key.page)).map_err(db_error)? {
         Some(bytes) => {
             let row = PageRow::decode(bytes.value()).map_err(|source| MemberError::Page { key, source })?;
@@ -91,9 +114,7 @@ fn edit_row(pages: &mut PageTable<'_>, stamp: Stamp, key: PageKey, edits: &[Exte
         None => (0, PageRow::default()),
     };
     let mut row = old.clone();
-    for edit in edits {
-        edit.apply(&mut row.extents[edit.place]);
-    }
+    change(&mut row.extents);
     if row.extents == old.extents {
         return Ok(0);
     }

@@ -1,12 +1,12 @@
 #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 
 use super::*;
-use crate::base::ids::VhdId;
+use crate::base::ids::{JobId, VhdId};
 use crate::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};
 use crate::disk::sim::{Fault, FaultKind, OpKind, SimDisk};
 use crate::placement::ReplicaSet;
 use crate::store::batch::ExtentEdit;
-use crate::store::member::tests::samples;
+use crate::store::member::tests::{drop_jobs_table, samples};
 use crate::store::mirror::{Direct, Members};
 use crate::store::overlay::Overlay;
 use crate::store::region::REGION_LEN_MIN;
@@ -215,6 +215,70 @@ fn a_damaged_row_is_read_from_another_member() {
     }
 }
 
+/// Opens all disks, makes one commit, closes. Returns the jobs that were found.
+fn edit_jobs(disks: &[SimDisk], which: &[usize], rows: Vec<StoreEdit>) -> (Vec<JobRecord>, Vec<Mended>) {
+    let mut store = open(some(disks, which), &options(disks.len(), false)).unwrap();
+    let found = (store.jobs.clone(), store.mended.clone());
+    let stamp = Stamp { commit: 1, ..store.raise(0, 1).unwrap().stamp };
+    let mut members = Direct::new(store.into_members(), disks.len());
+    let steps = rows.into_iter().map(Step::Edit).collect();
+    assert!(members.apply(&Arc::new(Batch { stamp, steps })).committed);
+    found
+}
+
+#[test]
+fn jobs_are_found_again_and_brought_to_the_disk_that_was_away() {
+    let disks = made(3);
+    let put = |id: u32| StoreEdit::PutJob(samples::job(id));
+    assert_eq!(edit_jobs(&disks, &[0, 1, 2], vec![put(2), put(1)]).0, []);
+    assert_eq!(edit_jobs(&disks, &[0, 1], vec![put(3), StoreEdit::DeleteJob(JobId(2))]).0, [1, 2].map(samples::job));
+    let (jobs, mended) = edit_jobs(&disks, &[0, 1, 2], Vec::new());
+    assert_eq!((jobs, mended.len()), ([1, 3].map(samples::job).to_vec(), 1));
+    assert_eq!(edit_jobs(&disks, &[1, 2], Vec::new()).0, [1, 3].map(samples::job));
+    // A region that is made anew has them, too.
+    disks[0].poke(PLACE.offset, &[0; 8192]);
+    assert!(edit_jobs(&disks, &[0, 1, 2], Vec::new()).1[0].rebuilt);
+    assert_eq!(edit_jobs(&disks, &[0, 1], Vec::new()).0, [1, 3].map(samples::job));
+}
+
+#[test]
+fn a_pool_from_before_there_were_jobs_has_none_on_any_member() {
+    for old in [vec![0, 1, 2], vec![0], vec![2]] {
+        let disks = made(3);
+        for (place, member) in open(some(&disks, &[0, 1, 2]), &options(3, false)).unwrap().members() {
+            if old.contains(&place.id.index()) {
+                drop_jobs_table(member);
+            }
+        }
+        // A table that is missing is no difference: nothing is mended.
+        assert_eq!(edit_jobs(&disks, &[0, 1, 2], Vec::new()), (Vec::new(), Vec::new()));
+        // Served without the one, then brought up: it does not matter which of them has a table.
+        assert_eq!(edit_jobs(&disks, &[0, 1], Vec::new()).0, []);
+        assert_eq!(edit_jobs(&disks, &[0, 1, 2], vec![StoreEdit::PutJob(samples::job(1))]).0, []);
+        for which in [[0, 1], [1, 2], [0, 2]] {
+            assert_eq!(edit_jobs(&disks, &which, Vec::new()).0, [samples::job(1)]);
+        }
+    }
+}
+
+#[test]
+fn a_damaged_job_is_reported_as_a_damaged_vhd_is() {
+    for (needle, what) in [("bytes_moved", "job record"), ("queues", "VHD record")] {
+        let disks = made(1);
+        let rows = vec![StoreEdit::PutJob(samples::job(1)), StoreEdit::PutVhd(samples::vhd(1))];
+        edit_jobs(&disks, &[0], rows);
+        let mut all_bytes = vec![0; PLACE.len as usize];
+        disks[0].read_at(PLACE.offset, &mut all_bytes).unwrap();
+        let needle = needle.as_bytes();
+        for (at, _) in all_bytes.windows(needle.len()).enumerate().filter(|(_, w)| *w == needle) {
+            disks[0].poke(PLACE.offset + at as u64, b"#");
+        }
+        let error = open(some(&disks, &[0]), &options(1, false)).unwrap_err();
+        let OpenError::Read { disk, source: MemberError::Damaged(found) } = error else { panic!("{error}") };
+        assert_eq!((&disk[..], found), ("d0", what));
+    }
+}
+
 /// Opened so that hardly anything is kept in memory: reading goes to the disks.
 fn opened_cold(disks: &[SimDisk]) -> OpenStore<SimDisk> {
     let options = OpenOptions { tuning: Tuning { cache_bytes: 64 << 10, ..Tuning::default() }, ..options(3, false) };
@@ -261,7 +325,7 @@ fn records_are_read_from_an_equal_member() {
     let mut failed = Vec::new();
     let first = members[0].0.id;
     disks[usize::from(first.0)].inject(Fault::always(OpKind::Read, FaultKind::Error(libc::EIO)));
-    let (_, found) = read_records(&mut members, &mut failed).unwrap();
+    let (_, found, _) = read_records(&mut members, &mut failed).unwrap();
     assert_eq!(found.iter().map(|vhd| vhd.id.0).collect::<Vec<_>>(), vhds);
     assert_eq!((members.len(), failed.len(), failed[0].0.id), (2, 1, first));
 }

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 
 use super::Pending;
 use crate::base::ids::{DiskId, VhdId};
+use crate::base::limits::COPIES_MAX;
 use crate::base::rng::Rng;
 use crate::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};
 use crate::placement::ReplicaSet;
 use crate::shared::disk::{SyncNumber, SyncPoint};
+use crate::store::batch::apply_move;
 use crate::store::change::{Change, ChangeKind};
+use crate::store::edit::MovedExtent;
 use crate::store::page::{ExtentRow, PageKey, PageRow};
 
 /// Deliberate mistakes, to show that the property below notices them.
@@ -35,7 +38,7 @@ fn need(disk: u8, number: u64) -> SyncPoint {
 }
 
 fn written(slot: u32, blocks: u32, needs: &[SyncPoint]) -> ChangeKind {
-    let mut list = [None; 3];
+    let mut list = [None; COPIES_MAX];
     for (to, from) in list.iter_mut().zip(needs) {
         *to = Some(*from);
     }
@@ -358,4 +361,78 @@ fn the_property_notices_deliberate_mistakes() {
         let caught = seeds().filter(|&seed| run(seed, Some(sabotage)).is_err()).count();
         assert!(caught > 100, "{sabotage:?} was noticed with {caught} seeds only");
     }
+}
+
+fn moved(extent: u32, generation: u32, to: u8) -> MovedExtent {
+    MovedExtent {
+        extent: ExtentIndex(extent),
+        generation: Generation(generation),
+        from: Some(DiskId(0)),
+        replicas: ReplicaSet::single(DiskId(to), SlotIndex(40)),
+    }
+}
+
+impl Table {
+    fn apply_move(&mut self, moved: &MovedExtent) {
+        let (key, place) = PageKey::of(VHD, moved.extent);
+        apply_move(moved, &mut self.rows.entry(key).or_default().extents[place]);
+    }
+}
+
+#[test]
+fn a_move_takes_pending_writes_along() {
+    let (mut pending, mut table) = (Pending::new(), Table::default());
+    pending.push(change(1, 2, written(10, 0b1, &[need(0, 5)])));
+    pending.push(change(2, 2, written(11, 0b1, &[need(0, 5)])));
+    table.commit(&mut pending, |_| false);
+    // The edit comes first; what need not wait for the old place follows it.
+    pending.moved(VHD, &moved(1, 2, 3));
+    table.apply_move(&moved(1, 2, 3));
+    table.commit(&mut pending, |_| false);
+    assert_eq!((table.extent(1).replicas, table.present(1)), (moved(1, 2, 3).replicas, 1));
+    assert_eq!(table.present(2), 0, "another extent waits on");
+    // Written while the move was made durable: the new place must be synced, and the row stays where it is.
+    pending.push(change(1, 2, written(10, 0b10, &[need(0, 6), need(3, 2)])));
+    table.commit(&mut pending, |point| point.disk == DiskId(3) || point.number.0 < 6);
+    assert_eq!((table.present(1), table.present(2)), (1, 1));
+    table.commit(&mut pending, |_| true);
+    assert_eq!((table.extent(1).replicas, table.present(1)), (moved(1, 2, 3).replicas, 3));
+    assert_eq!(table.settled(), 3);
+}
+
+#[test]
+fn nobody_waits_for_copies_that_were_given_up() {
+    let (mut pending, mut table) = (Pending::new(), Table::default());
+    pending.push(change(1, 2, written(10, 0b1, &[need(0, 6), need(3, 2)])));
+    pending.excuse(VHD, need(3, 4));
+    // Written before that, and handed over later.
+    pending.push(change(1, 2, written(10, 0b10, &[need(0, 6), need(3, 4)])));
+    // Written later, to the same disk.
+    pending.push(change(2, 2, written(11, 0b1, &[need(3, 5)])));
+    table.commit(&mut pending, |_| false);
+    assert_eq!((table.present(1), table.present(2)), (0, 0));
+    table.commit(&mut pending, |point| point.disk == DiskId(0));
+    assert_eq!((table.present(1), table.present(2), table.settled()), (3, 0, 2));
+    assert_eq!(pending.waits_for_disks().iter().collect::<Vec<_>>(), [DiskId(3)]);
+    table.commit(&mut pending, |_| true);
+    assert_eq!((table.present(2), pending.is_empty()), (1, true));
+}
+
+#[test]
+fn a_move_of_content_that_was_dropped_is_void() {
+    let (mut pending, mut table) = (Pending::new(), Table::default());
+    pending.push(change(1, 2, written(10, 0b1, &[])));
+    table.commit(&mut pending, |_| true);
+    pending.push(change(1, 4, ChangeKind::Freed { freed: at(10) }));
+    table.commit(&mut pending, |_| true);
+    table.apply_move(&moved(1, 2, 3));
+    assert!(table.extent(1).replicas.is_absent());
+    // Placed again: the old move does not touch it.
+    pending.push(change(1, 6, written(12, 0b1, &[])));
+    table.commit(&mut pending, |_| true);
+    table.apply_move(&moved(1, 2, 3));
+    assert_eq!((table.extent(1).replicas, table.present(1)), (at(12), 1));
+    // A move of content that was never committed places it.
+    table.apply_move(&moved(9, 2, 3));
+    assert_eq!((table.extent(9).replicas, table.present(9)), (moved(9, 2, 3).replicas, 0));
 }

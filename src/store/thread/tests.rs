@@ -75,7 +75,7 @@ impl World {
         let kind = ChangeKind::Written {
             replicas: ReplicaSet::single(DiskId(0), SlotIndex(extent)),
             blocks: BlockMask(1),
-            needs: [Some(self.state.sync_needed()), None, None],
+            needs: [Some(self.state.sync_needed()), None, None, None],
         };
         self.hand_over(extent, 2, kind);
     }

@@ -4,6 +4,7 @@ mod basics;
 mod faults;
 mod guest;
 mod model;
+mod moving;
 mod threads;
 mod waiting;
 mod world;

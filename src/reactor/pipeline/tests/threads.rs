@@ -144,7 +144,9 @@ fn own(requests: &Receiver<OwnerRequest>, post: &Post) {
                 map.drop_extent(extent);
                 let _ = post.reactors[usize::from(reactor.0)].send(ReactorMessage::Freed { ticket });
             }
-            OwnerRequest::FenceReached { .. } | OwnerRequest::DiskError { .. } => unreachable!("nothing fails"),
+            OwnerRequest::CopyMissed { .. } | OwnerRequest::FenceReached { .. } | OwnerRequest::DiskError { .. } => {
+                unreachable!("nothing fails and nothing moves")
+            }
         }
     }
 }

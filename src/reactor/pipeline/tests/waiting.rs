@@ -1,6 +1,7 @@
 //! Who waits for what, and that a disk that hangs keeps nobody waiting who has nothing on it.
 
 use super::world::{EXTENT, Guest, Kind, Options, World};
+use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, ReactorId};
 use crate::base::rng::Rng;
 use crate::base::units::{ExtentIndex, SlotIndex};
@@ -199,4 +200,20 @@ fn a_fence_waits_for_a_disk_block_that_is_being_changed() {
         assert_eq!(world.status(write), Some(Status::Ok));
         assert_eq!(world.fences_reached(), vec![5]);
     }
+}
+
+#[test]
+fn a_large_read_of_nothing_lets_others_have_their_turn() {
+    let mut world = World::new(&Options { extents: 64, ..Options::default() });
+    let guest = Guest::filled(4 << 20, 9);
+    let large = world.start(0, RequestKind::Read { offset: 0, len: 4 << 20 }, &guest);
+    assert!(world.pipelines[0].has_ready(), "it goes on at the next poll");
+    assert_eq!(world.status(large), None);
+    let mut turns = 0;
+    while world.status(large).is_none() {
+        world.pipelines[0].poll(Nanos(0));
+        turns += 1;
+    }
+    assert_eq!(turns, 3, "a MiB in each turn");
+    assert!(guest.bytes().iter().all(|&byte| byte == 0));
 }

@@ -1,0 +1,213 @@
+//! Jobs: long operations that move extents.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::vhd::{Layout, given};
+
+/// What to move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum JobWish {
+    /// A VHD onto more disks.
+    Span {
+        /// Name or UUID of the VHD.
+        vhd: String,
+        /// All the disks it shall be on; chosen when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        disks: Option<Vec<String>>,
+        /// Over how many disks; all that accept spanned VHDs when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        width: Option<u8>,
+    },
+    /// A VHD onto fewer disks.
+    Unspan {
+        /// Name or UUID of the VHD.
+        vhd: String,
+        /// The one disk it shall be on; chosen when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        disk: Option<String>,
+        /// Over how many of its disks; one when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        width: Option<u8>,
+    },
+    /// An isolated VHD to another disk.
+    Migrate {
+        /// Name or UUID of the VHD.
+        vhd: String,
+        /// The disk; the roomiest other one when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        disk: Option<String>,
+    },
+    /// A VHD to where its layout wants it.
+    Settle {
+        /// Name or UUID of the VHD.
+        vhd: String,
+    },
+    /// Everything away from a disk, which accepts nothing from then on.
+    Evacuate {
+        /// Name or UUID of the disk.
+        disk: String,
+    },
+    /// Spanned VHDs in proportion over the disks that they may be on.
+    Rebalance {},
+}
+
+/// Creates a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JobCreate {
+    /// What to move.
+    pub wish: JobWish,
+    /// Only say what would be moved.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Bytes per second at most; as fast as guests bear when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rate_bytes: Option<u64>,
+    /// Go at full speed whatever guests feel of it: for a disk that is dying.
+    #[serde(default)]
+    pub urgent: bool,
+}
+
+/// Changes a job. What is absent stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JobUpdate {
+    /// Pause it, or go on with it; one that has stopped goes on with `false`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<bool>,
+    /// Bytes per second at most; `null`: as fast as guests bear.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
+    pub max_rate_bytes: Option<Option<u64>>,
+    /// Go at full speed whatever guests feel of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub urgent: Option<bool>,
+}
+
+/// Ends a job. What it has moved stays where it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JobCancel {
+    /// Move everything back, with a job of its own.
+    #[serde(default)]
+    pub revert: bool,
+}
+
+/// How a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// It moves extents, or waits for its turn.
+    Running,
+    /// Somebody paused it.
+    Paused,
+    /// Something was in the way: see the reason. It can be resumed.
+    Stopped,
+    /// Everything is where it should be.
+    Done,
+    /// Somebody ended it.
+    Cancelled,
+}
+
+/// A job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JobInfo {
+    /// Its number.
+    pub id: u32,
+    /// What it does: span, unspan, migrate, settle, evacuate, rebalance.
+    pub kind: String,
+    /// How it is.
+    pub state: JobState,
+    /// Running, and nothing of it is on its way: it waits for another job that uses its disks, or for room.
+    pub waiting: bool,
+    /// Names of its VHDs, in the order in which they are worked on.
+    pub vhds: Vec<String>,
+    /// How many of them are where they should be.
+    pub vhds_done: u64,
+    /// The disk that it evacuates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+    /// Bytes copied so far.
+    pub moved_bytes: u64,
+    /// Bytes that the plan for the VHD being worked on has left, at most.
+    pub left_bytes: u64,
+    /// Bytes per second lately.
+    pub rate_bytes: u64,
+    /// Seconds until that plan is carried out at that rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_secs: Option<u64>,
+    /// Guest requests that waited for a block being copied.
+    pub waits: u64,
+    /// Extents that could not be read and stay where they are.
+    pub unreadable_extents: u64,
+    /// Bytes per second at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rate_bytes: Option<u64>,
+    /// Whether it goes at full speed whatever guests feel of it.
+    pub urgent: bool,
+    /// When it was created, seconds since 1970.
+    pub created_secs: u64,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_secs: Option<u64>,
+    /// Why it stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Jobs, in the order in which they were created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JobList {
+    /// The jobs.
+    pub jobs: Vec<JobInfo>,
+}
+
+/// What a job would move.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlanInfo {
+    /// Per VHD, in the order in which they would be worked on.
+    pub vhds: Vec<PlannedVhd>,
+    /// Bytes that would be copied at most: blocks that were never written are not.
+    pub total_bytes: u64,
+}
+
+/// What would be moved of one VHD.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlannedVhd {
+    /// Its name.
+    pub vhd: String,
+    /// Its layout afterwards.
+    pub layout: Layout,
+    /// Extents that would be copied.
+    pub extents: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The disks it is or will be on.
+    pub disks: Vec<PlannedDisk>,
+}
+
+/// Extents of a VHD on one disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlannedDisk {
+    /// Name of the disk.
+    pub disk: String,
+    /// Extents there now.
+    pub before: u64,
+    /// Extents there afterwards.
+    pub after: u64,
+}
+
+/// What came of a request about a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JobResult {
+    /// Whether anything changed.
+    pub changed: bool,
+    /// The job; absent when there is none: it was only asked what would be moved, or nothing would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobInfo>,
+    /// What would be moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PlanInfo>,
+}

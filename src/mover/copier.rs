@@ -1,0 +1,460 @@
+//! Copies being filled: tasks, and the chunks of them that are in flight.
+//!
+//! A task goes through its extent from the first block to the last, a chunk at a time: a run of present blocks is claimed, read
+//! and written. Blocks that are absent when their turn comes are passed over: whoever writes one first writes all copies.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use super::messages::{CopyTask, MoverMessage, MoverOutbox, MoverReport, Speed, WaveId};
+use super::pace::Pace;
+use crate::base::aligned::AlignedBuf;
+use crate::base::clock::Nanos;
+use crate::base::ids::{DiskId, DiskSet, JobId, ReactorId, VhdId};
+use crate::base::limits::{COPY_BUFFER_LEN, COPY_CHUNK_LEN, COPY_CHUNKS_MAX, COPY_PATIENCE_MILLIS, DISKS_MAX};
+use crate::base::units::{BLOCKS_PER_EXTENT, BlockMask, ExtentIndex};
+use crate::engine::fences::Fences;
+use crate::engine::{Buffer, Completion, Engine, IoError, Op, OpTag};
+use crate::metrics::IoKind;
+use crate::placement::ReplicaState;
+use crate::placement::view::Lookup;
+use crate::reactor::messages::ReactorMessage;
+use crate::shared::disk::SyncNumber;
+use crate::shared::{DiskState, VhdState};
+
+/// Tags of syncs follow those of chunks.
+const SYNC_TAG: u64 = COPY_CHUNKS_MAX as u64;
+
+/// A task that waits for its next chunk, or has one in flight.
+struct Task {
+    copy: CopyTask,
+    /// Blocks before this one are done.
+    next_block: u32,
+}
+
+/// What came of trying to begin a chunk.
+enum Begin {
+    /// It is in flight.
+    Begun,
+    /// Nothing is left to copy.
+    Done,
+    /// The extent is not being moved any more.
+    Gone,
+    /// Somebody holds a claim on one of its blocks.
+    Busy,
+}
+
+/// A chunk in flight. It holds a claim on its blocks, and an epoch on each of the two disks.
+struct Chunk {
+    task: Task,
+    blocks: BlockMask,
+    /// Offset within the extent, and length.
+    within: u64,
+    len: u64,
+    source_epoch: u64,
+    target_epoch: u64,
+    writing: bool,
+    begun: Nanos,
+    /// Its target has not answered for too long: the claim has been given up, and the task with it.
+    given_up: bool,
+}
+
+struct Sync {
+    wave: WaveId,
+    disk: DiskId,
+    number: SyncNumber,
+    begun: Nanos,
+    told: bool,
+}
+
+/// The mover without its thread.
+pub struct Copier<E: Engine, O: MoverOutbox> {
+    /// Runs the disk operations. Public for the thread that waits on it.
+    pub engine: E,
+    outbox: O,
+    disks: [Option<Arc<DiskState>>; DISKS_MAX],
+    fences: [Fences; DISKS_MAX],
+    tasks: VecDeque<Task>,
+    chunks: [Option<Chunk>; COPY_CHUNKS_MAX],
+    buffers: Vec<AlignedBuf>,
+    syncs: BTreeMap<u64, Sync>,
+    next_sync: u64,
+    /// Jobs that are being carried out.
+    paces: BTreeMap<JobId, Pace>,
+    /// VHDs whose writers have been asked to let the copier go first.
+    asked: BTreeMap<VhdId, (Arc<VhdState>, ExtentIndex)>,
+    /// When a task that had to wait for its pace may go on.
+    due: Option<Nanos>,
+    /// A task found its blocks claimed: nothing will announce that they are free.
+    must_retry: bool,
+}
+
+impl<E: Engine, O: MoverOutbox> Copier<E, O> {
+    /// A mover with nothing to do.
+    #[must_use]
+    pub fn new(engine: E, outbox: O) -> Self {
+        Copier {
+            engine,
+            outbox,
+            disks: [const { None }; DISKS_MAX],
+            fences: std::array::from_fn(|_| Fences::default()),
+            tasks: VecDeque::new(),
+            chunks: [const { None }; COPY_CHUNKS_MAX],
+            buffers: (0..COPY_CHUNKS_MAX).map(|_| AlignedBuf::zeroed(COPY_BUFFER_LEN)).collect(),
+            syncs: BTreeMap::new(),
+            next_sync: SYNC_TAG,
+            paces: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            due: None,
+            must_retry: false,
+        }
+    }
+
+    /// Makes a host disk known. The engine must know it, too.
+    pub fn add_disk(&mut self, disk: Arc<DiskState>) {
+        let index = disk.id.index();
+        self.disks[index] = Some(disk);
+    }
+
+    /// Takes a message. (`AddDisk` and `Shutdown` are the thread's.)
+    pub fn handle(&mut self, message: MoverMessage, now: Nanos) {
+        match message {
+            MoverMessage::Copy(copy) => self.tasks.push_back(Task { copy, next_block: 0 }),
+            MoverMessage::Sync { wave, disk } => self.begin_sync(wave, disk, now),
+            MoverMessage::Fence { fence, disk } => {
+                self.fences[disk.index()].begin(fence);
+                self.report_fences(disk);
+            }
+            MoverMessage::SetSpeed { job, speed } => self.set_speed(job, speed, now),
+            MoverMessage::ForgetJob(job) => {
+                self.paces.remove(&job);
+            }
+            MoverMessage::AddDisk { disk, .. } => self.add_disk(disk),
+            MoverMessage::Shutdown => {
+                while let Some(task) = self.tasks.pop_front() {
+                    self.end_turn(&task.copy);
+                }
+            }
+        }
+    }
+
+    fn set_speed(&mut self, job: JobId, speed: Speed, now: Nanos) {
+        match self.paces.get_mut(&job) {
+            Some(pace) => pace.set_speed(speed),
+            None => {
+                self.paces.insert(job, Pace::new(speed, now));
+            }
+        }
+    }
+
+    /// Takes completions and begins what can be begun. Returns whether anything happened.
+    pub fn poll(&mut self, now: Nanos) -> bool {
+        let mut progress = false;
+        while let Some(completion) = self.engine.take_completion() {
+            progress = true;
+            self.complete(completion, now);
+        }
+        self.begin_chunks(now) || progress
+    }
+
+    /// Gives up what has waited too long for a target: guests must not wait for a claim on its behalf.
+    pub fn tick(&mut self, now: Nanos) {
+        let late = |begun| now.since(begun) >= COPY_PATIENCE_MILLIS * 1_000_000;
+        let mut stuck = DiskSet::default();
+        let mut freed = Vec::new();
+        for chunk in self.chunks.iter_mut().flatten().filter(|chunk| chunk.writing && late(chunk.begun)) {
+            stuck.insert(chunk.task.copy.target.disk);
+            if !std::mem::replace(&mut chunk.given_up, true) {
+                freed.push((chunk.task.copy.clone(), chunk.blocks));
+            }
+        }
+        for sync in self.syncs.values_mut().filter(|sync| late(sync.begun) && !sync.told) {
+            sync.told = true;
+            stuck.insert(sync.disk);
+        }
+        // First the owner, so that nobody takes the copy for complete; then whoever waits for the claim.
+        stuck.iter().for_each(|disk| self.outbox.to_owner(MoverReport::Stuck { disk }));
+        for (copy, blocks) in freed {
+            copy.vhd.map.release(copy.extent, blocks, BlockMask::NONE);
+            self.wake(&copy.vhd);
+            self.end_turn(&copy);
+        }
+    }
+
+    /// Whether nothing is in flight and nothing waits to be.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.tasks.is_empty() && self.in_flight() == 0
+    }
+
+    /// Operations in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.syncs.len() + self.chunks.iter().flatten().count()
+    }
+
+    /// Whether a task must be tried again although nothing will announce when.
+    #[must_use]
+    pub fn must_retry(&self) -> bool {
+        self.must_retry
+    }
+
+    /// When a task that waits for its pace may go on.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        self.due
+    }
+
+    fn begin_chunks(&mut self, now: Nanos) -> bool {
+        let mut progress = false;
+        self.must_retry = false;
+        self.due = None;
+        for _ in 0..self.tasks.len() {
+            let Some(free) = self.chunks.iter().position(Option::is_none) else { break };
+            if self.engine.available() == 0 {
+                break;
+            }
+            let Some(task) = self.tasks.pop_front() else { break };
+            let target = task.copy.target.disk;
+            let on_target = |chunk: &&Chunk| chunk.task.copy.target.disk == target;
+            if self.chunks.iter().flatten().filter(on_target).count() >= COPY_CHUNKS_MAX / 2 {
+                // A disk that hangs must leave some to the others.
+                self.tasks.push_back(task);
+                continue;
+            }
+            if let Some(due) = self.must_wait(&task, now) {
+                self.due = Some(self.due.map_or(due, |other| other.min(due)));
+                self.tasks.push_back(task);
+                continue;
+            }
+            progress |= self.advance(task, free, now);
+        }
+        progress
+    }
+
+    /// When the task may go on, if its pace makes it wait.
+    fn must_wait(&mut self, task: &Task, now: Nanos) -> Option<Nanos> {
+        let pace = self.paces.get_mut(&task.copy.job)?;
+        let disks = [task.copy.source.disk, task.copy.target.disk];
+        pace.observe(disks.into_iter().filter_map(|disk| self.disks[disk.index()].as_deref()), now);
+        pace.due(now)
+    }
+
+    /// Begins the next chunk of a task in a free place, or ends the task. Returns whether anything happened.
+    fn advance(&mut self, task: Task, place: usize, now: Nanos) -> bool {
+        let id = task.copy.id;
+        let (begin, task) = self.begin_chunk(task, place, now);
+        match (begin, task) {
+            (Begin::Busy, Some(task)) => {
+                self.must_retry = true;
+                self.ask_for_turn(&task);
+                self.tasks.push_back(task);
+                return false;
+            }
+            (Begin::Done, Some(task)) => {
+                self.end_turn(&task.copy);
+                self.outbox.to_owner(MoverReport::Copied { id });
+            }
+            (Begin::Gone, Some(task)) => {
+                self.end_turn(&task.copy);
+                self.outbox.to_owner(MoverReport::Gone { id });
+            }
+            _ => {}
+        }
+        true
+    }
+
+    /// The task is given back unless it is in flight.
+    fn begin_chunk(&mut self, mut task: Task, place: usize, now: Nanos) -> (Begin, Option<Task>) {
+        let copy = &task.copy;
+        let seen = copy.vhd.map.lookup(copy.extent);
+        if copy.vhd.is_deleted() || !is_moving(copy, &seen) {
+            return (Begin::Gone, Some(task));
+        }
+        let geometry = copy.vhd.settings.geometry;
+        let block_size = geometry.block_size();
+        let Some((blocks, first)) = next_run(seen.present, task.next_block, COPY_CHUNK_LEN / block_size) else {
+            return (Begin::Done, Some(task));
+        };
+        let present = match copy.vhd.map.claim_any(copy.extent, blocks, seen.version) {
+            // Changed since it was looked at: looks again. Somebody may have begun to wait for the claim meanwhile.
+            Err(_) => {
+                self.wake(&Arc::clone(&copy.vhd));
+                return (Begin::Busy, Some(task));
+            }
+            Ok(present) => present,
+        };
+        let copy = task.copy.clone();
+        self.end_turn(&copy);
+        if present != blocks {
+            // Discarded between lookup and claim.
+            copy.vhd.map.release(copy.extent, blocks, BlockMask::NONE);
+            self.wake(&copy.vhd);
+            return (Begin::Busy, Some(task));
+        }
+        task.next_block = first + blocks.len();
+        let chunk = Chunk {
+            blocks,
+            within: u64::from(first) * block_size,
+            len: u64::from(blocks.len()) * block_size,
+            source_epoch: self.fences[copy.source.disk.index()].enter(),
+            target_epoch: self.fences[copy.target.disk.index()].enter(),
+            writing: false,
+            begun: now,
+            given_up: false,
+            task,
+        };
+        if let Some(pace) = self.paces.get_mut(&copy.job) {
+            pace.take(chunk.len, now);
+        }
+        self.chunks[place] = Some(chunk);
+        self.submit(place);
+        (Begin::Begun, None)
+    }
+
+    /// Reads or writes the chunk in a place.
+    fn submit(&mut self, place: usize) {
+        let chunk = self.chunks[place].as_ref().expect("a chunk in flight");
+        let copy = &chunk.task.copy;
+        let replica = if chunk.writing { copy.target } else { copy.source };
+        let disk = self.disks[replica.disk.index()].as_ref().expect("copies lie on disks of the pool");
+        let extent_size = copy.vhd.settings.geometry.extent_size();
+        let offset = disk.data_offset + u64::from(replica.slot.0) * extent_size + chunk.within;
+        let len = usize::try_from(chunk.len).expect("a chunk fits memory");
+        let buffers = [Buffer { ptr: self.buffers[place].as_ptr(), len }];
+        let op = if chunk.writing {
+            Op::Write { disk: replica.disk, offset, buffers: &buffers }
+        } else {
+            Op::Read { disk: replica.disk, offset, buffers: &buffers }
+        };
+        // SAFETY: the buffer of a place is used by the one chunk in it, lives as long as the engine is in use, and is not freed
+        // before the engine (see the order of the fields, and `drop` of the engine).
+        unsafe { self.engine.submit(op, OpTag(place as u64)) }.expect("the engine has room for every place and sync");
+    }
+
+    fn complete(&mut self, completion: Completion, now: Nanos) {
+        if completion.tag.0 >= SYNC_TAG {
+            return self.sync_done(completion);
+        }
+        let place = usize::try_from(completion.tag.0).expect("tags below that of syncs are places");
+        let chunk = self.chunks[place].as_mut().expect("a chunk in flight");
+        let copy = &chunk.task.copy;
+        let (source, target) = (copy.source.disk, copy.target.disk);
+        let (disk, kind) = if chunk.writing { (target, IoKind::Write) } else { (source, IoKind::Read) };
+        let state = self.disks[disk.index()].as_ref().expect("it was submitted there");
+        state.copy_metrics.record(kind, chunk.len, now.since(chunk.begun), completion.result.is_ok());
+        if !chunk.writing {
+            self.fences[source.index()].leave(chunk.source_epoch);
+            self.report_fences(source);
+            if completion.result.is_ok() {
+                let chunk = self.chunks[place].as_mut().expect("still in flight");
+                chunk.writing = true;
+                chunk.begun = now;
+                return self.submit(place);
+            }
+        }
+        self.end_chunk(place, disk, completion.result);
+    }
+
+    fn end_chunk(&mut self, place: usize, disk: DiskId, result: Result<(), IoError>) {
+        let Chunk { task, blocks, len, target_epoch, given_up, .. } =
+            self.chunks[place].take().expect("a chunk in flight");
+        let target = task.copy.target.disk;
+        self.fences[target.index()].leave(target_epoch);
+        self.report_fences(target);
+        if given_up {
+            return;
+        }
+        task.copy.vhd.map.release(task.copy.extent, blocks, BlockMask::NONE);
+        self.wake(&task.copy.vhd);
+        match result {
+            Ok(()) => {
+                self.outbox.to_owner(MoverReport::Progress { job: task.copy.job, bytes: len });
+                // The next chunk of the same extent before those of others, so that extents are done one after the other.
+                self.tasks.push_front(task);
+            }
+            Err(error) => {
+                self.end_turn(&task.copy);
+                self.outbox.to_owner(MoverReport::Failed { id: task.copy.id, disk, error });
+            }
+        }
+    }
+
+    fn begin_sync(&mut self, wave: WaveId, disk: DiskId, now: Nanos) {
+        let state = self.disks[disk.index()].as_ref().expect("copies lie on disks of the pool");
+        let number = state.begin_sync();
+        let tag = self.next_sync;
+        self.next_sync += 1;
+        // SAFETY: a sync has no buffers.
+        unsafe { self.engine.submit(Op::Sync { disk }, OpTag(tag)) }
+            .expect("the engine has room for every place and sync");
+        self.syncs.insert(tag, Sync { wave, disk, number, begun: now, told: false });
+    }
+
+    fn sync_done(&mut self, completion: Completion) {
+        let Sync { wave, disk, number, .. } = self.syncs.remove(&completion.tag.0).expect("a sync in flight");
+        let state = self.disks[disk.index()].as_ref().expect("it was submitted there");
+        match completion.result {
+            Ok(()) => state.sync_succeeded(number),
+            Err(_) => state.fail(),
+        }
+        // Asked of the shared state: somebody else's sync may have failed the disk meanwhile.
+        let failed = || Err(completion.result.err().unwrap_or(IoError::Os(libc::EIO)));
+        let result = if state.is_synced(number) { Ok(()) } else { failed() };
+        self.outbox.to_owner(MoverReport::Synced { wave, disk, result });
+    }
+
+    /// Writers of this extent let the copier go first until it has had its turn. One extent of a VHD at a time.
+    fn ask_for_turn(&mut self, task: &Task) {
+        let vhd = &task.copy.vhd;
+        if let Entry::Vacant(place) = self.asked.entry(vhd.id()) {
+            vhd.set_copier_waits(Some(task.copy.extent));
+            place.insert((Arc::clone(vhd), task.copy.extent));
+        }
+    }
+
+    fn end_turn(&mut self, copy: &CopyTask) {
+        let asked = self.asked.get(&copy.vhd.id()).is_some_and(|(_, extent)| *extent == copy.extent);
+        if asked && let Some((vhd, _)) = self.asked.remove(&copy.vhd.id()) {
+            vhd.set_copier_waits(None);
+            self.wake(&vhd);
+        }
+    }
+
+    /// Wakes requests that wait for a claim of the VHD.
+    fn wake(&mut self, vhd: &Arc<VhdState>) {
+        let mut waiters = vhd.take_release_waiters();
+        while waiters != 0 {
+            let reactor = ReactorId(u16::try_from(waiters.trailing_zeros()).expect("a bit of a u64"));
+            waiters &= waiters - 1;
+            self.outbox.to_reactor(reactor, ReactorMessage::ClaimReleased { vhd: vhd.id() });
+        }
+    }
+
+    fn report_fences(&mut self, disk: DiskId) {
+        while let Some(fence) = self.fences[disk.index()].next_reached() {
+            self.outbox.to_owner(MoverReport::FenceReached { fence });
+        }
+    }
+}
+
+/// Whether the extent is where the task says, and the copy is still wanted.
+fn is_moving(copy: &CopyTask, seen: &Lookup) -> bool {
+    let is = |replica: crate::placement::Replica, state| {
+        seen.replicas.on(replica.disk).is_some_and(|found| found.slot == replica.slot && found.state == state)
+    };
+    is(copy.source, ReplicaState::InSync) && is(copy.target, ReplicaState::Syncing)
+}
+
+/// The next run of at most `max` present blocks from `from` on, and its first block.
+fn next_run(present: BlockMask, from: u32, max: u64) -> Option<(BlockMask, u32)> {
+    let first = (from..BLOCKS_PER_EXTENT).find(|&block| present.has(block))?;
+    let in_run =
+        |&block: &u32| block < BLOCKS_PER_EXTENT && u64::from(block - first) < max.max(1) && present.has(block);
+    let last = (first..).take_while(in_run).last().expect("the first block is present");
+    Some((BlockMask::span(first, last), first))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,275 @@
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::*;
+use crate::base::rng::Rng;
+use crate::base::units::{ExtentIndex, Geometry, SlotIndex};
+use crate::disk::BlockDev;
+use crate::disk::sim::{Fault, FaultKind, OpKind, SimDisk};
+use crate::engine::sim::SimEngine;
+use crate::mover::messages::MoveId;
+use crate::placement::view::VhdMap;
+use crate::placement::{Replica, ReplicaSet};
+use crate::shared::VhdSettings;
+
+const EXTENT: u64 = 1 << 20;
+const EXTENT_LEN: usize = 1 << 20;
+const BLOCK: u64 = EXTENT / 32;
+const BLOCK_LEN: usize = EXTENT_LEN / 32;
+const DATA: u64 = 1 << 20;
+const E: ExtentIndex = ExtentIndex(1);
+const A: DiskId = DiskId(0);
+const B: DiskId = DiskId(1);
+const NOW: Nanos = Nanos(0);
+
+#[derive(Clone, Default)]
+struct Mail(Rc<RefCell<(Vec<MoverReport>, Vec<ReactorId>)>>);
+
+impl MoverOutbox for Mail {
+    fn to_owner(&mut self, report: MoverReport) {
+        self.0.borrow_mut().0.push(report);
+    }
+
+    fn to_reactor(&mut self, reactor: ReactorId, _message: ReactorMessage) {
+        self.0.borrow_mut().1.push(reactor);
+    }
+}
+
+struct World {
+    disks: [SimDisk; 2],
+    vhd: Arc<VhdState>,
+    copier: Copier<SimEngine, Mail>,
+    mail: Mail,
+    rng: Rng,
+}
+
+fn on(disk: DiskId, slot: u32, state: ReplicaState) -> Replica {
+    Replica { disk, slot: SlotIndex(slot), state }
+}
+
+impl World {
+    /// Extent 1 is in slot 2 of disk A with these blocks, and a copy is to be made in slot 3 of disk B.
+    fn new(present: u32) -> World {
+        let settings = VhdSettings {
+            id: VhdId(7),
+            uuid: uuid::Uuid::from_u128(7),
+            geometry: Geometry::new(EXTENT).unwrap(),
+            size: 4 * EXTENT,
+            block_size: 512,
+            read_only: false,
+            thick: false,
+        };
+        let vhd = Arc::new(VhdState::new(settings, VhdMap::new(4), 2));
+        vhd.map.place(E, ReplicaSet::single(A, SlotIndex(2)));
+        let seen = vhd.map.lookup(E);
+        if present != 0 {
+            vhd.map.claim_absent(E, BlockMask(present), seen.version).unwrap();
+            vhd.map.release(E, BlockMask(present), BlockMask(present));
+        }
+        let mut copies = seen.replicas;
+        copies.push(on(B, 3, ReplicaState::Syncing));
+        vhd.map.set_replicas(E, copies);
+        let disks = [SimDisk::new(DATA + 8 * EXTENT, 512), SimDisk::new(DATA + 8 * EXTENT, 512)];
+        let mut engine = SimEngine::new(64);
+        let mail = Mail::default();
+        for (id, disk) in [A, B].into_iter().zip(&disks) {
+            engine.add_disk(id, disk.clone(), 512);
+        }
+        let mut copier = Copier::new(engine, mail.clone());
+        for id in [A, B] {
+            copier.add_disk(Arc::new(DiskState::new(id, format!("d{}", id.0), DATA, 8, 512, 512)));
+        }
+        let bytes: Vec<u8> = (0..32_u8).flat_map(|block| vec![block + 1; BLOCK_LEN]).collect();
+        disks[0].write_at(DATA + 2 * EXTENT, &bytes).unwrap();
+        World { disks, vhd, copier, mail, rng: Rng::new(5) }
+    }
+
+    fn begin(&mut self) {
+        let copy = CopyTask {
+            id: MoveId(1),
+            job: JobId(1),
+            vhd: Arc::clone(&self.vhd),
+            extent: E,
+            source: on(A, 2, ReplicaState::InSync),
+            target: on(B, 3, ReplicaState::Syncing),
+        };
+        self.copier.handle(MoverMessage::Copy(copy), NOW);
+    }
+
+    fn run(&mut self) {
+        while self.copier.poll(NOW) | self.copier.engine.step(&mut self.rng) {}
+    }
+
+    fn reports(&self) -> Vec<MoverReport> {
+        let reports = std::mem::take(&mut self.mail.0.borrow_mut().0);
+        reports.into_iter().filter(|report| !matches!(report, MoverReport::Progress { .. })).collect()
+    }
+
+    /// First byte of each block of the copy.
+    fn copied(&self) -> Vec<u8> {
+        let mut bytes = vec![0; EXTENT_LEN];
+        self.disks[1].read_at(DATA + 3 * EXTENT, &mut bytes).unwrap();
+        bytes.chunks(BLOCK_LEN).map(|block| block[0]).collect()
+    }
+}
+
+#[test]
+fn what_is_present_is_copied_and_nothing_else() {
+    let present = 0b1111_1111_1111_0000_0000_0000_0000_1011;
+    let mut world = World::new(present);
+    world.begin();
+    world.run();
+    assert_eq!(world.reports(), [MoverReport::Copied { id: MoveId(1) }]);
+    let expected: Vec<u8> = (0..32_u8).map(|block| if present >> block & 1 == 1 { block + 1 } else { 0 }).collect();
+    assert_eq!(world.copied(), expected);
+    assert!(world.vhd.map.lookup(E).claimed.is_empty() && world.copier.is_idle());
+}
+
+#[test]
+fn an_extent_without_blocks_is_done_at_once() {
+    let mut world = World::new(0);
+    world.begin();
+    world.run();
+    assert_eq!(world.reports(), [MoverReport::Copied { id: MoveId(1) }]);
+}
+
+#[test]
+fn a_chunk_is_claimed_while_it_is_copied() {
+    let mut world = World::new(u32::MAX);
+    world.begin();
+    world.copier.poll(NOW);
+    let held = world.vhd.map.lookup(E).claimed;
+    assert_eq!(u64::from(held.len()) * BLOCK, COPY_CHUNK_LEN);
+    let version = world.vhd.map.lookup(E).version;
+    assert!(world.vhd.map.claim_any(E, BlockMask(1), version).is_err());
+    world.vhd.wait_for_release(1 << 1);
+    world.run();
+    assert_eq!(world.mail.0.borrow().1, [ReactorId(1)], "who waited is woken, once");
+    assert_eq!(world.copied(), (1..=32).collect::<Vec<u8>>());
+}
+
+#[test]
+fn a_claimed_block_is_waited_for_and_writers_give_way() {
+    let mut world = World::new(u32::MAX);
+    let version = world.vhd.map.lookup(E).version;
+    world.vhd.map.claim_any(E, BlockMask(2), version).unwrap();
+    world.begin();
+    world.run();
+    assert!(world.reports().is_empty() && world.copier.must_retry());
+    assert!(world.vhd.copier_waits(E) && !world.vhd.copier_waits(ExtentIndex(2)));
+    world.vhd.map.release(E, BlockMask(2), BlockMask::NONE);
+    world.vhd.wait_for_release(1);
+    world.run();
+    assert_eq!(world.reports(), [MoverReport::Copied { id: MoveId(1) }]);
+    assert!(!world.vhd.copier_waits(E) && world.mail.0.borrow().1.contains(&ReactorId(0)));
+}
+
+#[test]
+fn a_discarded_block_is_not_copied() {
+    let mut world = World::new(0b11);
+    world.begin();
+    let version = world.vhd.map.lookup(E).version;
+    world.vhd.map.claim_and_clear(E, BlockMask(1), version).unwrap();
+    world.vhd.map.release(E, BlockMask(1), BlockMask::NONE);
+    world.run();
+    assert_eq!(world.copied()[..3], [0, 2, 0]);
+}
+
+#[test]
+fn a_move_that_was_given_up_ends() {
+    let mut world = World::new(u32::MAX);
+    world.begin();
+    world.copier.poll(NOW);
+    world.vhd.map.set_replicas(E, ReplicaSet::single(A, SlotIndex(2)));
+    world.run();
+    assert_eq!(world.reports(), [MoverReport::Gone { id: MoveId(1) }]);
+    assert!(world.vhd.map.lookup(E).claimed.is_empty());
+}
+
+#[test]
+fn errors_name_the_disk_and_leave_nothing_claimed() {
+    for (index, disk, kind) in [(0, A, OpKind::Read), (1, B, OpKind::Write)] {
+        let mut world = World::new(u32::MAX);
+        world.disks[index].inject(Fault::next(kind, FaultKind::Error(libc::EIO)));
+        world.begin();
+        world.run();
+        let failed = MoverReport::Failed { id: MoveId(1), disk, error: IoError::Os(libc::EIO) };
+        assert_eq!(world.reports(), [failed]);
+        assert!(world.vhd.map.lookup(E).claimed.is_empty() && world.copier.is_idle());
+    }
+}
+
+#[test]
+fn a_fence_waits_for_chunks_in_flight_and_not_for_tasks() {
+    let mut world = World::new(u32::MAX);
+    world.begin();
+    world.copier.handle(MoverMessage::Fence { fence: 1, disk: B }, NOW);
+    assert_eq!(world.reports(), [MoverReport::FenceReached { fence: 1 }]);
+    world.copier.poll(NOW);
+    // Nothing has been written yet, but the place that will be written to was looked up.
+    for (fence, disk) in [(2, A), (3, B)] {
+        world.copier.handle(MoverMessage::Fence { fence, disk }, NOW);
+    }
+    assert!(world.reports().is_empty());
+    world.run();
+    let reached: Vec<MoverReport> = world.reports();
+    assert_eq!(reached[..2], [MoverReport::FenceReached { fence: 2 }, MoverReport::FenceReached { fence: 3 }]);
+}
+
+#[test]
+fn a_sync_covers_what_was_copied_and_a_failed_one_fails_the_disk() {
+    let mut world = World::new(1);
+    world.begin();
+    world.run();
+    world.reports();
+    let wave = WaveId(4);
+    world.copier.handle(MoverMessage::Sync { wave, disk: B }, NOW);
+    world.run();
+    assert_eq!(world.reports(), [MoverReport::Synced { wave, disk: B, result: Ok(()) }]);
+    world.disks[1].inject(Fault::next(OpKind::Sync, FaultKind::Error(libc::EIO)));
+    world.copier.handle(MoverMessage::Sync { wave, disk: B }, NOW);
+    world.run();
+    let failed = MoverReport::Synced { wave, disk: B, result: Err(IoError::Os(libc::EIO)) };
+    assert_eq!(world.reports(), [failed]);
+    world.copier.handle(MoverMessage::Sync { wave, disk: B }, NOW);
+    world.run();
+    assert_eq!(world.reports(), [failed], "a failed disk does not become well");
+}
+
+#[test]
+fn a_job_keeps_to_its_rate() {
+    let mut world = World::new(u32::MAX);
+    let speed = Speed { max_rate: Some(1 << 20), urgent: true };
+    world.copier.handle(MoverMessage::SetSpeed { job: JobId(1), speed }, NOW);
+    world.begin();
+    world.run();
+    // The first chunk goes at once; the second one a quarter of a second later.
+    let due = world.copier.next_deadline().unwrap();
+    assert!(due.0.abs_diff(250_000_000) < 1_000_000, "{due:?}");
+    assert!(world.reports().is_empty());
+}
+
+#[test]
+fn nobody_waits_for_a_target_that_hangs() {
+    let mut world = World::new(u32::MAX);
+    world.copier.engine.hold(B);
+    world.begin();
+    world.run();
+    world.vhd.wait_for_release(1);
+    world.copier.tick(Nanos(1_000_000_000));
+    assert!(world.reports().is_empty() && !world.vhd.map.lookup(E).claimed.is_empty(), "patience");
+    world.copier.tick(Nanos(2_100_000_000));
+    assert_eq!(world.reports(), [MoverReport::Stuck { disk: B }]);
+    assert!(world.vhd.map.lookup(E).claimed.is_empty() && world.mail.0.borrow().1.contains(&ReactorId(0)));
+    world.copier.handle(MoverMessage::Fence { fence: 3, disk: B }, NOW);
+    assert!(world.reports().is_empty(), "the write is still out there");
+    world.vhd.map.set_replicas(E, ReplicaSet::single(A, SlotIndex(2)));
+    world.copier.engine.release(B);
+    world.run();
+    assert_eq!(
+        world.reports(),
+        [MoverReport::FenceReached { fence: 3 }],
+        "a move that was given up is not reported again"
+    );
+    assert!(world.copier.is_idle());
+}

@@ -1,0 +1,131 @@
+//! The mover's thread: one queue in, one engine.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::copier::Copier;
+use super::messages::{MoverMessage, MoverOutbox};
+use crate::base::clock;
+use crate::base::limits::TICK_MILLIS;
+use crate::engine::uring::{Event, EventTag, SetupError, UringEngine, Wait};
+use crate::reactor::handle::ReactorHandle;
+use crate::reactor::inbox::Inbox;
+use crate::shared::DiskState;
+
+/// The way to the mover.
+pub type MoverHandle = ReactorHandle<MoverMessage>;
+
+/// The inbox's own event.
+const INBOX: EventTag = EventTag(0);
+
+/// How long a task waits before it looks at a claimed block again.
+const RETRY: Duration = Duration::from_micros(200);
+
+/// How often it looks at what is in flight.
+const TICK: Duration = Duration::from_millis(TICK_MILLIS);
+
+/// Why the mover did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No thread.
+    #[error("cannot start the mover thread: {0}")]
+    Thread(#[source] std::io::Error),
+    /// No engine.
+    #[error(transparent)]
+    Engine(#[from] SetupError),
+}
+
+/// Starts the mover. It runs until [`MoverMessage::Shutdown`].
+///
+/// # Errors
+/// The thread or its io_uring is not to be had.
+pub fn spawn<O>(inbox: Inbox<MoverMessage>, outbox: O) -> Result<JoinHandle<()>, StartError>
+where
+    O: MoverOutbox + Send + 'static,
+{
+    let (started, outcome) = crossbeam_channel::bounded(1);
+    let body = move || match UringEngine::new() {
+        Ok(engine) => {
+            let _ = started.send(Ok(()));
+            Mover::new(inbox, engine, outbox).run();
+        }
+        Err(error) => {
+            let _ = started.send(Err(error));
+        }
+    };
+    let thread =
+        std::thread::Builder::new().name("spanblk-mover".to_owned()).spawn(body).map_err(StartError::Thread)?;
+    outcome.recv().expect("the thread tells how it started")?;
+    Ok(thread)
+}
+
+struct Mover<O: MoverOutbox> {
+    inbox: Inbox<MoverMessage>,
+    copier: Copier<UringEngine, O>,
+    leaving: bool,
+}
+
+impl<O: MoverOutbox> Mover<O> {
+    fn new(inbox: Inbox<MoverMessage>, mut engine: UringEngine, outbox: O) -> Mover<O> {
+        engine.watch(inbox.wake_fd(), INBOX);
+        Mover { inbox, copier: Copier::new(engine, outbox), leaving: false }
+    }
+
+    fn run(mut self) {
+        loop {
+            let now = clock::now();
+            while let Some(message) = self.inbox.take() {
+                match message {
+                    MoverMessage::AddDisk { disk, file } => self.add_disk(disk, file),
+                    message => {
+                        self.leaving |= matches!(message, MoverMessage::Shutdown);
+                        self.copier.handle(message, now);
+                    }
+                }
+            }
+            while let Some(event) = self.copier.engine.take_event() {
+                self.watch_again(event);
+            }
+            self.copier.poll(now);
+            self.copier.tick(now);
+            if self.leaving && self.copier.is_idle() {
+                return;
+            }
+            self.wait();
+        }
+    }
+
+    fn wait(&mut self) {
+        let wait = if !self.inbox.prepare_to_sleep() {
+            Wait::No
+        } else if self.copier.must_retry() {
+            Wait::AtMost(RETRY)
+        } else {
+            match self.copier.next_deadline() {
+                Some(due) => Wait::AtMost(Duration::from_nanos(due.since(clock::now()).max(1))),
+                None if self.copier.in_flight() > 0 => Wait::AtMost(TICK),
+                None => Wait::Forever,
+            }
+        };
+        self.copier.engine.wait(wait);
+        self.inbox.awake();
+    }
+
+    fn watch_again(&mut self, event: Event) {
+        match event {
+            Event::Readable { watched: false, .. } => self.copier.engine.watch(self.inbox.wake_fd(), INBOX),
+            Event::Readable { .. } | Event::Signalled { .. } => {}
+            Event::WatchFailed { .. } => panic!("the kernel cannot watch our own eventfd"),
+        }
+    }
+
+    fn add_disk(&mut self, disk: Arc<DiskState>, file: Arc<OwnedFd>) {
+        if let Err(error) = self.copier.engine.add_disk(disk.id, file) {
+            // Moves to and from it will fail one by one, each with an error that says where.
+            log::error!("disk {}: cannot be registered with the mover's io_uring: {error}", disk.name);
+        }
+        self.copier.add_disk(disk);
+    }
+}

@@ -1,0 +1,287 @@
+//! Creating, changing and showing jobs.
+
+use super::super::Owner;
+use super::super::command::{CommandError, DiskShare, JobInfo, Outcome, PlanInfo, PlannedVhd, Reply, SetJob, StartJob};
+use super::super::commands::{Action, Step};
+use super::super::outbox::OwnerOutbox;
+use super::Job;
+use super::goal::Wanted;
+use crate::base::ids::{DiskId, JobId};
+use crate::mover::messages::MoverMessage;
+use crate::placement::job::{JobKind, JobRecord, JobState};
+use crate::placement::record::{Accept, PoolRecord, RECORD_VERSION, VhdRecord};
+use crate::plan::{Plan, PlanError};
+use crate::store::edit::StoreEdit;
+
+/// A job whose rows are being written.
+#[derive(Debug)]
+pub(in crate::owner) struct JobStart {
+    pool: PoolRecord,
+    vhds: Vec<VhdRecord>,
+    record: JobRecord,
+}
+
+impl Owner {
+    pub(in crate::owner) fn begin_start_job(&mut self, start: &StartJob) -> Result<Step, CommandError> {
+        let (kind, wanted) = self.wanted(&start.request)?;
+        for Wanted { vhd, .. } in &wanted {
+            if let Some(job) = self.jobs.about(*vhd) {
+                let vhd = self.vhds.get(*vhd).expect("a VHD that was just looked up").record.name.clone();
+                return Err(CommandError::JobExists { vhd, job: job.record.id.0, kind: job.record.kind.word() });
+            }
+        }
+        let plans = self.plans(&wanted)?;
+        if start.dry_run {
+            return Ok(Step::Done(Reply::Plan(Box::new(self.plan_info(&wanted, &plans)))));
+        }
+        let is_same = |(wanted, plan): (&Wanted, &Plan)| {
+            let layout = self.vhds.get(wanted.vhd).map(|vhd| &vhd.record.layout);
+            plan.relocations.is_empty() && layout == Some(&wanted.layout)
+        };
+        let nothing_to_do = wanted.iter().zip(&plans).all(is_same);
+        let keeps_role = match kind {
+            JobKind::Evacuate { disk } => self.space.disk(disk).accept == Accept::None,
+            _ => true,
+        };
+        if nothing_to_do && keeps_role {
+            return Ok(Step::Done(Reply::Plan(Box::new(self.plan_info(&wanted, &plans)))));
+        }
+        let start = self.job_start(start, kind, wanted);
+        let mut rows = vec![StoreEdit::PutPool(start.pool.clone()), StoreEdit::PutJob(start.record.clone())];
+        rows.extend(start.vhds.iter().cloned().map(StoreEdit::PutVhd));
+        Ok(Step::Commit { rows, action: Action::StartJob(Box::new(start)) })
+    }
+
+    fn job_start(&self, start: &StartJob, kind: JobKind, wanted: Vec<Wanted>) -> JobStart {
+        let mut pool = self.pool.clone();
+        let id = pool.next_job_id;
+        pool.next_job_id = JobId(id.0.checked_add(1).expect("4 billion jobs in one pool"));
+        if let JobKind::Evacuate { disk } = kind
+            && let Some(record) = pool.disks.iter_mut().find(|record| record.id == disk)
+        {
+            record.accept = Accept::None;
+        }
+        let record = JobRecord {
+            version: RECORD_VERSION,
+            id,
+            kind,
+            vhds: wanted.iter().map(|wanted| wanted.vhd).collect(),
+            state: JobState::Running,
+            max_rate: start.speed.max_rate,
+            urgent: start.speed.urgent,
+            created: start.created,
+            ended: None,
+            bytes_moved: 0,
+            reason: None,
+        };
+        let changed = wanted.into_iter().filter_map(|Wanted { vhd, layout }| {
+            let before = &self.vhds.get(vhd)?.record;
+            (before.layout != layout).then(|| VhdRecord { layout, ..before.clone() })
+        });
+        let vhds = changed.collect();
+        JobStart { pool, vhds, record }
+    }
+
+    fn plans(&self, wanted: &[Wanted]) -> Result<Vec<Plan>, CommandError> {
+        let plan = |wanted: &Wanted| {
+            let vhd = self.vhds.get(wanted.vhd).expect("a VHD that was just looked up");
+            self.plan_to(vhd, &wanted.layout).map_err(|error| self.plan_error(&vhd.record.name, &error))
+        };
+        let plans = wanted.iter().map(plan).collect::<Result<Vec<_>, _>>()?;
+        self.check_room(&plans)?;
+        Ok(plans)
+    }
+
+    /// Whether the disks have room for all plans together: each fits by itself.
+    fn check_room(&self, plans: &[Plan]) -> Result<(), CommandError> {
+        let mut comes = [0_u64; crate::base::limits::DISKS_MAX];
+        for relocation in plans.iter().flat_map(|plan| &plan.relocations) {
+            if let Some(to) = relocation.to {
+                comes[to.index()] += 1;
+            }
+        }
+        for disk in self.space.iter() {
+            let (needed, free) = (comes[disk.state.id.index()], u64::from(disk.free()));
+            if needed > free {
+                let size = self.geometry.extent_size();
+                let disk = disk.state.name.clone();
+                return Err(CommandError::NoRoomOn { disk, needed: needed * size, free: free * size });
+            }
+        }
+        Ok(())
+    }
+
+    fn plan_error(&self, vhd: &str, error: &PlanError) -> CommandError {
+        let size = self.geometry.extent_size();
+        match *error {
+            PlanError::NotEnoughRoom { needed, room, .. } => {
+                CommandError::NoRoomFor { vhd: vhd.to_owned(), needed: needed * size, room: room * size }
+            }
+            PlanError::TooFewDomains { domains, replicas } => {
+                CommandError::TooFewDomains { vhd: vhd.to_owned(), domains, replicas }
+            }
+            PlanError::NoDisks => CommandError::NoDisks,
+        }
+    }
+
+    fn plan_info(&self, wanted: &[Wanted], plans: &[Plan]) -> PlanInfo {
+        let size = self.geometry.extent_size();
+        let planned = |(wanted, plan): (&Wanted, &Plan)| {
+            let vhd = self.vhds.get(wanted.vhd).expect("a VHD that was just looked up");
+            let share = |(before, after): (&(DiskId, u64), &(DiskId, u64))| DiskShare {
+                disk: self.pool.disk_name(before.0),
+                before: before.1,
+                after: after.1,
+            };
+            PlannedVhd {
+                vhd: vhd.record.name.clone(),
+                layout: wanted.layout.clone(),
+                extents: plan.copies,
+                bytes: plan.copies * size,
+                disks: plan.before.iter().zip(&plan.after).map(share).collect(),
+            }
+        };
+        PlanInfo { vhds: wanted.iter().zip(plans).map(planned).collect() }
+    }
+
+    pub(in crate::owner) fn apply_start_job(&mut self, start: JobStart, out: &mut impl OwnerOutbox) -> Reply {
+        let JobStart { pool, vhds, record } = start;
+        self.pool = pool;
+        for record in &self.pool.disks {
+            self.space.disk_mut(record.id).accept = record.accept;
+        }
+        for record in vhds {
+            let id = record.id;
+            self.vhds.replace_record(record, &self.space);
+            out.vhd_changed(&self.vhds.get(id).expect("just changed").record);
+        }
+        let id = record.id;
+        let waits_before = self.copy_waits(&record);
+        let mut job = Job::new(record);
+        job.waits_before = waits_before;
+        self.jobs.insert(job);
+        self.tell_job(id, out);
+        self.retry_waiters(out);
+        self.run_jobs(out);
+        Reply::Job { outcome: Outcome::Created, job: Box::new(self.job_info(id)) }
+    }
+
+    pub(in crate::owner) fn begin_set_job(
+        &mut self,
+        set: &SetJob,
+        out: &mut impl OwnerOutbox,
+    ) -> Result<Step, CommandError> {
+        let job = self.jobs.get(set.job).ok_or(CommandError::NoJob { job: set.job.0 })?;
+        let state = job.record.state;
+        if job.record.is_ended() {
+            return Err(CommandError::JobEnded { job: set.job.0, state: state.word() });
+        }
+        let target = match set.paused {
+            Some(true) if state == JobState::Running => JobState::Paused,
+            Some(false) => JobState::Running,
+            _ => state,
+        };
+        let (max_rate, urgent) = (set.max_rate.unwrap_or(job.record.max_rate), set.urgent.unwrap_or(job.record.urgent));
+        let same = target == state && max_rate == job.record.max_rate && urgent == job.record.urgent;
+        if same {
+            return Ok(Step::Done(self.job_reply(set.job, Outcome::Unchanged)));
+        }
+        let job = self.jobs.get_mut(set.job).expect("looked up above");
+        (job.record.max_rate, job.record.urgent) = (max_rate, urgent);
+        let speed = job.speed();
+        if job.announced {
+            out.to_mover(MoverMessage::SetSpeed { job: set.job, speed });
+        }
+        if target != state {
+            self.end_job(set.job, target, None, out);
+            self.run_jobs(out);
+        } else {
+            self.save_job(set.job, out);
+        }
+        Ok(Step::Done(self.job_reply(set.job, Outcome::Changed)))
+    }
+
+    /// Ends a job: what has been moved stays where it is.
+    pub(in crate::owner) fn begin_cancel_job(
+        &mut self,
+        id: JobId,
+        revert: bool,
+        created: u64,
+        out: &mut impl OwnerOutbox,
+    ) -> Result<Step, CommandError> {
+        let job = self.jobs.get(id).ok_or(CommandError::NoJob { job: id.0 })?;
+        if job.record.state == JobState::Done {
+            return Err(CommandError::JobEnded { job: id.0, state: job.record.state.word() });
+        }
+        let before = match &job.record.kind {
+            JobKind::Span { from } | JobKind::Unspan { from } | JobKind::Migrate { from } => Some(from.clone()),
+            _ => None,
+        };
+        let vhd = job.record.vhds.first().copied();
+        if revert && before.is_none() {
+            return Err(CommandError::NoRevert { job: id.0, kind: job.record.kind.word() });
+        }
+        if revert && job.record.is_ended() {
+            return Err(CommandError::JobEnded { job: id.0, state: job.record.state.word() });
+        }
+        let outcome = if job.record.is_ended() { Outcome::Unchanged } else { Outcome::Changed };
+        if outcome == Outcome::Changed {
+            self.end_job(id, JobState::Cancelled, None, out);
+            self.give_up_job(id, out);
+            self.run_jobs(out);
+        }
+        match (revert, before, vhd) {
+            (true, Some(layout), Some(vhd)) => {
+                let start = StartJob::revert(created);
+                let start = self.job_start(&start, JobKind::Settle, vec![Wanted { vhd, layout }]);
+                let mut rows = vec![StoreEdit::PutPool(start.pool.clone()), StoreEdit::PutJob(start.record.clone())];
+                rows.extend(start.vhds.iter().cloned().map(StoreEdit::PutVhd));
+                Ok(Step::Commit { rows, action: Action::StartJob(Box::new(start)) })
+            }
+            _ => Ok(Step::Done(self.job_reply(id, outcome))),
+        }
+    }
+
+    fn job_reply(&self, id: JobId, outcome: Outcome) -> Reply {
+        Reply::Job { outcome, job: Box::new(self.job_info(id)) }
+    }
+
+    /// Jobs, in the order in which they were created.
+    pub(in crate::owner) fn job_infos(&self) -> Vec<JobInfo> {
+        self.jobs.iter().map(|job| self.job_info(job.record.id)).collect()
+    }
+
+    /// How far a job is.
+    ///
+    /// # Panics
+    /// If there is no such job.
+    pub(in crate::owner) fn job_info(&self, id: JobId) -> JobInfo {
+        let job = self.jobs.get(id).expect("a job that was just looked up");
+        let name = |vhd: &crate::base::ids::VhdId| self.vhds.get(*vhd).map(|vhd| vhd.record.name.clone());
+        let subject = match job.record.kind {
+            JobKind::Evacuate { disk } => Some(self.pool.disk_name(disk)),
+            _ => None,
+        };
+        let bytes_left = job.planned_bytes.saturating_sub(job.record.bytes_moved);
+        JobInfo {
+            bytes_left: if job.record.is_ended() { 0 } else { bytes_left },
+            vhds: job.record.vhds.iter().filter_map(name).collect(),
+            vhds_done: job.next,
+            disk: subject,
+            rate: job.rate,
+            waits: self.copy_waits(&job.record).saturating_sub(job.waits_before),
+            waiting: job.is_running() && self.waves.of_job(id) == 0,
+            unreadable: job.unreadable,
+            record: job.record.clone(),
+        }
+    }
+
+    /// Requests of the job's VHDs that have waited for the copier.
+    fn copy_waits(&self, record: &JobRecord) -> u64 {
+        let waits = |vhd: &crate::base::ids::VhdId| {
+            let metrics = self.vhds.get(*vhd)?.state.metrics.iter();
+            Some(metrics.map(|m| m.copy_waits.load(std::sync::atomic::Ordering::Relaxed)).sum::<u64>())
+        };
+        record.vhds.iter().filter_map(waits).sum()
+    }
+}

@@ -1,0 +1,121 @@
+//! Jobs: long operations that move extents, until every VHD they are about is where its record wants it.
+//!
+//! * `commands`: creating, pausing, cancelling. `goal`: from a wish to a layout, and from a layout to a plan.
+//! * `run`: carrying plans out, a few waves at a time. `end`: how they end.
+//!
+//! A job's plan is not stored: what is stored is where each VHD shall be, and the plan from where it is to there is made again
+//! after a restart. The record of the VHD has its new layout from the beginning of the job, so that extents placed meanwhile are
+//! where they belong at once.
+
+pub(super) mod commands;
+mod end;
+pub(super) mod goal;
+mod run;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::base::clock::Nanos;
+use crate::base::ids::{DiskSet, JobId, VhdId};
+use crate::mover::messages::Speed;
+use crate::placement::job::{JobRecord, JobState};
+use crate::plan::Relocation;
+
+/// Ended jobs that are remembered.
+const ENDED_MAX: usize = 32;
+
+/// A job, and how far it is.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub record: JobRecord,
+    /// Index of the VHD being worked on.
+    pub next: usize,
+    /// What is left of the plan for that VHD.
+    pub todo: VecDeque<Relocation>,
+    /// Plans made for that VHD, and moves begun since the last one.
+    passes: u32,
+    begun: usize,
+    /// Disks that the plan takes from and gives to.
+    pub disks: DiskSet,
+    /// Bytes that the plans so far were about.
+    pub planned_bytes: u64,
+    /// Bytes per second lately.
+    pub rate: u64,
+    measured: Nanos,
+    since: u64,
+    /// Extents that could not be read.
+    pub unreadable: u64,
+    /// Waits of guests for the copier, before the job began.
+    waits_before: u64,
+    /// It waits for room that is being given back.
+    waiting: bool,
+    announced: bool,
+}
+
+impl Job {
+    pub fn new(record: JobRecord) -> Job {
+        Job {
+            record,
+            next: 0,
+            todo: VecDeque::new(),
+            passes: 0,
+            begun: 0,
+            disks: DiskSet::default(),
+            planned_bytes: 0,
+            rate: 0,
+            measured: Nanos(0),
+            since: 0,
+            unreadable: 0,
+            waits_before: 0,
+            waiting: false,
+            announced: false,
+        }
+    }
+
+    pub fn speed(&self) -> Speed {
+        Speed { max_rate: self.record.max_rate, urgent: self.record.urgent }
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.record.state == JobState::Running
+    }
+}
+
+/// All jobs, ended ones included.
+#[derive(Debug, Default)]
+pub(super) struct Jobs(BTreeMap<JobId, Job>);
+
+impl Jobs {
+    pub fn new(records: Vec<JobRecord>) -> Jobs {
+        Jobs(records.into_iter().map(|record| (record.id, Job::new(record))).collect())
+    }
+
+    pub fn get(&self, id: JobId) -> Option<&Job> {
+        self.0.get(&id)
+    }
+
+    pub fn get_mut(&mut self, id: JobId) -> Option<&mut Job> {
+        self.0.get_mut(&id)
+    }
+
+    pub fn insert(&mut self, job: Job) {
+        self.0.insert(job.record.id, job);
+    }
+
+    /// In the order in which they were created.
+    pub fn iter(&self) -> impl Iterator<Item = &Job> {
+        self.0.values()
+    }
+
+    /// The job that has not ended and is about the VHD.
+    pub fn about(&self, vhd: VhdId) -> Option<&Job> {
+        self.0.values().find(|job| !job.record.is_ended() && job.record.vhds.contains(&vhd))
+    }
+
+    /// Forgets the oldest ended jobs beyond those that are remembered.
+    pub fn forget_oldest(&mut self) -> Vec<JobId> {
+        let ended: Vec<JobId> = self.0.values().filter(|job| job.record.is_ended()).map(|job| job.record.id).collect();
+        let old = ended[..ended.len().saturating_sub(ENDED_MAX)].to_vec();
+        old.iter().for_each(|id| drop(self.0.remove(id)));
+        old
+    }
+}

@@ -1,0 +1,210 @@
+//! Carrying plans out.
+
+use super::super::Owner;
+use super::super::outbox::{Event, OwnerOutbox};
+use super::goal::Unplanned;
+use crate::base::clock::Nanos;
+use crate::base::ids::{DiskSet, JobId, VhdId};
+use crate::base::limits::{WAVE_EXTENTS, WAVES_MAX};
+use crate::mover::messages::MoverMessage;
+use crate::placement::job::JobState;
+use crate::plan::Relocation;
+
+/// Plans for one VHD in one job: what guests place meanwhile may have to be evened out once more, but not for ever.
+const PASSES_MAX: u32 = 4;
+
+/// How often the rate is measured.
+const RATE_INTERVAL_NS: u64 = 500_000_000;
+
+impl Owner {
+    /// At start: goes on with the jobs that a restart interrupted.
+    pub(in crate::owner) fn resume_jobs(&mut self, out: &mut impl OwnerOutbox) {
+        self.run_jobs(out);
+    }
+
+    /// Lets every job go on that can. Jobs that share a disk go one after the other, in the order in which they were created.
+    pub(in crate::owner) fn run_jobs(&mut self, out: &mut impl OwnerOutbox) {
+        let running: Vec<JobId> = self.jobs.iter().filter(|job| job.is_running()).map(|job| job.record.id).collect();
+        let mut busy = DiskSet::default();
+        for id in running {
+            if self.jobs.get(id).is_some_and(|job| job.todo.is_empty()) && self.waves.of_job(id) == 0 {
+                self.plan_next(id, out);
+            }
+            let Some(job) = self.jobs.get(id).filter(|job| job.is_running()) else { continue };
+            let disks = job.disks;
+            if busy.0 & disks.0 == 0 {
+                self.begin_waves(id, out);
+            }
+            busy.0 |= disks.0;
+        }
+    }
+
+    /// Begins as many waves of the plan as may be on their way at the same time.
+    fn begin_waves(&mut self, id: JobId, out: &mut impl OwnerOutbox) {
+        while self.waves.of_job(id) < WAVES_MAX {
+            let Some(job) = self.jobs.get_mut(id).filter(|job| job.is_running() && !job.todo.is_empty()) else {
+                return;
+            };
+            let count = job.todo.len().min(WAVE_EXTENTS);
+            let part: Vec<Relocation> = job.todo.drain(..count).collect();
+            let vhd = job.record.vhds[job.next];
+            let speed = job.speed();
+            if !std::mem::replace(&mut job.announced, true) {
+                out.to_mover(MoverMessage::SetSpeed { job: id, speed });
+            }
+            let begun = self.begin_wave(id, vhd, &part, out);
+            if let Some(job) = self.jobs.get_mut(id) {
+                job.begun += begun;
+            }
+        }
+    }
+
+    /// Plans for the VHD that the job is at, or for the next one that is not where it should be; ends the job if there is none.
+    fn plan_next(&mut self, id: JobId, out: &mut impl OwnerOutbox) {
+        loop {
+            let Some(job) = self.jobs.get(id) else { return };
+            let Some(vhd) = job.record.vhds.get(job.next).copied() else {
+                return self.finish_job(id, out);
+            };
+            match self.plan_for(vhd) {
+                Ok(plan) if plan.relocations.is_empty() => self.next_vhd(id),
+                Ok(plan) => {
+                    if self.take_plan(id, vhd, plan) {
+                        return;
+                    }
+                    return self.no_progress(id, vhd, out);
+                }
+                Err(Unplanned::Gone) => self.next_vhd(id),
+                Err(Unplanned::NoRoom(error)) => {
+                    if self.waits_for_room(id, vhd) {
+                        return;
+                    }
+                    return self.stop_job(id, &error.to_string(), out);
+                }
+            }
+        }
+    }
+
+    fn next_vhd(&mut self, id: JobId) {
+        if let Some(job) = self.jobs.get_mut(id) {
+            job.next += 1;
+            (job.passes, job.begun, job.waiting) = (0, 0, false);
+        }
+    }
+
+    /// False if plans for this VHD have not got it where it should be.
+    fn take_plan(&mut self, id: JobId, vhd: VhdId, plan: crate::plan::Plan) -> bool {
+        let extent_size = self.geometry.extent_size();
+        let Some(job) = self.jobs.get_mut(id) else { return true };
+        let stuck = job.passes > 0 && job.begun == 0;
+        if stuck || job.passes >= PASSES_MAX {
+            return false;
+        }
+        job.planned_bytes = job.record.bytes_moved + plan.copies * extent_size;
+        let ends = plan.relocations.iter().flat_map(|relocation| [relocation.from, relocation.to]);
+        job.disks = ends.flatten().collect();
+        job.todo = plan.relocations.into();
+        job.passes += 1;
+        job.begun = 0;
+        job.waiting = false;
+        debug_assert_eq!(job.record.vhds.get(job.next), Some(&vhd));
+        true
+    }
+
+    /// A plan did not bring the VHD nearer to its layout: after a few of them, what guests place meanwhile is left as it is;
+    /// if nothing could be moved at all, it is said why.
+    fn no_progress(&mut self, id: JobId, vhd: VhdId, out: &mut impl OwnerOutbox) {
+        let Some(job) = self.jobs.get(id) else { return };
+        if job.unreadable > 0 || job.begun > 0 {
+            self.next_vhd(id);
+            return self.run_jobs(out);
+        }
+        if !self.waits_for_room(id, vhd) {
+            self.stop_job(id, "no room is left where its extents should go", out);
+        }
+    }
+
+    /// Whether room is on its way back to the disks where the VHD should be: then the job goes on once it is there.
+    fn waits_for_room(&mut self, id: JobId, vhd: VhdId) -> bool {
+        let disks = self.vhds.get(vhd).map_or(DiskSet::default(), |vhd| vhd.record.layout.disks());
+        let waits = self.space.is_reclaiming(disks);
+        if let Some(job) = self.jobs.get_mut(id) {
+            job.waiting = waits;
+            if waits {
+                job.passes = 0;
+            }
+        }
+        waits
+    }
+
+    /// A wave of the job has ended.
+    pub(in crate::owner) fn job_wave_done(&mut self, id: JobId, out: &mut impl OwnerOutbox) {
+        let ended = self.jobs.get(id).is_none_or(|job| !job.is_running());
+        if ended && self.waves.of_job(id) == 0 {
+            self.forget_speed(id, out);
+        }
+        self.run_jobs(out);
+    }
+
+    pub(in crate::owner) fn forget_speed(&mut self, id: JobId, out: &mut impl OwnerOutbox) {
+        if let Some(job) = self.jobs.get_mut(id)
+            && std::mem::replace(&mut job.announced, false)
+        {
+            out.to_mover(MoverMessage::ForgetJob(id));
+        }
+    }
+
+    pub(in crate::owner) fn job_progress(&mut self, id: JobId, bytes: u64, now: Nanos) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        job.record.bytes_moved += bytes;
+        job.since += bytes;
+        let elapsed = now.since(job.measured);
+        if elapsed >= RATE_INTERVAL_NS {
+            let rate = u128::from(job.since) * 1_000_000_000 / u128::from(elapsed);
+            job.rate = if job.measured == Nanos(0) { 0 } else { u64::try_from(rate).unwrap_or(u64::MAX) };
+            (job.measured, job.since) = (now, 0);
+        }
+    }
+
+    /// Blocks of moved extents had never been written: they were in the plan, and were not copied.
+    pub(in crate::owner) fn job_spared(&mut self, id: JobId, bytes: u64) {
+        if let Some(job) = self.jobs.get_mut(id) {
+            job.planned_bytes = job.planned_bytes.saturating_sub(bytes);
+        }
+    }
+
+    /// An extent of the job could not be read: it stays where it is.
+    pub(in crate::owner) fn job_unreadable(&mut self, id: JobId) {
+        if let Some(job) = self.jobs.get_mut(id) {
+            job.unreadable += 1;
+        }
+    }
+
+    /// The VHD is about to be deleted.
+    pub(in crate::owner) fn leave_jobs(&mut self, vhd: VhdId, out: &mut impl OwnerOutbox) {
+        let Some(job) = self.jobs.about(vhd) else { return };
+        let id = job.record.id;
+        if let Some(job) = self.jobs.get_mut(id) {
+            let place = job.record.vhds.iter().position(|other| *other == vhd).expect("the job is about it");
+            if place == job.next {
+                job.todo.clear();
+                (job.passes, job.begun) = (0, 0);
+            }
+            if place < job.next {
+                job.next -= 1;
+            }
+            job.record.vhds.remove(place);
+        }
+        self.give_up_vhd(vhd, out);
+        self.save_job(id, out);
+        self.run_jobs(out);
+    }
+
+    /// Tells that a job has changed its state.
+    pub(in crate::owner) fn tell_job(&self, id: JobId, out: &mut impl OwnerOutbox) {
+        let Some(job) = self.jobs.get(id) else { return };
+        let (kind, reason) = (job.record.kind.word(), job.record.reason.clone());
+        let state: JobState = job.record.state;
+        out.event(Event::Job { job: id, kind, state, reason });
+    }
+}

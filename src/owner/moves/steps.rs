@@ -1,0 +1,270 @@
+//! What happens next to a wave.
+
+use super::wave::{Fault, Move, Stage, Wave};
+use crate::base::clock::Nanos;
+use crate::base::ids::{DiskId, DiskSet, JobId, VhdId};
+use crate::base::units::BLOCKS_PER_EXTENT;
+use crate::engine::IoError;
+use crate::mover::messages::{CopyTask, MoveId, MoverMessage, MoverReport, WaveId};
+use crate::owner::Owner;
+use crate::owner::outbox::OwnerOutbox;
+use crate::placement::{Replica, ReplicaSet, ReplicaState};
+use crate::plan::Relocation;
+use crate::store::edit::{EditFailed, EditId, MovedExtent, StoreEdit};
+
+impl Owner {
+    /// Takes a report of the mover.
+    pub fn handle_mover(&mut self, report: MoverReport, now: Nanos, out: &mut impl OwnerOutbox) {
+        match report {
+            MoverReport::Copied { id } => self.copied(id, out),
+            // The owner ended it, and has forgotten it.
+            MoverReport::Gone { .. } => {}
+            MoverReport::Failed { id, disk, error } => self.copy_failed(id, Fault { disk, error }, out),
+            MoverReport::Stuck { disk } => self.target_failed(Fault { disk, error: IoError::Os(libc::ETIMEDOUT) }, out),
+            MoverReport::Progress { job, bytes } => self.job_progress(job, bytes, now),
+            MoverReport::Synced { wave, disk, result } => self.synced(wave, disk, result, out),
+            MoverReport::FenceReached { fence } => {
+                let mover = self.reuse.mover();
+                if let Some(reached) = self.reuse.reached(mover, fence, out) {
+                    self.fence_reached(reached, out);
+                }
+            }
+        }
+    }
+
+    /// Begins to move extents. Those that cannot be moved now (dropped or moved since they were planned, or no slot to be had)
+    /// are left out. Returns how many are on their way.
+    pub(in crate::owner) fn begin_wave(
+        &mut self,
+        job: JobId,
+        id: VhdId,
+        relocations: &[Relocation],
+        out: &mut impl OwnerOutbox,
+    ) -> usize {
+        let moves: Vec<Move> = relocations.iter().filter_map(|planned| self.begin_move(id, planned, out)).collect();
+        let count = moves.len();
+        if count == 0 {
+            return 0;
+        }
+        let vhd = self.vhds.get(id).expect("moves of a VHD end with it");
+        let mut missing = DiskSet::default();
+        for moved in moves.iter().filter(|moved| moved.to.is_some()) {
+            vhd.state.map.lookup(moved.extent).replicas.settled().iter().for_each(|r| missing.insert(r.disk));
+        }
+        let wave = self.waves.insert(Wave { job, vhd: id, stage: Stage::Draining { missing }, moves });
+        if missing.is_empty() {
+            self.commit_wave(wave, out);
+        }
+        missing.iter().for_each(|disk| self.reuse.fence_for(wave, disk, out));
+        count
+    }
+
+    /// Takes a slot and publishes the copy.
+    fn begin_move(&mut self, id: VhdId, planned: &Relocation, out: &mut impl OwnerOutbox) -> Option<Move> {
+        let vhd = self.vhds.get(id)?;
+        let seen = vhd.state.map.lookup(planned.extent);
+        let from = planned.from.map(|disk| seen.replicas.on(disk));
+        let is_possible = from.is_none_or(|from| from.is_some())
+            && planned.to.is_none_or(|to| seen.replicas.on(to).is_none())
+            && !seen.replicas.is_moving()
+            && self.waves.of_extent(id, planned.extent).is_none()
+            && (planned.to.is_some() || seen.replicas.len() > 1);
+        if !is_possible || seen.replicas.is_absent() {
+            return None;
+        }
+        let mut to = None;
+        if let Some(disk) = planned.to {
+            let ideal = vhd.ideal(planned.extent, disk, &self.space);
+            let slot = self.space.take(disk, &ideal, false)?;
+            let replica = Replica { disk, slot, state: ReplicaState::Syncing };
+            let mut copies = seen.replicas;
+            copies.push(replica);
+            let vhd = self.vhds.get(id)?;
+            vhd.state.map.set_replicas(planned.extent, copies);
+            self.usage.update(&self.space, disk, out);
+            to = Some(replica);
+        }
+        let (extent, generation, from) = (planned.extent, seen.generation, from.flatten());
+        Some(Move { id: self.waves.next_move(), extent, generation, from, to, copied: false })
+    }
+
+    /// A fence that a wave waits for was reached.
+    pub(in crate::owner) fn wave_fence_reached(&mut self, id: WaveId, disk: DiskId, out: &mut impl OwnerOutbox) {
+        let Some(wave) = self.waves.get_mut(id) else { return };
+        let (Stage::Draining { missing } | Stage::Sealing { missing }) = &mut wave.stage else { return };
+        missing.remove(disk);
+        if !missing.is_empty() {
+            return;
+        }
+        match wave.stage {
+            Stage::Draining { .. } => self.copy_wave(id, out),
+            _ => self.sync_wave(id, out),
+        }
+    }
+
+    fn copy_wave(&mut self, id: WaveId, out: &mut impl OwnerOutbox) {
+        let wave = self.waves.get_mut(id).expect("looked up by the caller");
+        wave.stage = Stage::Copying;
+        let (job, moves) = (wave.job, wave.moves.clone());
+        let vhd = self.vhds.get(wave.vhd).expect("moves of a VHD end with it");
+        let mut lost = Vec::new();
+        for moved in &moves {
+            let Some(target) = moved.to else { continue };
+            let settled = vhd.state.map.lookup(moved.extent).replicas.settled();
+            let works = |r: &Replica| r.state == ReplicaState::InSync && !self.space.disk(r.disk).state.is_failed();
+            let preferred = moved.from.filter(works);
+            let Some(source) = preferred.or_else(|| settled.iter().find(works)) else {
+                lost.push((moved.id, settled.iter().next().map_or(target.disk, |r| r.disk)));
+                continue;
+            };
+            let copy = CopyTask { id: moved.id, job, vhd: vhd.state.clone(), extent: moved.extent, source, target };
+            out.to_mover(MoverMessage::Copy(copy));
+        }
+        for (id, disk) in lost {
+            self.copy_failed(id, Fault { disk, error: IoError::Os(libc::EIO) }, out);
+        }
+        self.seal_if_copied(id, out);
+    }
+
+    fn copied(&mut self, id: MoveId, out: &mut impl OwnerOutbox) {
+        let Some(wave_id) = self.waves.of_move(id) else { return };
+        let wave = self.waves.get_mut(wave_id).expect("of_move names waves that are there");
+        if let Some(moved) = wave.moves.iter_mut().find(|moved| moved.id == id) {
+            moved.copied = true;
+        }
+        self.seal_if_copied(wave_id, out);
+    }
+
+    /// Goes on to the next step if every copy of the wave is filled.
+    pub(in crate::owner) fn seal_if_copied(&mut self, id: WaveId, out: &mut impl OwnerOutbox) {
+        let Some(wave) = self.waves.get_mut(id) else { return };
+        if wave.stage != Stage::Copying || wave.moves.iter().any(|moved| moved.to.is_some() && !moved.copied) {
+            return;
+        }
+        let vhd = self.vhds.get(wave.vhd).expect("moves of a VHD end with it");
+        for moved in &mut wave.moves {
+            let Some(to) = &mut moved.to else { continue };
+            to.state = ReplicaState::Sealing;
+            let mut copies = vhd.state.map.lookup(moved.extent).replicas.without(to.disk);
+            copies.push(*to);
+            vhd.state.map.set_replicas(moved.extent, copies);
+        }
+        let missing = wave.targets();
+        wave.stage = Stage::Sealing { missing };
+        if missing.is_empty() {
+            return self.commit_wave(id, out);
+        }
+        missing.iter().for_each(|disk| self.reuse.fence_for(id, disk, out));
+    }
+
+    fn sync_wave(&mut self, id: WaveId, out: &mut impl OwnerOutbox) {
+        let wave = self.waves.get_mut(id).expect("looked up by the caller");
+        let missing = wave.targets();
+        wave.stage = Stage::Syncing { missing };
+        if missing.is_empty() {
+            return self.commit_wave(id, out);
+        }
+        missing.iter().for_each(|disk| out.to_mover(MoverMessage::Sync { wave: id, disk }));
+    }
+
+    fn synced(&mut self, id: WaveId, disk: DiskId, result: Result<(), IoError>, out: &mut impl OwnerOutbox) {
+        if let Err(error) = result {
+            // The disk has failed, whoever asked for the sync.
+            self.disk_error(disk, error, true, out);
+            self.target_failed(Fault { disk, error }, out);
+        }
+        let Some(wave) = self.waves.get_mut(id) else { return };
+        let Stage::Syncing { missing } = &mut wave.stage else { return };
+        missing.remove(disk);
+        if missing.is_empty() {
+            self.commit_wave(id, out);
+        }
+    }
+
+    fn commit_wave(&mut self, id: WaveId, out: &mut impl OwnerOutbox) {
+        let wave = self.waves.get(id).expect("looked up by the caller");
+        if wave.moves.is_empty() {
+            return self.wave_done(id, out);
+        }
+        let vhd = self.vhds.get(wave.vhd).expect("moves of a VHD end with it");
+        let place = |moved: &Move| {
+            let before = vhd.state.map.lookup(moved.extent).replicas;
+            MovedExtent {
+                extent: moved.extent,
+                generation: moved.generation,
+                from: moved.from.map(|from| from.disk),
+                replicas: place_after(before, moved),
+            }
+        };
+        let mut moves: Vec<MovedExtent> = wave.moves.iter().map(place).collect();
+        moves.sort_unstable_by_key(|moved| moved.extent);
+        let rows = vec![StoreEdit::Move { vhd: wave.vhd, moves }];
+        let edit = self.next_edit();
+        self.waves.get_mut(id).expect("looked up above").stage = Stage::Committing { edit };
+        out.edit(edit, rows);
+    }
+
+    /// The rows of a wave are durable, or failed. False if the edit is not one of a wave.
+    pub(in crate::owner) fn wave_edit_done(
+        &mut self,
+        edit: EditId,
+        result: Result<(), EditFailed>,
+        out: &mut impl OwnerOutbox,
+    ) -> bool {
+        let Some(id) = self.waves.committing(edit) else { return false };
+        match result {
+            Ok(()) => self.switch_wave(id, out),
+            // Nobody knows which place the table has: both are kept, and both get every write, until the pool is opened again.
+            Err(failed) => {
+                let job = self.waves.get(id).expect("just found").job;
+                self.stop_job(job, &failed.to_string(), out);
+            }
+        }
+        true
+    }
+
+    /// The new places are durable: they are the only ones from now on.
+    fn switch_wave(&mut self, id: WaveId, out: &mut impl OwnerOutbox) {
+        let wave = self.waves.get(id).expect("looked up by the caller").clone();
+        let vhd = self.vhds.get_mut(wave.vhd).expect("moves of a VHD end with it");
+        let mut freed: std::collections::BTreeMap<DiskId, Vec<_>> = std::collections::BTreeMap::new();
+        let mut absent_blocks = 0;
+        for moved in &wave.moves {
+            let before = vhd.state.map.lookup(moved.extent).replicas;
+            vhd.state.map.set_replicas(moved.extent, place_after(before, moved));
+            if let Some(to) = moved.to {
+                absent_blocks += u64::from(BLOCKS_PER_EXTENT - vhd.state.map.lookup(moved.extent).present.len());
+                vhd.counts[to.disk.index()] += 1;
+            }
+            if let Some(from) = moved.from {
+                vhd.counts[from.disk.index()] -= 1;
+                self.space.give_back(from.disk, from.slot);
+                freed.entry(from.disk).or_default().push(from.slot);
+            }
+        }
+        self.job_spared(wave.job, absent_blocks * self.geometry.block_size());
+        for (disk, slots) in freed {
+            self.reuse.freed_durably(disk, slots, out);
+            self.usage.update(&self.space, disk, out);
+        }
+        self.wave_done(id, out);
+    }
+
+    pub(in crate::owner) fn wave_done(&mut self, id: WaveId, out: &mut impl OwnerOutbox) {
+        let Some(wave) = self.waves.remove(id) else { return };
+        self.answer_missed(out);
+        self.job_wave_done(wave.job, out);
+    }
+}
+
+/// Where an extent is once its move is durable.
+fn place_after(before: ReplicaSet, moved: &Move) -> ReplicaSet {
+    let mut after = ReplicaSet::ABSENT;
+    for replica in before.settled().iter().filter(|r| moved.from.is_none_or(|from| from.disk != r.disk)) {
+        after.push(replica);
+    }
+    if let Some(to) = moved.to {
+        after.push(Replica { state: ReplicaState::InSync, ..to });
+    }
+    after
+}

@@ -1,0 +1,178 @@
+//! Extents that are moved together. Data, and finding things in it.
+
+use std::collections::BTreeMap;
+
+use crate::base::ids::{DiskId, DiskSet, JobId, VhdId};
+use crate::base::units::{ExtentIndex, Generation};
+use crate::engine::IoError;
+use crate::mover::messages::{MoveId, WaveId};
+use crate::placement::Replica;
+use crate::store::edit::EditId;
+
+/// How far a wave is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::owner) enum Stage {
+    /// Published as syncing; fences on these disks are awaited.
+    Draining { missing: DiskSet },
+    /// The mover fills the copies.
+    Copying,
+    /// Published as sealing; fences on these disks are awaited.
+    Sealing { missing: DiskSet },
+    /// The mover syncs these disks.
+    Syncing { missing: DiskSet },
+    /// The rows are being written.
+    Committing { edit: EditId },
+}
+
+/// The move of one extent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::owner) struct Move {
+    pub id: MoveId,
+    pub extent: ExtentIndex,
+    /// The content that is moved.
+    pub generation: Generation,
+    /// The replica that goes; `None`: the extent gets one more.
+    pub from: Option<Replica>,
+    /// The copy that is made; `None`: the extent gets one fewer.
+    pub to: Option<Replica>,
+    pub copied: bool,
+}
+
+/// Moves that share fences, syncs and a commit.
+#[derive(Clone, Debug)]
+pub(in crate::owner) struct Wave {
+    pub job: JobId,
+    pub vhd: VhdId,
+    pub stage: Stage,
+    /// Those that have not ended.
+    pub moves: Vec<Move>,
+}
+
+impl Stage {
+    /// Place of the step in [`Waves::ended_early`].
+    fn index(&self) -> usize {
+        match self {
+            Stage::Draining { .. } => 0,
+            Stage::Copying => 1,
+            Stage::Sealing { .. } => 2,
+            Stage::Syncing { .. } => 3,
+            Stage::Committing { .. } => 4,
+        }
+    }
+}
+
+impl Wave {
+    /// The disks on which copies are made.
+    pub fn targets(&self) -> DiskSet {
+        self.moves.iter().filter_map(|m| m.to).map(|to| to.disk).collect()
+    }
+}
+
+/// A write or FLUSH of a guest that waits until it is known what becomes of a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::owner) struct Missed {
+    pub reactor: crate::base::ids::ReactorId,
+    pub vhd: VhdId,
+    pub disk: DiskId,
+    pub by: crate::reactor::messages::MissedBy,
+}
+
+/// Why moves were given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::owner) struct Fault {
+    pub disk: DiskId,
+    pub error: IoError,
+}
+
+/// All moves in progress.
+#[derive(Debug, Default)]
+pub(in crate::owner) struct Waves {
+    waves: BTreeMap<WaveId, Wave>,
+    by_move: BTreeMap<MoveId, WaveId>,
+    by_extent: BTreeMap<(VhdId, ExtentIndex), (WaveId, MoveId)>,
+    /// Guests that wait for a commit which is under way.
+    pub missed: Vec<Missed>,
+    /// Moves that ended before they were durable, by the step they were at: draining, copying, sealing, syncing, committing.
+    pub ended_early: [u64; 5],
+    next_wave: u64,
+    next_move: u64,
+}
+
+impl Waves {
+    pub fn next_move(&mut self) -> MoveId {
+        self.next_move += 1;
+        MoveId(self.next_move)
+    }
+
+    pub fn insert(&mut self, wave: Wave) -> WaveId {
+        self.next_wave += 1;
+        let id = WaveId(self.next_wave);
+        for moved in &wave.moves {
+            self.by_move.insert(moved.id, id);
+            let before = self.by_extent.insert((wave.vhd, moved.extent), (id, moved.id));
+            assert!(before.is_none(), "an extent is moved by one wave at a time");
+        }
+        self.waves.insert(id, wave);
+        id
+    }
+
+    pub fn get(&self, id: WaveId) -> Option<&Wave> {
+        self.waves.get(&id)
+    }
+
+    pub fn get_mut(&mut self, id: WaveId) -> Option<&mut Wave> {
+        self.waves.get_mut(&id)
+    }
+
+    /// The wave of a move that has not ended.
+    pub fn of_move(&self, id: MoveId) -> Option<WaveId> {
+        self.by_move.get(&id).copied()
+    }
+
+    /// The move of an extent.
+    pub fn of_extent(&self, vhd: VhdId, extent: ExtentIndex) -> Option<(WaveId, MoveId)> {
+        self.by_extent.get(&(vhd, extent)).copied()
+    }
+
+    /// The wave whose rows are written by an edit.
+    pub fn committing(&self, edit: EditId) -> Option<WaveId> {
+        self.waves.iter().find(|(_, wave)| wave.stage == Stage::Committing { edit }).map(|(id, _)| *id)
+    }
+
+    /// Waves, in the order in which they began.
+    pub fn iter(&self) -> impl Iterator<Item = (WaveId, &Wave)> {
+        self.waves.iter().map(|(id, wave)| (*id, wave))
+    }
+
+    /// Waves of a job.
+    pub fn of_job(&self, job: JobId) -> usize {
+        self.waves.values().filter(|wave| wave.job == job).count()
+    }
+
+    /// A move has ended. The wave stays, even if it was the last of its moves.
+    pub fn remove_move(&mut self, id: MoveId) -> Option<(WaveId, Move)> {
+        let wave_id = self.by_move.remove(&id)?;
+        let wave = self.waves.get_mut(&wave_id).expect("moves are in waves");
+        self.ended_early[wave.stage.index()] += 1;
+        let index = wave.moves.iter().position(|m| m.id == id).expect("and waves have their moves");
+        let moved = wave.moves.remove(index);
+        self.by_extent.remove(&(wave.vhd, moved.extent));
+        Some((wave_id, moved))
+    }
+
+    /// A wave has ended, with all of its moves.
+    pub fn remove(&mut self, id: WaveId) -> Option<Wave> {
+        let wave = self.waves.remove(&id)?;
+        for moved in &wave.moves {
+            self.by_move.remove(&moved.id);
+            self.by_extent.remove(&(wave.vhd, moved.extent));
+        }
+        Some(wave)
+    }
+
+    /// Whether a commit that puts extents of the VHD on the disk is under way.
+    pub fn is_committing(&self, vhd: VhdId, disk: DiskId) -> bool {
+        let committing = |wave: &&Wave| matches!(wave.stage, Stage::Committing { .. });
+        self.waves.values().filter(committing).any(|wave| wave.vhd == vhd && wave.targets().contains(disk))
+    }
+}

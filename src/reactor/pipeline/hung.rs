@@ -1,0 +1,84 @@
+//! Copies on disks that do not answer: a move must never make a guest wait for its target (ordering rule 3).
+//!
+//! Now and then, while there is something of the kind, what has waited for such a disk for too long is taken up again. A write
+//! whose other copies are done counts as missed there; the operation itself stays where it is until the kernel gives it back, and
+//! holds back the fences of its disk, so that the slot is not used again before. (The kernel only reads the memory of a write,
+//! and what it puts into a copy that was given up is never shown.)
+
+use crate::base::ids::DiskId;
+use crate::base::limits::COPY_PATIENCE_MILLIS;
+use crate::engine::{Engine, IoError};
+use crate::reactor::messages::Outbox;
+
+use super::Pipeline;
+use super::slots::{Purpose, RequestSlot};
+
+impl<E: Engine, O: Outbox> Pipeline<E, O> {
+    /// Whether [`Pipeline::tick`] may have something to do before anything else happens: call it a few times a second.
+    #[must_use]
+    pub fn wants_tick(&self) -> bool {
+        self.slots.copies_in_flight() > 0 || self.parking.waits_for_disks() || self.syncs_for_moves()
+    }
+
+    /// Takes up what has waited too long for the target of a move.
+    pub fn tick(&mut self, now: crate::base::clock::Nanos) {
+        self.now = now;
+        self.give_up_copies();
+        self.give_up_syncs();
+        // Who waits for room on a disk may not need that disk any more.
+        self.resume_disk_waiters();
+        self.write_filled();
+    }
+
+    fn give_up_copies(&mut self) {
+        if self.slots.copies_in_flight() == 0 {
+            return;
+        }
+        let now = self.now;
+        let late = |begun| now.since(begun) >= COPY_PATIENCE_MILLIS * 1_000_000;
+        for (piece, disk) in self.slots.orphan_late_copies(late) {
+            if let Some(slot) = self.transfer_done(piece, disk, Err(IoError::Os(libc::ETIMEDOUT))) {
+                self.run_if_waiting(slot);
+            }
+        }
+    }
+
+    /// Whether a FLUSH waits for a sync for the sake of a move only.
+    fn syncs_for_moves(&self) -> bool {
+        self.syncing.iter().any(|disk| self.syncs[disk.index()].waiting().any(|slot| self.is_moves_only(slot, disk)))
+    }
+
+    fn give_up_syncs(&mut self) {
+        for disk in self.syncing.iter() {
+            let syncs = &self.syncs[disk.index()];
+            if syncs.begun().is_none_or(|begun| self.now.since(begun) < COPY_PATIENCE_MILLIS * 1_000_000) {
+                continue;
+            }
+            let moves_only = |slot: &RequestSlot| self.is_moves_only(*slot, disk);
+            let late: Vec<RequestSlot> = syncs.waiting().filter(moves_only).collect();
+            for slot in late {
+                self.syncs[disk.index()].remove(slot);
+                self.report_unsynced(slot, disk);
+            }
+        }
+    }
+
+    /// The owner cannot do without the disk for which a FLUSH has waited too long: if it has not failed, waits on.
+    pub(super) fn wait_on(&mut self, slot: RequestSlot, disk: DiskId) -> bool {
+        if self.disk(disk).is_failed() {
+            return false;
+        }
+        self.slots.request_mut(slot).to_sync.insert(disk);
+        true
+    }
+}
+
+impl Purpose {
+    /// The transfer without what it was for.
+    pub(super) fn orphaned(self) -> Purpose {
+        match self {
+            Purpose::Transfer { epoch, .. } | Purpose::Orphan { epoch } => Purpose::Orphan { epoch },
+            Purpose::Sync { number } => Purpose::Sync { number },
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Writes to extents that are being moved (ordering rule 3).
+//!
+//! A write goes to every copy, and claims the blocks it touches whether they are present or not: so neither the copier nor
+//! another write comes between its parts, and all copies end up the same. What becomes of it does not depend on the copies that
+//! the move is making: one that misses the write is given up, and only when the owner says that it has been is the write
+//! acknowledged.
+
+use crate::base::ids::DiskId;
+use crate::base::limits::BOUNCE_LEN;
+use crate::base::units::ExtentIndex;
+use crate::engine::Engine;
+use crate::placement::ReplicaState;
+use crate::placement::view::{ClaimError, Lookup};
+use crate::reactor::messages::{MissedBy, Outbox, OwnerRequest};
+use crate::shared::disk::SyncPoint;
+use crate::virtio::request::Status;
+
+use super::data::{Chunk, Fill, Plan, padding, written_disks, written_replicas};
+use super::slots::{PieceSlot, RequestSlot};
+use super::{Pipeline, Step};
+
+impl<E: Engine, O: Outbox> Pipeline<E, O> {
+    pub(super) fn write_claimed(&mut self, slot: RequestSlot, mut chunk: Chunk, seen: Lookup, fill: Fill) -> Step {
+        if let Some(parked) = self.park_unless_room(slot, written_replicas(seen.replicas)) {
+            return parked;
+        }
+        if fill == Fill::Guest && self.needs_bounce(slot, chunk, seen.replicas) {
+            if let Some(parked) = self.park_unless_bounce(slot, written_disks(seen.replicas)) {
+                return parked;
+            }
+            chunk.len = chunk.len.min(BOUNCE_LEN as u64);
+        }
+        if let Some(parked) = self.park_unless_copier_rests(slot, chunk.extent) {
+            return parked;
+        }
+        let vhd = self.slots.request(slot).vhd();
+        let geometry = vhd.settings.geometry;
+        let touched = geometry.blocks(chunk.within, chunk.len);
+        let present = match vhd.map.claim_any(chunk.extent, touched, seen.version) {
+            Err(ClaimError::Changed) => return self.claim_changed(slot),
+            Err(ClaimError::Busy) => {
+                return self.park_on_copier(slot, |vhd| !vhd.map.lookup(chunk.extent).claimed.and(touched).is_empty());
+            }
+            Ok(present) => present,
+        };
+        let fresh = touched.without(present);
+        let pad = if fresh.is_empty() { (0, 0) } else { padding(geometry, chunk, fresh) };
+        self.write_piece(slot, Plan { chunk, seen, claimed: touched, fresh, pad, fill })
+    }
+
+    /// Lets the copier go first if it has been waiting for a claim in this extent: a guest that writes to one block all the time
+    /// would keep it from ever getting one.
+    pub(super) fn park_unless_copier_rests(&mut self, slot: RequestSlot, extent: ExtentIndex) -> Option<Step> {
+        if !self.slots.request(slot).vhd().copier_waits(extent) {
+            return None;
+        }
+        Some(self.park_on_copier(slot, |vhd| vhd.copier_waits(extent)))
+    }
+
+    fn park_on_copier(&mut self, slot: RequestSlot, still: impl Fn(&crate::shared::VhdState) -> bool) -> Step {
+        let metrics = self.slots.request(slot).vhd().metrics.of(self.id);
+        metrics.copy_waits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.park_on_claim(slot, still)
+    }
+
+    /// A transfer of a write has completed on a copy: which sync covers it. A copy that is only being filled is synced by the
+    /// move itself.
+    pub(super) fn note_written(&mut self, slot: PieceSlot, point: SyncPoint) {
+        let piece = self.slots.piece_mut(slot);
+        let found = written_replicas(piece.replicas).enumerate().find(|(_, r)| r.disk == point.disk);
+        let (index, replica) = found.expect("the disk of a copy");
+        if replica.state == ReplicaState::Syncing {
+            return;
+        }
+        piece.needs[index] = Some(point);
+        let request = piece.request;
+        let state = self.slots.request_mut(request);
+        state.wrote.insert(point.disk);
+        match replica.state {
+            ReplicaState::Sealing => state.vhd().note_copied(point),
+            _ => state.vhd().note_written(point),
+        }
+    }
+
+    /// A copy that a move is making missed a write that its other copies have: the write waits until the owner has given the copy
+    /// up. Its claims are kept meanwhile.
+    pub(super) fn report_missed(&mut self, slot: PieceSlot) {
+        let piece = self.slots.piece_mut(slot);
+        let disk = piece.missed.iter().next().expect("something was missed");
+        let (request, extent) = (piece.request, piece.extent);
+        let vhd = self.slots.request(request).vhd().id();
+        let by = MissedBy::Write { piece: slot.number(), extent };
+        self.outbox.to_owner(OwnerRequest::CopyMissed { reactor: self.id, vhd, disk, by });
+    }
+
+    /// A sync of a copy that a move is making failed, and the FLUSH needs it for nothing else. It waits for the owner.
+    pub(super) fn report_unsynced(&mut self, slot: RequestSlot, disk: DiskId) {
+        let by = MissedBy::Flush { ticket: self.slots.ticket(slot), disk };
+        let vhd = self.slots.request(slot).vhd().id();
+        self.outbox.to_owner(OwnerRequest::CopyMissed { reactor: self.id, vhd, disk, by });
+    }
+
+    /// The owner has given the copy up (`ok`), or it could not any more: then the extent is where the write is missing.
+    pub(super) fn copy_dropped(&mut self, by: MissedBy, ok: bool) {
+        match by {
+            MissedBy::Write { piece, .. } => {
+                let slot = PieceSlot::numbered(piece);
+                let piece = self.slots.piece_mut(slot);
+                let dropped = piece.missed.iter().next().expect("it was reported");
+                piece.missed.remove(dropped);
+                piece.failed |= !ok;
+                if !piece.missed.is_empty() && !piece.failed {
+                    return self.report_missed(slot);
+                }
+                let piece = self.slots.take_piece(slot);
+                let request = piece.request;
+                self.piece_done(piece);
+                self.run_if_waiting(request);
+            }
+            MissedBy::Flush { ticket, disk } => {
+                let Some(slot) = self.slots.by_ticket(ticket) else { return };
+                if !ok && !self.wait_on(slot, disk) {
+                    self.slots.request_mut(slot).fail(Status::IoError);
+                }
+                self.run_if_waiting(slot);
+            }
+        }
+    }
+}

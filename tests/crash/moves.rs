@@ -1,0 +1,105 @@
+//! Moving extents: an administrator who changes layouts, and the mover's part of the world.
+
+use std::sync::Arc;
+
+use spanblk::base::ids::JobId;
+use spanblk::disk::sim::SimDisk;
+use spanblk::engine::sim::SimEngine;
+use spanblk::mover::copier::Copier;
+use spanblk::mover::messages::Speed;
+use spanblk::owner::command::{Command, CommandId, JobRequest, SetJob, StartJob};
+use spanblk::shared::{DiskState, VhdState};
+use spanblk::store::edit::{StoreEdit, StoreReport};
+
+use super::post::{Post, ToCommitter};
+use super::world::World;
+
+impl World {
+    /// An administrator who cannot decide where a VHD should be.
+    pub fn move_something(&mut self) {
+        let id = CommandId(self.next);
+        self.next += 1;
+        let disk = format!("d{}", self.rng.below(u64::from(self.scenario.disks)));
+        let vhd = match self.guests.len() {
+            0 => return,
+            count => self.guests[self.rng.index(count)].state.id().0,
+        };
+        let vhd = self.told[&vhd].record.name.clone();
+        let request = match self.rng.below(8) {
+            0 | 1 => JobRequest::Span { vhd, disks: None, width: None },
+            2..5 => JobRequest::Unspan { vhd, disk: Some(disk), width: None },
+            5 => JobRequest::Migrate { vhd, disk: Some(disk) },
+            6 => JobRequest::Unspan { vhd, disk: None, width: Some(2) },
+            _ => JobRequest::Rebalance,
+        };
+        let job = JobId(u32::try_from(self.rng.below(self.jobs + 1)).expect("few jobs"));
+        let command = match if self.jobs == 0 { 7 } else { self.rng.below(12) } {
+            0 => Command::CancelJob { job, revert: self.rng.chance(1, 2), now: 0 },
+            1 => Command::SetJob(SetJob { job, paused: Some(true), max_rate: None, urgent: None }),
+            2 | 3 => Command::SetJob(SetJob { job, paused: Some(false), max_rate: None, urgent: None }),
+            _ => Command::StartJob(Box::new(StartJob { request, dry_run: false, speed: Speed::default(), created: 0 })),
+        };
+        let mut post = self.post.clone();
+        self.owner.handle_command(id, command, &mut post);
+    }
+
+    /// Requests that met a chunk being copied, or let the copier go first.
+    pub fn copy_waits(&self) -> u64 {
+        let queues = self.post.queues.borrow();
+        let of = |vhd: &Arc<VhdState>| -> u64 {
+            vhd.metrics.iter().map(|m| m.copy_waits.load(std::sync::atomic::Ordering::Relaxed)).sum()
+        };
+        queues.opened.iter().map(of).sum()
+    }
+
+    /// See [`Owner::moves_ended_early`].
+    pub fn ended_early(&self) -> [u64; 5] {
+        self.owner.moves_ended_early()
+    }
+
+    pub fn step_mover_message(&mut self) -> bool {
+        let message = self.post.queues.borrow_mut().mover.pop_front();
+        let Some(message) = message else { return false };
+        self.mover.handle(message, self.now);
+        true
+    }
+
+    pub fn step_copies(&mut self) -> bool {
+        let moved = self.mover.engine.step(&mut self.rng);
+        self.mover.poll(self.now) || moved
+    }
+
+    pub fn step_mover_report(&mut self) -> bool {
+        let report = self.post.queues.borrow_mut().mover_reports.pop_front();
+        let Some(report) = report else { return false };
+        let mut post = self.post.clone();
+        self.owner.handle_mover(report, self.now, &mut post);
+        true
+    }
+
+    /// Nothing else can happen: the copier may be waiting for its pace.
+    pub fn let_time_pass(&mut self) -> bool {
+        let Some(due) = self.mover.next_deadline() else { return false };
+        self.now = self.now.max(due);
+        self.mover.poll(self.now)
+    }
+
+    pub fn switch_early(&mut self, message: &ToCommitter) {
+        let ToCommitter::Edit(edit, rows) = message else { return };
+        if rows.iter().any(|row| matches!(row, StoreEdit::Move { .. })) {
+            let mut post = self.post.clone();
+            self.owner.handle_store(StoreReport::EditDone { edit: *edit, result: Ok(()) }, &mut post);
+        }
+    }
+}
+
+/// A mover on these disks.
+pub fn mover(disks: &[SimDisk], states: &[Arc<DiskState>], post: &Post) -> Copier<SimEngine, Post> {
+    let mut engine = SimEngine::new(64);
+    for (state, disk) in states.iter().zip(disks) {
+        engine.add_disk(state.id, disk.clone(), 512);
+    }
+    let mut mover = Copier::new(engine, post.clone());
+    states.iter().for_each(|state| mover.add_disk(Arc::clone(state)));
+    mover
+}
