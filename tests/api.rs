@@ -93,6 +93,23 @@ async fn creating_what_exists_says_that_nothing_changed() {
 }
 
 #[tokio::test]
+async fn a_resize_says_what_it_did_or_what_it_would_lose() {
+    let resize = |body: Value| call(Method::POST, "/api/v1/vhds/old/resize", Some(body));
+    let (status, result) = resize(json!({ "size_bytes": 2_u64 << 30 })).await;
+    assert_eq!(
+        (status, &result["changed"], &result["vhd"]["size_bytes"]),
+        (StatusCode::OK, &json!(true), &json!(2_u64 << 30))
+    );
+    let (status, result) = resize(json!({ "size_bytes": 1_u64 << 30 })).await;
+    assert_eq!((status, &result["changed"]), (StatusCode::OK, &json!(false)));
+    let (status, error) = resize(json!({ "size_bytes": 1_u64 << 20 })).await;
+    assert_eq!((status, &error["error"]["code"]), (StatusCode::CONFLICT, &json!("shrink_loses")));
+    assert!(error["error"]["message"].as_str().unwrap().contains("32768 bytes"), "{error}");
+    assert_eq!(resize(json!({ "size_bytes": 1_u64 << 20, "force": true })).await.0, StatusCode::OK);
+    assert_eq!(resize(json!({ "size": 1 })).await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
 async fn sockets_are_checked_before_anything_is_changed() {
     let mut body = minimal();
     body["name"] = json!("taken");

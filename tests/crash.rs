@@ -7,6 +7,8 @@
 //!
 //! `SPANBLK_SEED`, `SPANBLK_SEEDS` and `SPANBLK_STEPS` choose what is run; each failure prints the command that repeats it.
 
+#[path = "crash/growth.rs"]
+mod growth;
 #[path = "crash/guest.rs"]
 mod guest;
 #[path = "crash/moves.rs"]
@@ -94,13 +96,14 @@ fn scenario(seed: u64, members: usize, mutation: Option<Mutation>) -> Scenario {
 
 fn all_promises_hold(members: usize, seeds: u64) {
     let first = setting("SPANBLK_SEED", 1);
-    let (mut cuts, mut reused, mut moved) = (0, 0, 0);
+    let (mut cuts, mut reused, mut moved, mut grown) = (0, 0, 0, 0);
     for seed in first..first + setting("SPANBLK_SEEDS", seeds) {
         match run(scenario(seed, members, None)) {
             Ok((count, world)) => {
                 cuts += count;
                 reused += world.reused_slots;
                 moved += world.moves_done;
+                grown += world.growths;
             }
             Err(error) => panic!(
                 "seed {seed} with {members} metadata disks: {error}\nrepeat with: SPANBLK_SEED={seed} SPANBLK_SEEDS=1 \
@@ -108,7 +111,10 @@ fn all_promises_hold(members: usize, seeds: u64) {
             ),
         }
     }
-    println!("{members} metadata disks: {cuts} power cuts survived, {reused} slots given back, {moved} extents moved");
+    println!(
+        "{members} metadata disks: {cuts} power cuts survived, {reused} slots given back, {moved} extents moved, {grown} growths"
+    );
+    assert!(grown > 0, "no VHD ever grew");
     assert!(moved > 0, "the runs never moved an extent: they show nothing about rule 3");
     assert!(reused > 0, "the runs never used a slot again: they show nothing about rule 2");
 }

@@ -314,9 +314,21 @@ enum ViewEdit {
     Drop {
         extent: u32,
     },
+    /// The VHD has another size: so many of the extents that are looked at, the last of them with these blocks.
+    Resize {
+        count: u32,
+        last: u32,
+    },
 }
 
-const EXTENTS: u32 = 4;
+/// The extents that are looked at: those of a new VHD, and around the borders of what growth adds.
+const AT: [u32; EXTENTS as usize] = [0, 1, 2, 3, 4, 1027, 1028, 2051];
+const EXTENTS: u32 = 8;
+const EXTENTS_FIRST: u32 = 4;
+
+fn at(extent: u32) -> ExtentIndex {
+    ExtentIndex(AT[extent as usize])
+}
 
 fn view_edit() -> impl Strategy<Value = ViewEdit> {
     let blocks = || prop_oneof![Just(u32::MAX), any::<u32>(), (0..32_u32).prop_map(|bit| 1 << bit)];
@@ -329,11 +341,13 @@ fn view_edit() -> impl Strategy<Value = ViewEdit> {
         2 => (0..EXTENTS, 0..100_u32, 1..4_u8)
             .prop_map(|(extent, slot, replicas)| ViewEdit::Place { extent, slot, replicas }),
         2 => (0..EXTENTS).prop_map(|extent| ViewEdit::Drop { extent }),
+        1 => (1..=EXTENTS, blocks()).prop_map(|(count, last)| ViewEdit::Resize { count, last }),
     ]
 }
 
-#[derive(Default)]
 struct ViewModel {
+    /// How many of them the VHD has.
+    count: u32,
     extents: [ExtentModel; EXTENTS as usize],
     claims: Vec<(u32, BlockMask)>,
 }
@@ -360,7 +374,36 @@ impl ViewModel {
         Ok(present)
     }
 
+    fn resize(&mut self, count: u32, last: BlockMask, view: &VhdMap) {
+        let extents = AT[count as usize - 1] + 1;
+        if count >= self.count {
+            view.reserve(extents).unwrap();
+            view.grow(extents);
+        } else if self.claims.is_empty() {
+            view.shrink(extents, last);
+            for gone in &mut self.extents[count as usize..] {
+                gone.generation.0 += if gone.replicas.is_absent() { 0 } else { 2 };
+                (gone.replicas, gone.present) = (ReplicaSet::ABSENT, BlockMask::NONE);
+            }
+            let model = &mut self.extents[count as usize - 1];
+            model.present = model.present.and(last);
+        } else {
+            return;
+        }
+        self.count = count;
+    }
+
     fn apply(&mut self, edit: &ViewEdit, view: &VhdMap) {
+        let extent = match *edit {
+            ViewEdit::ClaimAbsent { extent, .. }
+            | ViewEdit::ClaimAndClear { extent, .. }
+            | ViewEdit::Place { extent, .. }
+            | ViewEdit::Drop { extent } => extent,
+            ViewEdit::Release { .. } | ViewEdit::Resize { .. } => 0,
+        };
+        if extent >= self.count {
+            return;
+        }
         let seen = |model: &ViewModel, extent: u32, stale: bool| {
             let generation = model.extents[extent as usize].generation;
             if stale { Generation(generation.0 + 2) } else { generation }
@@ -370,13 +413,13 @@ impl ViewModel {
                 let blocks = BlockMask(blocks.max(1));
                 let seen = seen(self, extent, stale);
                 let expected = self.claim(extent, blocks, seen, false).map(|_| ());
-                assert_eq!(view.claim_absent(ExtentIndex(extent), blocks, Version::of(seen)), expected);
+                assert_eq!(view.claim_absent(at(extent), blocks, Version::of(seen)), expected);
             }
             ViewEdit::ClaimAndClear { extent, blocks, stale } => {
                 let blocks = BlockMask(blocks.max(1));
                 let seen = seen(self, extent, stale);
                 let expected = self.claim(extent, blocks, seen, true);
-                assert_eq!(view.claim_and_clear(ExtentIndex(extent), blocks, Version::of(seen)), expected);
+                assert_eq!(view.claim_and_clear(at(extent), blocks, Version::of(seen)), expected);
             }
             ViewEdit::Release { claim, written } => {
                 if self.claims.is_empty() {
@@ -389,7 +432,7 @@ impl ViewModel {
                 let written = if absent { BlockMask::NONE } else { BlockMask(written).and(blocks) };
                 model.claimed = model.claimed.without(blocks);
                 model.present = model.present.or(written);
-                view.release(ExtentIndex(extent), blocks, written);
+                view.release(at(extent), blocks, written);
             }
             ViewEdit::Place { extent, slot, replicas } => {
                 let mut set = ReplicaSet::ABSENT;
@@ -400,14 +443,15 @@ impl ViewModel {
                 let model = &mut self.extents[extent as usize];
                 model.replicas = set;
                 model.generation.0 += 2;
-                view.place(ExtentIndex(extent), set);
+                view.place(at(extent), set);
             }
+            ViewEdit::Resize { count, last } => self.resize(count, BlockMask(last), view),
             ViewEdit::Drop { extent } => {
                 let model = &mut self.extents[extent as usize];
                 if model.claimed == BlockMask::ALL && model.present.is_empty() {
                     model.replicas = ReplicaSet::ABSENT;
                     model.generation.0 += 2;
-                    view.drop_extent(ExtentIndex(extent));
+                    view.drop_extent(at(extent));
                 }
             }
         }
@@ -419,20 +463,24 @@ proptest! {
 
     #[test]
     fn view_agrees_with_a_model(edits in prop::collection::vec(view_edit(), 1..200)) {
-        let view = VhdMap::new(EXTENTS);
-        let mut model = ViewModel::default();
+        let view = VhdMap::new(EXTENTS_FIRST);
+        let mut model = ViewModel { count: EXTENTS_FIRST, extents: Default::default(), claims: Vec::new() };
         for edit in &edits {
             model.apply(edit, &view);
-            for (extent, expected) in (0..EXTENTS).zip(&model.extents) {
+            prop_assert_eq!(view.extents(), AT[model.count as usize - 1] + 1);
+            for (extent, expected) in (0..model.count).zip(&model.extents) {
                 let ExtentModel { replicas, present, claimed, generation } = *expected;
                 let expected = Lookup { replicas, present, claimed, generation, version: Version::of(generation) };
-                prop_assert_eq!(view.lookup(ExtentIndex(extent)), expected);
+                prop_assert_eq!(view.lookup(at(extent)), expected);
             }
             let present: u64 = model.extents.iter().map(|extent| u64::from(extent.present.len())).sum();
             prop_assert_eq!(view.present_blocks(), present);
-            let placed = (0..EXTENTS).filter(|extent| !model.extents[*extent as usize].replicas.is_absent());
-            let found: Vec<u32> = view.placed_from(ExtentIndex(1)).map(|extent| extent.0).collect();
-            prop_assert_eq!(found, placed.filter(|extent| *extent >= 1).collect::<Vec<_>>());
+            let placed = AT.iter().zip(&model.extents).filter(|(_, model)| !model.replicas.is_absent());
+            let placed: Vec<u32> = placed.map(|(extent, _)| *extent).collect();
+            for from in [1, 4, 5, 1028, 2052] {
+                let found: Vec<u32> = view.placed_from(ExtentIndex(from)).map(|extent| extent.0).collect();
+                prop_assert_eq!(found, placed.iter().copied().filter(|extent| *extent >= from).collect::<Vec<_>>());
+            }
         }
     }
 }

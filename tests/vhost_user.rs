@@ -32,7 +32,12 @@ fn qemu_starts_stops_and_starts_again() {
     let protocol = frontend.get_protocol_features().unwrap();
     assert_eq!(
         protocol,
-        Protocol::CONFIG | Protocol::MQ | Protocol::REPLY_ACK | Protocol::CONFIGURE_MEM_SLOTS | Protocol::RESET_DEVICE
+        Protocol::CONFIG
+            | Protocol::MQ
+            | Protocol::REPLY_ACK
+            | Protocol::CONFIGURE_MEM_SLOTS
+            | Protocol::BACKEND_REQ
+            | Protocol::RESET_DEVICE
     );
     frontend.set_protocol_features(protocol).unwrap();
     assert_eq!(frontend.get_queue_num().unwrap(), 2);

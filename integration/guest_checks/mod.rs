@@ -19,6 +19,8 @@ pub fn run(report: &mut Report, mut session: Session) {
     report.note(&format!("{:.1}s from start to the first command", boot.as_secs_f64()));
 
     let sums = basics(report, &session, &mut machine.agent);
+    let last = session.vhds.len() - 1;
+    report.check("resize reaches the guest", || raw::resize(&session, &mut machine.agent, &session.vhds[last]));
     report.check("hot-unplug and hot-plug", || hotplug(&session, &mut machine));
     report.check("guest reset while writing", || reset_while_writing(&mut machine, &sums));
     report.check("the kernel has no complaints", || {

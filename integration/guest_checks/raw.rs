@@ -40,6 +40,37 @@ pub fn identify(session: &Session, agent: &mut Agent, vhd: &Vhd) -> Result<()> {
     Ok(())
 }
 
+/// The guest sees the new size of a disk that grows, and can use all of it.
+pub fn resize(session: &Session, agent: &mut Agent, vhd: &Vhd) -> Result<()> {
+    let Vhd { device, size, .. } = *vhd;
+    let grown = size + 64 * MIB;
+    let before = agent.run(&format!("cat /sys/block/{device}/size"))?;
+    ensure!(before.trim() == (size / 512).to_string(), "{before} sectors before, not {}", size / 512);
+    if !session.resize(vhd, grown)? {
+        return Ok(());
+    }
+    // The message is sent before the command is answered; the driver's work queue may still be at it.
+    agent.run(&format!(
+        "set -e
+         for i in $(seq 1 100); do [ $(cat /sys/block/{device}/size) = {sectors} ] && break; usleep 10000; done
+         [ $(cat /sys/block/{device}/size) = {sectors} ] || {{ echo still $(cat /sys/block/{device}/size); exit 1; }}
+         dd if=/dev/urandom of=/tmp/grown bs=1M count=12 2>/dev/null
+         dd if=/tmp/grown of=/dev/{device} bs=1M seek={old} oflag=direct conv=fsync 2>/dev/null
+         dd if=/tmp/grown of=/dev/{device} bs=1M seek={last} oflag=direct conv=fsync 2>/dev/null
+         echo 3 >/proc/sys/vm/drop_caches
+         sum=$(md5sum </tmp/grown)
+         for at in {old} {last}; do
+             read=$(dd if=/dev/{device} bs=1M skip=$at count=12 2>/dev/null | md5sum)
+             [ \"$read\" = \"$sum\" ] || {{ echo at $at: $read, not $sum; exit 1; }}
+         done
+         rm /tmp/grown",
+        sectors = grown / 512,
+        old = size / MIB,
+        last = grown / MIB - 12,
+    ))?;
+    Ok(())
+}
+
 /// Random requests from one block to 1 MiB at any block, on all disks at the same time, verified by CRC-32C.
 pub fn verify_all(agent: &mut Agent, vhds: &[Vhd]) -> Result<()> {
     let verify_mib = number_from_env("LAB_VERIFY_MIB", 128);

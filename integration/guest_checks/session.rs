@@ -159,6 +159,17 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Gives a disk another size, if the backend can.
+    ///
+    /// # Errors
+    /// What the backend says.
+    pub fn resize(&self, vhd: &Vhd, size: u64) -> Result<bool> {
+        let Backend::Spanblk(pool) = &self.backend else { return Ok(false) };
+        let said = pool.json(&["vhd", "resize", vhd.name, "--size", &size.to_string()])?;
+        ensure!(said["changed"] == true && said["vhd"]["size_bytes"] == size, "vhd resize says {said}");
+        Ok(true)
+    }
+
     /// Stops the daemon and starts it with its disks in another order.
     ///
     /// # Errors

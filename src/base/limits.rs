@@ -179,6 +179,10 @@ pub const FREE_COMMIT_MILLIS: u64 = 1000;
 /// Milliseconds that a write waits for slots that are on their way back, even if its VHD does not want to wait for room.
 pub const RECLAIM_WAIT_MILLIS: u64 = 2000;
 
+/// How often a VHD can be given more room in the placement view, between two starts of the daemon. Each time there is a
+/// quarter to spare, so that it takes a thousandfold growth to get there.
+pub const GROWTHS_MAX: usize = 32;
+
 /// Generations of an extent: one that has been placed and dropped this often keeps its slot, so that they never wrap (which
 /// would make every later change look older than what is durable).
 pub const GENERATION_MAX: u32 = 1 << 28;

@@ -10,7 +10,7 @@ use super::{Session, attach, image, job};
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
     Attachment, ErrorKind, Expand, JobInfo, JobWish, Layout, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdRename,
-    VhdResult, VhdUpdate, WhenFull,
+    VhdResize, VhdResult, VhdUpdate, WhenFull,
 };
 
 pub mod map;
@@ -43,6 +43,12 @@ pub fn run(session: &Session, command: VhdCommand) -> Outcome {
         }
         VhdCommand::Settle(args) => job::start(session, JobWish::Settle { vhd: args.vhd }, &args.options),
         VhdCommand::Set(args) => set(session, args),
+        VhdCommand::Resize(args) => {
+            let path = format!("/vhds/{}/resize", path_segment(&args.vhd));
+            let request = VhdResize { size_bytes: args.size, force: args.force };
+            let result: VhdResult = session.client()?.send(Method::POST, &path, &request)?;
+            session.output().show(&result, |r| said(r, &format!("resized to {}", human_size(r.vhd.size_bytes))))
+        }
         VhdCommand::Rename { vhd, new_name } => {
             let path = format!("/vhds/{}/rename", path_segment(&vhd));
             let result: VhdResult = session.client()?.send(Method::POST, &path, &VhdRename { name: new_name })?;

@@ -138,6 +138,8 @@ fn socket_settings(record: &VhdRecord) -> SocketSettings {
 }
 
 fn follow(server: &VhostUserServer, problems: &Problems, record: &VhdRecord) {
+    // A guest that learns of its new size late is not told an error: the size is there.
+    let _ = server.tell_size(record.id);
     let renamed = server.rename(record.id, &record.name).map(drop);
     let set = renamed.and_then(|()| server.set_socket(record.id, &socket_settings(record)));
     match set {

@@ -41,7 +41,11 @@ impl Owner {
         let Some(vhd) = self.vhds.get_mut(request.vhd) else {
             return Attempt::Answer(Err(AllocateError::Deleted));
         };
-        assert!(request.extent.0 < vhd.state.map.extents(), "requests are checked against the size of their VHD");
+        // Requests are checked against the size of their VHD; but one that its ring has given up may be answered here only after
+        // the VHD was detached and shrunk.
+        if request.extent.0 >= vhd.state.map.extents() {
+            return Attempt::Answer(Err(AllocateError::Deleted));
+        }
         if !vhd.state.map.lookup(request.extent).replicas.is_absent() {
             return Attempt::Answer(Ok(()));
         }
@@ -169,8 +173,13 @@ impl Owner {
 
     /// Tells everybody who waits for room for this VHD that it is gone.
     pub(super) fn drop_waiters(&mut self, vhd: VhdId, out: &mut impl OwnerOutbox) {
+        self.drop_waiters_beyond(vhd, ExtentIndex(0), out);
+    }
+
+    /// The same of those who wait for room for extents from `from` on.
+    pub(super) fn drop_waiters_beyond(&mut self, vhd: VhdId, from: ExtentIndex, out: &mut impl OwnerOutbox) {
         self.waiters.retain(|request| {
-            let gone = request.vhd == vhd;
+            let gone = request.vhd == vhd && request.extent >= from;
             if gone {
                 answer(request, Err(AllocateError::Deleted), out);
             }

@@ -38,6 +38,8 @@ pub enum Command {
         /// The new name.
         to: String,
     },
+    /// Gives a VHD another size. Answered by [`Reply::Vhd`], a thick one's once it has its room.
+    ResizeVhd(ResizeVhd),
     /// Changes settings of a VHD. Answered by [`Reply::Vhd`].
     SetVhd(Box<SetVhd>),
     /// A guest has chosen a cache mode. Answered by [`Reply::Vhd`] once it is durable. Never refused for being one too many:
@@ -137,6 +139,17 @@ pub struct CreateVhd {
     pub when_full: WhenFull,
     /// Whether it grows onto other disks; `None`: as the pool says.
     pub expand: Option<Expand>,
+}
+
+/// A new size of a VHD.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResizeVhd {
+    /// Name or UUID.
+    pub vhd: String,
+    /// Bytes.
+    pub size: u64,
+    /// Even if it becomes smaller, and what is written beyond its new end is lost.
+    pub force: bool,
 }
 
 /// New settings of a VHD; `None` leaves one as it is.

@@ -7,8 +7,9 @@ use super::Owner;
 use super::command::{AddDisk, Command, CommandError, CommandId, Outcome, Reply, SetDisk, SetVhd};
 use super::create::Creation;
 use super::jobs::commands::JobStart;
-use super::outbox::{Event, OwnerOutbox, SlotRun};
-use super::reuse::{Reached, push_slot};
+use super::outbox::{Event, OwnerOutbox};
+use super::resize::{Resize, give_back_from};
+use super::reuse::Reached;
 use crate::base::ids::{DiskId, VhdId, check_name};
 use crate::base::limits::{COMMANDS_WAITING_MAX, DISKS_MAX, QUEUES_MAX};
 use crate::base::units::ExtentIndex;
@@ -31,6 +32,7 @@ pub(super) enum Action {
     Delete {
         vhd: VhdId,
     },
+    Resize(Box<Resize>),
     ChangeVhd {
         record: Box<VhdRecord>,
         event: Event,
@@ -120,6 +122,7 @@ impl Owner {
             Command::CreateVhd(create) => self.begin_create(id, &create),
             Command::DeleteVhd { vhd, force } => self.begin_delete(&vhd, force, out),
             Command::RenameVhd { vhd, to } => self.begin_rename(&vhd, &to),
+            Command::ResizeVhd(resize) => self.begin_resize(id, &resize),
             Command::SetVhd(set) => self.begin_set_vhd(&set),
             Command::SetCacheMode { vhd, writeback } => self.begin_set_cache_mode(vhd, writeback),
             Command::AddDisk(add) => self.begin_add_disk(*add),
@@ -275,10 +278,12 @@ impl Owner {
         match result {
             Ok(()) => self.apply(command, action, out),
             Err(failed) => {
-                if let Action::Create(creation) = action {
-                    self.cancel_creation(&creation);
-                    self.retry_waiters(out);
+                match action {
+                    Action::Create(creation) => self.cancel_creation(&creation),
+                    Action::Resize(resize) => self.cancel_resize(&resize),
+                    _ => {}
                 }
+                self.retry_waiters(out);
                 out.reply(command, Err(failed.into()));
             }
         }
@@ -289,6 +294,7 @@ impl Owner {
         match action {
             Action::Create(creation) => self.apply_creation(command, *creation, out),
             Action::Delete { vhd } => self.apply_delete(command, vhd, out),
+            Action::Resize(resize) => self.apply_resize(command, *resize, out),
             Action::ChangeVhd { record, event } => {
                 let id = record.id;
                 self.vhds.replace_record(*record, &self.space);
@@ -343,13 +349,7 @@ impl Owner {
         let vhd = self.vhds.remove(id).expect("commands follow one another");
         // From here on no reactor looks up a place of this VHD; the fences that follow wait for those that did before.
         vhd.state.mark_deleted();
-        let mut runs: Vec<Vec<SlotRun>> = vec![Vec::new(); DISKS_MAX];
-        for extent in vhd.state.map.placed_from(ExtentIndex(0)) {
-            for replica in vhd.state.map.lookup(extent).replicas.iter() {
-                self.space.give_back(replica.disk, replica.slot);
-                push_slot(&mut runs[replica.disk.index()], replica.slot);
-            }
-        }
+        let runs = give_back_from(&vhd.state.map, ExtentIndex(0), &mut self.space);
         self.space.forget(id);
         self.drop_waiters(id, out);
         out.close_vhd(id);
@@ -357,11 +357,7 @@ impl Owner {
         out.event(Event::VhdDeleted { vhd: name.clone() });
         out.reply(command, Ok(Reply::Deleted { id, name }));
         self.forget_waves(id, out);
-        for (disk, runs) in runs.into_iter().enumerate().filter(|(_, runs)| !runs.is_empty()) {
-            let disk = DiskId(u8::try_from(disk).expect("at most 64 disks"));
-            self.reuse.freed_runs_durably(disk, runs, out);
-            self.usage.update(&self.space, disk, out);
-        }
+        self.reuse_runs(runs, out);
     }
 
     /// A fence was reached: if it was that of a new disk, the disk is in use from now on.

@@ -11,6 +11,7 @@ use super::outbox::{Event, OwnerOutbox};
 use super::vhds::{PerDisk, Vhd, vhd_state};
 use crate::base::ids::{DiskId, VhdId, check_name};
 use crate::base::limits::VHD_SIZE_MAX;
+use crate::base::units::Geometry;
 use crate::placement::layout::{self, DiskRoom, LayoutError, LayoutWish};
 use crate::placement::record::{Expand, Layout, PoolRecord, RECORD_VERSION, SocketOwner, VhdRecord, WhenFull};
 use crate::store::edit::StoreEdit;
@@ -26,7 +27,7 @@ pub(super) struct Creation {
 
 impl Owner {
     pub(super) fn begin_create(&mut self, id: CommandId, create: &CreateVhd) -> Result<Step, CommandError> {
-        check_request(create)?;
+        check_request(create, self.geometry)?;
         if let Some(existing) = self.vhds.id_of(&create.name).and_then(|id| self.vhds.get(id)) {
             self.check_same(&existing.record, create)?;
             let vhd = existing.record.id;
@@ -259,20 +260,26 @@ fn word(request: &LayoutRequest) -> &'static str {
 }
 
 /// Whether the request makes sense by itself.
-fn check_request(create: &CreateVhd) -> Result<(), CommandError> {
+fn check_request(create: &CreateVhd, geometry: Geometry) -> Result<(), CommandError> {
     check_name(&create.name).map_err(|source| CommandError::InvalidName { what: "VHD", source })?;
     check_vm(create.vm.as_deref())?;
     if !matches!(create.block_size, 512 | 4096) {
         return Err(CommandError::InvalidBlockSize { block_size: create.block_size });
     }
-    if create.size == 0 || !create.size.is_multiple_of(u64::from(create.block_size)) {
-        return Err(CommandError::InvalidSize { size: create.size, block_size: create.block_size });
-    }
-    if create.size > VHD_SIZE_MAX {
-        return Err(CommandError::SizeTooLarge { size: create.size });
-    }
+    check_size(create.size, create.block_size, geometry)?;
     check_queues(create.queues)?;
     check_mode(create.socket_mode)?;
+    Ok(())
+}
+
+/// Whether a VHD can have this size.
+pub(super) fn check_size(size: u64, block_size: u32, geometry: Geometry) -> Result<(), CommandError> {
+    if size == 0 || !size.is_multiple_of(u64::from(block_size)) {
+        return Err(CommandError::InvalidSize { size, block_size });
+    }
+    if size > VHD_SIZE_MAX || geometry.extents_for(size).is_none() {
+        return Err(CommandError::SizeTooLarge { size });
+    }
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Why a command was refused. The text is what a user sees: what is wrong, and what to do next.
 
 use crate::base::ids::NameError;
-use crate::base::limits::{COMMANDS_WAITING_MAX, DISKS_MAX, QUEUES_MAX, VHD_SIZE_MAX};
+use crate::base::limits::{COMMANDS_WAITING_MAX, DISKS_MAX, GROWTHS_MAX, QUEUES_MAX, VHD_SIZE_MAX};
 use crate::placement::record::Accept;
 use crate::store::edit::EditFailed;
 
@@ -126,6 +126,35 @@ pub enum CommandError {
          create it thin, smaller, or on other disks"
     )]
     NoRoom { needed: u64, free: u64 },
+    /// A thick VHD cannot grow.
+    #[error(
+        "VHD '{vhd}' is thick, and to grow it by {by} bytes takes {needed} bytes of room: its disks have {free} bytes free; \
+         grow it by less, or span it onto more disks first (`spanblk vhd span {vhd}`)"
+    )]
+    NoRoomToGrow { vhd: String, by: u64, needed: u64, free: u64 },
+    /// No further growth fits the placement view.
+    #[error(
+        "VHD '{vhd}' has grown {GROWTHS_MAX} times since the daemon started, which is the most: restart the daemon, and grow it \
+         again"
+    )]
+    GrownTooOften { vhd: String },
+    /// A thick VHD is being given its room.
+    #[error("VHD '{vhd}' is being given the room that it was last asked to have: wait for that, then try again")]
+    BeingFilled { vhd: String },
+    /// Shrinking within a block.
+    #[error(
+        "VHD '{vhd}' cannot shrink to {size} bytes, which is within a block: give a multiple of {block}, such as {next}"
+    )]
+    ShrinkMisaligned { vhd: String, size: u64, block: u64, next: u64 },
+    /// Shrinking without being told that data may be lost.
+    #[error(
+        "VHD '{vhd}' would become smaller: {written} bytes written beyond {size} would be lost; to shrink it all the same, \
+         detach it and repeat with --force"
+    )]
+    ShrinkLoses { vhd: String, size: u64, written: u64 },
+    /// A job has ended, its moves have not.
+    #[error("extents of VHD '{vhd}' are still being moved, or moved back: try again in a moment")]
+    MovesEnding { vhd: String },
     /// The metadata region is nearly full.
     #[error("the metadata region is nearly full ({used} of {size} bytes): delete VHDs that are not needed")]
     MetadataFull { used: u64, size: u64 },
@@ -175,8 +204,11 @@ impl CommandError {
             | E::SpanNarrower { .. }
             | E::UnspanWider { .. }
             | E::TooFewDomains { .. }
+            | E::ShrinkLoses { .. }
+            | E::GrownTooOften { .. }
             | E::TooManyDisks => ErrorKind::Conflict,
             E::InvalidName { .. }
+            | E::ShrinkMisaligned { .. }
             | E::InvalidSize { .. }
             | E::SizeTooLarge { .. }
             | E::InvalidBlockSize { .. }
@@ -187,8 +219,12 @@ impl CommandError {
             | E::DiskTwice { .. }
             | E::NoRevert { .. }
             | E::NoDisks => ErrorKind::Invalid,
-            E::NoRoom { .. } | E::NoRoomFor { .. } | E::NoRoomOn { .. } | E::MetadataFull { .. } => ErrorKind::NoRoom,
-            E::Busy | E::Store(_) => ErrorKind::Failed,
+            E::NoRoom { .. }
+            | E::NoRoomToGrow { .. }
+            | E::NoRoomFor { .. }
+            | E::NoRoomOn { .. }
+            | E::MetadataFull { .. } => ErrorKind::NoRoom,
+            E::Busy | E::BeingFilled { .. } | E::MovesEnding { .. } | E::Store(_) => ErrorKind::Failed,
         }
     }
 
@@ -214,7 +250,12 @@ impl CommandError {
             E::NoDisks => "no_disks",
             E::DiskRefuses { .. } => "disk_refuses",
             E::DiskFailed { .. } => "disk_failed",
-            E::NoRoom { .. } | E::NoRoomFor { .. } | E::NoRoomOn { .. } => "no_room",
+            E::NoRoom { .. } | E::NoRoomToGrow { .. } | E::NoRoomFor { .. } | E::NoRoomOn { .. } => "no_room",
+            E::GrownTooOften { .. } => "grown_too_often",
+            E::BeingFilled { .. } => "being_filled",
+            E::ShrinkMisaligned { .. } => "shrink_misaligned",
+            E::ShrinkLoses { .. } => "shrink_loses",
+            E::MovesEnding { .. } => "moves_ending",
             E::NoJob { .. } => "no_job",
             E::JobExists { .. } => "job_exists",
             E::JobEnded { .. } => "job_ended",

@@ -23,11 +23,18 @@ pub(super) struct Fill {
     edit: Option<EditId>,
     /// Whom to answer when it is done.
     pub asked: Vec<(CommandId, Outcome)>,
+    /// What the VHD had before it grew; `None` if it is new.
+    grown_from: Option<u64>,
 }
 
 impl Fill {
     pub fn new(quota: PerDisk, asked: Vec<(CommandId, Outcome)>) -> Fill {
-        Fill { next: 0, quota, edit: None, asked }
+        Fill { next: 0, quota, edit: None, asked, grown_from: None }
+    }
+
+    /// Of extents from `next` on, of a VHD that had `old_bytes`.
+    pub fn of_growth(quota: PerDisk, next: u32, old_bytes: u64, asked: Vec<(CommandId, Outcome)>) -> Fill {
+        Fill { next, quota, edit: None, asked, grown_from: Some(old_bytes) }
     }
 }
 
@@ -145,7 +152,10 @@ impl Owner {
         if missing > 0 {
             out.event(Event::ThickIncomplete { vhd: vhd.record.name.clone(), missing });
         }
-        self.created(id, &fill.asked, out);
+        match fill.grown_from {
+            Some(old_bytes) => self.resized(id, old_bytes, &fill.asked, out),
+            None => self.created(id, &fill.asked, out),
+        }
         self.retry_waiters(out);
     }
 

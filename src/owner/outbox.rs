@@ -60,7 +60,8 @@ pub trait OwnerOutbox {
     /// state from here on. It may be served once its creation is answered.
     fn open_vhd(&mut self, state: &Arc<VhdState>);
 
-    /// Record of a served VHD has changed and is durable: name (and so its socket), owner or mode of the socket.
+    /// Record of a served VHD has changed and is durable: name (and so its socket), owner or mode of the
+    /// socket, size.
     fn vhd_changed(&mut self, record: &VhdRecord);
 
     /// A VHD is durably gone: close its socket, stop its rings, forget it.
@@ -96,6 +97,15 @@ pub enum Event {
         from: String,
         /// Its new name.
         to: String,
+    },
+    /// A VHD has another size.
+    VhdResized {
+        /// Its name.
+        vhd: String,
+        /// What it had.
+        old_bytes: u64,
+        /// What it has.
+        new_bytes: u64,
     },
     /// Settings of a VHD changed.
     VhdChanged {

@@ -4,7 +4,7 @@
 //! operation that saw the old placement is in flight; the worker of the disk has punched it. Any step taken early could
 //! show one VHD's bytes to another, now or after a power cut. A disk that hangs keeps its own slots, nobody else's.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use super::outbox::{OwnerOutbox, SlotRun};
@@ -197,6 +197,9 @@ impl Reuse {
         assert!(asked, "punched slots {run:?} of disk {} without being asked", disk.0);
     }
 }
+
+/// Slots by disk.
+pub(super) type SlotRuns = BTreeMap<DiskId, Vec<SlotRun>>;
 
 /// Appends a slot to a list of runs.
 pub(super) fn push_slot(runs: &mut Vec<SlotRun>, slot: SlotIndex) {

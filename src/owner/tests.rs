@@ -4,6 +4,7 @@ mod allocation;
 mod cache_mode;
 mod lifecycle;
 mod random;
+mod resize;
 
 use std::collections::BTreeMap;
 

@@ -24,12 +24,11 @@ pub fn vhd_state(record: &VhdRecord, geometry: Geometry, reactors: u16) -> VhdSt
         id: record.id,
         uuid: record.uuid,
         geometry,
-        size: record.size,
         block_size: record.block_size,
         read_only: record.read_only,
         thick: record.thick,
     };
-    VhdState::new(settings, VhdMap::new(record.extents(geometry)), reactors)
+    VhdState::new(settings, record.size, VhdMap::new(record.extents(geometry)), reactors)
 }
 
 /// One VHD.

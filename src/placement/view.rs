@@ -7,12 +7,16 @@
 //! Reading order matters: replicas first, bits second, then both are confirmed by reading the version again. The other
 //! way round, old present bits could be combined with a new slot that holds a stranger's bytes.
 
-use std::sync::OnceLock;
+mod segments;
+
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+pub use segments::TooManySegments;
+use segments::{Segment, Segments};
 
 use super::{Replica, ReplicaSet, ReplicaState};
 use crate::base::ids::DiskId;
-use crate::base::limits::{COPIES_MAX, GENERATION_MAX};
+use crate::base::limits::GENERATION_MAX;
 use crate::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};
 
 const STATE_IN_SYNC: u64 = 1;
@@ -90,42 +94,78 @@ pub enum ClaimError {
 
 /// The placement of one VHD.
 pub struct VhdMap {
-    extents: u32,
-    replicas: [OnceLock<Box<[AtomicU64]>>; COPIES_MAX],
-    bits: Box<[AtomicU64]>,
-    versions: Box<[AtomicU32]>,
+    /// Extents of the VHD; there may be room for more.
+    extents: AtomicU32,
+    segments: Segments,
 }
 
 impl VhdMap {
     /// A map of `extents` absent extents.
     #[must_use]
     pub fn new(extents: u32) -> VhdMap {
-        let map = VhdMap {
-            extents,
-            replicas: [const { OnceLock::new() }; COPIES_MAX],
-            bits: zeroed(extents),
-            versions: zeroed(extents),
-        };
-        map.replicas[0].get_or_init(|| zeroed(extents));
-        map
+        VhdMap { extents: AtomicU32::new(extents), segments: Segments::new(extents) }
     }
 
     /// Number of extents.
     #[must_use]
     pub fn extents(&self) -> u32 {
-        self.extents
+        self.extents.load(Ordering::Acquire)
+    }
+
+    /// Extents that there is room for.
+    #[must_use]
+    pub fn room(&self) -> u32 {
+        self.segments.capacity()
+    }
+
+    /// Owner only: makes room for `extents`, so that [`VhdMap::grow`] cannot fail.
+    ///
+    /// # Errors
+    /// The VHD has grown too often since it was opened.
+    pub fn reserve(&self, extents: u32) -> Result<(), TooManySegments> {
+        self.segments.reserve(extents)
+    }
+
+    /// Owner only: adds absent extents. Whoever looks at them must have learned of them after this returned.
+    ///
+    /// # Panics
+    /// If there are more extents already, or no room was made.
+    pub fn grow(&self, extents: u32) {
+        assert!(extents >= self.extents() && extents <= self.segments.capacity(), "room is made before a VHD grows");
+        self.extents.store(extents, Ordering::Release);
+    }
+
+    /// Owner only, while nobody else looks at the VHD: takes away all extents from `extents` on, and of the last one that stays
+    /// all blocks but `last`. They are absent if the VHD grows again.
+    ///
+    /// # Panics
+    /// If somebody has claimed one of them.
+    pub fn shrink(&self, extents: u32, last: BlockMask) {
+        assert!(extents > 0 && extents <= self.extents());
+        for extent in self.placed_from(ExtentIndex(extents)) {
+            let (_, claimed) = unpack_bits(self.bits(extent).swap(0, Ordering::AcqRel));
+            assert!(claimed.is_empty(), "a VHD shrinks while nobody uses it");
+            self.change(extent, Version::next_generation, || self.store_replicas(extent, ReplicaSet::ABSENT));
+        }
+        let word = self.bits(ExtentIndex(extents - 1));
+        let (present, claimed) = unpack_bits(word.load(Ordering::Acquire));
+        assert!(claimed.is_empty(), "a VHD shrinks while nobody uses it");
+        word.store(pack_bits(present.and(last), BlockMask::NONE), Ordering::Release);
+        self.extents.store(extents, Ordering::Release);
     }
 
     /// Placement and bits of an extent.
     #[must_use]
     pub fn lookup(&self, extent: ExtentIndex) -> Lookup {
+        let (segment, at) = self.segments.of(extent);
+        let version_now = || Version(segment.versions[at].load(Ordering::Acquire));
         loop {
-            let version = self.version(extent);
+            let version = version_now();
             if !version.is_changing() {
-                let replicas = self.replicas_of(extent);
-                let (present, claimed) = unpack_bits(self.bits(extent).load(Ordering::Acquire));
+                let replicas = replicas_at(segment, at);
+                let (present, claimed) = unpack_bits(segment.bits[at].load(Ordering::Acquire));
                 fence(Ordering::Acquire);
-                if self.version(extent) == version {
+                if version_now() == version {
                     return Lookup { replicas, present, claimed, generation: version.generation(), version };
                 }
             }
@@ -165,6 +205,14 @@ impl VhdMap {
             |present| present.without(blocks),
         )?;
         Ok(cleared)
+    }
+
+    /// Claims all blocks and clears them, if no other than `blocks` are present.
+    ///
+    /// # Errors
+    /// As [`VhdMap::claim_and_clear`]; also [`ClaimError::Changed`] if other blocks are present.
+    pub fn claim_whole(&self, extent: ExtentIndex, blocks: BlockMask, seen: Version) -> Result<(), ClaimError> {
+        self.claim(extent, BlockMask::ALL, seen, |present| present.without(blocks).is_empty(), |_| BlockMask::NONE)
     }
 
     /// Claims `blocks`, present or not, and leaves their present bits. Returns those that are present.
@@ -239,15 +287,18 @@ impl VhdMap {
     /// Blocks that have been written, in the whole VHD: a sum over all extents, so not for the I/O path.
     #[must_use]
     pub fn present_blocks(&self) -> u64 {
-        self.bits.iter().map(|word| u64::from(unpack_bits(word.load(Ordering::Relaxed)).0.len())).sum()
+        self.segments.iter().flat_map(|segment| segment.bits.iter()).map(count_present).sum()
     }
 
     /// The extents from `from` on that have a slot, in order. Exact for the owner, a snapshot for anybody else.
     pub fn placed_from(&self, from: ExtentIndex) -> impl Iterator<Item = ExtentIndex> + '_ {
-        let words = self.replicas[0].get().map_or(&[][..], |words| &words[..]);
-        let from_index = (from.0 as usize).min(words.len());
-        let placed = words[from_index..].iter().zip(from.0..).filter(|(word, _)| word.load(Ordering::Acquire) != 0);
-        placed.map(|(_, extent)| ExtentIndex(extent))
+        self.segments.placed_from(from)
+    }
+
+    /// Blocks that have been written in the extents from `from` on.
+    #[must_use]
+    pub fn present_blocks_from(&self, from: ExtentIndex) -> u64 {
+        self.placed_from(from).map(|extent| count_present(self.bits(extent))).sum()
     }
 
     /// Owner only: places an extent. Present bits are as they were (none, for an absent extent).
@@ -277,12 +328,12 @@ impl VhdMap {
         let version = Version::of(generation);
         self.store_replicas(extent, replicas);
         self.bits(extent).store(pack_bits(present, BlockMask::NONE), Ordering::Release);
-        self.versions[extent.0 as usize].store(version.0, Ordering::Release);
+        self.version_word(extent).store(version.0, Ordering::Release);
     }
 
     /// The version says so while the replica words change: a reader that sees that, or that it moved, reads again.
     fn change(&self, extent: ExtentIndex, next: fn(Version) -> Version, store: impl FnOnce()) {
-        let word = &self.versions[extent.0 as usize];
+        let word = self.version_word(extent);
         let before = Version(word.fetch_or(CHANGING, Ordering::AcqRel));
         assert!(!before.is_changing(), "two owners change one extent");
         fence(Ordering::Release);
@@ -291,37 +342,28 @@ impl VhdMap {
     }
 
     fn version(&self, extent: ExtentIndex) -> Version {
-        Version(self.versions[extent.0 as usize].load(Ordering::Acquire))
+        Version(self.version_word(extent).load(Ordering::Acquire))
+    }
+
+    fn version_word(&self, extent: ExtentIndex) -> &AtomicU32 {
+        let (segment, at) = self.segments.of(extent);
+        &segment.versions[at]
     }
 
     fn bits(&self, extent: ExtentIndex) -> &AtomicU64 {
-        &self.bits[extent.0 as usize]
-    }
-
-    fn replicas_of(&self, extent: ExtentIndex) -> ReplicaSet {
-        let mut set = ReplicaSet::ABSENT;
-        for words in &self.replicas {
-            let Some(words) = words.get() else { break };
-            match unpack_replica(words[extent.0 as usize].load(Ordering::Acquire)) {
-                Some(replica) if set.on(replica.disk).is_none() => set.push(replica),
-                // Empty, or two words of different moments; the version tells the reader to look again.
-                _ => break,
-            }
-        }
-        set
+        let (segment, at) = self.segments.of(extent);
+        &segment.bits[at]
     }
 
     fn store_replicas(&self, extent: ExtentIndex, replicas: ReplicaSet) {
+        let (segment, at) = self.segments.of(extent);
         let mut wanted = replicas.iter();
-        for words in &self.replicas {
+        for (copy, words) in segment.replicas.iter().enumerate() {
             match wanted.next() {
-                Some(replica) => {
-                    let words = words.get_or_init(|| zeroed(self.extents));
-                    words[extent.0 as usize].store(pack_replica(replica), Ordering::Release);
-                }
+                Some(replica) => segment.words(copy)[at].store(pack_replica(replica), Ordering::Release),
                 None => {
                     if let Some(words) = words.get() {
-                        words[extent.0 as usize].store(0, Ordering::Release);
+                        words[at].store(0, Ordering::Release);
                     }
                 }
             }
@@ -329,8 +371,21 @@ impl VhdMap {
     }
 }
 
-fn zeroed<T: bytemuck::Zeroable>(len: u32) -> Box<[T]> {
-    bytemuck::zeroed_slice_box(len as usize)
+fn replicas_at(segment: &Segment, at: usize) -> ReplicaSet {
+    let mut set = ReplicaSet::ABSENT;
+    for words in &segment.replicas {
+        let Some(words) = words.get() else { break };
+        match unpack_replica(words[at].load(Ordering::Acquire)) {
+            Some(replica) if set.on(replica.disk).is_none() => set.push(replica),
+            // Empty, or two words of different moments; the version tells the reader to look again.
+            _ => break,
+        }
+    }
+    set
+}
+
+fn count_present(bits: &AtomicU64) -> u64 {
+    u64::from(unpack_bits(bits.load(Ordering::Relaxed)).0.len())
 }
 
 fn pack_bits(present: BlockMask, claimed: BlockMask) -> u64 {

@@ -4,6 +4,7 @@
 //! Everything here is atomics or fixed after creation. Uses `base`, `metrics` and `placement`.
 
 pub mod disk;
+pub mod door;
 pub mod guest_memory;
 pub mod vhd;
 

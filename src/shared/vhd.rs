@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use super::disk::{SyncNumber, SyncPoint};
+use super::door::Door;
 use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::DISKS_MAX;
 use crate::base::units::{ExtentIndex, Geometry};
@@ -18,8 +19,6 @@ pub struct VhdSettings {
     pub uuid: uuid::Uuid,
     /// Extent size of its pool.
     pub geometry: Geometry,
-    /// Size in bytes.
-    pub size: u64,
     /// Logical block size the guest sees, in bytes.
     pub block_size: u32,
     /// Whether guest writes are refused.
@@ -36,6 +35,9 @@ pub struct VhdState {
     pub map: VhdMap,
     /// What it did, per reactor.
     pub metrics: IoMetricsSet,
+    /// Who uses it.
+    pub door: Door,
+    size: AtomicU64,
     needs_sync: [AtomicU64; DISKS_MAX],
     /// As `needs_sync`, for copies that moves are sealing.
     copies_need_sync: [AtomicU64; DISKS_MAX],
@@ -47,13 +49,15 @@ pub struct VhdState {
 }
 
 impl VhdState {
-    /// A VHD with nothing written since it was opened.
+    /// A VHD of `size` bytes with nothing written since it was opened.
     #[must_use]
-    pub fn new(settings: VhdSettings, map: VhdMap, reactors: u16) -> VhdState {
+    pub fn new(settings: VhdSettings, size: u64, map: VhdMap, reactors: u16) -> VhdState {
         VhdState {
             settings,
             map,
             metrics: IoMetricsSet::new(reactors),
+            door: Door::default(),
+            size: AtomicU64::new(size),
             needs_sync: [const { AtomicU64::new(0) }; DISKS_MAX],
             copies_need_sync: [const { AtomicU64::new(0) }; DISKS_MAX],
             copier_waits: AtomicU64::new(0),
@@ -67,6 +71,20 @@ impl VhdState {
     #[must_use]
     pub fn id(&self) -> VhdId {
         self.settings.id
+    }
+
+    /// Bytes that a guest may address now. A request is checked once against what this says when it is parsed: until the VHD is
+    /// detached, that never becomes less.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        // Pairs with `set_size`: who sees more bytes sees the extents that hold them.
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Owner only, once the map has the extents; to fewer bytes only while the door is closed.
+    pub fn set_size(&self, size: u64) {
+        assert!(size <= u64::from(self.map.extents()) * self.settings.geometry.extent_size());
+        self.size.store(size, Ordering::Release);
     }
 
     /// Notes that a completed write of this VHD needs `point` before a FLUSH may succeed.

@@ -107,6 +107,9 @@ impl Committer {
             if let StoreEdit::DeleteVhd(vhd) = row {
                 self.pending.delete_vhd(*vhd);
             }
+            if let StoreEdit::Shrink { vhd, extents, last } = row {
+                self.pending.shrink(*vhd, *extents, *last);
+            }
         }
         self.take_committable(is_synced);
         // Only after that: what need not wait for the old place any more must not be committed before the move.

@@ -1,7 +1,7 @@
 //! What the owner asks the committer to write besides [`Change`](super::change::Change)s, and what it hears back. Plain data.
 
 use crate::base::ids::{DiskId, JobId, VhdId};
-use crate::base::units::{ExtentIndex, Generation, SlotIndex};
+use crate::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};
 use crate::placement::ReplicaSet;
 use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, VhdRecord};
@@ -23,6 +23,17 @@ pub enum StoreEdit {
     /// Deletes the record of a VHD and all its pages. A change of that VHD handed over later is void (but still counted
     /// as committed): requests may have been in flight.
     DeleteVhd(VhdId),
+    /// Forgets all extents of a VHD from `extents` on, and of the last one that stays all blocks but `last`. What was handed
+    /// over of them before is void (but still counted as committed). Comes with the record that says so, while no request of
+    /// the VHD is in flight.
+    Shrink {
+        /// The VHD.
+        vhd: VhdId,
+        /// Extents that stay; at least 1.
+        extents: u32,
+        /// Blocks of the last of them that stay.
+        last: BlockMask,
+    },
     /// Writes the record of a job. It may come with the changes of the pool and of VHDs that belong to it.
     PutJob(JobRecord),
     /// Deletes the record of a job.
@@ -53,7 +64,11 @@ impl StoreEdit {
     #[must_use]
     pub fn rows(&self) -> usize {
         match self {
-            StoreEdit::PutPool(_) | StoreEdit::PutVhd(_) | StoreEdit::DeleteVhd(_) | StoreEdit::DeleteJob(_) => 1,
+            StoreEdit::PutPool(_)
+            | StoreEdit::PutVhd(_)
+            | StoreEdit::DeleteVhd(_)
+            | StoreEdit::Shrink { .. }
+            | StoreEdit::DeleteJob(_) => 1,
             // Its list of VHDs may be longer than any row.
             StoreEdit::PutJob(job) => job.vhds.len() / PAGE_EXTENTS + 1,
             StoreEdit::Place { replicas, .. } => replicas.len() / PAGE_EXTENTS + 2,

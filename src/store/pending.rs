@@ -189,8 +189,24 @@ impl Pending {
     pub fn delete_vhd(&mut self, vhd: VhdId) {
         self.deleted.insert(vhd);
         self.excused.retain(|(of, _), _| *of != vhd);
+        self.drop_from(vhd, ExtentIndex(0));
+    }
+
+    /// Drops everything of a VHD's extents from `extents` on, and of all blocks but `last` of the extent before: their rows are
+    /// about to be deleted.
+    pub fn shrink(&mut self, vhd: VhdId, extents: u32, last: BlockMask) {
+        self.drop_from(vhd, ExtentIndex(extents));
+        let key = (vhd, ExtentIndex(extents - 1));
+        if let Some(entry) = self.entries.get_mut(&key) {
+            let removed = entry.take_away(BlockMask::ALL.without(last), false);
+            self.unregister(key, &removed);
+            self.ready.insert(key);
+        }
+    }
+
+    fn drop_from(&mut self, vhd: VhdId, first: ExtentIndex) {
         let keys: Vec<ExtentKey> =
-            self.entries.range((vhd, ExtentIndex(0))..=(vhd, ExtentIndex(u32::MAX))).map(|(&key, _)| key).collect();
+            self.entries.range((vhd, first)..=(vhd, ExtentIndex(u32::MAX))).map(|(&key, _)| key).collect();
         for key in keys {
             let entry = self.entries.remove(&key).expect("just seen");
             self.ready.remove(&key);

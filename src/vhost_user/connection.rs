@@ -43,7 +43,7 @@ pub(super) async fn serve(
     let outcome = match stream.try_clone() {
         Ok(socket) => {
             let handler = BackendReqHandler::from_stream(stream, Arc::clone(&device));
-            let outcome = converse(handler, &socket, &mut stop).await;
+            let outcome = converse(handler, &device, &socket, &mut stop).await;
             // The frontend is to know at once, even if draining takes long.
             let _ = socket.shutdown(Shutdown::Both);
             outcome
@@ -61,7 +61,12 @@ pub(super) async fn serve(
     drained.unwrap_or_else(pass_on);
 }
 
-async fn converse(mut handler: Handler, socket: &UnixStream, stop: &mut watch::Receiver<bool>) -> Result<(), Fault> {
+async fn converse(
+    mut handler: Handler,
+    device: &Mutex<Device>,
+    socket: &UnixStream,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<(), Fault> {
     let watched = socket.try_clone().and_then(|socket| sys::watch(socket.into())).map_err(PeekError::from)?;
     loop {
         tokio::select! {
@@ -70,6 +75,10 @@ async fn converse(mut handler: Handler, socket: &UnixStream, stop: &mut watch::R
             there = peek::message(&watched) => if !there? {
                 return Ok(());
             },
+        }
+        if let Some(channel) = peek::channel(socket).map_err(PeekError::from)? {
+            // Between messages nobody holds the lock.
+            device.lock().unwrap_or_else(PoisonError::into_inner).offer_channel(channel);
         }
         let handled = spawn_blocking(move || {
             let result = handler.handle_request();

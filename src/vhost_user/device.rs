@@ -17,6 +17,7 @@ use super::memory::Memory;
 use super::vring::{Kick, Vring};
 use crate::base::clock;
 use crate::reactor::messages::{RingAddresses, RingCommand, RingConfig, RingStopped};
+use crate::virtio::config;
 use crate::virtio::device::DeviceSettings;
 use crate::virtio::features::{self, is_writeback};
 
@@ -25,6 +26,7 @@ pub(super) const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtoco
     .union(VhostUserProtocolFeatures::MQ)
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    .union(VhostUserProtocolFeatures::BACKEND_REQ)
     .union(VhostUserProtocolFeatures::RESET_DEVICE);
 
 /// The device of one connection.
@@ -37,6 +39,12 @@ pub(super) struct Device {
     memory: Memory,
     rings: Vec<Vring>,
     writeback: Arc<AtomicBool>,
+    /// Protocol features that the frontend acknowledged.
+    protocol: VhostUserProtocolFeatures,
+    /// The socket in the message that is about to be handled.
+    offered_channel: Option<OwnedFd>,
+    /// The size that the frontend has read.
+    size_read: Option<u64>,
     /// Switched to writethrough while no ring ran: what was written before is flushed through the first one that does.
     owes_flush: bool,
 }
@@ -52,12 +60,46 @@ impl Device {
             acknowledged: None,
             memory: Memory::empty(),
             writeback: Arc::new(AtomicBool::new(false)),
+            protocol: VhostUserProtocolFeatures::empty(),
+            offered_channel: None,
+            size_read: None,
             owes_flush: false,
         }
     }
 
-    pub(super) fn settings(&self) -> &DeviceSettings {
-        &self.settings
+    /// The device as it is now: all but its size stays while the frontend is connected.
+    pub(super) fn settings(&self) -> DeviceSettings {
+        DeviceSettings { size: self.vhd.state().size(), ..self.settings }
+    }
+
+    /// GET_CONFIG.
+    pub(super) fn read_config(&mut self, offset: u32, into: &mut [u8]) {
+        let settings = self.settings();
+        config::read(&settings, self.vhd.writeback_field(), offset, into);
+        if offset < config::CAPACITY_LEN && !into.is_empty() {
+            self.size_read = Some(settings.size);
+        }
+    }
+
+    /// SET_PROTOCOL_FEATURES.
+    pub(super) fn set_protocol(&mut self, features: u64) -> Result<(), DeviceError> {
+        let unknown = features & !PROTOCOL_FEATURES.bits();
+        if unknown != 0 {
+            return Err(DeviceError::ProtocolFeatures(unknown));
+        }
+        self.protocol = VhostUserProtocolFeatures::from_bits_truncate(features);
+        Ok(())
+    }
+
+    /// The next message gives this socket.
+    pub(super) fn offer_channel(&mut self, channel: OwnedFd) {
+        self.offered_channel = Some(channel);
+    }
+
+    /// SET_BACKEND_REQ_FD. Only a frontend that can read the configuration space is told of its changes.
+    pub(super) fn take_channel(&mut self) {
+        let channel = self.offered_channel.take();
+        self.vhd.channel().set(channel.filter(|_| self.protocol.contains(VhostUserProtocolFeatures::CONFIG)));
     }
 
     pub(super) fn vhd(&self) -> &Vhd {
@@ -76,7 +118,7 @@ impl Device {
 
     /// SET_FEATURES. Rings that run are started again, since they look at the features.
     pub(super) fn set_features(&mut self, acknowledged: u64) -> Result<(), DeviceError> {
-        let unknown = acknowledged & !features::offered(&self.settings);
+        let unknown = acknowledged & !features::offered(&self.settings());
         if unknown != 0 {
             return Err(DeviceError::Features(unknown));
         }
@@ -223,6 +265,7 @@ impl Device {
 
     /// Ends the session: all rings drained, memory unmapped.
     pub(super) fn shut_down(&mut self) {
+        self.vhd.channel().set(None);
         self.stop_all();
         self.rings.clear();
         self.memory = Memory::empty();
@@ -259,11 +302,21 @@ impl Device {
         }
         if started {
             self.vhd.set_running(self.running());
+            self.tell_size();
             if self.owes_flush {
                 self.switch_cache_mode();
             }
         }
         Ok(())
+    }
+
+    /// The VHD may have been resized while nobody could be told: the frontend was away (a VMM that connects again does not read the
+    /// configuration again), or had not given its channel yet.
+    fn tell_size(&mut self) {
+        let size = self.vhd.state().size();
+        if self.size_read != Some(size) && self.vhd.channel().tell_config_changed() {
+            self.size_read = Some(size);
+        }
     }
 
     fn start(&mut self, index: usize, acknowledged: u64) -> Result<(), DeviceError> {

@@ -8,7 +8,7 @@ use vhost::vhost_user::message::{
     VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
     VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
-use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
 use super::device::{Device, PROTOCOL_FEATURES};
 use super::error::DeviceError;
@@ -56,7 +56,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_features(&mut self) -> Result<u64> {
-        Ok(features::offered(self.settings()))
+        Ok(features::offered(&self.settings()))
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
@@ -68,10 +68,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        match features & !PROTOCOL_FEATURES.bits() {
-            0 => Ok(()),
-            unknown => Err(DeviceError::ProtocolFeatures(unknown).into()),
-        }
+        Ok(self.set_protocol(features)?)
     }
 
     fn get_queue_num(&mut self) -> Result<u64> {
@@ -153,7 +150,7 @@ impl VhostUserBackendReqHandlerMut for Device {
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
         let mut bytes = vec![0; size as usize];
-        config::read(self.settings(), self.vhd().writeback_field(), config_offset(offset), &mut bytes);
+        self.read_config(config_offset(offset), &mut bytes);
         Ok(bytes)
     }
 
@@ -170,6 +167,10 @@ impl VhostUserBackendReqHandlerMut for Device {
             }
         }
         Ok(())
+    }
+
+    fn set_backend_req_fd(&mut self, _backend: Backend) {
+        self.take_channel();
     }
 
     fn set_gpu_socket(&mut self, _gpu_backend: GpuBackend) -> Result<()> {

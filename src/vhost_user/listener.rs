@@ -12,6 +12,7 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::channel::Channel;
 use super::hub::Hub;
 use super::server::{Frontend, ServerEvents, VhdEndpoint};
 use super::{connection, sys};
@@ -38,6 +39,9 @@ pub(super) struct Vhd {
     /// Rings that reactors serve.
     running: AtomicUsize,
     frontend: Mutex<Option<Frontend>>,
+    channel: Channel,
+    /// The size that frontends were last told of.
+    told_size: AtomicU64,
     events: Arc<dyn ServerEvents>,
     pub(super) counters: Counters,
     comings: LogGate,
@@ -56,6 +60,8 @@ pub(super) struct Counters {
 impl Vhd {
     pub(super) fn new(endpoint: VhdEndpoint, events: Arc<dyn ServerEvents>) -> Vhd {
         Vhd {
+            channel: Channel::default(),
+            told_size: AtomicU64::new(endpoint.state.size()),
             state: endpoint.state,
             queues: endpoint.queues,
             optimal_io_size: endpoint.optimal_io_size,
@@ -105,6 +111,18 @@ impl Vhd {
         }
     }
 
+    pub(super) fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// Tells the frontend that is connected if the VHD has been resized.
+    pub(super) fn tell_size(&self) {
+        let size = self.state.size();
+        if self.told_size.swap(size, Ordering::SeqCst) != size {
+            self.channel.tell_config_changed();
+        }
+    }
+
     pub(super) fn running(&self) -> usize {
         self.running.load(Ordering::Relaxed)
     }
@@ -116,7 +134,7 @@ impl Vhd {
     pub(super) fn device_settings(&self) -> DeviceSettings {
         let fixed = &self.state.settings;
         DeviceSettings {
-            size: fixed.size,
+            size: self.state.size(),
             block_size: fixed.block_size,
             read_only: fixed.read_only,
             queues: self.queues,
@@ -230,6 +248,10 @@ impl Turns {
             }
         };
         let vhd = Arc::clone(&self.vhd);
+        if !vhd.state.door.enter() {
+            let pid = frontend.pid;
+            return self.log_refusal(&format!("process {pid} tried to connect while the VHD is being resized"));
+        }
         vhd.counters.connections.fetch_add(1, Ordering::Relaxed);
         vhd.set_frontend(Some(frontend));
         vhd.events.attached(vhd.id(), frontend.pid);
@@ -242,6 +264,7 @@ impl Turns {
     fn finish(&mut self) {
         let Some(Active { frontend, .. }) = self.active.take() else { return };
         self.vhd.set_frontend(None);
+        self.vhd.state.door.leave();
         self.vhd.events.detached(self.vhd.id(), frontend.pid);
         self.log_coming(&format!("process {} is disconnected", frontend.pid));
         if let Some((frontend, stream)) = self.next.take() {

@@ -1,7 +1,7 @@
 //! vhost-user: one socket per VHD, one connection at a time, from negotiation to running vrings.
 //!
 //! * [`server`]: the runtime, and the VHDs it serves. `listener`: the socket of one VHD, and whose turn it is.
-//!   `connection`: messages of one frontend, from the first to the last. `peek`: whether a message is there as a whole.
+//!   `connection`: messages of one frontend, from the first to the last. `channel`: what we say to it. `peek`: whether a message is there as a whole.
 //! * `device`: what one frontend has negotiated. `handler`: its messages, mapped to the device. `vring`: one virtqueue's
 //!   settings. `memory`: guest memory.
 //! * [`hub`]: the reactors, and which of them serves which ring. `socket`: paths, owners and permissions. `sys`: system
@@ -13,6 +13,7 @@
 //!
 //! Uses `base`, `virtio`, `placement::record`, `shared`, `reactor::messages` and `reactor::handle`.
 
+mod channel;
 mod connection;
 mod device;
 mod error;

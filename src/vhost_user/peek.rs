@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use tokio::io::unix::AsyncFd;
-use vhost::vhost_user::message::MAX_MSG_SIZE;
+use vhost::vhost_user::message::{FrontendReq, MAX_MSG_SIZE};
 
 use super::sys;
 
@@ -22,6 +22,15 @@ pub(super) enum PeekError {
     CutShort,
     #[error("the socket: {0}")]
     Socket(#[from] io::Error),
+}
+
+/// The backend channel that the message gives us, if it is one that does: the protocol library makes of it something that
+/// cannot say what we have to say, so we take a copy before it does.
+pub(super) fn channel(socket: impl AsFd + Copy) -> io::Result<Option<OwnedFd>> {
+    let mut request = [0; size_of::<u32>()];
+    let got = sys::peek(socket, &mut request)?;
+    let gives_channel = got == request.len() && u32::from_ne_bytes(request) == FrontendReq::SET_BACKEND_REQ_FD as u32;
+    if gives_channel { sys::peek_descriptor(socket) } else { Ok(None) }
 }
 
 /// What is there to read.

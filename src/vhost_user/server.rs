@@ -198,6 +198,16 @@ impl VhostUserServer {
         Ok(entry.path.set(settings)?)
     }
 
+    /// The VHD may have been resized: its frontend is told, if it has asked to be. Does not wait for it.
+    ///
+    /// # Errors
+    /// The VHD is not served.
+    pub fn tell_size(&self, vhd: VhdId) -> Result<(), ServerError> {
+        let entries = self.entries();
+        entries.get(&vhd).ok_or(ServerError::NotServed(vhd))?.vhd.tell_size();
+        Ok(())
+    }
+
     /// Whether a VHD of this name, which is not served yet, could have its socket.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -22,6 +22,52 @@ pub(super) fn peek(socket: impl AsFd, into: &mut [u8]) -> io::Result<usize> {
     let got = unsafe { libc::recv(fd, into.as_mut_ptr().cast(), into.len(), flags) };
     usize::try_from(got).map_err(|_| io::Error::last_os_error())
 }
+
+/// Writes what fits without waiting. A peer that is gone is an error and no signal.
+pub(super) fn send_now(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    let fd = socket.as_fd().as_raw_fd();
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the kernel reads at most `bytes.len()` bytes from `bytes`.
+    let sent = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// A copy of the first file descriptor that comes with the next bytes, without taking anything away. Does not wait.
+pub(super) fn peek_descriptor(socket: impl AsFd) -> io::Result<Option<OwnedFd>> {
+    let mut byte = [0_u8; 1];
+    let mut iovec = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: byte.len() };
+    // Aligned as a header must be, with room for one descriptor; the kernel closes what does not fit.
+    let mut control = [0_u64; 4];
+    // SAFETY: all-zero is a value of this struct of integers and pointers.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut iovec;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    // SAFETY: takes no pointer.
+    message.msg_controllen = unsafe { libc::CMSG_SPACE(FD_LEN) } as usize;
+    assert!(message.msg_controllen <= size_of_val(&control));
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: the message points to buffers of ours, of the lengths that it says, which outlive the call.
+    if unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, flags) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has filled in the message; the result is null or points to a header within `control`.
+    let Some(header) = (unsafe { libc::CMSG_FIRSTHDR(&raw const message).as_ref() }) else { return Ok(None) };
+    // SAFETY: takes no pointer.
+    let whole = unsafe { libc::CMSG_LEN(FD_LEN) } as usize;
+    if header.cmsg_level != libc::SOL_SOCKET || header.cmsg_type != libc::SCM_RIGHTS || header.cmsg_len < whole {
+        return Ok(None);
+    }
+    // SAFETY: the header says that a descriptor follows.
+    let fd: RawFd = unsafe { std::ptr::read_unaligned(libc::CMSG_DATA(header).cast()) };
+    // SAFETY: the kernel made the descriptor for us in this call.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// Bytes of a file descriptor in a control message.
+const FD_LEN: libc::c_uint = 4;
+
+const _: () = assert!(size_of::<RawFd>() == FD_LEN as usize);
 
 /// Bytes that can be read without waiting.
 pub(super) fn readable_bytes(socket: impl AsFd) -> io::Result<usize> {

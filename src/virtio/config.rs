@@ -23,6 +23,9 @@ use crate::base::units::SECTOR_SIZE;
 /// Bytes of the configuration space that mean something.
 pub const CONFIG_LEN: usize = 96;
 
+/// Bytes of the first field, the capacity.
+pub const CAPACITY_LEN: u32 = 8;
+
 /// Offset of `writeback`, the only field a driver can write.
 pub const WRITEBACK_OFFSET: u32 = 32;
 

@@ -1,5 +1,6 @@
 //! An owner that knows two disks and two VHDs and forgets what it is told.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -102,6 +103,18 @@ fn answer(command: Command, script: Script) -> Result<Reply, CommandError> {
             let mut renamed = known(&vhd)?;
             renamed.record.name = to;
             one(Outcome::Changed, renamed)
+        }
+        Command::ResizeVhd(resize) => {
+            let mut resized = known(&resize.vhd)?;
+            let (vhd, size) = (resize.vhd, resize.size);
+            match (size.cmp(&resized.record.size), resize.force) {
+                (Ordering::Equal, _) => one(Outcome::Unchanged, resized),
+                (Ordering::Less, false) => Err(CommandError::ShrinkLoses { vhd, size, written: 32768 }),
+                _ => {
+                    resized.record.size = size;
+                    one(Outcome::Changed, resized)
+                }
+            }
         }
         Command::SetVhd(set) => {
             let mut changed = known(&set.vhd)?;
@@ -251,8 +264,7 @@ fn disk_info(id: u8) -> DiskInfo {
 fn vhd(name: &str, attached: Option<u32>) -> VhdInfo {
     let geometry = Geometry::new(EXTENT).unwrap();
     let uuid = Uuid::from_u128(7);
-    let settings =
-        VhdSettings { id: VhdId(1), uuid, geometry, size: 1 << 30, block_size: 512, read_only: false, thick: false };
+    let settings = VhdSettings { id: VhdId(1), uuid, geometry, block_size: 512, read_only: false, thick: false };
     let map = VhdMap::new(1024);
     for (extent, disk, slot) in [(0, 0, 5), (1, 0, 6), (7, 1, 0)] {
         let replicas = ReplicaSet::single(DiskId(disk), SlotIndex(slot));
@@ -278,7 +290,7 @@ fn vhd(name: &str, attached: Option<u32>) -> VhdInfo {
             created: 0,
             writeback: true,
         },
-        state: Arc::new(VhdState::new(settings, map, 1)),
+        state: Arc::new(VhdState::new(settings, 1 << 30, map, 1)),
         attached,
         ready: true,
         slots: [(DiskId(0), 2), (DiskId(1), 1)].into_iter().collect(),

@@ -214,13 +214,12 @@ impl Host {
             id: VhdId(id),
             uuid: uuid::Uuid::from_u128(u128::from(id)),
             geometry: Geometry::new(EXTENT).unwrap(),
-            size: u64::from(extents) * EXTENT,
             block_size: 512,
             read_only: false,
             thick: false,
         };
         let reactors = u16::try_from(self.reactors.len()).unwrap();
-        let vhd = Arc::new(VhdState::new(settings, VhdMap::new(extents), reactors));
+        let vhd = Arc::new(VhdState::new(settings, u64::from(extents) * EXTENT, VhdMap::new(extents), reactors));
         let disks = disks.iter().map(|&disk| DiskId(disk)).collect();
         self.double.send(ToDouble::Serve(Arc::clone(&vhd), disks)).unwrap();
         vhd

@@ -87,7 +87,7 @@ impl Guest {
 
     /// Mostly a few sectors around a few hot places, so that blocks are written again and again.
     fn choose(&self, rng: &mut Rng) -> std::ops::Range<u64> {
-        let total = self.state.settings.size / SECTOR as u64;
+        let total = self.state.size() / SECTOR as u64;
         let per_block = self.state.settings.geometry.block_size() / SECTOR as u64;
         let start = rng.below(total / per_block) * per_block / 4 * 4 + rng.below(6);
         let len = match rng.below(12) {
@@ -156,7 +156,7 @@ impl Guest {
     /// Drops a whole extent, whatever else is in flight on it: either may come first.
     fn discard_extent(&mut self, pipeline: &mut TestPipeline, token: Token, rng: &mut Rng, at: usize) {
         let geometry = self.state.settings.geometry;
-        let extents = self.state.settings.size / geometry.extent_size();
+        let extents = self.state.size() / geometry.extent_size();
         let per_extent = geometry.extent_size() / SECTOR as u64;
         let first = rng.below(extents) * per_extent;
         self.clear_range(pipeline, token, first..first + per_extent, RequestKind::Discard, at, true);

@@ -29,13 +29,15 @@ fn check_vhds(world: &World, recovered: &Recovered, until: usize) -> Result<(), 
         let must_exist = told.created_at < until && told.delete_begun.is_none_or(|at| at >= until);
         match found {
             None if must_exist => return Err(format!("VHD {number} is gone")),
-            // Where it should be is changed all the time; what it is stays.
-            Some((record, _))
-                if (VhdRecord { layout: told.record.layout.clone(), ..record.clone() }) != told.record =>
-            {
-                return Err(format!("VHD {number} changed: {record:?}"));
+            // Where it should be is changed all the time, and it grows; what it is stays.
+            Some((record, _)) => {
+                let of_told = VhdRecord { layout: record.layout.clone(), size: record.size, ..told.record.clone() };
+                if *record != of_told {
+                    return Err(format!("VHD {number} changed: {record:?}"));
+                }
+                told.sizes.check(record.size, until).map_err(|error| format!("VHD {number}: {error}"))?;
             }
-            _ => {}
+            None => {}
         }
     }
     Ok(())

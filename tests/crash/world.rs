@@ -21,6 +21,7 @@ use spanblk::shared::{DiskState, VhdState};
 use spanblk::store::edit::{StoreEdit, StoreReport};
 
 use super::Mutation;
+use super::growth::Sizes;
 use super::guest::Guest;
 use super::moves::mover;
 use super::oracle::History;
@@ -56,6 +57,7 @@ pub struct Told {
     pub created_at: usize,
     /// When deleting it was asked for, and told done.
     pub delete_begun: Option<usize>,
+    pub sizes: Sizes,
 }
 
 pub struct World {
@@ -82,6 +84,9 @@ pub struct World {
     pub jobs: u64,
     /// Extents whose move has become durable.
     pub moves_done: usize,
+    /// Chooses growths, so that all else is as without them.
+    pub growth: Rng,
+    pub growths: usize,
 }
 
 pub fn geometry() -> Geometry {
@@ -141,6 +146,8 @@ impl World {
             reused_slots: 0,
             jobs: 0,
             moves_done: 0,
+            growth: Rng::new(scenario.seed ^ 0x6772_6f77),
+            growths: 0,
         };
         let mut post = world.post.clone();
         world.owner.start(&mut post);
@@ -154,7 +161,7 @@ impl World {
     }
 
     /// A position in time for the oracle: later than everything before, and in step with the trace.
-    fn tick(&mut self) -> usize {
+    pub fn tick(&mut self) -> usize {
         self.events += 1;
         position(self.trace.len(), self.events)
     }
@@ -163,6 +170,9 @@ impl World {
     pub fn run(&mut self) -> Result<(), String> {
         self.create();
         for _ in 0..self.scenario.steps {
+            if self.growth.chance(1, 50) {
+                self.grow();
+            }
             match self.rng.below(40) {
                 0 => self.create(),
                 1 if self.guests.len() > 1 && !self.scenario.moving && self.rng.chance(1, 3) => self.delete(),
@@ -302,6 +312,9 @@ impl World {
 
     fn replied(&mut self, id: CommandId, result: Result<Reply, CommandError>) -> Result<(), String> {
         let at = self.tick();
+        if self.grown(id, &result, at) {
+            return Ok(());
+        }
         if self.creating.remove(&id).is_some() {
             // Refused for want of room: thick VHDs are.
             let Ok(Reply::Vhd { vhd, .. }) = result else { return Ok(()) };
@@ -310,7 +323,15 @@ impl World {
             let ignored = self.scenario.mutation == Some(Mutation::IgnoreWritethrough);
             let writethrough = self.rng.chance(1, 3);
             self.guests.push(Guest::new(state, writethrough, ignored));
-            self.told.insert(number, Told { record: vhd.record.clone(), created_at: at, delete_begun: None });
+            self.told.insert(
+                number,
+                Told {
+                    record: vhd.record.clone(),
+                    created_at: at,
+                    delete_begun: None,
+                    sizes: Sizes::new(vhd.record.size, at),
+                },
+            );
         } else if let Ok(Reply::Job { job, .. }) = &result {
             self.jobs = self.jobs.max(u64::from(job.record.id.0));
         } else if let Some(number) = self.deleting.remove(&id) {

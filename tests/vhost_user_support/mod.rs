@@ -257,6 +257,7 @@ pub struct Host {
     pub server: VhostUserServer,
     pub reactors: Arc<FakeReactors>,
     pub events: Arc<Events>,
+    states: Mutex<HashMap<u32, Arc<VhdState>>>,
     directory: tempfile::TempDir,
 }
 
@@ -273,7 +274,7 @@ impl Host {
         let events = Arc::new(Events::default());
         let server =
             VhostUserServer::start(directory.path().join("sockets"), Handle(reactors.clone()), events.clone()).unwrap();
-        Host { server, reactors, events, directory }
+        Host { server, reactors, events, states: Mutex::default(), directory }
     }
 
     pub fn id(&self, id: u32) -> VhdId {
@@ -290,15 +291,19 @@ impl Host {
             id: VhdId(id),
             uuid: uuid::Uuid::from_u128(u128::from(id)),
             geometry: Geometry::new(1 << 20).unwrap(),
-            size: 64 << 20,
             block_size: 512,
             read_only: false,
             thick: false,
         };
-        let state = Arc::new(VhdState::new(settings, VhdMap::new(64), self.reactors.count));
+        let state = Arc::new(VhdState::new(settings, 64 << 20, VhdMap::new(64), self.reactors.count));
+        self.states.lock().unwrap().insert(id, Arc::clone(&state));
         let socket = SocketSettings { mode: 0o660, owner: None };
         let name = name.to_owned();
         self.server.add_vhd(VhdEndpoint { state, name, queues, optimal_io_size: 1 << 20, writeback: true, socket })
+    }
+
+    pub fn state(&self, id: u32) -> Arc<VhdState> {
+        Arc::clone(&self.states.lock().unwrap()[&id])
     }
 
     pub fn status(&self, id: u32) -> VhdStatus {

@@ -40,6 +40,8 @@ pub enum VhdCommand {
     Settle(SettleArgs),
     /// Change settings
     Set(VhdSetArgs),
+    /// Give a VHD another size; its guest sees a larger one at once
+    Resize(VhdResizeArgs),
     /// Give a VHD another name; its socket moves with it
     Rename {
         /// Name or UUID
@@ -200,6 +202,29 @@ pub struct VhdSetArgs {
     /// Whether it grows onto other disks when its own are full
     #[arg(long, value_enum)]
     pub expand: Option<ExpandSetting>,
+}
+
+const RESIZE_HELP: &str = "\
+Examples:
+  spanblk vhd resize vm1 --size 40GiB            grows it, also while a guest is attached
+  spanblk vhd resize vm1 --size 10GiB            refused if that is less, and says what would be lost
+  spanblk vhd resize vm1 --size 10GiB --force    shrinks it all the same; not while a guest is attached
+
+What is in the VHD is not resized: grow partitions and file systems afterwards, and shrink them before.";
+
+/// Resizes a VHD.
+#[derive(Debug, Args)]
+#[command(after_help = RESIZE_HELP)]
+pub struct VhdResizeArgs {
+    /// Name or UUID
+    #[arg(value_name = "VHD")]
+    pub vhd: String,
+    /// The new size
+    #[arg(long, value_parser = parse_size_arg)]
+    pub size: u64,
+    /// Make it smaller; what is written beyond its new end is lost
+    #[arg(long)]
+    pub force: bool,
 }
 
 const IMPORT_HELP: &str = "\

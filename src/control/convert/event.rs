@@ -13,6 +13,7 @@ pub fn event_detail(event: Event) -> (Severity, EventDetail) {
         Event::VhdCreated { vhd } => (Info, D::VhdCreated { vhd }),
         Event::VhdDeleted { vhd } => (Info, D::VhdDeleted { vhd }),
         Event::VhdRenamed { from, to } => (Info, D::VhdRenamed { vhd: to, old_name: from }),
+        Event::VhdResized { vhd, old_bytes, new_bytes } => (Info, D::VhdResized { vhd, old_bytes, new_bytes }),
         Event::VhdChanged { vhd } => (Info, D::VhdChanged { vhd }),
         Event::VhdAttached { vhd, pid } => (Info, D::VhdAttached { vhd, pid: (pid != 0).then_some(pid) }),
         Event::VhdDetached { vhd } => (Info, D::VhdDetached { vhd }),

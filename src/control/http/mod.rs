@@ -138,6 +138,7 @@ pub fn router(api: Api) -> Router {
         .route("/vhds", get(vhds::list).post(vhds::create))
         .route("/vhds/{vhd}", get(vhds::show).patch(vhds::set).delete(vhds::delete))
         .route("/vhds/{vhd}/rename", post(vhds::rename))
+        .route("/vhds/{vhd}/resize", post(vhds::resize))
         .route("/vhds/{vhd}/map", get(vhds::map));
     Router::new()
         .nest(API_PREFIX, v1)

@@ -32,6 +32,7 @@ use super::{disks, events, jobs, metrics, pool, vhds};
         vhds::create,
         vhds::set,
         vhds::rename,
+        vhds::resize,
         vhds::delete,
         vhds::map,
         events::stream,

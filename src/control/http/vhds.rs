@@ -13,9 +13,10 @@ use crate::base::clock;
 use crate::base::ids::check_name;
 use crate::control::convert;
 use crate::control::wire::{
-    ErrorBody, ErrorKind, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdMapInfo, VhdRename, VhdResult, VhdUpdate,
+    ErrorBody, ErrorKind, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdMapInfo, VhdRename, VhdResize, VhdResult,
+    VhdUpdate,
 };
-use crate::owner::command::{self, Command, Outcome, Reply};
+use crate::owner::command::{self, Command, Outcome, Reply, ResizeVhd};
 use crate::placement::record::SocketOwner;
 
 /// All VHDs, by name.
@@ -68,7 +69,7 @@ pub async fn create(
         api.owner.ask(Command::CreateVhd(Box::new(create))).await.map_err(|error| match error.code.as_deref() {
             Some("differs") => error.with_hint(
                 "VM, queues, socket owner, socket mode and what happens when the pool is full can be changed: see \
-             'spanblk vhd set --help'; everything else is fixed",
+             'spanblk vhd set --help'; the size by 'spanblk vhd resize'; everything else is fixed",
             ),
             _ => error,
         })?;
@@ -126,6 +127,21 @@ pub async fn rename(
         check_socket(&api, Some(request.name.clone()), None).await?;
     }
     let reply = api.owner.ask(Command::RenameVhd { vhd, to: request.name }).await?;
+    Ok(result(api, reply).await?.1)
+}
+
+/// Gives a VHD another size. It grows while its guest works, and the guest sees that at once; it becomes smaller only while
+/// nothing is attached, and with `force`.
+#[utoipa::path(post, path = "/api/v1/vhds/{vhd}/resize", tag = "vhds",
+    params(("vhd" = String, Path, description = "Name or UUID")), request_body = VhdResize,
+    responses((status = 200, body = VhdResult), (status = "default", body = ErrorBody)))]
+pub async fn resize(
+    State(api): State<Api>,
+    Name(vhd): Name,
+    JsonBody(request): JsonBody<VhdResize>,
+) -> Result<Json<VhdResult>, ApiError> {
+    let resize = ResizeVhd { vhd, size: request.size_bytes, force: request.force };
+    let reply = api.owner.ask(Command::ResizeVhd(resize)).await?;
     Ok(result(api, reply).await?.1)
 }
 

@@ -57,6 +57,15 @@ pub enum EventDetail {
         /// The old name.
         old_name: String,
     },
+    /// A VHD has another size.
+    VhdResized {
+        /// Its name.
+        vhd: String,
+        /// The size it had.
+        old_bytes: u64,
+        /// The size it has.
+        new_bytes: u64,
+    },
     /// Settings of a VHD changed.
     VhdChanged {
         /// Its name.

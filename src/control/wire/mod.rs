@@ -21,7 +21,7 @@ pub use job::{
 pub use pool::{DomainWarning, MemberHealth, PoolInfo, PoolUpdate, SpaceInfo, StoreInfo, StoreMember};
 pub use vhd::{
     Attachment, DiskUse, Expand, Layout, MapRun, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdMapInfo, VhdRename,
-    VhdResult, VhdUpdate, WhenFull,
+    VhdResize, VhdResult, VhdUpdate, WhenFull,
 };
 
 /// What the path prefix of every versioned route is.

@@ -139,6 +139,17 @@ pub struct VhdRename {
     pub name: String,
 }
 
+/// Gives a VHD another size. Its guest sees a larger one at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VhdResize {
+    /// The new size; a multiple of the block size.
+    pub size_bytes: u64,
+    /// Even if it becomes smaller, and what is written beyond its new end is lost. Not while it is attached.
+    #[serde(default)]
+    pub force: bool,
+}
+
 /// A VHD.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VhdInfo {

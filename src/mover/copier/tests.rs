@@ -54,12 +54,11 @@ impl World {
             id: VhdId(7),
             uuid: uuid::Uuid::from_u128(7),
             geometry: Geometry::new(EXTENT).unwrap(),
-            size: 4 * EXTENT,
             block_size: 512,
             read_only: false,
             thick: false,
         };
-        let vhd = Arc::new(VhdState::new(settings, VhdMap::new(4), 2));
+        let vhd = Arc::new(VhdState::new(settings, 4 * EXTENT, VhdMap::new(4), 2));
         vhd.map.place(E, ReplicaSet::single(A, SlotIndex(2)));
         let seen = vhd.map.lookup(E);
         if present != 0 {

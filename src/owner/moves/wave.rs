@@ -170,6 +170,11 @@ impl Waves {
         Some(wave)
     }
 
+    /// Whether an extent of the VHD is being moved.
+    pub fn is_moving(&self, vhd: VhdId) -> bool {
+        self.waves.values().any(|wave| wave.vhd == vhd)
+    }
+
     /// Whether a commit that puts extents of the VHD on the disk is under way.
     pub fn is_committing(&self, vhd: VhdId, disk: DiskId) -> bool {
         let committing = |wave: &&Wave| matches!(wave.stage, Stage::Committing { .. });

@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use proptest::prelude::*;
 
+use super::super::command::ResizeVhd;
 use super::*;
 use crate::base::rng::Rng;
 use crate::base::units::Generation;
@@ -309,6 +310,9 @@ impl Sim {
                 self.durable.vhds.remove(&vhd);
                 self.durable.extents.retain(|(of, _), _| *of != vhd);
             }
+            StoreEdit::Shrink { vhd, extents, .. } => {
+                self.durable.extents.retain(|(of, extent), _| *of != vhd || extent.0 < extents);
+            }
             StoreEdit::Move { .. } => unreachable!("nothing is moved here"),
             StoreEdit::Place { vhd, first, generation, replicas } => {
                 assert!(self.durable.vhds.contains(&vhd), "no part of a VHD is written after its deletion");
@@ -345,7 +349,7 @@ impl Sim {
             2 => SPANNED,
             _ => LayoutRequest::Spanned { disks: None, width: Some(2) },
         };
-        let command = match rng.below(8) {
+        let command = match rng.below(10) {
             0..=4 => {
                 let when_full = if rng.chance(1, 3) { WhenFull::Error } else { WhenFull::Queue { secs: 20 } };
                 let thick = rng.chance(1, 3);
@@ -354,6 +358,10 @@ impl Sim {
                 Command::CreateVhd(Box::new(CreateVhd { uuid, thick, when_full, ..create(&vhd, size, layout) }))
             }
             5 => Command::DeleteVhd { vhd, force: rng.chance(1, 2) },
+            8 | 9 => {
+                // Nobody has it attached here but the reactors that are played: they use what is left of it.
+                Command::ResizeVhd(ResizeVhd { vhd, size: (1 + rng.below(12)) * EXTENT, force: false })
+            }
             6 => Command::RenameVhd { vhd, to: format!("v{}", rng.below(4)) },
             _ => {
                 self.now = self.now.after(std::time::Duration::from_millis(rng.below(10_000)));

@@ -178,13 +178,82 @@ fn a_move_does_not_take_the_last_copy() {
     placed(9).set_replicas(E, ReplicaSet::ABSENT);
 }
 
+#[test]
+fn growth_adds_absent_extents_and_moves_nothing() {
+    let map = VhdMap::new(8);
+    let replicas = ReplicaSet::single(DiskId(1), SlotIndex(9));
+    map.place(E, replicas);
+    let word: *const AtomicU64 = map.bits(E);
+    for (round, extents) in (1_u32..).zip([9, 1032, 1033, 5000]) {
+        map.reserve(extents).unwrap();
+        map.grow(extents);
+        let last = ExtentIndex(extents - 1);
+        assert!(map.lookup(last).replicas.is_absent());
+        map.place(last, ReplicaSet::single(DiskId(2), SlotIndex(round)));
+        map.claim_absent(last, BlockMask(1), map.lookup(last).version).unwrap();
+        map.release(last, BlockMask(1), BlockMask(1));
+        assert_eq!((map.extents(), map.present_blocks()), (extents, u64::from(round)));
+    }
+    assert_eq!(map.lookup(E).replicas, replicas);
+    assert!(std::ptr::eq(word, map.bits(E)));
+    let placed = |from| map.placed_from(ExtentIndex(from)).map(|extent| extent.0).collect::<Vec<_>>();
+    assert_eq!(placed(0), [E.0, 8, 1031, 1032, 4999]);
+    assert_eq!((placed(1031), placed(1032), placed(5000)), (vec![1031, 1032, 4999], vec![1032, 4999], vec![]));
+    assert_eq!(map.present_blocks_from(ExtentIndex(1032)), 2);
+    assert_eq!(map.segments.iter().count(), 4, "there is room to spare");
+}
+
+#[test]
+fn an_extent_that_was_cut_off_comes_back_absent_and_of_another_generation() {
+    let map = VhdMap::new(8);
+    for extent in [0, 3, 7].map(ExtentIndex) {
+        map.place(extent, ReplicaSet::single(DiskId(0), SlotIndex(extent.0)));
+        map.claim_absent(extent, BlockMask(0xff), map.lookup(extent).version).unwrap();
+        map.release(extent, BlockMask(0xff), BlockMask(0xff));
+    }
+    map.shrink(4, BlockMask(0x0f));
+    assert_eq!((map.extents(), map.present_blocks(), map.placed_from(ExtentIndex(0)).count()), (4, 12, 2));
+    map.reserve(8).unwrap();
+    map.grow(8);
+    let found = map.lookup(ExtentIndex(7));
+    assert!(found.replicas.is_absent() && found.present.is_empty() && found.generation == Generation(4));
+    assert_eq!(map.lookup(ExtentIndex(3)).present, BlockMask(0x0f));
+}
+
+#[test]
+#[should_panic(expected = "while nobody uses it")]
+fn nothing_is_cut_off_under_a_claim() {
+    let map = VhdMap::new(8);
+    map.place(E, ReplicaSet::single(DiskId(0), SlotIndex(1)));
+    map.claim_absent(E, BlockMask(1), map.lookup(E).version).unwrap();
+    map.shrink(1, BlockMask::ALL);
+}
+
+#[test]
+fn a_whole_extent_is_claimed_only_if_nothing_else_is_in_it() {
+    let map = placed(9);
+    let seen = map.lookup(E);
+    map.claim_absent(E, BlockMask(0x11), seen.version).unwrap();
+    assert_eq!(map.claim_whole(E, BlockMask(0x0f), seen.version), Err(ClaimError::Busy));
+    map.release(E, BlockMask(0x11), BlockMask(0x11));
+    assert_eq!(map.claim_whole(E, BlockMask(0x0f), seen.version), Err(ClaimError::Changed));
+    assert_eq!(map.lookup(E).present, BlockMask(0x11), "nothing was cleared");
+    map.claim_whole(E, BlockMask(0x1f), seen.version).unwrap();
+    let found = map.lookup(E);
+    assert!(found.present.is_empty() && found.claimed == BlockMask::ALL);
+}
+
 /// Threads that write, read and discard against one owner that places and drops, each place in a slot never used before.
 /// Slots say which extent wrote them, so that a lookup that mixes two moments is found out: old present bits with a new
 /// slot show an empty block, and two claims on one block are counted.
 mod stress {
     use super::*;
 
-    const EXTENTS: u32 = 2;
+    /// Extents to begin with, and when it has grown as far as it does.
+    const FIRST: u32 = 2;
+    const EXTENTS: u32 = FIRST + 2 * 1024 + 1;
+    /// Those that are used: the first two, and the first and last of each segment.
+    const USED: [u32; 7] = [0, 1, 2, 1025, 1026, 2049, 2050];
     const SLOTS: u32 = if cfg!(miri) { 60 } else { 20_000 };
     const WORKERS: u64 = 3;
 
@@ -193,7 +262,7 @@ mod stress {
         /// What each block of each slot holds: 1 + the extent, 0 if it was never written.
         content: Vec<[AtomicU32; 32]>,
         /// Claims held per block.
-        held: [[AtomicU32; 32]; EXTENTS as usize],
+        held: Vec<[AtomicU32; 32]>,
         stop: AtomicBool,
     }
 
@@ -266,7 +335,10 @@ mod stress {
         fn work(&self, seed: u64, owner: &mpsc::Sender<Ask>) {
             let mut rng = crate::base::rng::Rng::new(seed);
             while !self.stop.load(Ordering::Relaxed) {
-                let extent = ExtentIndex(u32::try_from(rng.next_u64() % u64::from(EXTENTS)).unwrap());
+                // Mostly the first two, so that threads meet.
+                let extents = self.map.extents();
+                let choice = USED[if rng.next_u64().is_multiple_of(4) { rng.index(USED.len()) } else { rng.index(2) }];
+                let extent = ExtentIndex(if choice < extents { choice } else { 0 });
                 #[allow(clippy::cast_possible_truncation, reason = "random bits")]
                 let blocks = BlockMask((rng.next_u64() & rng.next_u64()) as u32);
                 match rng.next_u64() % 16 {
@@ -280,6 +352,12 @@ mod stress {
         fn own(&self, asks: &mpsc::Receiver<Ask>) {
             let mut next = 0;
             while next < SLOTS {
+                // Three segments more, one after the other.
+                let wanted = FIRST + next * (EXTENTS - FIRST) / (SLOTS - SLOTS / 8);
+                if wanted > self.map.extents() && wanted <= EXTENTS {
+                    self.map.reserve(wanted).unwrap();
+                    self.map.grow(wanted);
+                }
                 match asks.recv().expect("workers run until they are stopped") {
                     Ask::Place(extent, answer) => {
                         if self.map.lookup(extent).replicas.is_absent() {
@@ -301,9 +379,9 @@ mod stress {
     #[test]
     fn no_lookup_ever_mixes_two_moments() {
         let world = World {
-            map: VhdMap::new(EXTENTS),
+            map: VhdMap::new(FIRST),
             content: (0..SLOTS).map(|_| [const { AtomicU32::new(0) }; 32]).collect(),
-            held: [const { [const { AtomicU32::new(0) }; 32] }; EXTENTS as usize],
+            held: (0..EXTENTS).map(|_| [const { AtomicU32::new(0) }; 32]).collect(),
             stop: AtomicBool::new(false),
         };
         let (asks, owner) = mpsc::channel();
@@ -316,7 +394,8 @@ mod stress {
             drop(asks);
             scope.spawn(move || world.own(&owner));
         });
-        for extent in (0..EXTENTS).map(ExtentIndex) {
+        assert_eq!(world.map.segments.iter().count(), 4, "it has grown three times");
+        for extent in (0..world.map.extents()).map(ExtentIndex) {
             world.read(extent);
             assert!(world.map.lookup(extent).claimed.is_empty());
         }

@@ -27,17 +27,17 @@ enum Clear {
 fn classify(geometry: Geometry, chunk: Chunk, vhd_size: u64) -> (Clear, u64) {
     let start = u64::from(chunk.extent.0) * geometry.extent_size();
     let extent_len = geometry.extent_size().min(vhd_size - start);
-    if chunk.within == 0 && chunk.len == extent_len {
+    let block = geometry.block_size();
+    // If the VHD ends within a block, that block is not the guest's as a whole: the VHD may be growing just now, and somebody
+    // else be writing to the rest of it.
+    if chunk.within == 0 && chunk.len == extent_len && extent_len.is_multiple_of(block) {
         return (Clear::Extent, chunk.len);
     }
-    let block = geometry.block_size();
     let end = chunk.within + chunk.len;
     let to_border = (block - chunk.within % block) % block;
     if to_border > 0 {
         return (Clear::Fraction, to_border.min(chunk.len));
     }
-    // The VHD may end within a block, which is then as good as covered.
-    let end = if end == extent_len { end.next_multiple_of(block) } else { end };
     let covered = geometry.blocks_covered(chunk.within, end - chunk.within);
     if covered.is_empty() {
         return (Clear::Fraction, chunk.len);
@@ -62,7 +62,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let is_discard = state.request.kind == RequestKind::Discard;
         let may_free = (is_discard || range.unmap) && !settings.thick;
         let chunk = Chunk::at(settings.geometry, range.offset + state.cursor, range.len - state.cursor);
-        let (clear, len) = classify(settings.geometry, chunk, settings.size);
+        let (clear, len) = classify(settings.geometry, chunk, vhd.size());
         let lookup = vhd.map.lookup(chunk.extent);
         let may_free = may_free && lookup.generation.0 < GENERATION_MAX;
         let is_absent = lookup.replicas.is_absent();
@@ -74,8 +74,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             return self.advance(slot, chunk.len);
         }
         match clear {
-            Clear::Extent if may_free => self.free_extent(slot, chunk.extent, lookup),
-            Clear::Extent => self.clear_blocks(slot, chunk.extent, lookup, BlockMask::ALL, len),
+            Clear::Extent if may_free => self.free_extent(slot, chunk.extent, touched, lookup),
+            Clear::Extent => self.clear_blocks(slot, chunk.extent, lookup, touched, len),
             Clear::Blocks(blocks) => self.clear_blocks(slot, chunk.extent, lookup, blocks, len),
             Clear::Fraction if is_discard => self.advance(slot, len),
             Clear::Fraction => self.zero_fraction(slot, Chunk { len, ..chunk }, lookup),
@@ -121,14 +121,15 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         }
     }
 
-    /// Claims and clears all blocks, and asks the owner to drop the extent.
-    fn free_extent(&mut self, slot: RequestSlot, extent: ExtentIndex, seen: Lookup) -> Step {
+    /// Claims and clears all blocks, and asks the owner to drop the extent. Only `blocks` are of the VHD: if others are present
+    /// by now, it has grown.
+    fn free_extent(&mut self, slot: RequestSlot, extent: ExtentIndex, blocks: BlockMask, seen: Lookup) -> Step {
         let ticket = self.slots.ticket(slot);
-        let claim = self.slots.request(slot).vhd().map.claim_and_clear(extent, BlockMask::ALL, seen.version);
+        let claim = self.slots.request(slot).vhd().map.claim_whole(extent, blocks, seen.version);
         match claim {
             Err(ClaimError::Changed) => self.claim_changed(slot),
             Err(ClaimError::Busy) => self.park_on_claim(slot, |vhd| !vhd.map.lookup(extent).claimed.is_empty()),
-            Ok(_) => {
+            Ok(()) => {
                 let state = self.slots.request_mut(slot);
                 state.freeing = Some(extent);
                 state.parked = true;

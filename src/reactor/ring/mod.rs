@@ -126,7 +126,7 @@ impl Ring {
             addresses: config.addresses,
             memory: Arc::clone(&config.memory),
             old_memory: Vec::new(),
-            limits: DeviceLimits::new(vhd.size, vhd.block_size, vhd.read_only, vhd.geometry, config.features),
+            limits: DeviceLimits::new(config.vhd.size(), vhd.block_size, vhd.read_only, vhd.geometry, config.features),
             queue,
             used: UsedRing::open(&config.memory, config.addresses, size, config.event_idx)?,
             heads: vec![None; usize::from(size)].into_boxed_slice(),
@@ -228,6 +228,8 @@ impl Ring {
                 budget -= 1;
                 let head = chain.head_index();
                 let mut descriptors = 0;
+                // After the chain was seen: whoever made it may have been told of more bytes just before.
+                self.limits.capacity = self.vhd.size();
                 let counted = chain.inspect(|_| descriptors += 1);
                 let parsed = parse(counted, memory, &self.limits, pipeline.request_mut(slot));
                 bytes = bytes.saturating_sub(descriptors * POP_STEP_BYTES);

@@ -61,12 +61,11 @@ fn vhd() -> Arc<VhdState> {
         id: VhdId(1),
         uuid: uuid::Uuid::nil(),
         geometry,
-        size: 4 << 20,
         block_size: 512,
         read_only: false,
         thick: false,
     };
-    Arc::new(VhdState::new(settings, map, 1))
+    Arc::new(VhdState::new(settings, 4 << 20, map, 1))
 }
 
 fn config(guest: &Guest, event_idx: bool) -> RingConfig {

@@ -160,3 +160,31 @@ fn changes_of_a_deleted_vhd_are_void_and_counted_after_the_edit() {
     assert_eq!(outcome.freed, [(DiskId(0), SlotIndex(1))]);
     assert_eq!(members.batches[0].steps, [Step::Edit(StoreEdit::DeleteVhd(VHD))]);
 }
+
+#[test]
+fn what_is_pending_beyond_the_new_end_is_void_and_counted() {
+    let (mut committer, mut members) = (Committer::new(EPOCH, 1 << 30), Recorder::default());
+    let late = |extent: u32, blocks: u32| {
+        let mut change = written(extent, 9);
+        if let ChangeKind::Written { blocks: of_change, .. } = &mut change.kind {
+            *of_change = BlockMask(blocks);
+        }
+        change
+    };
+    // Blocks of the last extent that stays: one that stays, two that go.
+    [late(5, 1), late(5, 2), late(5, 4), late(6, 1), late(70, 1)]
+        .into_iter()
+        .for_each(|change| committer.change(change));
+    let shrink = StoreEdit::Shrink { vhd: VHD, extents: 6, last: BlockMask(1) };
+    committer.edit(EditId(1), vec![shrink.clone()], |need| need.number.0 < 9);
+    let outcome = committer.commit(&mut members, |need| need.number.0 < 9);
+    assert_eq!(outcome.counts, BTreeMap::from([(VHD, 2)]), "those that nothing is left of");
+    // Grown again: the same extent is another one.
+    committer.change(Change { generation: Generation(6), ..written(6, 9) });
+    let outcome = committer.commit(&mut members, |_| true);
+    assert_eq!(outcome.counts, BTreeMap::from([(VHD, 4)]));
+    assert_eq!(members.batches[0].steps, [Step::Edit(shrink)]);
+    let [Step::Extents(edits)] = &members.batches[1].steps[..] else { panic!("{:?}", members.batches[1]) };
+    let written: Vec<_> = edits.iter().map(|edit| (edit.place, edit.present, edit.generation)).collect();
+    assert_eq!(written, [(5, BlockMask(1), Generation(2)), (6, BlockMask(1), Generation(6))]);
+}

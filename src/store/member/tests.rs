@@ -130,6 +130,29 @@ fn records_come_back_and_a_deleted_vhd_leaves_nothing() {
     assert_eq!(table(&member).into_keys().collect::<Vec<_>>(), [(1, 7)]);
 }
 
+#[test]
+fn nothing_is_left_beyond_the_new_end() {
+    let disk = disk();
+    let mut member = create(&disk);
+    let extents = [3, 60, 63, 64, 70, 200].map(|extent| edit(1, extent, 2, Some(extent)));
+    member
+        .apply(&Batch { stamp: Stamp { epoch: 1, commit: 1 }, steps: vec![Step::Extents(extents.to_vec())] })
+        .unwrap();
+    let before = table(&member);
+    let present = before[&(1, 60)].present;
+    let shrink = |extents, last| StoreEdit::Shrink { vhd: VhdId(1), extents, last };
+    member.apply(&edits(2, vec![shrink(64, BlockMask::ALL)])).unwrap();
+    assert_eq!(table(&member).into_keys().map(|key| key.1).collect::<Vec<_>>(), [3, 60, 63]);
+    member.apply(&edits(3, vec![shrink(61, BlockMask::ALL.without(present))])).unwrap();
+    drop(member);
+    let member = open(&disk).unwrap();
+    let left = table(&member);
+    assert_eq!(left.keys().map(|key| key.1).collect::<Vec<_>>(), [3, 60]);
+    assert_eq!(left[&(1, 3)], before[&(1, 3)]);
+    let cut = left[&(1, 60)];
+    assert!(cut.present.is_empty() && cut.replicas == before[&(1, 60)].replicas, "its slot stays");
+}
+
 fn edits(commit: u64, edits: Vec<StoreEdit>) -> Batch {
     Batch { stamp: Stamp { epoch: 1, commit }, steps: edits.into_iter().map(Step::Edit).collect() }
 }

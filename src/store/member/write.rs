@@ -5,6 +5,7 @@ use redb::{ReadableTable, WriteTransaction};
 use super::{
     JOBS, META, MemberError, MemberState, MetaTable, PAGES, POOL, PageTable, RecordTable, STATE, VHDS, codec, db_error,
 };
+use crate::base::ids::VhdId;
 use crate::base::units::{BlockMask, ExtentIndex, Generation};
 use crate::placement::ReplicaSet;
 use crate::store::batch::{ExtentEdit, Step, apply_move};
@@ -39,6 +40,7 @@ pub(super) fn apply_step(txn: &WriteTransaction, stamp: Stamp, step: &Step) -> R
             pages.retain_in((vhd.0, 0)..=(vhd.0, u32::MAX), |_, _| false).map_err(db_error)?;
             Ok(0)
         }
+        Step::Edit(StoreEdit::Shrink { vhd, extents, last }) => shrink(txn, stamp, *vhd, *extents, *last),
         Step::Edit(StoreEdit::PutJob(record)) => {
             put_record(&mut txn.open_table(JOBS).map_err(db_error)?, record.id.0, record.encode())
         }
@@ -61,6 +63,19 @@ pub(super) fn apply_step(txn: &WriteTransaction, stamp: Stamp, step: &Step) -> R
             edit_rows(&mut pages, stamp, moves, |moved| PageKey::of(*vhd, moved.extent), apply_move)
         }
     }
+}
+
+/// Deletes what lies beyond the last extent that stays. Rows do not grow by that.
+fn shrink(txn: &WriteTransaction, stamp: Stamp, vhd: VhdId, extents: u32, last: BlockMask) -> Result<u64, MemberError> {
+    let mut pages: PageTable<'_> = txn.open_table(PAGES).map_err(db_error)?;
+    let (key, place) = PageKey::of(vhd, ExtentIndex(extents - 1));
+    if let Some(beyond) = key.page.checked_add(1) {
+        pages.retain_in((vhd.0, beyond)..=(vhd.0, u32::MAX), |_, _| false).map_err(db_error)?;
+    }
+    edit_row(&mut pages, stamp, key, |row| {
+        row[place].present = row[place].present.and(last);
+        row[place + 1..].fill(ExtentRow::default());
+    })
 }
 
 /// Returns by how many bytes the table may have grown: what a record had before is not looked up.

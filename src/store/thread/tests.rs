@@ -59,12 +59,11 @@ impl World {
             id: VhdId(1),
             uuid: uuid::Uuid::nil(),
             geometry: Geometry::new(1 << 20).unwrap(),
-            size: 1 << 30,
             block_size: 512,
             read_only: false,
             thick: false,
         };
-        let vhd = Arc::new(VhdState::new(settings, VhdMap::new(1024), 1));
+        let vhd = Arc::new(VhdState::new(settings, 1 << 30, VhdMap::new(1024), 1));
         let state = Arc::new(DiskState::new(DiskId(0), "d0".to_owned(), 0, 1000, 512, 512));
         store.open_vhd(&vhd);
         store.add_disk(&state);

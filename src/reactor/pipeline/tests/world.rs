@@ -227,12 +227,12 @@ pub fn vhd_state(options: &Options) -> VhdState {
         id: VhdId(7),
         uuid: uuid::Uuid::from_u128(0x1234),
         geometry: Geometry::new(EXTENT).unwrap(),
-        size: u64::from(options.extents) * EXTENT - options.short_by,
         block_size: options.guest_block,
         read_only: false,
         thick: options.thick,
     };
-    VhdState::new(settings, VhdMap::new(options.extents), options.reactors)
+    let size = u64::from(options.extents) * EXTENT - options.short_by;
+    VhdState::new(settings, size, VhdMap::new(options.extents), options.reactors)
 }
 
 impl World {

@@ -1,0 +1,126 @@
+//! The arrays of a view: a first segment, made with the VHD, and those that growth has added since.
+//!
+//! Reactors hold on to what they look at by reference, and look without a lock: so nothing ever moves, and a VHD that has grown
+//! has more than one segment until the daemon starts again. A segment is added with room to spare (untouched zero pages cost
+//! nothing), so that their number is no limit in practice.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::base::limits::{COPIES_MAX, GROWTHS_MAX};
+use crate::base::units::ExtentIndex;
+
+/// Extents that a further segment has at least: its arrays are then small, but not smaller than the bookkeeping.
+const SEGMENT_MIN: u32 = 1024;
+
+/// A further segment has at least this part of what was there before.
+const SEGMENT_SHARE: u32 = 4;
+
+/// No further segment can be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManySegments;
+
+/// Consecutive extents.
+pub(super) struct Segment {
+    start: u32,
+    len: u32,
+    /// One array for each copy of an extent, made when the first extent has so many.
+    pub replicas: [OnceLock<Box<[AtomicU64]>>; COPIES_MAX],
+    pub bits: Box<[AtomicU64]>,
+    pub versions: Box<[AtomicU32]>,
+}
+
+impl Segment {
+    fn new(start: u32, len: u32) -> Segment {
+        let replicas = [const { OnceLock::new() }; COPIES_MAX];
+        let segment = Segment { start, len, replicas, bits: zeroed(len), versions: zeroed(len) };
+        segment.words(0);
+        segment
+    }
+
+    /// The words of one copy of each extent.
+    pub fn words(&self, copy: usize) -> &[AtomicU64] {
+        self.replicas[copy].get_or_init(|| zeroed(self.len))
+    }
+
+    /// The extents from `from` on that have a slot.
+    fn placed_from(&self, from: u32) -> impl Iterator<Item = ExtentIndex> + '_ {
+        let words = self.words(0);
+        let skip = (from.saturating_sub(self.start) as usize).min(words.len());
+        let first = self.start.max(from);
+        let placed = words[skip..].iter().zip(first..).filter(|(word, _)| word.load(Ordering::Acquire) != 0);
+        placed.map(|(_, extent)| ExtentIndex(extent))
+    }
+}
+
+/// All segments of a view.
+pub(super) struct Segments {
+    first: Segment,
+    /// Where the further ones start; [`u32::MAX`] for those that are not there. Apart from them, so that a search touches little.
+    starts: [AtomicU32; GROWTHS_MAX],
+    more: [OnceLock<Box<Segment>>; GROWTHS_MAX],
+}
+
+impl Segments {
+    pub fn new(extents: u32) -> Segments {
+        Segments {
+            first: Segment::new(0, extents),
+            starts: [const { AtomicU32::new(u32::MAX) }; GROWTHS_MAX],
+            more: [const { OnceLock::new() }; GROWTHS_MAX],
+        }
+    }
+
+    /// The segment of an extent, and its place there. One compare for whoever has not grown.
+    #[inline]
+    pub fn of(&self, extent: ExtentIndex) -> (&Segment, usize) {
+        if extent.0 < self.first.len { (&self.first, extent.0 as usize) } else { self.of_grown(extent) }
+    }
+
+    #[inline(never)]
+    fn of_grown(&self, extent: ExtentIndex) -> (&Segment, usize) {
+        let before = self.starts.iter().take_while(|start| start.load(Ordering::Acquire) <= extent.0).count();
+        let segment = before.checked_sub(1).and_then(|index| self.more[index].get());
+        let segment = segment.expect("an extent that the VHD does not have");
+        (segment, (extent.0 - segment.start) as usize)
+    }
+
+    /// In order.
+    pub fn iter(&self) -> impl Iterator<Item = &Segment> {
+        std::iter::once(&self.first)
+            .chain(self.more.iter().map_while(|segment| segment.get().map(|segment| &**segment)))
+    }
+
+    /// Extents that there is room for.
+    pub fn capacity(&self) -> u32 {
+        self.iter().last().map_or(0, |last| last.start + last.len)
+    }
+
+    /// The extents from `from` on that have a slot, in order.
+    pub fn placed_from(&self, from: ExtentIndex) -> impl Iterator<Item = ExtentIndex> + '_ {
+        let here = move |segment: &&Segment| segment.start + segment.len > from.0;
+        self.iter().filter(here).flat_map(move |segment| segment.placed_from(from.0))
+    }
+
+    /// Owner only: makes room for `extents`.
+    ///
+    /// # Errors
+    /// There are too many segments already.
+    pub fn reserve(&self, extents: u32) -> Result<(), TooManySegments> {
+        let start = self.capacity();
+        if extents <= start {
+            return Ok(());
+        }
+        let index = self.more.iter().position(|segment| segment.get().is_none()).ok_or(TooManySegments)?;
+        let spare = (start / SEGMENT_SHARE).max(SEGMENT_MIN);
+        // `u32::MAX` is no extent: it marks segments that are not there.
+        let len = (extents - start).max(spare).min(u32::MAX - start);
+        let set = self.more[index].set(Box::new(Segment::new(start, len)));
+        assert!(set.is_ok(), "two owners grow one VHD");
+        self.starts[index].store(start, Ordering::Release);
+        Ok(())
+    }
+}
+
+fn zeroed<T: bytemuck::Zeroable>(len: u32) -> Box<[T]> {
+    bytemuck::zeroed_slice_box(len as usize)
+}
