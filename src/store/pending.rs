@@ -140,7 +140,7 @@ impl Pending {
         let entry = self.entries.get_mut(&key).expect("made by push");
         match kind {
             ChangeKind::Written { replicas, blocks, mut needs } => {
-                for need in needs.iter_mut().filter(|need| need.is_some_and(|need| excused(need))) {
+                for need in needs.iter_mut().filter(|need| need.is_some_and(&excused)) {
                     *need = None;
                 }
                 assert!(!replicas.is_absent(), "an extent was written nowhere");
