@@ -170,7 +170,9 @@ impl World {
     pub fn run(&mut self) -> Result<(), String> {
         self.create();
         for _ in 0..self.scenario.steps {
-            if self.growth.chance(1, 50) {
+            // What shows that a rule is needed, and what moves most, takes the seeds as they are without growth.
+            let grows = !self.scenario.moving && self.scenario.mutation.is_none();
+            if grows && self.growth.chance(1, 50) {
                 self.grow();
             }
             match self.rng.below(40) {
