@@ -250,7 +250,7 @@ fn a_copy_without_a_sync_is_noticed() {
 
 #[test]
 fn a_switch_before_its_commit_is_noticed() {
-    is_noticed_in_moves(Mutation::SwitchBeforeCommit, 5);
+    is_noticed_in_moves(Mutation::SwitchBeforeCommit, 4);
 }
 
 #[test]
