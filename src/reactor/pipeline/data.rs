@@ -275,6 +275,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             held: [None; COPIES_MAX],
             failed: false,
             missed: DiskSet::default(),
+            asked: false,
             needs: [None; COPIES_MAX],
             bounce,
         })
@@ -336,21 +337,27 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             }
         }
         let piece = self.slots.piece_mut(slot);
-        if piece.outstanding > 0 {
-            return None;
-        }
-        if filling && !piece.failed {
+        if piece.outstanding == 0 && filling && !piece.failed {
             self.filled.push_back(slot);
             self.write_filled();
             return None;
         }
-        if !piece.missed.is_empty() && !piece.failed {
-            self.report_missed(slot);
-            return None;
+        self.end_piece(slot).then_some(request)
+    }
+
+    /// Ends a piece for which nothing more is awaited; false if something is.
+    pub(super) fn end_piece(&mut self, slot: PieceSlot) -> bool {
+        let piece = self.slots.piece_mut(slot);
+        if piece.outstanding > 0 || piece.asked {
+            return false;
+        }
+        if let Some(disk) = piece.missed.iter().next().filter(|_| !piece.failed) {
+            self.report_missed(slot, disk);
+            return false;
         }
         let piece = self.slots.take_piece(slot);
         self.piece_done(piece);
-        Some(request)
+        true
     }
 
     pub(super) fn piece_done(&mut self, piece: Piece) {

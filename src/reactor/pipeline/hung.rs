@@ -1,14 +1,15 @@
 //! Copies on disks that do not answer: a move must never make a guest wait for its target (ordering rule 3).
 //!
-//! Now and then, while there is something of the kind, what has waited for such a disk for too long is taken up again. A write
-//! whose other copies are done counts as missed there; the operation itself stays where it is until the kernel gives it back, and
-//! holds back the fences of its disk, so that the slot is not used again before. (The kernel only reads the memory of a write,
-//! and what it puts into a copy that was given up is never shown.)
+//! Now and then, while there is something of the kind, what has waited for such a disk for too long is taken up again: the owner
+//! is asked to give the copy up. Once it has, the write does without it; the operation itself stays where it is until the kernel
+//! gives it back, and holds back the fences of its disk, so that the slot is not used again before. (The kernel only reads the
+//! memory of a write, and what it puts into a copy that was given up is never shown.) A copy that the owner cannot give up any
+//! more is the extent's place: the write waits for it, since whatever came after it could be overwritten by it.
 
 use crate::base::ids::DiskId;
 use crate::base::limits::COPY_PATIENCE_MILLIS;
 use crate::engine::{Engine, IoError};
-use crate::reactor::messages::Outbox;
+use crate::reactor::messages::{Outbox, OwnerRequest};
 
 use super::Pipeline;
 use super::slots::{Purpose, RequestSlot};
@@ -36,10 +37,10 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         }
         let now = self.now;
         let late = |begun| now.since(begun) >= COPY_PATIENCE_MILLIS * 1_000_000;
-        for (piece, disk) in self.slots.orphan_late_copies(late) {
-            if let Some(slot) = self.transfer_done(piece, disk, Err(IoError::Os(libc::ETIMEDOUT))) {
-                self.run_if_waiting(slot);
-            }
+        for (slot, disk) in self.slots.take_late_copies(late) {
+            let error = IoError::Os(libc::ETIMEDOUT);
+            self.outbox.to_owner(OwnerRequest::DiskError { disk, error, sync: false });
+            self.report_missed(slot, disk);
         }
     }
 

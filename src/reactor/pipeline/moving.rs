@@ -82,11 +82,11 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         }
     }
 
-    /// A copy that a move is making missed a write that its other copies have: the write waits until the owner has given the copy
-    /// up. Its claims are kept meanwhile.
-    pub(super) fn report_missed(&mut self, slot: PieceSlot) {
+    /// A copy that a move is making missed a write that its other copies have, or has not got it yet: the write waits until the
+    /// owner has given the copy up, or says that it cannot. Its claims are kept meanwhile.
+    pub(super) fn report_missed(&mut self, slot: PieceSlot, disk: DiskId) {
         let piece = self.slots.piece_mut(slot);
-        let disk = piece.missed.iter().next().expect("something was missed");
+        piece.asked = true;
         let (request, extent) = (piece.request, piece.extent);
         let vhd = self.slots.request(request).vhd().id();
         let by = MissedBy::Write { piece: slot.number(), extent };
@@ -106,16 +106,23 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             MissedBy::Write { piece, .. } => {
                 let slot = PieceSlot::numbered(piece);
                 let piece = self.slots.piece_mut(slot);
-                let dropped = piece.missed.iter().next().expect("it was reported");
-                piece.missed.remove(dropped);
-                piece.failed |= !ok;
-                if !piece.missed.is_empty() && !piece.failed {
-                    return self.report_missed(slot);
-                }
-                let piece = self.slots.take_piece(slot);
+                piece.asked = false;
                 let request = piece.request;
-                self.piece_done(piece);
-                self.run_if_waiting(request);
+                let copy = piece.replicas.iter().find(|replica| replica.state.is_moving());
+                let disk = copy.expect("a copy was asked about").disk;
+                if ok {
+                    piece.missed.remove(disk);
+                    // What is still in flight goes to a place that nobody will read before it has completed.
+                    if self.slots.orphan(slot, disk) {
+                        self.slots.piece_mut(slot).outstanding -= 1;
+                    }
+                } else {
+                    // The extent is there by now. What is in flight is a write like any other: it would overwrite later ones.
+                    piece.failed |= piece.missed.contains(disk);
+                }
+                if self.end_piece(slot) {
+                    self.run_if_waiting(request);
+                }
             }
             MissedBy::Flush { ticket, disk } => {
                 let Some(slot) = self.slots.by_ticket(ticket) else { return };

@@ -165,6 +165,8 @@ pub(super) struct Piece {
     pub failed: bool,
     /// Copies being made by a move that did not get the write.
     pub missed: DiskSet,
+    /// The owner has been asked about the copy: its answer names this piece.
+    pub asked: bool,
     /// Per copy written that a FLUSH must sync: the sync that covers it.
     pub needs: [Option<SyncPoint>; COPIES_MAX],
     /// Memory between guest and disk, where alignment asks for it.
@@ -345,17 +347,29 @@ impl Slots {
         self.copies_in_flight
     }
 
-    /// Takes writes that have been under way for too long away from their pieces.
-    pub fn orphan_late_copies(&mut self, is_late: impl Fn(Nanos) -> bool) -> Vec<(PieceSlot, DiskId)> {
+    /// The writes of copies that have been under way for too long; each is found once.
+    pub fn take_late_copies(&mut self, is_late: impl Fn(Nanos) -> bool) -> Vec<(PieceSlot, DiskId)> {
         let mut late = Vec::new();
         for operation in self.operations.iter_mut().flatten().filter(|op| op.is_copy && is_late(op.begun)) {
             if let Purpose::Transfer { piece, .. } = operation.purpose {
                 late.push((piece, operation.disk));
-                operation.purpose = operation.purpose.orphaned();
                 operation.is_copy = false;
                 self.copies_in_flight -= 1;
             }
         }
         late
+    }
+
+    /// Takes the write of a piece on a disk away from the piece, if it is in flight.
+    pub fn orphan(&mut self, slot: PieceSlot, disk: DiskId) -> bool {
+        let is_it = |op: &&mut Operation| {
+            op.disk == disk
+                && op.kind == IoKind::Write
+                && matches!(op.purpose, Purpose::Transfer { piece, .. } if piece == slot)
+        };
+        let Some(operation) = self.operations.iter_mut().flatten().find(is_it) else { return false };
+        operation.purpose = operation.purpose.orphaned();
+        self.copies_in_flight -= usize::from(std::mem::take(&mut operation.is_copy));
+        true
     }
 }

@@ -235,3 +235,64 @@ fn an_extent_is_read_from_where_it_is_in_sync() {
         assert!(pending(&world, Kind::Read, SOURCE).is_some() && world.pipelines[0].engine.pending.len() == 1);
     }
 }
+
+/// Otherwise it could end up on top of what is written there after it has been answered, from memory that holds something else by
+/// then.
+#[test]
+fn a_late_write_to_what_is_the_extents_place_by_now_is_waited_for() {
+    for result in [Ok(()), Err(IoError::Os(libc::EIO))] {
+        let mut world = world(ReplicaState::Sealing);
+        let guest = Guest::filled(4096, 1);
+        let token = write(&mut world, 0, &guest);
+        finish(&mut world, Kind::Write, SOURCE, Ok(()));
+        world.pipelines[0].tick(LATE);
+        let by = asked(&world).expect("the owner is asked");
+        world.vhd.map.set_replicas(E, ReplicaSet::single(TARGET, SlotIndex(5)));
+        answer(&mut world, by, false);
+        assert_eq!(world.status(token), None, "the disk only hangs");
+        assert_eq!(world.vhd.map.lookup(E).claimed, BlockMask(1), "nobody else writes meanwhile");
+        world.pipelines[0].tick(Nanos(2 * LATE.0));
+        assert!(asked(&world).is_none(), "it has been answered");
+        finish(&mut world, Kind::Write, TARGET, result);
+        if result.is_err() {
+            let by = asked(&world).expect("an error is another matter");
+            answer(&mut world, by, false);
+        }
+        let status = if result.is_ok() { Status::Ok } else { Status::IoError };
+        assert_eq!(world.status(token), Some(status));
+        assert!(world.vhd.map.lookup(E).claimed.is_empty() && world.pipelines[0].is_idle());
+    }
+}
+
+#[test]
+fn a_late_write_may_complete_before_the_owner_answers() {
+    for (ok, result) in [(true, Ok(())), (false, Ok(())), (true, Err(IoError::Os(libc::EIO)))] {
+        let mut world = world(ReplicaState::Sealing);
+        let guest = Guest::filled(4096, 1);
+        let token = write(&mut world, 0, &guest);
+        world.pipelines[0].tick(LATE);
+        let by = asked(&world).expect("the owner is asked");
+        finish(&mut world, Kind::Write, TARGET, result);
+        finish(&mut world, Kind::Write, SOURCE, Ok(()));
+        assert_eq!(world.status(token), None, "the answer names it");
+        assert!(asked(&world).is_none(), "one question at a time");
+        answer(&mut world, by, ok);
+        assert_eq!(world.status(token), Some(Status::Ok));
+        assert!(world.pipelines[0].is_idle());
+    }
+}
+
+#[test]
+fn a_late_write_waits_for_the_other_copies() {
+    let mut world = world(ReplicaState::Syncing);
+    let guest = Guest::filled(4096, 1);
+    let token = write(&mut world, 0, &guest);
+    world.pipelines[0].tick(LATE);
+    let by = asked(&world).expect("the owner is asked");
+    answer(&mut world, by, true);
+    assert_eq!(world.status(token), None);
+    finish(&mut world, Kind::Write, SOURCE, Ok(()));
+    assert_eq!(world.status(token), Some(Status::Ok));
+    finish(&mut world, Kind::Write, TARGET, Ok(()));
+    assert!(world.pipelines[0].is_idle());
+}
