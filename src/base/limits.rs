@@ -130,6 +130,9 @@ pub const WAVES_MAX: usize = 3;
 /// Milliseconds that a guest's write or FLUSH waits for the target of a move before the move is given up.
 pub const COPY_PATIENCE_MILLIS: u64 = 2000;
 
+/// Milliseconds that writers of an extent stand back for the copier before they need not any more.
+pub const COPY_TURN_MILLIS: u64 = 50;
+
 /// Milliseconds between two looks at what waits for a disk.
 pub const TICK_MILLIS: u64 = 250;
 

@@ -12,7 +12,9 @@ use super::pace::Pace;
 use crate::base::aligned::AlignedBuf;
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, DiskSet, JobId, ReactorId, VhdId};
-use crate::base::limits::{COPY_BUFFER_LEN, COPY_CHUNK_LEN, COPY_CHUNKS_MAX, COPY_PATIENCE_MILLIS, DISKS_MAX};
+use crate::base::limits::{
+    COPY_BUFFER_LEN, COPY_CHUNK_LEN, COPY_CHUNKS_MAX, COPY_PATIENCE_MILLIS, COPY_TURN_MILLIS, DISKS_MAX,
+};
 use crate::base::units::{BLOCKS_PER_EXTENT, BlockMask, ExtentIndex};
 use crate::engine::fences::Fences;
 use crate::engine::{Buffer, Completion, Engine, IoError, Op, OpTag};
@@ -68,6 +70,13 @@ struct Sync {
     told: bool,
 }
 
+/// An extent whose writers let the copier go first.
+struct Asked {
+    vhd: Arc<VhdState>,
+    extent: ExtentIndex,
+    since: Nanos,
+}
+
 /// The mover without its thread.
 pub struct Copier<E: Engine, O: MoverOutbox> {
     /// Runs the disk operations. Public for the thread that waits on it.
@@ -83,7 +92,7 @@ pub struct Copier<E: Engine, O: MoverOutbox> {
     /// Jobs that are being carried out.
     paces: BTreeMap<JobId, Pace>,
     /// VHDs whose writers have been asked to let the copier go first.
-    asked: BTreeMap<VhdId, (Arc<VhdState>, ExtentIndex)>,
+    asked: BTreeMap<VhdId, Asked>,
     /// When a task that had to wait for its pace may go on.
     due: Option<Nanos>,
     /// A task found its blocks claimed: nothing will announce that they are free.
@@ -160,6 +169,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
 
     /// Gives up what has waited too long for a target: guests must not wait for a claim on its behalf.
     pub fn tick(&mut self, now: Nanos) {
+        self.end_unused_turns(now);
         let late = |begun| now.since(begun) >= COPY_PATIENCE_MILLIS * 1_000_000;
         let mut stuck = DiskSet::default();
         let mut freed = Vec::new();
@@ -211,26 +221,46 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         self.must_retry = false;
         self.due = None;
         for _ in 0..self.tasks.len() {
-            let Some(free) = self.chunks.iter().position(Option::is_none) else { break };
-            if self.engine.available() == 0 {
-                break;
-            }
             let Some(task) = self.tasks.pop_front() else { break };
-            let target = task.copy.target.disk;
-            let on_target = |chunk: &&Chunk| chunk.task.copy.target.disk == target;
-            if self.chunks.iter().flatten().filter(on_target).count() >= COPY_CHUNKS_MAX / 2 {
-                // A disk that hangs must leave some to the others.
-                self.tasks.push_back(task);
+            // Whether there is room for its next chunk or not: writers may be standing back for it.
+            if !is_wanted(&task.copy) {
+                self.end_task(&task.copy, MoverReport::Gone { id: task.copy.id });
+                progress = true;
                 continue;
             }
+            let Some(place) = self.place_for(&task.copy) else {
+                self.tasks.push_back(task);
+                continue;
+            };
             if let Some(due) = self.must_wait(&task, now) {
                 self.due = Some(self.due.map_or(due, |other| other.min(due)));
+                // That may be long, and writers need not stand back meanwhile.
+                self.end_turn(&task.copy);
                 self.tasks.push_back(task);
                 continue;
             }
-            progress |= self.advance(task, free, now);
+            progress |= self.advance(task, place, now);
         }
         progress
+    }
+
+    /// A free place for a chunk. A disk that hangs must leave some to the others.
+    fn place_for(&self, copy: &CopyTask) -> Option<usize> {
+        let disks: DiskSet = [copy.source.disk, copy.target.disk].into_iter().collect();
+        let shares_disk = |chunk: &&Chunk| {
+            let other = &chunk.task.copy;
+            disks.contains(other.source.disk) || disks.contains(other.target.disk)
+        };
+        let is_full = self.chunks.iter().flatten().filter(shares_disk).count() >= COPY_CHUNKS_MAX / 2;
+        if is_full || self.engine.available() == 0 {
+            return None;
+        }
+        self.chunks.iter().position(Option::is_none)
+    }
+
+    fn end_task(&mut self, copy: &CopyTask, report: MoverReport) {
+        self.end_turn(copy);
+        self.outbox.to_owner(report);
     }
 
     /// When the task may go on, if its pace makes it wait.
@@ -248,18 +278,12 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         match (begin, task) {
             (Begin::Busy, Some(task)) => {
                 self.must_retry = true;
-                self.ask_for_turn(&task);
+                self.ask_for_turn(&task, now);
                 self.tasks.push_back(task);
                 return false;
             }
-            (Begin::Done, Some(task)) => {
-                self.end_turn(&task.copy);
-                self.outbox.to_owner(MoverReport::Copied { id });
-            }
-            (Begin::Gone, Some(task)) => {
-                self.end_turn(&task.copy);
-                self.outbox.to_owner(MoverReport::Gone { id });
-            }
+            (Begin::Done, Some(task)) => self.end_task(&task.copy, MoverReport::Copied { id }),
+            (Begin::Gone, Some(task)) => self.end_task(&task.copy, MoverReport::Gone { id }),
             _ => {}
         }
         true
@@ -374,10 +398,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
                 // The next chunk of the same extent before those of others, so that extents are done one after the other.
                 self.tasks.push_front(task);
             }
-            Err(error) => {
-                self.end_turn(&task.copy);
-                self.outbox.to_owner(MoverReport::Failed { id: task.copy.id, disk, error });
-            }
+            Err(error) => self.end_task(&task.copy, MoverReport::Failed { id: task.copy.id, disk, error }),
         }
     }
 
@@ -406,20 +427,33 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
     }
 
     /// Writers of this extent let the copier go first until it has had its turn. One extent of a VHD at a time.
-    fn ask_for_turn(&mut self, task: &Task) {
-        let vhd = &task.copy.vhd;
+    fn ask_for_turn(&mut self, task: &Task, now: Nanos) {
+        let (vhd, extent) = (&task.copy.vhd, task.copy.extent);
         if let Entry::Vacant(place) = self.asked.entry(vhd.id()) {
-            vhd.set_copier_waits(Some(task.copy.extent));
-            place.insert((Arc::clone(vhd), task.copy.extent));
+            vhd.set_copier_waits(Some(extent));
+            place.insert(Asked { vhd: Arc::clone(vhd), extent, since: now });
         }
     }
 
     fn end_turn(&mut self, copy: &CopyTask) {
-        let asked = self.asked.get(&copy.vhd.id()).is_some_and(|(_, extent)| *extent == copy.extent);
-        if asked && let Some((vhd, _)) = self.asked.remove(&copy.vhd.id()) {
+        let id = copy.vhd.id();
+        if self.asked.get(&id).is_some_and(|asked| asked.extent == copy.extent) {
+            self.end_turn_of(id);
+        }
+    }
+
+    fn end_turn_of(&mut self, id: VhdId) {
+        if let Some(Asked { vhd, .. }) = self.asked.remove(&id) {
             vhd.set_copier_waits(None);
             self.wake(&vhd);
         }
+    }
+
+    /// Ends turns that were not made use of: there was no place for a chunk, or its disk hangs.
+    fn end_unused_turns(&mut self, now: Nanos) {
+        let late = |asked: &Asked| now.since(asked.since) >= COPY_TURN_MILLIS * 1_000_000;
+        let ids: Vec<VhdId> = self.asked.iter().filter(|(_, asked)| late(asked)).map(|(id, _)| *id).collect();
+        ids.into_iter().for_each(|id| self.end_turn_of(id));
     }
 
     /// Wakes requests that wait for a claim of the VHD.
@@ -437,6 +471,11 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
             self.outbox.to_owner(MoverReport::FenceReached { fence });
         }
     }
+}
+
+/// Whether the copy is still to be filled.
+fn is_wanted(copy: &CopyTask) -> bool {
+    !copy.vhd.is_deleted() && is_moving(copy, &copy.vhd.map.lookup(copy.extent))
 }
 
 /// Whether the extent is where the task says, and the copy is still wanted.

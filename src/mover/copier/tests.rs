@@ -272,3 +272,76 @@ fn nobody_waits_for_a_target_that_hangs() {
     );
     assert!(world.copier.is_idle());
 }
+
+/// A task that found its block claimed, and writers that stand back for it.
+fn asking(world: &mut World) {
+    let version = world.vhd.map.lookup(E).version;
+    world.vhd.map.claim_any(E, BlockMask(1), version).unwrap();
+    world.begin();
+    world.run();
+    assert!(world.vhd.copier_waits(E));
+    world.vhd.wait_for_release(1);
+}
+
+fn stand_back(world: &World) -> bool {
+    world.vhd.copier_waits(E) || !world.mail.0.borrow().1.contains(&ReactorId(0))
+}
+
+#[test]
+fn writers_do_not_stand_back_while_a_job_keeps_to_its_rate() {
+    let mut world = World::new(u32::MAX);
+    let speed = Speed { max_rate: Some(1), urgent: true };
+    world.copier.handle(MoverMessage::SetSpeed { job: JobId(1), speed }, NOW);
+    asking(&mut world);
+    world.copier.paces.get_mut(&JobId(1)).unwrap().take(COPY_CHUNK_LEN, NOW);
+    world.run();
+    assert!(world.copier.next_deadline().is_some());
+    assert!(!stand_back(&world), "its turn is days away");
+}
+
+#[test]
+fn writers_do_not_stand_back_for_a_disk_that_hangs() {
+    let mut world = World::new(u32::MAX);
+    world.copier.engine.hold(B);
+    asking(&mut world);
+    fill_places(&mut world);
+    world.run();
+    assert!(world.vhd.copier_waits(E), "not for long");
+    world.copier.tick(Nanos(COPY_TURN_MILLIS * 1_000_000));
+    assert!(!stand_back(&world));
+}
+
+#[test]
+fn a_move_that_was_given_up_ends_although_its_disk_hangs() {
+    let mut world = World::new(u32::MAX);
+    world.copier.engine.hold(B);
+    asking(&mut world);
+    fill_places(&mut world);
+    world.vhd.map.set_replicas(E, ReplicaSet::single(A, SlotIndex(2)));
+    world.run();
+    assert_eq!(world.reports(), [MoverReport::Gone { id: MoveId(1) }]);
+    assert!(!stand_back(&world));
+}
+
+/// Other copies take all the places that there are for disk B.
+fn fill_places(world: &mut World) {
+    let extents = u32::try_from(COPY_CHUNKS_MAX).unwrap();
+    let settings = VhdSettings { id: VhdId(8), ..world.vhd.settings.clone() };
+    let size = u64::from(extents) * EXTENT;
+    let vhd = Arc::new(VhdState::new(settings, size, VhdMap::new(extents), 2));
+    for extent in (0..extents).map(ExtentIndex) {
+        vhd.map.place(extent, ReplicaSet::single(A, SlotIndex(2)));
+        let seen = vhd.map.lookup(extent);
+        vhd.map.claim_absent(extent, BlockMask::ALL, seen.version).unwrap();
+        vhd.map.release(extent, BlockMask::ALL, BlockMask::ALL);
+        let (source, target) = (on(A, 2, ReplicaState::InSync), on(B, 4, ReplicaState::Syncing));
+        let mut copies = seen.replicas;
+        copies.push(target);
+        vhd.map.set_replicas(extent, copies);
+        let id = MoveId(100 + u64::from(extent.0));
+        let copy = CopyTask { id, job: JobId(2), vhd: Arc::clone(&vhd), extent, source, target };
+        world.copier.handle(MoverMessage::Copy(copy), NOW);
+    }
+    world.run();
+    assert!(world.copier.place_for(&world.copier.tasks.back().unwrap().copy).is_none());
+}
