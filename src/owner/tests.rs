@@ -3,6 +3,7 @@
 mod allocation;
 mod cache_mode;
 mod lifecycle;
+mod moves;
 mod random;
 mod resize;
 

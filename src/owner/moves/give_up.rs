@@ -38,7 +38,7 @@ impl Owner {
     fn give_up(&mut self, id: MoveId, out: &mut impl OwnerOutbox) -> bool {
         let Some(wave_id) = self.waves.of_move(id) else { return true };
         let wave = self.waves.get(wave_id).expect("of_move names waves that are there");
-        if matches!(wave.stage, Stage::Committing { .. }) {
+        if matches!(wave.stage, Stage::Committing { .. } | Stage::Undecided) {
             return false;
         }
         let vhd = self.vhds.get(wave.vhd).expect("moves of a VHD end with it").state.clone();
@@ -152,6 +152,13 @@ impl Owner {
     /// Whether the write or FLUSH is good without the disk that it missed.
     fn is_without(&self, missed: &Missed) -> bool {
         let Some(vhd) = self.vhds.get(missed.vhd) else { return false };
+        let extent = match missed.by {
+            MissedBy::Write { extent, .. } => Some(extent),
+            MissedBy::Flush { .. } => None,
+        };
+        if self.waves.is_undecided(missed.vhd, extent, missed.disk) {
+            return false;
+        }
         match missed.by {
             MissedBy::Write { extent, .. } => vhd.state.map.lookup(extent).replicas.on(missed.disk).is_none(),
             // Something of it lives there by now: which of its writes the failed sync was needed for, nobody knows.

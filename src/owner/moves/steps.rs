@@ -216,8 +216,11 @@ impl Owner {
             Ok(()) => self.switch_wave(id, out),
             // Nobody knows which place the table has: both are kept, and both get every write, until the pool is opened again.
             Err(failed) => {
-                let job = self.waves.get(id).expect("just found").job;
+                let wave = self.waves.get_mut(id).expect("just found");
+                wave.stage = Stage::Undecided;
+                let job = wave.job;
                 self.stop_job(job, &failed.to_string(), out);
+                self.answer_missed(out);
             }
         }
         true

@@ -22,6 +22,8 @@ pub(in crate::owner) enum Stage {
     Syncing { missing: DiskSet },
     /// The rows are being written.
     Committing { edit: EditId },
+    /// The rows may have been written or not: both places are kept until the pool is opened again.
+    Undecided,
 }
 
 /// The move of one extent.
@@ -56,7 +58,7 @@ impl Stage {
             Stage::Copying => 1,
             Stage::Sealing { .. } => 2,
             Stage::Syncing { .. } => 3,
-            Stage::Committing { .. } => 4,
+            Stage::Committing { .. } | Stage::Undecided => 4,
         }
     }
 }
@@ -173,6 +175,13 @@ impl Waves {
     /// Whether an extent of the VHD is being moved.
     pub fn is_moving(&self, vhd: VhdId) -> bool {
         self.waves.values().any(|wave| wave.vhd == vhd)
+    }
+
+    /// Whether the table may name the disk as the place of the extent, or of any extent of the VHD, although nobody knows.
+    pub fn is_undecided(&self, vhd: VhdId, extent: Option<ExtentIndex>, disk: DiskId) -> bool {
+        let mut undecided = self.waves.values().filter(|wave| wave.vhd == vhd && wave.stage == Stage::Undecided);
+        let is_it = |m: &Move| extent.is_none_or(|extent| m.extent == extent) && m.to.is_some_and(|to| to.disk == disk);
+        undecided.any(|wave| wave.moves.iter().any(is_it))
     }
 
     /// Whether a commit that puts extents of the VHD on the disk is under way.
