@@ -192,6 +192,11 @@ impl Owner {
         if job.announced {
             out.to_mover(MoverMessage::SetSpeed { job: set.job, speed });
         }
+        if target == JobState::Running && target != state {
+            // What could not be read may be readable by now, and what guests placed meanwhile may be anywhere.
+            job.next = 0;
+            job.unreadable.clear();
+        }
         if target != state {
             self.end_job(set.job, target, None, out);
             self.run_jobs(out);
@@ -271,7 +276,7 @@ impl Owner {
             rate: job.rate,
             waits: self.copy_waits(&job.record).saturating_sub(job.waits_before),
             waiting: job.is_running() && self.waves.of_job(id) == 0,
-            unreadable: job.unreadable,
+            unreadable: job.unreadable.len() as u64,
             record: job.record.clone(),
         }
     }

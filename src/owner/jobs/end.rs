@@ -10,8 +10,8 @@ impl Owner {
     /// Every VHD of the job is where it should be.
     pub(super) fn finish_job(&mut self, id: JobId, out: &mut impl OwnerOutbox) {
         let Some(job) = self.jobs.get_mut(id) else { return };
-        if job.unreadable > 0 {
-            let why = format!("{} extents could not be read and stay where they are", job.unreadable);
+        if !job.unreadable.is_empty() {
+            let why = format!("{} extents could not be read and stay where they are", job.unreadable.len());
             return self.stop_job(id, &why, out);
         }
         self.end_job(id, JobState::Done, None, out);

@@ -12,10 +12,11 @@ mod end;
 pub(super) mod goal;
 mod run;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskSet, JobId, VhdId};
+use crate::base::units::ExtentIndex;
 use crate::mover::messages::Speed;
 use crate::placement::job::{JobRecord, JobState};
 use crate::plan::Relocation;
@@ -42,8 +43,8 @@ pub(super) struct Job {
     pub rate: u64,
     measured: Nanos,
     since: u64,
-    /// Extents that could not be read.
-    pub unreadable: u64,
+    /// Extents that could not be read when they were last tried.
+    pub unreadable: BTreeSet<(VhdId, ExtentIndex)>,
     /// Waits of guests for the copier, before the job began.
     waits_before: u64,
     /// It waits for room that is being given back.
@@ -64,7 +65,7 @@ impl Job {
             rate: 0,
             measured: Nanos(0),
             since: 0,
-            unreadable: 0,
+            unreadable: BTreeSet::new(),
             waits_before: 0,
             waiting: false,
             announced: false,

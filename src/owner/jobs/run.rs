@@ -6,6 +6,7 @@ use super::goal::Unplanned;
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskSet, JobId, VhdId};
 use crate::base::limits::{WAVE_EXTENTS, WAVES_MAX};
+use crate::base::units::ExtentIndex;
 use crate::mover::messages::MoverMessage;
 use crate::placement::job::JobState;
 use crate::plan::Relocation;
@@ -115,7 +116,7 @@ impl Owner {
     /// if nothing could be moved at all, it is said why.
     fn no_progress(&mut self, id: JobId, vhd: VhdId, out: &mut impl OwnerOutbox) {
         let Some(job) = self.jobs.get(id) else { return };
-        if job.unreadable > 0 || job.begun > 0 {
+        if !job.unreadable.is_empty() || job.begun > 0 {
             self.next_vhd(id);
             return self.run_jobs(out);
         }
@@ -174,9 +175,16 @@ impl Owner {
     }
 
     /// An extent of the job could not be read: it stays where it is.
-    pub(in crate::owner) fn job_unreadable(&mut self, id: JobId) {
+    pub(in crate::owner) fn job_unreadable(&mut self, id: JobId, vhd: VhdId, extent: ExtentIndex) {
         if let Some(job) = self.jobs.get_mut(id) {
-            job.unreadable += 1;
+            job.unreadable.insert((vhd, extent));
+        }
+    }
+
+    /// The extent has been read to its end.
+    pub(in crate::owner) fn job_readable(&mut self, id: JobId, vhd: VhdId, extent: ExtentIndex) {
+        if let Some(job) = self.jobs.get_mut(id) {
+            job.unreadable.remove(&(vhd, extent));
         }
     }
 

@@ -99,14 +99,15 @@ impl Owner {
     /// The mover could not read the extent, or not write its copy.
     pub(in crate::owner) fn copy_failed(&mut self, id: MoveId, fault: Fault, out: &mut impl OwnerOutbox) {
         let Some(wave) = self.waves.of_move(id).and_then(|wave| self.waves.get(wave)) else { return };
-        let job = wave.job;
-        let to = wave.moves.iter().find(|moved| moved.id == id).and_then(|moved| moved.to);
+        let (job, vhd) = (wave.job, wave.vhd);
+        let Some(Move { extent, to, .. }) = wave.moves.iter().find(|moved| moved.id == id).cloned() else { return };
         self.disk_error(fault.disk, fault.error, false, out);
         if to.is_some_and(|to| to.disk == fault.disk) {
             return self.target_failed(fault, out);
         }
+        // Before the wave ends, and the job with it.
+        self.job_unreadable(job, vhd, extent);
         self.give_up(id, out);
-        self.job_unreadable(job);
     }
 
     /// A copy missed a write or a sync of a guest, which waits for the answer.

@@ -129,8 +129,11 @@ impl Owner {
     fn copied(&mut self, id: MoveId, out: &mut impl OwnerOutbox) {
         let Some(wave_id) = self.waves.of_move(id) else { return };
         let wave = self.waves.get_mut(wave_id).expect("of_move names waves that are there");
+        let (job, vhd) = (wave.job, wave.vhd);
         if let Some(moved) = wave.moves.iter_mut().find(|moved| moved.id == id) {
             moved.copied = true;
+            let extent = moved.extent;
+            self.job_readable(job, vhd, extent);
         }
         self.seal_if_copied(wave_id, out);
     }

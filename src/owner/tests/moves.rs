@@ -449,3 +449,35 @@ fn nobody_waits_for_a_store_that_has_failed() {
         assert_eq!(moving.replicas(1).len(), 2, "cannot be taken back");
     }
 }
+
+#[test]
+fn a_job_that_met_unreadable_extents_can_be_resumed() {
+    let mut moving = Moving::at(3, Until::Copying);
+    let mut tries = 0;
+    // Extent 1 cannot be read, however often.
+    for _ in 0..20 {
+        for copy in moving.copies() {
+            let unreadable = copy.extent == ExtentIndex(1);
+            tries += u32::from(unreadable);
+            let failed = MoverReport::Failed { id: copy.id, disk: A, error: EIO };
+            moving.report(if unreadable { failed } else { MoverReport::Copied { id: copy.id } });
+        }
+        for (wave, disk) in moving.syncs() {
+            moving.report(MoverReport::Synced { wave, disk, result: Ok(()) });
+        }
+        moving.world.settle();
+    }
+    let (state, reason) = moving.state();
+    assert_eq!(state, JobState::Stopped);
+    assert!(reason.unwrap().starts_with("1 extents"), "each is counted once, however often it is tried");
+    assert!((1..=4).contains(&tries), "{tries}");
+    assert_eq!((disks(&moving.replicas(1)), disks(&moving.replicas(2))), (ON_A.to_vec(), ON_B.to_vec()));
+    moving.check_slots();
+    // It can be read again.
+    let resume = SetJob { job: moving.job, paused: Some(false), max_rate: None, urgent: None };
+    moving.world.command(Command::SetJob(resume));
+    moving.settle();
+    assert_eq!(disks(&moving.replicas(1)), ON_B);
+    assert_eq!(moving.state(), (JobState::Done, None));
+    moving.check_slots();
+}
