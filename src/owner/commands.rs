@@ -362,6 +362,10 @@ impl Owner {
 
     /// A fence was reached: if it was that of a new disk, the disk is in use from now on.
     pub(super) fn fence_reached(&mut self, reached: Reached, out: &mut impl OwnerOutbox) {
+        // A VHD that was moved away must not depend on the disk any more.
+        for vhd in self.vhds.iter().filter(|vhd| vhd.counts[reached.disk.index()] == 0) {
+            vhd.state.leave_disk(reached.disk);
+        }
         for wave in &reached.waves {
             self.wave_fence_reached(*wave, reached.disk, out);
         }

@@ -3,6 +3,7 @@
 mod allocation;
 mod cache_mode;
 mod lifecycle;
+mod missed;
 mod moves;
 mod random;
 mod resize;

@@ -39,7 +39,7 @@ pub struct VhdState {
     pub door: Door,
     size: AtomicU64,
     needs_sync: [AtomicU64; DISKS_MAX],
-    /// As `needs_sync`, for copies that moves are sealing.
+    /// As `needs_sync`, for copies that moves are sealing, and for disks that the VHD has left.
     copies_need_sync: [AtomicU64; DISKS_MAX],
     /// 1 + the extent in which the copier has been waiting for a claim; 0: none.
     copier_waits: AtomicU64,
@@ -97,6 +97,19 @@ impl VhdState {
         raise(&self.copies_need_sync[point.disk.index()], point);
     }
 
+    /// Owner only, when nothing of the VHD is on `disk` and nothing that saw it there is in flight: what was written there is
+    /// elsewhere, too. FLUSH still waits for that disk, but if it fails or hangs, the owner may do without.
+    pub fn leave_disk(&self, disk: DiskId) {
+        let needs = &self.needs_sync[disk.index()];
+        let needed = needs.load(Ordering::SeqCst);
+        if needed > 0 {
+            // In this order: who does not find it in the one any more finds it in the other.
+            self.copies_need_sync[disk.index()].fetch_max(needed, Ordering::SeqCst);
+            // More may have been written there meanwhile: then it stays.
+            let _ = needs.compare_exchange(needed, 0, Ordering::SeqCst, Ordering::SeqCst);
+        }
+    }
+
     /// Owner only: moves to `disk` have been given up, and what they needed of it up to sync `number` is not needed any more.
     pub fn excuse_copies(&self, disk: DiskId, number: SyncNumber) {
         let needed = &self.copies_need_sync[disk.index()];
@@ -108,8 +121,9 @@ impl VhdState {
     /// The sync of `disk` that a FLUSH beginning now must wait for, moves included.
     #[must_use]
     pub fn sync_wanted_on(&self, disk: DiskId) -> SyncNumber {
-        let copies = self.copies_need_sync[disk.index()].load(Ordering::SeqCst);
-        self.sync_needed_on(disk).max(SyncNumber(copies))
+        // In the order of `leave_disk`.
+        let needed = self.sync_needed_on(disk);
+        needed.max(SyncNumber(self.copies_need_sync[disk.index()].load(Ordering::SeqCst)))
     }
 
     /// The sync of `disk` without which a FLUSH beginning now must fail; number 0 if nothing was ever written there.

@@ -1,0 +1,90 @@
+//! Writes and FLUSHes that a copy missed: what the owner answers, and when.
+
+use super::moves::{A, B, Moving, ON_A, R, STAGES, Until, disks};
+use super::*;
+use crate::placement::ReplicaState;
+use crate::placement::job::JobState;
+use crate::reactor::messages::MissedBy;
+use crate::store::edit::EditFailed;
+
+#[test]
+fn a_guests_write_that_a_copy_missed_is_good_without_it() {
+    for stage in STAGES {
+        for by in [MissedBy::Write { piece: 3, extent: ExtentIndex(1) }, MissedBy::Flush { ticket: 4, disk: B }] {
+            let mut moving = Moving::at(3, stage);
+            // It was written to while it was sealing, and has not been synced since.
+            moving.vhd.state.note_copied(moving.world.owner.space.disk(B).state.sync_needed());
+            moving.missed(by);
+            if stage == Until::Committing {
+                assert_eq!(moving.answered(), None, "not before it is known what the table has");
+                moving.commit(Ok(()));
+                assert_eq!(moving.answered(), Some(false), "the extent is there by now");
+            } else {
+                assert_eq!(moving.answered(), Some(true), "{stage:?}");
+                assert_eq!(disks(&moving.replicas(1)), ON_A);
+                assert_eq!(moving.state().0, JobState::Stopped);
+            }
+            let is_flush = matches!(by, MissedBy::Flush { .. });
+            let excused = is_flush && stage != Until::Committing;
+            assert_eq!(moving.world.mail.excused.len(), usize::from(excused), "{stage:?}");
+            moving.settle();
+            moving.check_slots();
+        }
+    }
+}
+
+#[test]
+fn a_flush_does_without_a_disk_that_the_vhd_has_left() {
+    let mut moving = Moving::at(1, Until::Committing);
+    let (vhd, left) = (Arc::clone(&moving.vhd.state), Arc::clone(&moving.world.owner.space.disk(A).state));
+    // A write completes in both places before the switch, and one that saw both after it.
+    vhd.note_written(left.sync_needed());
+    moving.commit(Ok(()));
+    let _ = left.begin_sync();
+    let last = left.sync_needed();
+    vhd.note_written(last);
+    assert_eq!(vhd.sync_needed_on(A), last.number);
+    moving.settle();
+    let (needed, wanted) = (vhd.sync_needed_on(A).0, vhd.sync_wanted_on(A));
+    assert_eq!((needed, wanted), (0, last.number), "it is synced as long as that is possible");
+    assert!(vhd.disks_to_sync().contains(A));
+    left.fail();
+    let by = MissedBy::Flush { ticket: 4, disk: A };
+    let request = OwnerRequest::CopyMissed { reactor: R, vhd: vhd.id(), disk: A, by };
+    moving.world.owner.handle_reactor(request, moving.world.now, &mut moving.world.mail);
+    assert_eq!(moving.answered(), Some(true));
+    let [(_, excused)] = moving.world.mail.excused[..] else { panic!("the committer waits for the disk, too") };
+    assert!(excused.disk == A && excused.number >= last.number);
+    assert!(!vhd.disks_to_sync().contains(A));
+}
+
+#[test]
+fn a_flush_depends_on_a_disk_on_which_something_is_left() {
+    let mut moving = Moving::at(2, Until::Copying);
+    let (vhd, left) = (Arc::clone(&moving.vhd.state), Arc::clone(&moving.world.owner.space.disk(A).state));
+    vhd.note_written(left.sync_needed());
+    moving.world.command(Command::CancelJob { job: moving.job, revert: false, now: 9 });
+    moving.settle();
+    assert_eq!(vhd.sync_needed_on(A), left.sync_needed().number);
+}
+
+#[test]
+fn nobody_waits_for_a_store_that_has_failed() {
+    for by in [MissedBy::Write { piece: 3, extent: ExtentIndex(1) }, MissedBy::Flush { ticket: 4, disk: B }] {
+        let mut moving = Moving::at(3, Until::Committing);
+        moving.missed(by);
+        assert_eq!(moving.answered(), None);
+        moving.commit(Err(EditFailed));
+        // The table may have the copy that lacks the write.
+        assert_eq!(moving.answered(), Some(false));
+        assert_eq!(disks(&moving.replicas(1)), [(A, ReplicaState::InSync), (B, ReplicaState::Sealing)]);
+        moving.missed(by);
+        assert_eq!(moving.answered(), Some(false), "nor later");
+        let other = MissedBy::Write { piece: 3, extent: ExtentIndex(7) };
+        moving.missed(other);
+        assert_eq!(moving.answered(), Some(true), "another extent");
+        assert_eq!(moving.state().0, JobState::Stopped);
+        moving.world.command(Command::CancelJob { job: moving.job, revert: false, now: 9 });
+        assert_eq!(moving.replicas(1).len(), 2, "cannot be taken back");
+    }
+}
