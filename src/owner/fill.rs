@@ -10,6 +10,7 @@ use super::vhds::PerDisk;
 use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::{DISKS_MAX, FILL_EXTENTS};
 use crate::base::units::ExtentIndex;
+use crate::placement::ReplicaSet;
 use crate::store::edit::{EditFailed, EditId, StoreEdit};
 
 /// A thick VHD that is being given its room.
@@ -124,7 +125,7 @@ impl Owner {
         }
         let first = ExtentIndex(first);
         let generation = vhd.state.map.lookup(first).generation;
-        let touched = vhd.record.layout.disks();
+        let touched: DiskSet = replicas.iter().flat_map(ReplicaSet::iter).map(|replica| replica.disk).collect();
         let edit = self.next_edit();
         self.fills.get_mut(&id).expect("still in progress").edit = Some(edit);
         out.edit(edit, vec![StoreEdit::Place { vhd: id, first, generation, replicas }]);
@@ -157,6 +158,7 @@ impl Owner {
             None => self.created(id, &fill.asked, out),
         }
         self.retry_waiters(out);
+        self.run_jobs(out);
     }
 
     /// Gives up filling a VHD, if it is being filled.

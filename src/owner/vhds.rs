@@ -112,8 +112,13 @@ impl Vhd {
         let around = [extent.0.checked_sub(1), extent.0.checked_add(1).filter(|next| *next < map.extents())];
         let around = around.map(|near| near.map(|near| map.lookup(ExtentIndex(near)).replicas));
         let spanned = matches!(self.record.layout, Layout::Spanned { .. });
+        // What was reserved before the layout changed is on the disks it had then.
+        let reserved = quota.as_ref().map_or(0, |quota| {
+            quota.iter().enumerate().filter(|(_, count)| **count > 0).fold(0, |set, (disk, _)| set | 1 << disk)
+        });
+        let disks = DiskSet(self.record.layout.disks().0 | reserved);
         let (disk, slot) = loop {
-            let candidates = self.record.layout.disks().iter().map(|id| {
+            let candidates = disks.iter().map(|id| {
                 let disk = space.disk(id);
                 Candidate {
                     disk: id,

@@ -67,6 +67,10 @@ impl Owner {
             let Some(vhd) = job.record.vhds.get(job.next).copied() else {
                 return self.finish_job(id, out);
             };
+            if self.fills.contains_key(&vhd) {
+                // Its room is being taken: it is moved once all of it is.
+                return self.job_waits(id);
+            }
             match self.plan_for(vhd) {
                 Ok(plan) if plan.relocations.is_empty() => self.next_vhd(id),
                 Ok(plan) => {
@@ -125,15 +129,19 @@ impl Owner {
         }
     }
 
+    fn job_waits(&mut self, id: JobId) {
+        if let Some(job) = self.jobs.get_mut(id) {
+            job.waiting = true;
+            job.passes = 0;
+        }
+    }
+
     /// Whether room is on its way back to the disks where the VHD should be: then the job goes on once it is there.
     fn waits_for_room(&mut self, id: JobId, vhd: VhdId) -> bool {
         let disks = self.vhds.get(vhd).map_or(DiskSet::default(), |vhd| vhd.record.layout.disks());
         let waits = self.space.is_reclaiming(disks);
-        if let Some(job) = self.jobs.get_mut(id) {
-            job.waiting = waits;
-            if waits {
-                job.passes = 0;
-            }
+        if waits {
+            self.job_waits(id);
         }
         waits
     }

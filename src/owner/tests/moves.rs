@@ -436,3 +436,26 @@ fn a_job_that_met_unreadable_extents_can_be_resumed() {
     assert_eq!(moving.state(), (JobState::Done, None));
     moving.check_slots();
 }
+
+#[test]
+fn a_thick_vhd_gets_all_its_room_before_it_is_moved() {
+    let mut world = World::new(&[50_000, 50_000], 1);
+    let on_a = LayoutRequest::Isolated { disk: Some("d0".to_owned()) };
+    let thick = CreateVhd { thick: true, ..create("vm", 40_000, on_a) };
+    let created = world.command(Command::CreateVhd(Box::new(thick)));
+    let (edit, _) = world.mail.edits.remove(0);
+    world.owner.handle_store(StoreReport::EditDone { edit, result: Ok(()) }, &mut world.mail);
+    // Its first part is being written.
+    let request = JobRequest::Evacuate { disk: "d0".to_owned() };
+    let start = StartJob { request, dry_run: false, speed: Speed::default(), created: 1 };
+    world.command(Command::StartJob(Box::new(start)));
+    let (edit, rows) = world.mail.edits.pop().unwrap();
+    assert!(rows.iter().any(|row| matches!(row, StoreEdit::PutJob(_))));
+    world.owner.handle_store(StoreReport::EditDone { edit, result: Ok(()) }, &mut world.mail);
+    assert!(world.owner.waves.iter().next().is_none(), "not before it has its room");
+    world.commit_edits();
+    let Some(Ok(Reply::Vhd { vhd, .. })) = world.mail.replies.remove(&created) else { panic!("it is created") };
+    assert_eq!(vhd.slots.into_iter().collect::<Vec<_>>(), [(A, 40_000)]);
+    assert!(!world.mail.events.iter().any(|event| matches!(event, Event::ThickIncomplete { .. })));
+    assert!(world.owner.waves.iter().next().is_some(), "now it is moved");
+}
