@@ -436,3 +436,40 @@ fn a_move_of_content_that_was_dropped_is_void() {
     table.apply_move(&moved(9, 2, 3));
     assert_eq!((table.extent(9).replicas, table.present(9)), (moved(9, 2, 3).replicas, 0));
 }
+
+#[test]
+fn only_what_a_move_leaves_is_not_waited_for() {
+    let (mut pending, mut table) = (Pending::new(), Table::default());
+    pending.push(change(1, 2, written(10, 0b1, &[need(0, 5), need(1, 7)])));
+    pending.push(change(1, 2, written(10, 0b10, &[need(1, 7)])));
+    pending.push(change(1, 2, written(10, 0b100, &[need(0, 6)])));
+    // Another content, one copy more, and a disk that nothing waits for.
+    pending.moved(VHD, &moved(1, 4, 3));
+    pending.moved(VHD, &MovedExtent { from: None, ..moved(1, 2, 3) });
+    pending.moved(VHD, &MovedExtent { from: Some(DiskId(9)), ..moved(1, 2, 3) });
+    table.commit(&mut pending, |_| false);
+    assert_eq!((table.present(1), table.settled()), (0, 0));
+    pending.moved(VHD, &moved(1, 2, 3));
+    assert_eq!(pending.waits_for_disks().iter().collect::<Vec<_>>(), [DiskId(1)], "the copy that stays");
+    table.apply_move(&moved(1, 2, 3));
+    table.commit(&mut pending, |_| false);
+    assert_eq!((table.present(1), table.settled()), (0b100, 1));
+    table.commit(&mut pending, |point| point.disk == DiskId(1));
+    assert_eq!((table.present(1), table.settled()), (0b111, 3));
+    assert!(pending.is_empty() && pending.waiting.is_empty());
+}
+
+#[test]
+fn what_is_discarded_while_it_moves_stays_discarded() {
+    let (mut pending, mut table) = (Pending::new(), Table::default());
+    pending.push(change(1, 2, written(10, 0b111, &[need(0, 5)])));
+    pending.moved(VHD, &moved(1, 2, 3));
+    pending.push(change(1, 2, cleared(0b10)));
+    table.apply_move(&moved(1, 2, 3));
+    table.commit(&mut pending, |_| false);
+    assert_eq!((table.extent(1).replicas, table.present(1)), (moved(1, 2, 3).replicas, 0b101));
+    pending.push(change(1, 4, ChangeKind::Freed { freed: at(10) }));
+    table.commit(&mut pending, |_| false);
+    table.apply_move(&moved(1, 2, 4));
+    assert!(table.extent(1).replicas.is_absent() && table.present(1) == 0);
+}
