@@ -1,5 +1,7 @@
 //! Carrying plans out.
 
+use std::collections::{HashSet, VecDeque};
+
 use super::super::Owner;
 use super::super::outbox::{Event, OwnerOutbox};
 use super::goal::Unplanned;
@@ -46,9 +48,11 @@ impl Owner {
             let Some(job) = self.jobs.get_mut(id).filter(|job| job.is_running() && !job.todo.is_empty()) else {
                 return;
             };
-            let count = job.todo.len().min(WAVE_EXTENTS);
-            let part: Vec<Relocation> = job.todo.drain(..count).collect();
             let vhd = job.record.vhds[job.next];
+            let part = take_part(&mut job.todo, |extent| self.waves.of_extent(vhd, extent).is_some());
+            if part.is_empty() {
+                return;
+            }
             let speed = job.speed();
             if !std::mem::replace(&mut job.announced, true) {
                 out.to_mover(MoverMessage::SetSpeed { job: id, speed });
@@ -223,4 +227,23 @@ impl Owner {
         let state: JobState = job.record.state;
         out.event(Event::Job { job: id, kind, state, reason });
     }
+}
+
+/// Takes the next relocations of a plan, except of extents that are on the move already: an extent whose replicas all go elsewhere
+/// is moved once for each of them, one after the other.
+fn take_part(todo: &mut VecDeque<Relocation>, is_moving: impl Fn(ExtentIndex) -> bool) -> Vec<Relocation> {
+    let mut part: Vec<Relocation> = Vec::with_capacity(WAVE_EXTENTS.min(todo.len()));
+    let mut taken = HashSet::new();
+    let mut later = Vec::new();
+    while part.len() < WAVE_EXTENTS
+        && let Some(next) = todo.pop_front()
+    {
+        if is_moving(next.extent) || !taken.insert(next.extent) {
+            later.push(next);
+        } else {
+            part.push(next);
+        }
+    }
+    later.into_iter().rev().for_each(|relocation| todo.push_front(relocation));
+    part
 }
