@@ -90,6 +90,7 @@ fn scenario(seed: u64, members: usize, mutation: Option<Mutation>) -> Scenario {
         slots: if seed % 4 < 2 { 5 } else { 2 },
         slow_disks: seed.is_multiple_of(3),
         moving: false,
+        replicated: false,
         mutation,
     }
 }
@@ -164,6 +165,47 @@ fn reads_are_right_while_extents_are_moved() {
          committing: {ended_early:?}"
     );
     assert!(moved > 1000 && waits > 0 && !ended_early.contains(&0), "the runs show little");
+}
+
+/// VHDs with replicas, more and fewer of them all the time.
+fn replicated(seed: u64) -> Scenario {
+    Scenario { replicated: true, slots: 7, ..moving(seed, None) }
+}
+
+/// Every replica has all that it must have, by itself.
+#[test]
+fn power_cuts_with_replicas() {
+    let first = setting("SPANBLK_SEED", 1);
+    let (mut cuts, mut moved) = (0, 0);
+    for seed in first..first + setting("SPANBLK_SEEDS", 4) {
+        let (count, world) = run(replicated(seed)).unwrap_or_else(|error| {
+            panic!(
+                "seed {seed}: {error}\nrepeat with: SPANBLK_SEED={seed} SPANBLK_SEEDS=1 cargo test --test crash with_replicas"
+            )
+        });
+        cuts += count;
+        moved += world.moves_done;
+    }
+    println!("{cuts} power cuts survived, {moved} extents moved");
+    assert!(moved > 10, "the runs moved {moved} extents: they show little");
+}
+
+#[test]
+fn replicas_are_the_same_while_they_are_moved() {
+    let first = setting("SPANBLK_SEED", 1);
+    let (mut moved, mut compared) = (0, 0);
+    for seed in first..first + setting("SPANBLK_SEEDS", 300) {
+        let mut world = World::new(replicated(seed));
+        let result = world.run().and_then(|()| world.compare_replicas());
+        compared += result.unwrap_or_else(|error| {
+            panic!(
+                "seed {seed}: {error}\nrepeat with: SPANBLK_SEED={seed} SPANBLK_SEEDS=1 cargo test --test crash replicas_are"
+            )
+        });
+        moved += world.moves_done;
+    }
+    println!("{moved} extents moved, {compared} replicas compared");
+    assert!(moved > 1000 && compared > 300, "the runs show little");
 }
 
 #[test]

@@ -450,3 +450,42 @@ fn a_disk_that_fills_up_stops_the_job_which_goes_on_when_there_is_room() {
     host.stop();
     check_offline(&host, &disks);
 }
+
+#[test]
+fn replicas_come_and_go_while_data_stays() {
+    let mut host = Host::with_pool(3);
+    let disks = ["d0.img", "d1.img", "d2.img"];
+    host.serve(&[], &disks);
+    import(&host);
+    host.ok(&["vhd", "span", "a", "--wait"]);
+    for disk in ["d0", "d1", "d2"] {
+        host.ok(&["disk", "set", disk, "--failure-domain", "one-shelf"]);
+    }
+    let told = host.refused(&["vhd", "set", "a", "--replicas", "2"], 4);
+    assert!(told.contains("1 failure domain") && told.contains("--failure-domain"), "{told}");
+    for disk in ["d0", "d1", "d2"] {
+        host.ok(&["disk", "set", disk, "--failure-domain", disk]);
+    }
+    assert!(host.refused(&["vhd", "set", "a", "--replicas", "4"], 2).contains("1 to 3"));
+    assert!(host.refused(&["vhd", "set", "a", "--vm", "x", "--wait"], 2).contains("go with --replicas"));
+    let plan = host.json(&["vhd", "set", "a", "--replicas", "2", "--dry-run"])["plan"].clone();
+    assert_eq!(plan["total_bytes"], 24 * MIB, "{plan}");
+    for replicas in [2, 3, 1] {
+        host.ok(&["vhd", "set", "a", "--replicas", &replicas.to_string(), "--wait"]);
+        assert_eq!(places(&host, "a"), on(&["d0", "d1", "d2"].map(|disk| (disk, 8 * replicas))), "{replicas} replicas");
+        is_whole(&host);
+    }
+    assert!(host.ok(&["vhd", "set", "a", "--replicas", "1"]).contains("already"));
+    host.ok(&["vhd", "set", "a", "--replicas", "2", "--wait"]);
+    assert!(host.ok(&["vhd", "show", "a"]).contains("Replicas:       2"));
+    host.ok(&["disk", "evacuate", "d1", "--wait"]);
+    assert_eq!(places(&host, "a"), on(&[("d0", 24), ("d2", 24)]));
+    is_whole(&host);
+    let refused = host.refused(&["disk", "evacuate", "d2"], 4);
+    assert!(refused.contains("2 replicas"), "{refused}");
+    host.kill();
+    host.serve(&[], &disks);
+    is_whole(&host);
+    host.stop();
+    check_offline(&host, &disks);
+}

@@ -94,6 +94,7 @@ fn create(session: &Session, args: VhdCreateArgs) -> Outcome {
         layout: args.layout,
         disks: (!args.disks.is_empty()).then_some(args.disks),
         width: args.width,
+        replicas: args.replicas,
         thick: args.thick,
         read_only: args.read_only,
         block_bytes,
@@ -121,6 +122,13 @@ fn served(result: &VhdResult) -> Outcome {
 }
 
 fn set(session: &Session, args: VhdSetArgs) -> Outcome {
+    if let Some(replicas) = args.replicas {
+        return job::start(session, JobWish::Replicas { vhd: args.vhd, replicas }, &args.options);
+    }
+    if !args.options.is_default() {
+        let message = "--dry-run, --max-rate, --priority and --wait go with --replicas";
+        return Err(Failure::new(ErrorKind::Invalid, message).hint("other settings hold at once"));
+    }
     let or_none = |text: String| if text.is_empty() { None } else { Some(text) };
     let request = VhdUpdate {
         vm: args.vm.map(or_none),
@@ -178,9 +186,9 @@ fn table(list: &VhdList, jobs: &[JobInfo]) -> String {
     table.render()
 }
 
-/// Whether no extent lies on a disk that is not of the VHD's layout.
+/// Whether no extent lies on a disk that is not of the VHD's layout, or has too few replicas.
 fn is_settled(vhd: &VhdInfo) -> bool {
-    vhd.placement.iter().all(|part| vhd.disks.contains(&part.disk))
+    vhd.degraded_extents == 0 && vhd.placement.iter().all(|part| vhd.disks.contains(&part.disk))
 }
 
 /// The disks of the layout; in brackets others that extents lie on, and the job that moves them.
@@ -198,6 +206,9 @@ fn settled_text(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
     match (is_settled(vhd), job) {
         (_, Some(job)) => format!("no: {}", job::brief(job)),
         (true, None) => "yes".to_owned(),
+        (false, None) if vhd.degraded_extents > 0 => {
+            format!("no: {} extents have too few replicas; 'spanblk vhd settle'", vhd.degraded_extents)
+        }
         (false, None) => "no: extents lie on other disks; 'spanblk vhd settle'".to_owned(),
     }
 }
@@ -225,6 +236,7 @@ fn details(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
         ("Block size", human_size(vhd.block_bytes.into())),
         ("Layout", layout_word(vhd.layout).to_owned()),
         ("Disks", vhd.disks.join(", ")),
+        ("Replicas", vhd.replicas.to_string()),
         ("Settled", settled_text(vhd, job)),
         ("Extents", if placed.is_empty() { "none yet".to_owned() } else { placed.join(", ") }),
         ("Allocated", human_size(vhd.allocated_bytes)),

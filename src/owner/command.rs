@@ -121,6 +121,8 @@ pub struct CreateVhd {
     pub size: u64,
     /// Where its extents should be.
     pub layout: LayoutRequest,
+    /// Replicas of each extent, 1 to [`REPLICAS_MAX`](crate::base::limits::REPLICAS_MAX).
+    pub replicas: u8,
     /// Whether to give all extents their slots now.
     pub thick: bool,
     /// Whether guest writes are refused.
@@ -224,6 +226,13 @@ pub enum JobRequest {
     Settle {
         /// Which.
         vhd: String,
+    },
+    /// More or fewer replicas of a VHD.
+    Replicas {
+        /// Which.
+        vhd: String,
+        /// How many replicas of each extent.
+        replicas: u8,
     },
     /// Everything away from a disk, which accepts nothing from now on.
     Evacuate {

@@ -316,7 +316,7 @@ impl Owner {
             }
             Action::AddDisk { pool, record, state } => {
                 self.pool = pool;
-                self.space.add(state, record.accept, false);
+                self.space.add(state, &record, false);
                 out.disk_added(record.id);
                 out.event(Event::DiskAdded { disk: record.name.clone() });
                 let action = Action::OpenDisk { disk: record.id };
@@ -328,7 +328,9 @@ impl Owner {
             Action::ChangeDisk { pool, disk } => {
                 self.pool = pool;
                 let record = self.pool.disk(disk).expect("the disk is in the pool");
-                self.space.disk_mut(disk).accept = record.accept;
+                let space = self.space.disk_mut(disk);
+                space.accept = record.accept;
+                space.failure_domain.clone_from(&record.failure_domain);
                 out.event(Event::DiskChanged { disk: record.name.clone() });
                 out.reply(command, Ok(self.disk_reply(disk, Outcome::Changed)));
             }

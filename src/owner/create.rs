@@ -1,5 +1,6 @@
 //! Creating a VHD.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use super::fill::{Fill, quota_for};
 use super::outbox::{Event, OwnerOutbox};
 use super::vhds::{PerDisk, Vhd, vhd_state};
 use crate::base::ids::{DiskId, VhdId, check_name};
-use crate::base::limits::VHD_SIZE_MAX;
+use crate::base::limits::{REPLICAS_MAX, VHD_SIZE_MAX};
 use crate::base::units::Geometry;
 use crate::placement::layout::{self, DiskRoom, LayoutError, LayoutWish};
 use crate::placement::record::{Expand, Layout, PoolRecord, RECORD_VERSION, SocketOwner, VhdRecord, WhenFull};
@@ -46,6 +47,7 @@ impl Owner {
         let wish = self.wish(&create.layout)?;
         let layout =
             layout::plan(&wish, &self.rooms()).map_err(|error| self.layout_error(error, word(&create.layout)))?;
+        self.check_replicas(&create.name, create.replicas, &layout)?;
         let record = record_of(create, self.pool.next_vhd_id, layout);
         let quota = if record.thick { Some(self.reserve_all(&record)?) } else { None };
         let mut pool = self.pool.clone();
@@ -54,12 +56,29 @@ impl Owner {
         Ok(Step::Commit { rows, action: Action::Create(Box::new(Creation { pool, record, quota })) })
     }
 
+    /// Whether so many replicas can be kept apart on the disks of the layout.
+    pub(super) fn check_replicas(&self, vhd: &str, replicas: u8, layout: &Layout) -> Result<(), CommandError> {
+        if !(1..=REPLICAS_MAX).contains(&usize::from(replicas)) {
+            return Err(CommandError::InvalidReplicas { replicas });
+        }
+        let domains: BTreeSet<&str> =
+            layout.disks().iter().map(|disk| self.space.disk(disk).failure_domain.as_str()).collect();
+        if domains.len() < usize::from(replicas) {
+            let (vhd, replicas) = (vhd.to_owned(), usize::from(replicas));
+            return Err(CommandError::TooFewDomains { vhd, domains: domains.len(), replicas });
+        }
+        Ok(())
+    }
+
     /// Reserves room for all extents of a thick VHD.
     fn reserve_all(&mut self, record: &VhdRecord) -> Result<PerDisk, CommandError> {
         let needed = record.extents(self.geometry);
-        let quota = quota_for(&self.space, record.layout.disks(), needed).map_err(|free| CommandError::NoRoom {
-            needed: u64::from(needed) * self.geometry.extent_size(),
-            free: free * self.geometry.extent_size(),
+        let quota = quota_for(&self.space, record.layout.disks(), needed, record.replicas).map_err(|free| {
+            let needed = u64::from(needed) * u64::from(record.replicas);
+            CommandError::NoRoom {
+                needed: needed * self.geometry.extent_size(),
+                free: free * self.geometry.extent_size(),
+            }
         })?;
         self.reserve(&quota);
         Ok(quota)
@@ -165,6 +184,7 @@ impl Owner {
                 same(is, "width", &disks.len(), &asked)?;
             }
         }
+        same(is, "number of replicas", &is.replicas, &asked.replicas)?;
         same(is, "thickness", &thickness(is.thick), &thickness(asked.thick))?;
         same(is, "access", &access(is.read_only), &access(asked.read_only))?;
         same(is, "block size", &is.block_size, &asked.block_size)?;
@@ -291,6 +311,7 @@ fn record_of(create: &CreateVhd, id: VhdId, layout: Layout) -> VhdRecord {
         uuid: create.uuid,
         size: create.size,
         layout,
+        replicas: create.replicas,
         thick: create.thick,
         read_only: create.read_only,
         block_size: create.block_size,

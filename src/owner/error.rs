@@ -1,7 +1,7 @@
 //! Why a command was refused. The text is what a user sees: what is wrong, and what to do next.
 
 use crate::base::ids::NameError;
-use crate::base::limits::{COMMANDS_WAITING_MAX, DISKS_MAX, GROWTHS_MAX, QUEUES_MAX, VHD_SIZE_MAX};
+use crate::base::limits::{COMMANDS_WAITING_MAX, DISKS_MAX, GROWTHS_MAX, QUEUES_MAX, REPLICAS_MAX, VHD_SIZE_MAX};
 use crate::placement::record::Accept;
 use crate::store::edit::EditFailed;
 
@@ -57,6 +57,9 @@ pub enum CommandError {
     /// A width of 0.
     #[error("a spanned VHD cannot have width 0: give the number of disks, or leave it out for all")]
     InvalidWidth,
+    /// Replicas are limited.
+    #[error("a VHD has 1 to {REPLICAS_MAX} replicas of each extent, not {replicas}")]
+    InvalidReplicas { replicas: u8 },
     /// Width and list of disks disagree.
     #[error("width {width} disagrees with the {named} disks that are named: leave one of the two out")]
     WidthDisagrees { width: u32, named: usize },
@@ -118,7 +121,11 @@ pub enum CommandError {
     #[error("disk '{disk}' has not enough room: {needed} bytes would be moved there, and it has {free} bytes free")]
     NoRoomOn { disk: String, needed: u64, free: u64 },
     /// Replicas need failure domains of their own.
-    #[error("VHD '{vhd}' wants {replicas} replicas, and its disks have {domains} failure domains: name other disks")]
+    #[error(
+        "VHD '{vhd}' cannot have {replicas} replicas there: disks that fail together hold one of them, and those disks are of \
+         {domains} failure domain(s); put it on more disks (`spanblk vhd span {vhd} --width N`), give it fewer replicas (`spanblk vhd set {vhd} --replicas \
+         N`), or say which disks do not fail together (`spanblk disk set DISK --failure-domain NAME`)"
+    )]
     TooFewDomains { vhd: String, domains: usize, replicas: usize },
     /// A thick VHD does not fit.
     #[error(
@@ -215,6 +222,7 @@ impl CommandError {
             | E::InvalidQueues { .. }
             | E::InvalidSocketMode { .. }
             | E::InvalidWidth
+            | E::InvalidReplicas { .. }
             | E::WidthDisagrees { .. }
             | E::DiskTwice { .. }
             | E::NoRevert { .. }
@@ -243,6 +251,7 @@ impl CommandError {
             E::InvalidQueues { .. } => "invalid_queues",
             E::InvalidSocketMode { .. } => "invalid_socket_mode",
             E::InvalidWidth => "invalid_width",
+            E::InvalidReplicas { .. } => "invalid_replicas",
             E::WidthDisagrees { .. } => "width_disagrees",
             E::WidthTooLarge { .. } => "width_too_large",
             E::NoDiskAccepts { .. } => "no_disk_accepts",

@@ -11,6 +11,7 @@ use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::{DISKS_MAX, FILL_EXTENTS};
 use crate::base::units::ExtentIndex;
 use crate::placement::ReplicaSet;
+use crate::plan::{self, Goal, GoalDisk, PlanError};
 use crate::store::edit::{EditFailed, EditId, StoreEdit};
 
 /// A thick VHD that is being given its room.
@@ -39,33 +40,55 @@ impl Fill {
     }
 }
 
-/// Shares `needed` extents out over the disks, in proportion to their free slots.
+/// Shares the replicas of `extents` extents out over the disks, in proportion to their free slots and no more than one of an extent
+/// in a failure domain.
 ///
 /// # Errors
-/// The free slots of all these disks, if they are not enough.
-pub(super) fn quota_for(space: &Space, disks: DiskSet, needed: u32) -> Result<PerDisk, u64> {
-    let free: Vec<(DiskId, u32)> = disks.iter().map(|disk| (disk, space.disk(disk).free())).collect();
-    let total: u64 = free.iter().map(|(_, free)| u64::from(*free)).sum();
-    if total < u64::from(needed) {
-        return Err(total);
-    }
+/// The replicas that these disks have room for, if they are not enough.
+pub(super) fn quota_for(space: &Space, disks: DiskSet, extents: u32, replicas: u8) -> Result<PerDisk, u64> {
+    let mut domains: Vec<&str> = disks.iter().map(|disk| space.disk(disk).failure_domain.as_str()).collect();
+    domains.sort_unstable();
+    domains.dedup();
+    let goal_disk = |id: DiskId| {
+        let disk = space.disk(id);
+        let domain = domains.binary_search(&disk.failure_domain.as_str()).expect("all domains are there");
+        let (slots, free) = (disk.free(), disk.free());
+        GoalDisk { disk: id, slots, free, domain: u32::try_from(domain).expect("at most 64 disks") }
+    };
+    let goal = Goal { disks: disks.iter().map(goal_disk).collect(), replicas: usize::from(replicas) };
+    let shares = plan::shares_of_new(extents.into(), &goal).map_err(|error| match error {
+        PlanError::NotEnoughRoom { room, .. } => room,
+        PlanError::NoDisks | PlanError::TooFewDomains { .. } => 0,
+    })?;
     let mut quota: PerDisk = Box::new([0; DISKS_MAX]);
-    let mut rest = needed;
-    for (disk, free) in &free {
-        let share = u64::from(needed) * u64::from(*free) / total.max(1);
-        quota[disk.index()] = u32::try_from(share).expect("a share of a u32");
-        rest -= quota[disk.index()];
-    }
-    // What the divisions left: fewer than there are disks.
-    while rest > 0 {
-        for (disk, free) in &free {
-            if rest > 0 && quota[disk.index()] < *free {
-                quota[disk.index()] += 1;
-                rest -= 1;
+    let mut rest = u64::from(extents) * u64::from(replicas);
+    let mut open_in = vec![u64::from(extents); domains.len()];
+    let mut give = |disk: &GoalDisk, count: u64| {
+        let open = &mut open_in[disk.domain as usize];
+        let count = count.min(*open).min(rest);
+        *open -= count;
+        rest -= count;
+        quota[disk.disk.index()] += u32::try_from(count).expect("a share of a u32");
+    };
+    shares.iter().zip(&goal.disks).for_each(|(share, disk)| give(disk, share.least));
+    // What rounding down left: at most one for each disk.
+    shares.iter().zip(&goal.disks).for_each(|(share, disk)| give(disk, share.most - share.least));
+    assert_eq!(rest, 0, "the shares are those of all replicas");
+    Ok(quota)
+}
+
+/// The quota for as many of `extents` extents as there is room for.
+fn quota_for_some(space: &Space, disks: DiskSet, mut extents: u32, replicas: u8) -> PerDisk {
+    loop {
+        match quota_for(space, disks, extents, replicas) {
+            Ok(quota) => return quota,
+            Err(_) if extents == 0 => return Box::new([0; DISKS_MAX]),
+            Err(room) => {
+                let fewer = u32::try_from(room / u64::from(replicas)).expect("less than what was asked for");
+                extents = fewer.min(extents - 1);
             }
         }
     }
-    Ok(quota)
 }
 
 fn nonzero(quota: &PerDisk) -> impl Iterator<Item = (DiskId, u32)> + '_ {
@@ -85,12 +108,8 @@ impl Owner {
     /// At start: reserves room for what the VHD lacks, as far as there is some.
     pub(super) fn resume_fill(&mut self, id: VhdId, out: &mut impl OwnerOutbox) {
         let vhd = self.vhds.get(id).expect("a VHD that wants room");
-        let missing = u64::from(vhd.state.map.extents()) - vhd.placed();
-        let disks = vhd.record.layout.disks();
-        let quota = quota_for(&self.space, disks, u32::try_from(missing).expect("at most all extents"));
-        let quota =
-            quota.or_else(|free| quota_for(&self.space, disks, u32::try_from(free).expect("less than missing")));
-        let quota = quota.expect("room for as many as there is room for");
+        let missing = u32::try_from(vhd.absent()).expect("at most all extents");
+        let quota = quota_for_some(&self.space, vhd.record.layout.disks(), missing, vhd.record.replicas);
         self.reserve(&quota);
         self.fills.insert(id, Fill::new(quota, Vec::new()));
         self.continue_fill(id, out);
@@ -149,7 +168,7 @@ impl Owner {
         self.unreserve(&fill.quota);
         let vhd = self.vhds.get_mut(id).expect("a fill ends before its VHD");
         vhd.ready = true;
-        let missing = u64::from(vhd.state.map.extents()) - vhd.placed();
+        let missing = vhd.absent();
         if missing > 0 {
             out.event(Event::ThickIncomplete { vhd: vhd.record.name.clone(), missing });
         }

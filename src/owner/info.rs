@@ -17,7 +17,7 @@ impl Owner {
             attached: vhd.attached,
             ready: vhd.ready,
             slots: vhd.slots(),
-            allocated: vhd.placed() * self.geometry.extent_size(),
+            allocated: vhd.slots_used() * self.geometry.extent_size(),
         }
     }
 
@@ -65,7 +65,7 @@ impl Owner {
             reserved: sum(|s| s.reserved),
             reclaiming: sum(|s| s.reclaiming),
             free: sum(|s| s.free),
-            provisioned: self.vhds.iter().map(|vhd| vhd.record.size).sum(),
+            provisioned: self.vhds.iter().map(|vhd| vhd.record.size * u64::from(vhd.record.replicas)).sum(),
         };
         let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
         PoolInfo {

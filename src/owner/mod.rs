@@ -26,6 +26,7 @@ mod info;
 mod jobs;
 mod moves;
 pub mod outbox;
+mod place;
 mod resize;
 mod reuse;
 mod space;
@@ -142,7 +143,7 @@ impl Owner {
         for record in &pool.disks {
             let state = disks.iter().find(|state| state.id == record.id);
             let state = state.ok_or_else(|| OpenError::DiskMissing { disk: record.name.clone() })?;
-            space.add(Arc::clone(state), record.accept, true);
+            space.add(Arc::clone(state), record, true);
         }
         let mut owner = Owner {
             pool,
@@ -202,7 +203,7 @@ impl Owner {
         for record in &self.pool.disks {
             self.usage.update(&self.space, record.id, out);
         }
-        let wanting = |vhd: &&Vhd| vhd.record.thick && vhd.placed() < u64::from(vhd.state.map.extents());
+        let wanting = |vhd: &&Vhd| vhd.record.thick && vhd.absent() > 0;
         let wanting: Vec<VhdId> = self.vhds.iter().filter(wanting).map(|vhd| vhd.record.id).collect();
         for id in wanting {
             self.resume_fill(id, out);

@@ -73,11 +73,11 @@ impl Owner {
                 return Err(CommandError::MetadataFull { used: self.metadata.used, size: self.metadata.size });
             }
             let bytes = |extents: u64| extents * self.geometry.extent_size();
-            let quota = quota_for(&self.space, record.layout.disks(), after - before);
+            let quota = quota_for(&self.space, record.layout.disks(), after - before, record.replicas);
             Some(quota.map_err(|free| CommandError::NoRoomToGrow {
                 vhd: name(),
                 by: record.size - old_bytes,
-                needed: bytes(u64::from(after - before)),
+                needed: bytes(u64::from(after - before) * u64::from(record.replicas)),
                 free: bytes(free),
             })?)
         } else {

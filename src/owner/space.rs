@@ -8,7 +8,7 @@ use crate::base::limits::DISKS_MAX;
 use crate::base::units::SlotIndex;
 use crate::placement::allocator::SlotAllocator;
 use crate::placement::homes::Homes;
-use crate::placement::record::Accept;
+use crate::placement::record::{Accept, DiskRecord};
 use crate::shared::DiskState;
 
 /// One disk.
@@ -17,6 +17,8 @@ pub(super) struct DiskSpace {
     pub state: Arc<DiskState>,
     /// Its role now.
     pub accept: Accept,
+    /// What fails together with it.
+    pub failure_domain: String,
     /// Errors since the daemon started.
     pub errors: u64,
     /// Whether its failure has been reported.
@@ -70,11 +72,19 @@ impl Space {
     }
 
     /// Adds a disk with all its slots free.
-    pub fn add(&mut self, state: Arc<DiskState>, accept: Accept, open: bool) {
-        let slots = SlotAllocator::new(state.slots);
-        let homes = Homes::default();
+    pub fn add(&mut self, state: Arc<DiskState>, record: &DiskRecord, open: bool) {
         let index = state.id.index();
-        let disk = DiskSpace { state, accept, errors: 0, failure_told: false, reserved: 0, open, slots, homes };
+        let disk = DiskSpace {
+            accept: record.accept,
+            failure_domain: record.failure_domain.clone(),
+            errors: 0,
+            failure_told: false,
+            reserved: 0,
+            open,
+            slots: SlotAllocator::new(state.slots),
+            homes: Homes::default(),
+            state,
+        };
         let before = self.disks[index].replace(Box::new(disk));
         assert!(before.is_none(), "a disk is added once");
     }
@@ -95,6 +105,18 @@ impl Space {
 
     pub fn iter(&self) -> impl Iterator<Item = &DiskSpace> {
         self.disks.iter().flatten().map(|disk| &**disk)
+    }
+
+    /// Those of the disks that do not fail together with any of `others`.
+    pub fn apart_from(&self, disks: DiskSet, others: DiskSet) -> DiskSet {
+        let domain = |disk| self.disk(disk).failure_domain.as_str();
+        disks.iter().filter(|disk| others.iter().all(|other| domain(other) != domain(*disk))).collect()
+    }
+
+    /// How many of the disks' failure domains have a disk that works.
+    pub fn working_domains(&self, disks: DiskSet) -> usize {
+        let working = disks.iter().map(|disk| self.disk(disk)).filter(|disk| !disk.state.is_failed());
+        working.map(|disk| disk.failure_domain.as_str()).collect::<std::collections::BTreeSet<_>>().len()
     }
 
     /// The disks with a slot to give out.
@@ -147,6 +169,13 @@ impl Space {
     /// The slot holds nothing any more.
     pub fn give_back(&mut self, disk: DiskId, slot: SlotIndex) {
         self.disk_mut(disk).slots.give_back(slot);
+    }
+
+    /// The slot has been taken for nothing: nobody has seen it.
+    pub fn put_back(&mut self, disk: DiskId, slot: SlotIndex) {
+        let disk = self.disk_mut(disk);
+        disk.slots.give_back(slot);
+        disk.slots.release(slot);
     }
 
     /// The slots may be used again.

@@ -6,6 +6,7 @@ mod lifecycle;
 mod missed;
 mod moves;
 mod random;
+mod replicas;
 mod resize;
 
 use std::collections::BTreeMap;
@@ -119,6 +120,7 @@ fn create(name: &str, extents: u64, layout: LayoutRequest) -> CreateVhd {
         created: 1,
         size: extents * EXTENT,
         layout,
+        replicas: 1,
         thick: false,
         read_only: false,
         block_size: 512,

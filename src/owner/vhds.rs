@@ -7,10 +7,9 @@ use super::space::{Ideal, Space};
 use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::DISKS_MAX;
 use crate::base::units::{ExtentIndex, Geometry};
-use crate::placement::layout::{Candidate, choose_disk};
-use crate::placement::record::{Expand, Layout, VhdRecord};
+use crate::placement::Replica;
+use crate::placement::record::{Layout, VhdRecord};
 use crate::placement::view::VhdMap;
-use crate::placement::{Replica, ReplicaSet};
 use crate::shared::VhdState;
 use crate::shared::vhd::VhdSettings;
 
@@ -63,9 +62,15 @@ impl Vhd {
         }
     }
 
-    /// Extents with a place.
-    pub fn placed(&self) -> u64 {
+    /// Slots in use.
+    pub fn slots_used(&self) -> u64 {
         self.counts.iter().map(|count| u64::from(*count)).sum()
+    }
+
+    /// Extents without a place. Reads the map.
+    pub fn absent(&self) -> u64 {
+        let map = &self.state.map;
+        u64::from(map.extents()) - map.placed_from(ExtentIndex(0)).count() as u64
     }
 
     /// Slots of the disk that the VHD will need when it has been written all over: its share of the layout, by size.
@@ -73,12 +78,16 @@ impl Vhd {
         if !self.record.layout.disks().contains(disk) {
             return 0;
         }
-        self.position(self.state.map.extents(), disk, space).div_ceil(self.layout_slots.max(1))
+        // A disk has one replica of an extent at most.
+        let extents = self.state.map.extents();
+        self.position(extents, disk, space).div_ceil(self.layout_slots.max(1)).min(extents.into())
     }
 
-    /// `extent` x slots of the disk; divided by the slots of the layout, its position among the extents on that disk.
+    /// `extent` x replicas x slots of the disk; divided by the slots of the layout, its position among the replicas on that
+    /// disk.
     fn position(&self, extent: u32, disk: DiskId, space: &Space) -> u64 {
-        u64::from(extent) * space.get(disk).map_or(0, |disk| u64::from(disk.slots().slots()))
+        let slots = space.get(disk).map_or(0, |disk| u64::from(disk.slots().slots()));
+        u64::from(extent) * u64::from(self.record.replicas) * slots
     }
 
     /// Where on `disk` the extent should be.
@@ -89,6 +98,7 @@ impl Vhd {
             0 => (extent.0, extents),
             share => {
                 let position = self.position(extent.0, disk, space) / self.layout_slots.max(1);
+                let position = position.min(extent.0.into());
                 let narrow = |n: u64| u32::try_from(n).expect("a share is at most all extents");
                 (narrow(position), narrow(share))
             }
@@ -99,79 +109,6 @@ impl Vhd {
         });
         let after = before.filter_map(|before| self.state.map.lookup(before).replicas.on(disk)).next();
         Ideal { vhd: self.record.id, position, len, after: after.map(|replica| replica.slot) }
-    }
-
-    /// Gives an absent extent a slot and publishes it; `None` if there is no room. `quota`: take from what was reserved.
-    pub fn place(
-        &mut self,
-        extent: ExtentIndex,
-        space: &mut Space,
-        mut quota: Option<&mut PerDisk>,
-    ) -> Option<ReplicaSet> {
-        let map = &self.state.map;
-        let around = [extent.0.checked_sub(1), extent.0.checked_add(1).filter(|next| *next < map.extents())];
-        let around = around.map(|near| near.map(|near| map.lookup(ExtentIndex(near)).replicas));
-        let spanned = matches!(self.record.layout, Layout::Spanned { .. });
-        // What was reserved before the layout changed is on the disks it had then.
-        let reserved = quota.as_ref().map_or(0, |quota| {
-            quota.iter().enumerate().filter(|(_, count)| **count > 0).fold(0, |set, (disk, _)| set | 1 << disk)
-        });
-        let disks = DiskSet(self.record.layout.disks().0 | reserved);
-        let (disk, slot) = loop {
-            let candidates = disks.iter().map(|id| {
-                let disk = space.disk(id);
-                Candidate {
-                    disk: id,
-                    free: quota.as_ref().map_or_else(|| disk.free(), |quota| quota[id.index()]),
-                    count: self.counts[id.index()],
-                    neighbour: around.iter().flatten().any(|near| near.on(id).is_some()),
-                    accepts: !spanned || disk.accept.spanned(),
-                }
-            });
-            let disk = choose_disk(candidates)?;
-            let ideal = self.ideal(extent, disk, space);
-            // Without a slot the disk has failed just now, and is no candidate any more.
-            if let Some(slot) = space.take(disk, &ideal, quota.is_some()) {
-                break (disk, slot);
-            }
-        };
-        if let Some(quota) = &mut quota {
-            quota[disk.index()] -= 1;
-        }
-        self.counts[disk.index()] += 1;
-        let replicas = ReplicaSet::single(disk, slot);
-        self.state.map.place(extent, replicas);
-        Some(replicas)
-    }
-
-    /// Whether it grows onto other disks, if `of_pool` is what the pool says.
-    pub fn expands(&self, of_pool: Option<Expand>) -> bool {
-        let spanned = matches!(self.record.layout, Layout::Spanned { .. });
-        let default = if spanned { Expand::Auto } else { Expand::Never };
-        self.record.expand.or(of_pool).unwrap_or(default) == Expand::Auto
-    }
-
-    /// As [`Vhd::place`], outside of its layout, if it may grow: on the disk with the most room that accepts spanned VHDs. With
-    /// the disk, and whether it had nothing there before.
-    pub fn place_beyond(
-        &mut self,
-        extent: ExtentIndex,
-        space: &mut Space,
-        of_pool: Option<Expand>,
-    ) -> Option<(ReplicaSet, DiskId, bool)> {
-        if !self.expands(of_pool) {
-            return None;
-        }
-        let layout = self.record.layout.disks();
-        let outside = space.iter().filter(|disk| disk.accept.spanned() && !layout.contains(disk.state.id));
-        let roomiest = outside.max_by_key(|disk| (disk.free(), std::cmp::Reverse(disk.state.id)))?.state.id;
-        let ideal = self.ideal(extent, roomiest, space);
-        let slot = space.take(roomiest, &ideal, false)?;
-        let first = self.counts[roomiest.index()] == 0;
-        self.counts[roomiest.index()] += 1;
-        let replicas = ReplicaSet::single(roomiest, slot);
-        self.state.map.place(extent, replicas);
-        Some((replicas, roomiest, first))
     }
 
     /// After a restart: takes the slots of all placed extents.

@@ -117,6 +117,20 @@ impl ReplicaSet {
         self.replicas[0].is_none()
     }
 
+    /// Whether there is one copy at most: nothing that two writes at the same time could leave different.
+    #[must_use]
+    pub fn is_single(&self) -> bool {
+        self.replicas[1].is_none()
+    }
+
+    /// The copies with `other` in the place of the one on `disk`.
+    #[must_use]
+    pub fn with(&self, disk: DiskId, other: Replica) -> ReplicaSet {
+        let mut set = ReplicaSet::ABSENT;
+        self.iter().for_each(|r| set.push(if r.disk == disk { other } else { r }));
+        set
+    }
+
     /// Number of copies.
     #[must_use]
     #[allow(clippy::len_without_is_empty, reason = "an empty set is an absent extent: `is_absent`")]

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::base::ids::{self, DiskId, DiskSet, JobId, NameError, VhdId};
-use crate::base::limits::{DISKS_MAX, QUEUES_MAX, VHD_SIZE_MAX, WHEN_FULL_WAIT_SECS_DEFAULT};
+use crate::base::limits::{DISKS_MAX, QUEUES_MAX, REPLICAS_MAX, VHD_SIZE_MAX, WHEN_FULL_WAIT_SECS_DEFAULT};
 use crate::base::units::Geometry;
 
 /// Version of all record formats. Raised when a field changes its meaning or a new one must not be ignored.
@@ -341,6 +341,10 @@ pub struct VhdRecord {
     pub size: u64,
     /// Where its extents should be.
     pub layout: Layout,
+    /// Replicas of each extent, 1 to [`REPLICAS_MAX`], on disks that do not fail together. Left out where there is one, so that
+    /// programs which know no replicas read the pools that have none, and refuse the others.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub replicas: u8,
     /// Whether all extents have slots from the start.
     pub thick: bool,
     /// Whether guest writes are refused.
@@ -367,6 +371,15 @@ pub struct VhdRecord {
     /// reconnect. A new guest that finds writethrough is merely slower, and may switch.
     #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub writeback: bool,
+}
+
+fn one() -> u8 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_one(value: &u8) -> bool {
+    *value == 1
 }
 
 fn yes() -> bool {
@@ -415,6 +428,9 @@ impl VhdRecord {
         }
         if self.size == 0 || self.size > VHD_SIZE_MAX || !self.size.is_multiple_of(u64::from(self.block_size)) {
             return bad("size", self.size);
+        }
+        if !(1..=REPLICAS_MAX).contains(&usize::from(self.replicas)) {
+            return bad("number of replicas", self.replicas.into());
         }
         if self.queues == 0 || usize::from(self.queues) > QUEUES_MAX {
             return bad("number of queues", self.queues.into());

@@ -34,7 +34,7 @@ use crate::base::ids::{DiskId, DiskSet};
 use crate::base::limits::{DISKS_MAX, REPLICAS_MAX};
 use crate::base::units::{ExtentIndex, Geometry};
 
-pub use share::{Share, shares};
+pub use share::{Share, shares, shares_of_new};
 
 /// A disk that the VHD is to be on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -30,16 +30,27 @@ pub struct Share {
 /// # Errors
 /// If the goal cannot be reached, why not.
 pub fn shares(placed: &[(ExtentIndex, DiskSet)], goal: &Goal) -> Result<Vec<Share>, PlanError> {
+    let mut had = [0u64; DISKS_MAX];
+    placed.iter().for_each(|(_, set)| bits(set.0).for_each(|disk| had[disk] += 1));
+    shares_of(placed.len() as u64, &had, goal)
+}
+
+/// The shares of the goal's disks, in the goal's order, for so many extents that are placed nowhere yet.
+///
+/// # Errors
+/// If the goal cannot be reached, why not.
+pub fn shares_of_new(extents: u64, goal: &Goal) -> Result<Vec<Share>, PlanError> {
+    shares_of(extents, &[0; DISKS_MAX], goal)
+}
+
+fn shares_of(extents: u64, had: &[u64; DISKS_MAX], goal: &Goal) -> Result<Vec<Share>, PlanError> {
     let Some(first) = goal.disks.first() else { return Err(PlanError::NoDisks) };
-    let extents = placed.len() as u64;
     let mut domains: Vec<u32> = goal.disks.iter().map(|disk| disk.domain).collect();
     domains.sort_unstable();
     domains.dedup();
     if domains.len() < goal.replicas {
         return Err(PlanError::TooFewDomains { domains: domains.len(), replicas: goal.replicas });
     }
-    let mut had = [0u64; DISKS_MAX];
-    placed.iter().for_each(|(_, set)| bits(set.0).for_each(|disk| had[disk] += 1));
     let room = |disk: &GoalDisk| had[disk.disk.index()] + u64::from(disk.free);
     let needed = extents * goal.replicas as u64;
     let within: Vec<u64> = goal.disks.iter().map(|disk| room(disk).min(extents)).collect();

@@ -159,7 +159,8 @@ fn start_job(start: &StartJob) -> Result<Reply, CommandError> {
         JobRequest::Span { vhd, .. }
         | JobRequest::Unspan { vhd, .. }
         | JobRequest::Migrate { vhd, .. }
-        | JobRequest::Settle { vhd } => vhd,
+        | JobRequest::Settle { vhd }
+        | JobRequest::Replicas { vhd, .. } => vhd,
         JobRequest::Evacuate { disk } if disk == "d0" => return job_reply(Outcome::Created, JobState::Running),
         JobRequest::Evacuate { disk } => return Err(CommandError::NotFound { what: "disk", name: disk.clone() }),
         JobRequest::Rebalance => return Ok(Reply::Plan(Box::default())),
@@ -278,6 +279,7 @@ fn vhd(name: &str, attached: Option<u32>) -> VhdInfo {
             uuid,
             size: 1 << 30,
             layout: Layout::Spanned { disks: vec![DiskId(0), DiskId(1)], width: None, chosen: false },
+            replicas: 1,
             thick: false,
             read_only: false,
             block_size: 512,

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 
 use spanblk::base::ids::JobId;
+use spanblk::base::units::ExtentIndex;
 use spanblk::disk::sim::SimDisk;
 use spanblk::engine::sim::SimEngine;
 use spanblk::mover::copier::Copier;
 use spanblk::mover::messages::Speed;
-use spanblk::owner::command::{Command, CommandId, JobRequest, SetJob, StartJob};
+use spanblk::owner::command::{Command, CommandId, JobRequest, LayoutRequest, SetJob, StartJob};
 use spanblk::shared::{DiskState, VhdState};
 use spanblk::store::edit::{StoreEdit, StoreReport};
 
 use super::post::{Post, ToCommitter};
+use super::verify::read_extent;
 use super::world::World;
 
 impl World {
@@ -25,11 +27,14 @@ impl World {
             count => self.guests[self.rng.index(count)].state.id().0,
         };
         let vhd = self.told[&vhd].record.name.clone();
-        let request = match self.rng.below(8) {
+        let request = match self.rng.below(if self.scenario.replicated { 12 } else { 8 }) {
             0 | 1 => JobRequest::Span { vhd, disks: None, width: None },
             2..5 => JobRequest::Unspan { vhd, disk: Some(disk), width: None },
             5 => JobRequest::Migrate { vhd, disk: Some(disk) },
             6 => JobRequest::Unspan { vhd, disk: None, width: Some(2) },
+            _ if self.scenario.replicated && self.rng.chance(2, 3) => {
+                JobRequest::Replicas { vhd, replicas: 1 + u8::try_from(self.rng.below(3)).expect("below 3") }
+            }
             _ => JobRequest::Rebalance,
         };
         let job = JobId(u32::try_from(self.rng.below(self.jobs + 1)).expect("few jobs"));
@@ -50,6 +55,33 @@ impl World {
             vhd.metrics.iter().map(|m| m.copy_waits.load(std::sync::atomic::Ordering::Relaxed)).sum()
         };
         queues.opened.iter().map(of).sum()
+    }
+
+    /// Replicas of a VHD that is about to be created.
+    pub fn replicas_for(&self, layout: &LayoutRequest, id: CommandId) -> u8 {
+        match layout {
+            LayoutRequest::Spanned { .. } if self.scenario.replicated => 1 + u8::try_from(id.0 % 3).expect("below 3"),
+            _ => 1,
+        }
+    }
+
+    /// Whether all replicas of every extent hold the same, now that nothing is in flight. Returns how many were compared.
+    pub fn compare_replicas(&self) -> Result<u64, String> {
+        let mut compared = 0;
+        for vhd in &self.post.queues.borrow().opened {
+            for extent in vhd.map.placed_from(ExtentIndex(0)) {
+                let seen = vhd.map.lookup(extent);
+                let mut contents = seen.replicas.iter().map(|replica| read_extent(&self.disks, replica, seen.present));
+                let first = contents.next().expect("a placed extent has a replica")?;
+                for other in contents {
+                    compared += 1;
+                    if other? != first {
+                        return Err(format!("VHD {}: replicas of extent {} differ", vhd.id().0, extent.0));
+                    }
+                }
+            }
+        }
+        Ok(compared)
     }
 
     /// See [`Owner::moves_ended_early`].

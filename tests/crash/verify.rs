@@ -3,6 +3,7 @@
 use spanblk::base::units::{BLOCKS_PER_EXTENT, BlockMask, ExtentIndex};
 use spanblk::disk::BlockDev;
 use spanblk::disk::sim::SimDisk;
+use spanblk::placement::Replica;
 use spanblk::placement::record::VhdRecord;
 use spanblk::placement::view::VhdMap;
 
@@ -31,7 +32,12 @@ fn check_vhds(world: &World, recovered: &Recovered, until: usize) -> Result<(), 
             None if must_exist => return Err(format!("VHD {number} is gone")),
             // Where it should be is changed all the time, and it grows; what it is stays.
             Some((record, _)) => {
-                let of_told = VhdRecord { layout: record.layout.clone(), size: record.size, ..told.record.clone() };
+                let of_told = VhdRecord {
+                    layout: record.layout.clone(),
+                    replicas: record.replicas,
+                    size: record.size,
+                    ..told.record.clone()
+                };
                 if *record != of_told {
                     return Err(format!("VHD {number} changed: {record:?}"));
                 }
@@ -60,22 +66,26 @@ fn check_content(
     for extent in (0..map.extents()).map(ExtentIndex) {
         let seen = map.lookup(extent);
         let first = u64::from(extent.0) * per_extent;
-        let content = read_extent(images, &seen.replicas, seen.present)?;
-        for (sector, bytes) in (first..).zip(content.chunks_exact(SECTOR)) {
-            let found = identify(record.id.0, sector, bytes)?;
-            history.check_cut(sector, found, until - 1)?;
+        // Each of them, as if all other disks were lost as well.
+        for replica in seen.replicas.iter() {
+            let content = read_extent(images, replica, seen.present)?;
+            for (sector, bytes) in (first..).zip(content.chunks_exact(SECTOR)) {
+                let found = identify(record.id.0, sector, bytes)?;
+                history.check_cut(sector, found, until - 1)?;
+            }
+        }
+        if seen.replicas.is_absent() {
+            for sector in first..first + per_extent {
+                history.check_cut(sector, identify(record.id.0, sector, &[0; SECTOR])?, until - 1)?;
+            }
         }
     }
     Ok(())
 }
 
-fn read_extent(
-    images: &[SimDisk],
-    replicas: &spanblk::placement::ReplicaSet,
-    present: BlockMask,
-) -> Result<Vec<u8>, String> {
+/// What one replica of an extent reads as.
+pub fn read_extent(images: &[SimDisk], replica: Replica, present: BlockMask) -> Result<Vec<u8>, String> {
     let mut content = vec![0; usize::try_from(EXTENT).expect("small")];
-    let Some(replica) = replicas.iter().next() else { return Ok(content) };
     let block = usize::try_from(geometry().block_size()).expect("small");
     let base = DATA_OFFSET + u64::from(replica.slot.0) * EXTENT;
     for i in (0..BLOCKS_PER_EXTENT).filter(|&i| present.has(i)) {

@@ -48,6 +48,8 @@ pub struct Scenario {
     pub slow_disks: bool,
     /// VHDs stay, and are moved all the time.
     pub moving: bool,
+    /// Whether VHDs have replicas.
+    pub replicated: bool,
     pub mutation: Option<Mutation>,
 }
 
@@ -248,12 +250,14 @@ impl World {
             0 => LayoutRequest::Isolated { disk: None },
             _ => LayoutRequest::Spanned { disks: None, width: None },
         };
+        let replicas = self.replicas_for(&layout, id);
         let create = CreateVhd {
             name: format!("vhd{}", id.0),
             uuid: uuid::Uuid::from_u128(u128::from(id.0)),
             created: 0,
             size: VHD_EXTENTS * EXTENT,
             layout,
+            replicas,
             thick: self.rng.chance(1, 8),
             read_only: false,
             block_size: 512,

@@ -36,6 +36,7 @@ fn table_vhds() -> Vec<VhdRecord> {
         uuid: uuid::Uuid::from_u128(id.into()),
         size: u64::from(TABLE_EXTENTS) << 20,
         layout: Layout::Isolated { disk: DiskId(0), chosen: false },
+        replicas: 1,
         thick: false,
         read_only: false,
         block_size: 512,

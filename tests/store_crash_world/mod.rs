@@ -109,6 +109,7 @@ fn vhd_record(id: u32) -> VhdRecord {
         uuid: uuid::Uuid::from_u128(u128::from(id)),
         size: EXTENTS << 20,
         layout: Layout::Isolated { disk: DiskId(0), chosen: false },
+        replicas: 1,
         thick: false,
         read_only: false,
         block_size: 512,

@@ -102,6 +102,14 @@ pub struct JobOptions {
     pub wait: bool,
 }
 
+impl JobOptions {
+    /// Whether none is given.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        !self.dry_run && self.max_rate.is_none() && self.priority == Priority::Normal && !self.wait
+    }
+}
+
 /// Whether a job gives way to guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Priority {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{MigrateArgs, SettleArgs, SpanArgs, UnspanArgs, parse_size_arg, parse_when_full};
+use super::{JobOptions, MigrateArgs, SettleArgs, SpanArgs, UnspanArgs, parse_size_arg, parse_when_full};
 use crate::control::wire::{Expand, Layout, WhenFull};
 
 /// What to do with guest disks.
@@ -95,6 +95,7 @@ Examples:
   spanblk vhd create vm1 --size 20GiB --layout isolated --disks fast0   all on that disk
   spanblk vhd create db  --size 2TiB  --layout spanned                  over all disks
   spanblk vhd create db  --size 2TiB  --layout spanned --width 3        over three disks, chosen
+  spanblk vhd create db  --size 2TiB  --layout spanned --replicas 2     each extent on two of them
   spanblk vhd create vm1 --size 20GiB --layout isolated --socket-owner libvirt-qemu:kvm
 
 VHDs are thin unless --thick: room is taken as the guest writes.";
@@ -118,6 +119,9 @@ pub struct VhdCreateArgs {
     /// Spanned over this many host disks [default: all]
     #[arg(long, value_name = "N", conflicts_with = "disks")]
     pub width: Option<u8>,
+    /// Replicas of each extent, 1 to 3, no two on disks that fail together [default: 1]
+    #[arg(long, value_name = "N")]
+    pub replicas: Option<u8>,
     /// Take all room now
     #[arg(long)]
     pub thick: bool,
@@ -175,7 +179,10 @@ Examples:
   spanblk vhd set vm1 --when-full error
   spanblk vhd set vm1 --expand auto                                     when its disk is full, on to another one
   spanblk vhd set vm1 --socket-owner libvirt-qemu:kvm --socket-mode 0600
-  spanblk vhd set vm1 --vm ''                                           not part of a VM any more";
+  spanblk vhd set vm1 --vm ''                                           not part of a VM any more
+  spanblk vhd set db --replicas 2 --wait                                each extent on two disks, while its guest works
+
+--replicas makes a job that copies; the options from --dry-run on are for that.";
 
 /// Changes a VHD.
 #[derive(Debug, Args)]
@@ -202,6 +209,12 @@ pub struct VhdSetArgs {
     /// Whether it grows onto other disks when its own are full
     #[arg(long, value_enum)]
     pub expand: Option<ExpandSetting>,
+    /// Replicas of each extent, 1 to 3, no two on disks that fail together; alone
+    #[arg(long, value_name = "N", conflicts_with_all = ["vm", "socket_owner", "socket_mode", "when_full", "queues", "expand"])]
+    pub replicas: Option<u8>,
+    /// How.
+    #[command(flatten)]
+    pub options: JobOptions,
 }
 
 const RESIZE_HELP: &str = "\

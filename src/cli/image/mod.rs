@@ -177,6 +177,7 @@ fn create(client: &Client, args: &ImportArgs, image_bytes: u64) -> Result<VhdInf
         layout: args.layout,
         disks: (!args.disks.is_empty()).then(|| args.disks.clone()),
         width: None,
+        replicas: None,
         thick: false,
         read_only: false,
         block_bytes: None,

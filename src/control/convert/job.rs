@@ -20,6 +20,7 @@ fn job_request(wish: JobWish) -> JobRequest {
         JobWish::Unspan { vhd, disk, width } => JobRequest::Unspan { vhd, disk, width: width.map(u32::from) },
         JobWish::Migrate { vhd, disk } => JobRequest::Migrate { vhd, disk },
         JobWish::Settle { vhd } => JobRequest::Settle { vhd },
+        JobWish::Replicas { vhd, replicas } => JobRequest::Replicas { vhd, replicas },
         JobWish::Evacuate { disk } => JobRequest::Evacuate { disk },
         JobWish::Rebalance {} => JobRequest::Rebalance,
     }

@@ -5,6 +5,7 @@ use crate::control::wire::{
     Attachment, DiskUse, ErrorInfo, Layout, MapRun, VhdCreate, VhdInfo, VhdMapInfo, VhdUpdate, WhenFull,
 };
 use crate::owner::command::{self, CreateVhd, LayoutRequest, SetVhd};
+use crate::placement::ReplicaState;
 use crate::placement::record::{self, PoolRecord, SocketOwner};
 
 use super::invalid;
@@ -28,6 +29,7 @@ pub fn create_vhd(request: VhdCreate, uuid: uuid::Uuid, created: u64) -> Result<
         created,
         size: request.size_bytes,
         layout: layout_request(request.layout, request.disks, request.width)?,
+        replicas: request.replicas.unwrap_or(1),
         thick: request.thick,
         read_only: request.read_only,
         block_size: request.block_bytes.unwrap_or(512),
@@ -133,6 +135,8 @@ pub fn vhd_info(vhd: &command::VhdInfo, pool: &PoolRecord, socket: SocketInfo) -
         layout: layout_of(&record.layout),
         disks: record.layout.disks().iter().map(|id| pool.disk_name(id)).collect(),
         disks_chosen: chosen,
+        replicas: record.replicas,
+        degraded_extents: degraded(vhd),
         thick: record.thick,
         ready: vhd.ready,
         read_only: record.read_only,
@@ -158,6 +162,16 @@ pub fn vhd_info(vhd: &command::VhdInfo, pool: &PoolRecord, socket: SocketInfo) -
             .collect(),
         created_secs: record.created,
     }
+}
+
+/// Extents that have fewer readable replicas than they should.
+fn degraded(vhd: &command::VhdInfo) -> u64 {
+    if vhd.record.replicas == 1 {
+        return 0;
+    }
+    let map = &vhd.state.map;
+    let readable = |extent| map.lookup(extent).replicas.iter().filter(|r| r.state == ReplicaState::InSync).count();
+    map.placed_from(ExtentIndex(0)).filter(|extent| readable(*extent) < usize::from(vhd.record.replicas)).count() as u64
 }
 
 /// Where the placed extents from `from` on are. Reads the map: not for threads that must not be late.

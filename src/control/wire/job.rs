@@ -44,6 +44,13 @@ pub enum JobWish {
         /// Name or UUID of the VHD.
         vhd: String,
     },
+    /// More or fewer replicas of a VHD: each extent then is on so many disks, no two of which fail together.
+    Replicas {
+        /// Name or UUID of the VHD.
+        vhd: String,
+        /// How many replicas of each extent: 1 to 3.
+        replicas: u8,
+    },
     /// Everything away from a disk, which accepts nothing from then on.
     Evacuate {
         /// Name or UUID of the disk.
@@ -116,7 +123,7 @@ pub enum JobState {
 pub struct JobInfo {
     /// Its number.
     pub id: u32,
-    /// What it does: span, unspan, migrate, settle, evacuate, rebalance.
+    /// What it does: span, unspan, migrate, settle, replicas, evacuate, rebalance.
     pub kind: String,
     /// How it is.
     pub state: JobState,

@@ -66,6 +66,9 @@ pub struct VhdCreate {
     /// `spanned` without `disks`: over how many host disks; all when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub width: Option<u8>,
+    /// Replicas of each extent, 1 to 3, no two on disks that fail together; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u8>,
     /// Allocates every extent at once, so that no later write can find the pool full.
     #[serde(default)]
     pub thick: bool,
@@ -167,6 +170,10 @@ pub struct VhdInfo {
     pub disks: Vec<String>,
     /// Whether the user named the disks.
     pub disks_chosen: bool,
+    /// Replicas that each extent should have, on disks that do not fail together.
+    pub replicas: u8,
+    /// Extents that have fewer readable replicas than that.
+    pub degraded_extents: u64,
     /// Whether every extent was allocated at creation.
     pub thick: bool,
     /// Whether it is served; false while room for a thick VHD is still being given.

@@ -35,8 +35,8 @@ impl Owner {
             return Ok(Step::Done(Reply::Plan(Box::new(self.plan_info(&wanted, &plans)))));
         }
         let is_same = |(wanted, plan): (&Wanted, &Plan)| {
-            let layout = self.vhds.get(wanted.vhd).map(|vhd| &vhd.record.layout);
-            plan.relocations.is_empty() && layout == Some(&wanted.layout)
+            let now = self.vhds.get(wanted.vhd).map(|vhd| (&vhd.record.layout, vhd.record.replicas));
+            plan.relocations.is_empty() && now == Some((&wanted.layout, wanted.replicas))
         };
         let nothing_to_do = wanted.iter().zip(&plans).all(is_same);
         let keeps_role = match kind {
@@ -74,9 +74,10 @@ impl Owner {
             bytes_moved: 0,
             reason: None,
         };
-        let changed = wanted.into_iter().filter_map(|Wanted { vhd, layout }| {
+        let changed = wanted.into_iter().filter_map(|Wanted { vhd, layout, replicas }| {
             let before = &self.vhds.get(vhd)?.record;
-            (before.layout != layout).then(|| VhdRecord { layout, ..before.clone() })
+            let after = VhdRecord { layout, replicas, ..before.clone() };
+            (after != *before).then_some(after)
         });
         let vhds = changed.collect();
         JobStart { pool, vhds, record }
@@ -85,7 +86,8 @@ impl Owner {
     fn plans(&self, wanted: &[Wanted]) -> Result<Vec<Plan>, CommandError> {
         let plan = |wanted: &Wanted| {
             let vhd = self.vhds.get(wanted.vhd).expect("a VHD that was just looked up");
-            self.plan_to(vhd, &wanted.layout).map_err(|error| self.plan_error(&vhd.record.name, &error))
+            self.plan_to(vhd, &wanted.layout, wanted.replicas)
+                .map_err(|error| self.plan_error(&vhd.record.name, &error))
         };
         let plans = wanted.iter().map(plan).collect::<Result<Vec<_>, _>>()?;
         self.check_room(&plans)?;
@@ -218,11 +220,15 @@ impl Owner {
         if job.record.state == JobState::Done {
             return Err(CommandError::JobEnded { job: id.0, state: job.record.state.word() });
         }
-        let before = match &job.record.kind {
-            JobKind::Span { from } | JobKind::Unspan { from } | JobKind::Migrate { from } => Some(from.clone()),
-            _ => None,
-        };
-        let vhd = job.record.vhds.first().copied();
+        let vhd = job.record.vhds.first().and_then(|vhd| self.vhds.get(*vhd)).map(|vhd| &vhd.record);
+        let before = vhd.and_then(|vhd| {
+            let (layout, replicas) = match &job.record.kind {
+                JobKind::Span { from } | JobKind::Unspan { from } | JobKind::Migrate { from } => (from, vhd.replicas),
+                JobKind::Replicas { from } => (&vhd.layout, *from),
+                _ => return None,
+            };
+            Some(Wanted { vhd: vhd.id, layout: layout.clone(), replicas })
+        });
         if revert && before.is_none() {
             return Err(CommandError::NoRevert { job: id.0, kind: job.record.kind.word() });
         }
@@ -235,15 +241,15 @@ impl Owner {
             self.give_up_job(id, out);
             self.run_jobs(out);
         }
-        match (revert, before, vhd) {
-            (true, Some(layout), Some(vhd)) => {
+        match before.filter(|_| revert) {
+            Some(before) => {
                 let start = StartJob::revert(created);
-                let start = self.job_start(&start, JobKind::Settle, vec![Wanted { vhd, layout }]);
+                let start = self.job_start(&start, JobKind::Settle, vec![before]);
                 let mut rows = vec![StoreEdit::PutPool(start.pool.clone()), StoreEdit::PutJob(start.record.clone())];
                 rows.extend(start.vhds.iter().cloned().map(StoreEdit::PutVhd));
                 Ok(Step::Commit { rows, action: Action::StartJob(Box::new(start)) })
             }
-            _ => Ok(Step::Done(self.job_reply(id, outcome))),
+            None => Ok(Step::Done(self.job_reply(id, outcome))),
         }
     }
 

@@ -23,27 +23,35 @@ pub(in crate::owner) enum Unplanned {
 pub(super) struct Wanted {
     pub vhd: VhdId,
     pub layout: Layout,
+    pub replicas: u8,
+}
+
+impl Wanted {
+    /// Another layout for a VHD.
+    fn layout(vhd: &Vhd, layout: Layout) -> Wanted {
+        Wanted { vhd: vhd.record.id, layout, replicas: vhd.record.replicas }
+    }
 }
 
 impl Owner {
     /// The moves that bring a VHD where its record wants it.
     pub(in crate::owner) fn plan_for(&self, id: VhdId) -> Result<Plan, Unplanned> {
         let vhd = self.vhds.get(id).ok_or(Unplanned::Gone)?;
-        self.plan_to(vhd, &vhd.record.layout).map_err(Unplanned::NoRoom)
+        self.plan_to(vhd, &vhd.record.layout, vhd.record.replicas).map_err(Unplanned::NoRoom)
     }
 
-    /// The moves that bring a VHD to a layout.
-    pub(super) fn plan_to(&self, vhd: &Vhd, layout: &Layout) -> Result<Plan, PlanError> {
+    /// The moves that bring a VHD to a layout and a number of replicas.
+    pub(super) fn plan_to(&self, vhd: &Vhd, layout: &Layout, replicas: u8) -> Result<Plan, PlanError> {
         let map = &vhd.state.map;
         let settled = |extent| {
             let replicas = map.lookup(extent).replicas.settled();
             (extent, replicas.iter().map(|replica| replica.disk).collect::<DiskSet>())
         };
         let placed: Vec<(ExtentIndex, DiskSet)> = map.placed_from(ExtentIndex(0)).map(settled).collect();
-        plan(&placed, &self.goal(layout))
+        plan(&placed, &self.goal(layout, replicas))
     }
 
-    fn goal(&self, layout: &Layout) -> Goal {
+    fn goal(&self, layout: &Layout, replicas: u8) -> Goal {
         let mut domains: Vec<&str> = Vec::new();
         let disks = layout.disks().iter().map(|id| {
             let name = self.pool.disk(id).map_or("", |record| record.failure_domain.as_str());
@@ -59,7 +67,7 @@ impl Owner {
                 domain: u32::try_from(domain).expect("at most 64 disks"),
             }
         });
-        Goal { disks: disks.collect(), replicas: 1 }
+        Goal { disks: disks.collect(), replicas: usize::from(replicas) }
     }
 
     /// What a request asks for: the kind of job, and each VHD with its new layout, in the order in which they are worked on.
@@ -68,22 +76,27 @@ impl Owner {
             JobRequest::Span { vhd, disks, width } => {
                 let vhd = self.vhd_named(vhd)?;
                 let layout = self.spanned_layout(vhd, disks.as_deref(), *width)?;
-                Ok((JobKind::Span { from: vhd.record.layout.clone() }, vec![Wanted { vhd: vhd.record.id, layout }]))
+                Ok((JobKind::Span { from: vhd.record.layout.clone() }, vec![Wanted::layout(vhd, layout)]))
             }
             JobRequest::Unspan { vhd, disk, width } => {
                 let vhd = self.vhd_named(vhd)?;
                 let layout = self.unspanned_layout(vhd, disk.as_deref(), *width)?;
-                Ok((JobKind::Unspan { from: vhd.record.layout.clone() }, vec![Wanted { vhd: vhd.record.id, layout }]))
+                Ok((JobKind::Unspan { from: vhd.record.layout.clone() }, vec![Wanted::layout(vhd, layout)]))
             }
             JobRequest::Migrate { vhd, disk } => {
                 let vhd = self.vhd_named(vhd)?;
                 let layout = self.migrated_layout(vhd, disk.as_deref())?;
-                Ok((JobKind::Migrate { from: vhd.record.layout.clone() }, vec![Wanted { vhd: vhd.record.id, layout }]))
+                Ok((JobKind::Migrate { from: vhd.record.layout.clone() }, vec![Wanted::layout(vhd, layout)]))
             }
             JobRequest::Settle { vhd } => {
                 let vhd = self.vhd_named(vhd)?;
-                let layout = vhd.record.layout.clone();
-                Ok((JobKind::Settle, vec![Wanted { vhd: vhd.record.id, layout }]))
+                Ok((JobKind::Settle, vec![Wanted::layout(vhd, vhd.record.layout.clone())]))
+            }
+            JobRequest::Replicas { vhd, replicas } => {
+                let vhd = self.vhd_named(vhd)?;
+                self.check_replicas(&vhd.record.name, *replicas, &vhd.record.layout)?;
+                let wanted = Wanted { replicas: *replicas, ..Wanted::layout(vhd, vhd.record.layout.clone()) };
+                Ok((JobKind::Replicas { from: vhd.record.replicas }, vec![wanted]))
             }
             JobRequest::Evacuate { disk } => {
                 let disk = self.disk_named(disk)?;
@@ -187,7 +200,7 @@ impl Owner {
                 room.free = room.free.saturating_sub(comes);
                 room.promised += share.saturating_sub(comes);
             }
-            wanted.push(Wanted { vhd: vhd.record.id, layout });
+            wanted.push(Wanted::layout(vhd, layout));
         }
         Ok(wanted)
     }
@@ -199,7 +212,7 @@ impl Owner {
             layout if !layout.disks().contains(disk) => Ok(layout.clone()),
             Layout::Isolated { .. } => {
                 // Where all of it fits, if there is such a disk; else the planner says what is missing.
-                let needed = vhd.placed();
+                let needed = vhd.slots_used();
                 let fits = |room: &&DiskRoom| room.free >= needed && room.accept.isolated();
                 let fitting: Vec<DiskRoom> = rooms.iter().filter(fits).copied().collect();
                 let rooms = if fitting.is_empty() { rooms } else { &fitting };
@@ -231,7 +244,7 @@ impl Owner {
                 (Layout::Spanned { width: None, chosen: false, .. }, Some(all)) => all.clone(),
                 (layout, _) => layout.clone(),
             };
-            Wanted { vhd: vhd.record.id, layout }
+            Wanted::layout(vhd, layout)
         };
         let spanned = self.vhds.iter().filter(|vhd| matches!(vhd.record.layout, Layout::Spanned { .. }));
         spanned.map(wanted).collect()

@@ -112,8 +112,8 @@ impl Owner {
             let Some(target) = moved.to else { continue };
             let settled = vhd.state.map.lookup(moved.extent).replicas.settled();
             let works = |r: &Replica| r.state == ReplicaState::InSync && !self.space.disk(r.disk).state.is_failed();
-            let preferred = moved.from.filter(works);
-            let Some(source) = preferred.or_else(|| settled.iter().find(works)) else {
+            // The one that guests read: if a power cut has left replicas different, what was read once stays.
+            let Some(source) = settled.iter().find(works) else {
                 lost.push((moved.id, settled.iter().next().map_or(target.disk, |r| r.disk)));
                 continue;
             };
@@ -263,14 +263,18 @@ impl Owner {
     }
 }
 
-/// Where an extent is once its move is durable.
+/// Where an extent is once its move is durable. A copy comes in the place of the replica that goes: it was made from the first
+/// one, which guests read, and is the one they go on reading if that goes.
 fn place_after(before: ReplicaSet, moved: &Move) -> ReplicaSet {
-    let mut after = ReplicaSet::ABSENT;
-    for replica in before.settled().iter().filter(|r| moved.from.is_none_or(|from| from.disk != r.disk)) {
-        after.push(replica);
+    let mut settled = before.settled();
+    let to = moved.to.map(|to| Replica { state: ReplicaState::InSync, ..to });
+    match (moved.from, to) {
+        (Some(from), Some(to)) => settled.with(from.disk, to),
+        (Some(from), None) => settled.without(from.disk),
+        (None, Some(to)) => {
+            settled.push(to);
+            settled
+        }
+        (None, None) => settled,
     }
-    if let Some(to) = moved.to {
-        after.push(Replica { state: ReplicaState::InSync, ..to });
-    }
-    after
 }

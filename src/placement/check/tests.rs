@@ -25,6 +25,7 @@ fn vhd(id: u32, name: &str) -> VhdRecord {
         uuid: uuid::Uuid::from_u128(id.into()),
         size: 10 << 20,
         layout: Layout::Isolated { disk: DiskId(0), chosen: false },
+        replicas: 1,
         thick: false,
         read_only: false,
         block_size: 512,

@@ -24,6 +24,7 @@ fn vhd() -> VhdRecord {
         uuid: uuid::Uuid::from_u128(9),
         size: 20 << 30,
         layout: Layout::Spanned { disks: vec![DiskId(0), DiskId(3)], width: Some(2), chosen: false },
+        replicas: 1,
         thick: false,
         read_only: false,
         block_size: 512,

@@ -161,7 +161,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if self.emulates_blocks(slot, seen.replicas) {
             return self.write_emulated(slot, chunk, seen, Fill::Zeros);
         }
-        if seen.replicas.is_moving() {
+        if !seen.replicas.is_single() {
             return self.write_claimed(slot, chunk, seen, Fill::Zeros);
         }
         self.write_present(slot, chunk, seen, Fill::Zeros)

@@ -148,7 +148,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if self.emulates_blocks(slot, seen.replicas) {
             return self.write_emulated(slot, chunk, seen, Fill::Guest);
         }
-        if seen.replicas.is_moving() {
+        if !seen.replicas.is_single() {
             return self.write_claimed(slot, chunk, seen, Fill::Guest);
         }
         let touched = geometry.blocks(chunk.within, chunk.len);

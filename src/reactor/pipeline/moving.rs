@@ -1,4 +1,4 @@
-//! Writes to extents that are being moved (ordering rule 3).
+//! Writes to extents that have replicas, or are being moved (ordering rule 3).
 //!
 //! A write goes to every copy, and claims the blocks it touches whether they are present or not: so neither the copier nor
 //! another write comes between its parts, and all copies end up the same. What becomes of it does not depend on the copies that
@@ -39,7 +39,13 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let present = match vhd.map.claim_any(chunk.extent, touched, seen.version) {
             Err(ClaimError::Changed) => return self.claim_changed(slot),
             Err(ClaimError::Busy) => {
-                return self.park_on_copier(slot, |vhd| !vhd.map.lookup(chunk.extent).claimed.and(touched).is_empty());
+                let still =
+                    |vhd: &crate::shared::VhdState| !vhd.map.lookup(chunk.extent).claimed.and(touched).is_empty();
+                return if seen.replicas.is_moving() {
+                    self.park_on_copier(slot, still)
+                } else {
+                    self.park_on_claim(slot, still)
+                };
             }
             Ok(present) => present,
         };

@@ -440,6 +440,7 @@ pub(in crate::store) mod samples {
             uuid: uuid::Uuid::from_u128(u128::from(id)),
             size: 1 << 30,
             layout: Layout::Isolated { disk: DiskId(0), chosen: false },
+            replicas: 1,
             thick: false,
             read_only: false,
             block_size: 512,

@@ -1,0 +1,197 @@
+//! VHDs whose extents have replicas: where those go, and jobs that change how many there are.
+
+use std::collections::BTreeSet;
+
+use super::super::command::{JobRequest, StartJob};
+use super::*;
+use crate::base::ids::JobId;
+use crate::base::limits::REPLICAS_MAX;
+use crate::mover::messages::Speed;
+use crate::placement::ReplicaState;
+use crate::placement::job::JobState;
+
+/// A pool with disks of these slots, each of which is in one of these failure domains.
+fn world(disks: &[(u32, &str)]) -> World {
+    let record = |(id, (slots, domain)): (u8, &(u32, &str))| DiskRecord {
+        failure_domain: (*domain).to_owned(),
+        ..disk_record(id, *slots)
+    };
+    let records = (0..).zip(disks).map(record).collect();
+    World::with(PoolRecord::new(uuid::Uuid::from_u128(1), EXTENT, records), Vec::new(), 1)
+}
+
+fn replicated(extents: u64, replicas: u8) -> CreateVhd {
+    CreateVhd { replicas, ..create("r", extents, SPANNED) }
+}
+
+impl World {
+    /// Does all that the mover is asked for, until nothing is asked any more.
+    fn move_all(&mut self) {
+        loop {
+            self.settle();
+            let messages = std::mem::take(&mut self.mail.mover);
+            if messages.is_empty() {
+                return;
+            }
+            for message in messages {
+                let report = match message {
+                    MoverMessage::Copy(copy) => MoverReport::Copied { id: copy.id },
+                    MoverMessage::Sync { wave, disk } => MoverReport::Synced { wave, disk, result: Ok(()) },
+                    MoverMessage::Fence { fence, .. } => MoverReport::FenceReached { fence },
+                    _ => continue,
+                };
+                self.owner.handle_mover(report, self.now, &mut self.mail);
+            }
+        }
+    }
+
+    fn set_replicas(&mut self, replicas: u8) -> Result<Reply, CommandError> {
+        let request = JobRequest::Replicas { vhd: "r".to_owned(), replicas };
+        self.run(Command::StartJob(Box::new(StartJob { request, dry_run: false, speed: Speed::default(), created: 1 })))
+    }
+
+    fn job_state(&mut self, reply: Reply) -> JobState {
+        let Reply::Job { job, .. } = reply else { panic!("{reply:?}") };
+        let id: JobId = job.record.id;
+        let Reply::Job { job, .. } = self.ask(Command::ShowJob(id)).unwrap() else { panic!("a job") };
+        job.record.state
+    }
+
+    /// Every placed extent has so many readable replicas, no two in one failure domain, and all disks have their share.
+    fn assert_replicas(&self, vhd: &VhdInfo, replicas: usize) {
+        let map = &vhd.state.map;
+        for extent in map.placed_from(ExtentIndex(0)) {
+            let seen = map.lookup(extent).replicas;
+            assert!(seen.iter().all(|replica| replica.state == ReplicaState::InSync), "{extent:?}: {seen:?}");
+            let domains: BTreeSet<&str> =
+                seen.iter().map(|r| self.owner.space.disk(r.disk).failure_domain.as_str()).collect();
+            assert_eq!((seen.len(), domains.len()), (replicas, replicas), "{extent:?}: {seen:?}");
+        }
+        self.check();
+    }
+}
+
+fn fill(world: &mut World, vhd: &VhdInfo, extents: u32) {
+    for extent in 0..extents {
+        assert_eq!(world.allocate(vhd, extent), Some(Ok(())), "extent {extent}");
+    }
+}
+
+#[test]
+fn new_extents_get_their_replicas_apart() {
+    let mut world = world(&[(20, "a"), (20, "a"), (20, "b"), (20, "c")]);
+    let vhd = world.create(replicated(30, 2));
+    fill(&mut world, &vhd, 30);
+    world.assert_replicas(&vhd, 2);
+    let first: BTreeSet<DiskId> = (0..30).map(|extent| World::place_of(&vhd, extent).unwrap().0).collect();
+    assert!(first.len() >= 3, "reads go to all disks, not to {first:?}");
+}
+
+#[test]
+fn a_mirror_is_read_on_both_sides() {
+    let mut world = world(&[(20, "a"), (20, "b")]);
+    let vhd = world.create(replicated(20, 2));
+    fill(&mut world, &vhd, 20);
+    let on_first = (0..20).filter(|extent| World::place_of(&vhd, *extent).unwrap().0 == DiskId(0)).count();
+    assert!((6..=14).contains(&on_first), "{on_first} of 20 are read on the first disk");
+    assert_eq!((world.free_slots(0), world.free_slots(1)), (0, 0));
+}
+
+#[test]
+fn more_replicas_than_failure_domains_are_refused() {
+    let mut world = world(&[(20, "a"), (20, "a"), (20, "b")]);
+    let three = Command::CreateVhd(Box::new(replicated(4, 3)));
+    assert!(matches!(world.refuse(three), CommandError::TooFewDomains { domains: 2, replicas: 3, .. }));
+    for replicas in [0, 4] {
+        let wrong = Command::CreateVhd(Box::new(replicated(4, replicas)));
+        assert_eq!(world.refuse(wrong), CommandError::InvalidReplicas { replicas });
+    }
+    let isolated = CreateVhd { replicas: 2, ..create("i", 4, ISOLATED) };
+    let refused = world.refuse(Command::CreateVhd(Box::new(isolated)));
+    assert!(matches!(refused, CommandError::TooFewDomains { domains: 1, replicas: 2, .. }));
+    world.create(replicated(4, 2));
+    assert!(matches!(world.set_replicas(3), Err(CommandError::TooFewDomains { domains: 2, replicas: 3, .. })));
+    let unspan = JobRequest::Unspan { vhd: "r".to_owned(), disk: None, width: None };
+    let start = StartJob { request: unspan, dry_run: false, speed: Speed::default(), created: 1 };
+    let refused = world.refuse(Command::StartJob(Box::new(start)));
+    assert!(matches!(refused, CommandError::TooFewDomains { domains: 1, replicas: 2, .. }));
+}
+
+#[test]
+fn jobs_add_and_drop_replicas() {
+    let mut world = world(&[(40, "a"), (40, "b"), (40, "c")]);
+    let vhd = world.create(replicated(30, 1));
+    fill(&mut world, &vhd, 30);
+    for replicas in [2, 3, 1, 3, 2, 1] {
+        let reply = world.set_replicas(replicas).unwrap();
+        world.move_all();
+        assert_eq!(world.job_state(reply), JobState::Done);
+        world.assert_replicas(&vhd, usize::from(replicas));
+        let share = 30 * u32::from(replicas) / 3;
+        assert_eq!([0, 1, 2].map(|disk| world.free_slots(disk)), [40 - share; 3], "{replicas} replicas");
+    }
+    assert!(matches!(world.set_replicas(1), Ok(Reply::Plan(_))), "it is like that already");
+}
+
+#[test]
+fn replicas_are_moved_when_all_of_an_extents_disks_change() {
+    let mut world = world(&[(40, "a"), (40, "b"), (40, "c"), (40, "d")]);
+    let on = |disks: &[&str]| Some(disks.iter().map(|&disk| disk.to_owned()).collect::<Vec<_>>());
+    let layout = LayoutRequest::Spanned { disks: on(&["d0", "d1"]), width: None };
+    let vhd = world.create(CreateVhd { layout, ..replicated(30, 2) });
+    fill(&mut world, &vhd, 30);
+    let request = JobRequest::Span { vhd: "r".to_owned(), disks: on(&["d2", "d3"]), width: None };
+    let start = StartJob { request, dry_run: false, speed: Speed::default(), created: 1 };
+    let reply = world.run(Command::StartJob(Box::new(start))).unwrap();
+    world.move_all();
+    assert_eq!(world.job_state(reply), JobState::Done);
+    world.assert_replicas(&vhd, 2);
+    assert_eq!([0, 1, 2, 3].map(|disk| world.free_slots(disk)), [40, 40, 10, 10]);
+}
+
+#[test]
+fn a_thick_vhd_gets_room_for_all_replicas_or_none() {
+    for (slots, extents) in [([10, 10, 10], 15), ([30, 6, 6], 12), ([12, 12, 12], 18)] {
+        let mut world = world(&[(slots[0], "a"), (slots[1], "b"), (slots[2], "c")]);
+        let vhd = world.create(CreateVhd { thick: true, ..replicated(extents, 2) });
+        world.assert_replicas(&vhd, 2);
+        assert_eq!(vhd.state.map.placed_from(ExtentIndex(0)).count() as u64, extents, "{slots:?}");
+    }
+    // Two of three replicas cannot be on the large disk.
+    let mut world = world(&[(30, "a"), (6, "b"), (6, "c")]);
+    let thick = CreateVhd { thick: true, ..replicated(13, 2) };
+    assert!(matches!(world.refuse(Command::CreateVhd(Box::new(thick))), CommandError::NoRoom { .. }));
+    assert_eq!(world.free_slots(0), 30);
+}
+
+#[test]
+fn with_a_failed_disk_new_extents_get_what_can_be_kept_apart() {
+    let mut world = world(&[(20, "a"), (20, "b")]);
+    let vhd = world.create(replicated(10, 2));
+    world.owner.space.disk(DiskId(1)).state.fail();
+    fill(&mut world, &vhd, 4);
+    world.assert_replicas(&vhd, 1);
+}
+
+#[test]
+fn a_vhd_that_grows_keeps_its_replicas_apart() {
+    let mut world = world(&[(4, "a"), (4, "b"), (20, "b"), (20, "c")]);
+    let layout = LayoutRequest::Spanned { disks: Some(vec!["d0".to_owned(), "d1".to_owned()]), width: None };
+    let vhd = world.create(CreateVhd { layout, ..replicated(12, 2) });
+    fill(&mut world, &vhd, 12);
+    world.assert_replicas(&vhd, 2);
+}
+
+#[test]
+fn a_cancelled_job_takes_replicas_back() {
+    let mut world = world(&[(40, "a"), (40, "b"), (40, "c")]);
+    let vhd = world.create(replicated(30, 2));
+    fill(&mut world, &vhd, 30);
+    let Reply::Job { job, .. } = world.set_replicas(u8::try_from(REPLICAS_MAX).unwrap()).unwrap() else {
+        panic!("a job")
+    };
+    let reply = world.run(Command::CancelJob { job: job.record.id, revert: true, now: 2 }).unwrap();
+    world.move_all();
+    assert_eq!(world.job_state(reply), JobState::Done);
+    world.assert_replicas(&vhd, 2);
+}
