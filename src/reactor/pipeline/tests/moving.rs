@@ -58,7 +58,17 @@ fn answer(world: &mut World, by: MissedBy, ok: bool) {
 
 #[test]
 fn a_write_goes_to_every_copy_and_claims_its_blocks() {
-    let mut world = world(ReplicaState::Syncing);
+    goes_to_every_copy(ReplicaState::Syncing);
+}
+
+/// Else the one write could be the last on one disk, and the other on the other.
+#[test]
+fn overlapping_writes_to_replicas_go_one_after_the_other() {
+    goes_to_every_copy(ReplicaState::InSync);
+}
+
+fn goes_to_every_copy(state: ReplicaState) {
+    let mut world = world(state);
     let guest = Guest::filled(4096, 1);
     let first = write(&mut world, 0, &guest);
     assert_eq!(world.vhd.map.lookup(E).claimed, BlockMask(1));
