@@ -1,6 +1,7 @@
 //! Checks of disks from inside a guest, in the order in which `guest.rs` goes through them.
 #![allow(dead_code)]
 
+mod layouts;
 mod raw;
 mod session;
 
@@ -21,6 +22,14 @@ pub fn run(report: &mut Report, mut session: Session) {
     let sums = basics(report, &session, &mut machine.agent);
     let last = session.vhds.len() - 1;
     report.check("resize reaches the guest", || raw::resize(&session, &mut machine.agent, &session.vhds[last]));
+    for (name, body) in [
+        ("fio verifies through all layout changes", layouts::changes_under_fio as LayoutCheck),
+        ("a disk grows onto another under its guest, and comes back", layouts::growth),
+    ] {
+        for line in report.check(name, || body(&session, &mut machine)).unwrap_or_default() {
+            report.note(&line);
+        }
+    }
     report.check("hot-unplug and hot-plug", || hotplug(&session, &mut machine));
     report.check("guest reset while writing", || reset_while_writing(&mut machine, &sums));
     report.check("the kernel has no complaints", || {
@@ -43,6 +52,8 @@ pub fn run(report: &mut Report, mut session: Session) {
     });
     report.check("backend ends cleanly", || session.stop());
 }
+
+type LayoutCheck = fn(&Session, &mut Machine) -> Result<Vec<String>>;
 
 /// What needs nothing but a running guest and its disks; the sums of the files that are then on them.
 pub fn basics(report: &mut Report, session: &Session, agent: &mut Agent) -> Sums {

@@ -141,6 +141,15 @@ impl<'a> Session<'a> {
         Ok(Some(uuid.replace('-', "")[..20].to_owned()))
     }
 
+    /// The pool, if spanblk serves the disks.
+    #[must_use]
+    pub fn pool(&self) -> Option<&Pool> {
+        match &self.backend {
+            Backend::Spanblk(pool) => Some(pool),
+            Backend::Reference(_) => None,
+        }
+    }
+
     /// Discards a range that was written and waits until the backend counts less room taken.
     ///
     /// # Errors

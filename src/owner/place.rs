@@ -68,8 +68,9 @@ impl Vhd {
         self.record.expand.or(of_pool).unwrap_or(default) == Expand::Auto
     }
 
-    /// As [`Vhd::place`]; what has no room on the disks of its layout goes to the ones with the most room that accept spanned
-    /// VHDs, if it may grow. With the first of those, and whether it had nothing there before.
+    /// As [`Vhd::place`]; what has no room on the disks of its layout goes to others that accept spanned VHDs, if it may grow:
+    /// to one that it has grown onto before, so that few disks can fail it, else to the one with the most room. With the first
+    /// of those, and whether it had nothing there before.
     pub fn place_beyond(
         &mut self,
         extent: ExtentIndex,
@@ -90,7 +91,8 @@ impl Vhd {
                 let roomiest = || {
                     let apart =
                         space.apart_from(beyond, chosen.set()).iter().filter(|disk| space.disk(*disk).free() > 0);
-                    apart.max_by_key(|disk| (space.disk(*disk).free(), std::cmp::Reverse(*disk)))
+                    let is_there = |disk: DiskId| self.counts[disk.index()] > 0;
+                    apart.max_by_key(|disk| (is_there(*disk), space.disk(*disk).free(), std::cmp::Reverse(*disk)))
                 };
                 chosen.push(disk.or_else(roomiest)?);
             }
