@@ -47,8 +47,8 @@ impl Lab {
     fn start(dir: &RunDir) -> Result<Lab> {
         let near_disk = LoggedDisk::new(dir.disks(), "near", 256 * MIB)?;
         let far_disk = LoggedDisk::new(dir.disks(), "far", 256 * MIB)?;
-        let table = near_disk.path.display().to_string();
-        let disks = vec![near_disk.path.clone(), far_disk.path.clone()];
+        let table = near_disk.path().display().to_string();
+        let disks = vec![near_disk.path().to_owned(), far_disk.path().to_owned()];
         let mut pool = Pool::create(dir.sockets(), disks, &["--metadata", &table])?;
         pool.serve_all()?;
         pool.create_vhd("near", 16 * MIB, &["--layout", "isolated", "--disks", "near"])?;

@@ -1,9 +1,6 @@
 //! The measurements of `bench.rs`.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -13,7 +10,7 @@ use crate::lab::fio::{self, Measured};
 use crate::lab::frontend::{Frontend, Options};
 use crate::lab::model::Random;
 use crate::lab::ring::{Op, Shape};
-use crate::lab::tools::{RunDir, number_from_env};
+use crate::lab::tools::{RunDir, filled_file, number_from_env};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -31,7 +28,7 @@ pub fn against_fio(dir: &RunDir) -> Result<()> {
     let rounds = usize::try_from(number_from_env("LAB_BENCH_ROUNDS", 3))?;
     let (files, sockets) = subdirs(dir, "fio")?;
     let disk = files.join("disk.img");
-    fill(&disk, DISK_SIZE)?;
+    filled_file(&disk, DISK_SIZE)?;
     let mut pool = Pool::create(&sockets, vec![disk.clone()], &["--force"])?;
     pool.serve_all()?;
     pool.create_vhd("bench", VHD_SIZE, &["--layout", "isolated", "--thick", "--block-size", "512", "--queues", "1"])?;
@@ -168,18 +165,6 @@ fn measure(frontend: &mut Frontend, write: bool, depth: u16, time: Duration) -> 
 fn median(mut all: Vec<Measured>) -> Measured {
     all.sort_by(|a, b| a.iops.total_cmp(&b.iops));
     all[all.len() / 2]
-}
-
-/// A file without holes and without anything that compresses.
-fn fill(path: &Path, size: u64) -> Result<()> {
-    let mut file = fs::File::options().write(true).create(true).truncate(true).custom_flags(libc::O_SYNC).open(path)?;
-    let mut random = Random::new(1);
-    let mut chunk = vec![0; usize::try_from(8 * MIB)?];
-    for _ in 0..size / (8 * MIB) {
-        chunk.chunks_exact_mut(8).for_each(|w| w.copy_from_slice(&random.next().to_le_bytes()));
-        file.write_all(&chunk)?;
-    }
-    Ok(())
 }
 
 /// Writes the whole VHD once, so that every block is present.

@@ -16,4 +16,5 @@ pub mod qmp;
 pub mod reference;
 pub mod report;
 pub mod ring;
+pub mod throttle;
 pub mod tools;

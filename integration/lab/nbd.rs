@@ -1,4 +1,4 @@
-//! A host disk whose every request is written down: a file behind nbdkit, mounted as a file again through FUSE.
+//! Host disks behind nbdkit, mounted as files through FUSE; among them one whose every request is written down.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,14 +18,53 @@ pub enum Event {
     Flush,
 }
 
+/// Something that nbdkit serves, mounted as a file. Open [`NbdDisk::path`] with O_DIRECT.
+#[derive(Debug)]
+pub struct NbdDisk {
+    /// The disk.
+    pub path: PathBuf,
+    fuse: Process,
+    server: Process,
+}
+
+impl NbdDisk {
+    /// A disk of `size` bytes with its files in `dir`; `serve` says what nbdkit is to serve.
+    ///
+    /// # Errors
+    /// nbdkit, nbdfuse or FUSE are missing.
+    pub fn new(dir: &Path, name: &str, size: u64, serve: impl FnOnce(&mut Command)) -> Result<NbdDisk> {
+        let socket = dir.join(format!("{name}.nbd"));
+        let mount = dir.join(format!("{name}.mount"));
+        fs::create_dir(&mount)?;
+        let path = mount.join(name);
+        fs::File::create(&path)?;
+        let mut server = command("nbdkit");
+        server.arg("--foreground").arg("--unix").arg(&socket).stderr(Stdio::null());
+        serve(&mut server);
+        let server = Process::start("nbdkit", &mut server)?;
+        wait_for("socket of nbdkit", Duration::from_secs(10), || socket.exists().then_some(()))?;
+        let fuse = Process::start("nbdfuse", command("nbdfuse").arg(&path).arg("--unix").arg(&socket))?;
+        wait_for("disk of nbdfuse", Duration::from_secs(10), || {
+            fs::metadata(&path).is_ok_and(|m| m.len() == size).then_some(())
+        })?;
+        Ok(NbdDisk { path, fuse, server })
+    }
+}
+
+impl Drop for NbdDisk {
+    fn drop(&mut self) {
+        // Nothing to be done if it fails: the mount ends with its process.
+        let _ = Command::new("fusermount3").args(["-u", "-z"]).arg(&self.path).status();
+        self.fuse.kill();
+        self.server.kill();
+    }
+}
+
 /// A logged disk. Open [`LoggedDisk::path`] with O_DIRECT.
 #[derive(Debug)]
 pub struct LoggedDisk {
-    /// The disk.
-    pub path: PathBuf,
+    disk: NbdDisk,
     log: PathBuf,
-    fuse: Process,
-    server: Process,
 }
 
 impl LoggedDisk {
@@ -36,27 +75,18 @@ impl LoggedDisk {
     pub fn new(dir: &Path, name: &str, size: u64) -> Result<LoggedDisk> {
         let backing = dir.join(format!("{name}.backing"));
         sparse_file(&backing, size)?;
-        let (socket, log) = (dir.join(format!("{name}.nbd")), dir.join(format!("{name}.log")));
-        let mount = dir.join(format!("{name}.mount"));
-        fs::create_dir(&mount)?;
-        let path = mount.join(name);
-        fs::File::create(&path)?;
-        let server = Process::start(
-            "nbdkit",
-            command("nbdkit")
-                .args(["--foreground", "--filter=log", "--unix"])
-                .arg(&socket)
-                .args(["file", "cache=none"])
-                .arg(&backing)
-                .arg(format!("logfile={}", log.display()))
-                .stderr(Stdio::null()),
-        )?;
-        wait_for("socket of nbdkit", Duration::from_secs(10), || socket.exists().then_some(()))?;
-        let fuse = Process::start("nbdfuse", command("nbdfuse").arg(&path).arg("--unix").arg(&socket))?;
-        wait_for("disk of nbdfuse", Duration::from_secs(10), || {
-            fs::metadata(&path).is_ok_and(|m| m.len() == size).then_some(())
+        let log = dir.join(format!("{name}.log"));
+        let disk = NbdDisk::new(dir, name, size, |server| {
+            server.args(["--filter=log", "file", "cache=none"]).arg(&backing);
+            server.arg(format!("logfile={}", log.display()));
         })?;
-        Ok(LoggedDisk { path, log, fuse, server })
+        Ok(LoggedDisk { disk, log })
+    }
+
+    /// The disk.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.disk.path
     }
 
     /// Where the log ends now.
@@ -92,14 +122,5 @@ impl LoggedDisk {
             }
         }
         Ok(done)
-    }
-}
-
-impl Drop for LoggedDisk {
-    fn drop(&mut self) {
-        // Nothing to be done if it fails: the mount ends with its process.
-        let _ = Command::new("fusermount3").args(["-u", "-z"]).arg(&self.path).status();
-        self.fuse.kill();
-        self.server.kill();
     }
 }

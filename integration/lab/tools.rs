@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,6 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+
+use super::model::Random;
 
 /// The user that guests run as when the run itself is root's: `nobody`.
 pub const UNPRIVILEGED_ID: u32 = 65534;
@@ -215,4 +218,21 @@ pub fn target_dir() -> PathBuf {
 /// As of the file system.
 pub fn sparse_file(path: &Path, size: u64) -> Result<()> {
     fs::File::create(path).and_then(|f| f.set_len(size)).with_context(|| format!("creating {}", path.display()))
+}
+
+/// A file without holes and without anything that compresses.
+///
+/// # Errors
+/// As of the file system.
+pub fn filled_file(path: &Path, size: u64) -> Result<()> {
+    const CHUNK: u64 = 8 << 20;
+    let mut file = fs::File::create(path).with_context(|| format!("creating {}", path.display()))?;
+    let mut random = Random::new(1);
+    let mut chunk = vec![0; usize::try_from(CHUNK)?];
+    for _ in 0..size.div_ceil(CHUNK) {
+        chunk.chunks_exact_mut(8).for_each(|w| w.copy_from_slice(&random.next().to_le_bytes()));
+        file.write_all(&chunk)?;
+    }
+    file.set_len(size)?;
+    Ok(file.sync_all()?)
 }
