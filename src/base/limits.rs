@@ -121,6 +121,9 @@ pub const COPY_BUFFER_LEN: usize = {
 /// Chunks that the mover copies at the same time.
 pub const COPY_CHUNKS_MAX: usize = 16;
 
+/// Chunks that it copies at the same time on one disk while guests use it: they wait behind each of them.
+pub const COPY_CHUNKS_BUSY: usize = 2;
+
 /// Extents of one job that are moved together: they share fences, a sync and a commit.
 pub const WAVE_EXTENTS: usize = 32;
 

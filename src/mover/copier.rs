@@ -7,11 +7,11 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::messages::{CopyTask, MoverMessage, MoverOutbox, MoverReport, Speed, WaveId};
-use super::pace::Pace;
+use super::messages::{CopyTask, MoverMessage, MoverOutbox, MoverReport, WaveId};
+use super::pace::Paces;
 use crate::base::aligned::AlignedBuf;
 use crate::base::clock::Nanos;
-use crate::base::ids::{DiskId, DiskSet, JobId, ReactorId, VhdId};
+use crate::base::ids::{DiskId, DiskSet, ReactorId, VhdId};
 use crate::base::limits::{
     COPY_BUFFER_LEN, COPY_CHUNK_LEN, COPY_CHUNKS_MAX, COPY_PATIENCE_MILLIS, COPY_TURN_MILLIS, DISKS_MAX,
 };
@@ -90,7 +90,7 @@ pub struct Copier<E: Engine, O: MoverOutbox> {
     syncs: BTreeMap<u64, Sync>,
     next_sync: u64,
     /// Jobs that are being carried out.
-    paces: BTreeMap<JobId, Pace>,
+    paces: Paces,
     /// VHDs whose writers have been asked to let the copier go first.
     asked: BTreeMap<VhdId, Asked>,
     /// When a task that had to wait for its pace may go on.
@@ -113,7 +113,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
             buffers: (0..COPY_CHUNKS_MAX).map(|_| AlignedBuf::zeroed(COPY_BUFFER_LEN)).collect(),
             syncs: BTreeMap::new(),
             next_sync: SYNC_TAG,
-            paces: BTreeMap::new(),
+            paces: Paces::default(),
             asked: BTreeMap::new(),
             due: None,
             must_retry: false,
@@ -135,24 +135,13 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
                 self.fences[disk.index()].begin(fence);
                 self.report_fences(disk);
             }
-            MoverMessage::SetSpeed { job, speed } => self.set_speed(job, speed, now),
-            MoverMessage::ForgetJob(job) => {
-                self.paces.remove(&job);
-            }
+            MoverMessage::SetSpeed { job, speed } => self.paces.set_speed(job, speed, now),
+            MoverMessage::ForgetJob(job) => self.paces.forget(job),
             MoverMessage::AddDisk { disk, .. } => self.add_disk(disk),
             MoverMessage::Shutdown => {
                 while let Some(task) = self.tasks.pop_front() {
                     self.end_turn(&task.copy);
                 }
-            }
-        }
-    }
-
-    fn set_speed(&mut self, job: JobId, speed: Speed, now: Nanos) {
-        match self.paces.get_mut(&job) {
-            Some(pace) => pace.set_speed(speed),
-            None => {
-                self.paces.insert(job, Pace::new(speed, now));
             }
         }
     }
@@ -251,7 +240,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
             let other = &chunk.task.copy;
             disks.contains(other.source.disk) || disks.contains(other.target.disk)
         };
-        let is_full = self.chunks.iter().flatten().filter(shares_disk).count() >= COPY_CHUNKS_MAX / 2;
+        let is_full = self.chunks.iter().flatten().filter(shares_disk).count() >= self.paces.depth(copy.job);
         if is_full || self.engine.available() == 0 {
             return None;
         }
@@ -265,9 +254,13 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
 
     /// When the task may go on, if its pace makes it wait.
     fn must_wait(&mut self, task: &Task, now: Nanos) -> Option<Nanos> {
-        let pace = self.paces.get_mut(&task.copy.job)?;
-        let disks = [task.copy.source.disk, task.copy.target.disk];
-        pace.observe(disks.into_iter().filter_map(|disk| self.disks[disk.index()].as_deref()), now);
+        let pace = self.paces.get_mut(task.copy.job)?;
+        if pace.must_observe(now) {
+            let in_flight = self.chunks.iter().flatten().map(|chunk| &chunk.task);
+            let tasks = self.tasks.iter().chain(in_flight).chain([task]).filter(|t| t.copy.job == task.copy.job);
+            let disks: DiskSet = tasks.flat_map(|t| [t.copy.source.disk, t.copy.target.disk]).collect();
+            pace.observe(disks.iter().filter_map(|disk| self.disks[disk.index()].as_deref()), now);
+        }
         pace.due(now)
     }
 
@@ -329,7 +322,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
             given_up: false,
             task,
         };
-        if let Some(pace) = self.paces.get_mut(&copy.job) {
+        if let Some(pace) = self.paces.get_mut(copy.job) {
             pace.take(chunk.len, now);
         }
         self.chunks[place] = Some(chunk);

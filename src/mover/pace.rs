@@ -1,22 +1,24 @@
 //! How fast a job copies: at most its own limit, and no faster than guests bear.
 //!
-//! Every interval the mean latency of guest I/O on the disks involved is compared with what it is when the job hardly
-//! moves. Above the target the job halves its rate, below it goes faster a step at a time; without guest I/O it has no limit
-//! but its own. It never goes below a floor, so that every job ends. Pure: time and counters are arguments.
+//! Every interval the latency of guest I/O on the disks involved is compared with what it is when the job hardly moves. A disk
+//! often shows nothing until it can do no more, and then everybody waits long: so the rate at which guests began to suffer is
+//! remembered, and the job stays well below it for a while before it tries again. Without guest I/O it has no limit but its own.
+//! It never goes below a floor, so that every job ends. Pure: time and counters are arguments.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use self::guests::{Guests, Verdict};
 use super::messages::Speed;
 use crate::base::clock::Nanos;
-use crate::metrics::{IO_KINDS, IoMetrics};
+use crate::base::ids::{DiskId, JobId};
+use crate::base::limits::{COPY_CHUNKS_BUSY, COPY_CHUNKS_MAX};
 use crate::shared::DiskState;
 
-/// How often the rate is reconsidered.
-const INTERVAL: Duration = Duration::from_millis(100);
+mod guests;
 
-/// Guest latency that is borne: this many percent of what it is while the job goes at its floor, and this much more.
-const TARGET_PERCENT: u64 = 130;
-const TARGET_SLACK_NS: u64 = 50_000;
+/// How often the rate is reconsidered.
+const INTERVAL_NS: u64 = 100_000_000;
 
 /// The floor, in percent of what the job moved in its best interval.
 const FLOOR_PERCENT: u64 = 10;
@@ -27,11 +29,54 @@ const FLOOR_FIRST: u64 = 8 << 20;
 /// What is saved up at most while nothing is asked for: this part of a second.
 const BURST_PART: u64 = 20;
 
-/// Counters of guest I/O.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Sample {
-    requests: u64,
-    latency_ns: u64,
+/// Guests that have asked nothing for so long are idle. Those that wait for us ask nothing, either.
+const IDLE_NS: u64 = 500_000_000;
+
+/// Where guests suffer is not tried again for so long: what they suffer until it is noticed must be rare.
+const HOLD_NS: u64 = 30_000_000_000;
+
+/// How far below that the job stays meanwhile, in percent.
+const HOLD_PERCENT: u64 = 60;
+
+/// What was asked for too fast takes so long to get done: until then guests suffer from that, and not from the rate now.
+const DRAIN_NS: u64 = 300_000_000;
+
+/// The rate rises by this part of it.
+const STEP_PART: u64 = 4;
+
+/// The pace of each job that is being carried out.
+#[derive(Debug, Default)]
+pub struct Paces(BTreeMap<JobId, Pace>);
+
+impl Paces {
+    /// A job begins at `now`, or goes at another speed from now on.
+    pub fn set_speed(&mut self, job: JobId, speed: Speed, now: Nanos) {
+        self.0.entry(job).or_insert_with(|| Pace::new(speed, now)).speed = speed;
+    }
+
+    /// The job has ended.
+    pub fn forget(&mut self, job: JobId) {
+        self.0.remove(&job);
+    }
+
+    /// The pace of a job.
+    pub fn get_mut(&mut self, job: JobId) -> Option<&mut Pace> {
+        self.0.get_mut(&job)
+    }
+
+    /// Chunks that the job may have in flight on a disk.
+    #[must_use]
+    pub fn depth(&self, job: JobId) -> usize {
+        self.0.get(&job).map_or(COPY_CHUNKS_MAX / 2, Pace::depth)
+    }
+}
+
+/// A rate that was too much for guests.
+#[derive(Clone, Copy, Debug)]
+struct Ceiling {
+    /// What the job keeps to instead.
+    rate: u64,
+    since: Nanos,
 }
 
 /// The pace of one job.
@@ -42,13 +87,14 @@ pub struct Pace {
     rate: Option<u64>,
     /// The last rate while guests were busy.
     busy_rate: u64,
+    ceiling: Option<Ceiling>,
     /// Bytes that may be copied now; below zero: how far ahead the job is.
     tokens: i128,
     filled: Nanos,
     observed: Nanos,
-    last: Sample,
-    /// Guest latency while the job went at its floor.
-    quiet_ns: Option<u64>,
+    /// When a guest was last seen to do something; `None`: never.
+    busy: Option<Nanos>,
+    guests: BTreeMap<DiskId, Guests>,
     /// Bytes in this interval, and the most per second of any.
     moved: u64,
     best: u64,
@@ -62,80 +108,102 @@ impl Pace {
             speed,
             rate: Some(FLOOR_FIRST),
             busy_rate: FLOOR_FIRST,
+            ceiling: None,
             tokens: 0,
             filled: now,
-            observed: now,
-            last: Sample::default(),
-            quiet_ns: None,
+            // The first look comes at once.
+            observed: Nanos(0),
+            busy: None,
+            guests: BTreeMap::new(),
             moved: 0,
             best: 0,
         }
     }
 
-    /// From now on at another speed.
-    pub fn set_speed(&mut self, speed: Speed) {
-        self.speed = speed;
-    }
-
     /// Bytes per second at most, now; `None`: no limit.
     #[must_use]
     pub fn limit(&self) -> Option<u64> {
-        let adaptive = if self.speed.urgent { None } else { self.rate };
-        match (self.speed.max_rate, adaptive) {
+        match (self.speed.max_rate, self.adaptive()) {
             (Some(own), Some(borne)) => Some(own.min(borne)),
             (own, borne) => own.or(borne),
         }
     }
 
-    /// Looks at the guests of the disks that the job works on, once per interval.
-    pub fn observe<'a>(&mut self, disks: impl Iterator<Item = &'a DiskState>, now: Nanos) {
-        let elapsed = now.since(self.observed);
-        if elapsed < u64::try_from(INTERVAL.as_nanos()).unwrap_or(u64::MAX) {
-            return;
-        }
-        let sample = disks.fold(Sample::default(), |sum, disk| disk.metrics.iter().fold(sum, add));
-        self.reconsider(sample, elapsed);
-        self.observed = now;
+    fn adaptive(&self) -> Option<u64> {
+        if self.speed.urgent { None } else { self.rate }
     }
 
-    fn reconsider(&mut self, sample: Sample, elapsed_ns: u64) {
-        let per_second = u128::from(self.moved) * 1_000_000_000 / u128::from(elapsed_ns.max(1));
-        let achieved = u64::try_from(per_second).unwrap_or(u64::MAX);
+    /// Chunks that it may have in flight on a disk. Behind each of them guests may have to wait.
+    fn depth(&self) -> usize {
+        if self.adaptive().is_some() { COPY_CHUNKS_BUSY } else { COPY_CHUNKS_MAX / 2 }
+    }
+
+    /// Whether it is time to look at guests again.
+    #[must_use]
+    pub fn must_observe(&self, now: Nanos) -> bool {
+        now.since(self.observed) >= INTERVAL_NS
+    }
+
+    /// Looks at the guests of the disks that the job works on.
+    pub fn observe<'a>(&mut self, disks: impl Iterator<Item = &'a DiskState>, now: Nanos) {
+        let elapsed_ns = now.since(self.observed).max(1);
+        let achieved = u128::from(self.moved) * 1_000_000_000 / u128::from(elapsed_ns);
+        let achieved = u64::try_from(achieved).unwrap_or(u64::MAX);
         self.best = self.best.max(achieved);
-        self.moved = 0;
-        let floor = (self.best / 100 * FLOOR_PERCENT).max(FLOOR_FIRST);
-        let requests = sample.requests.saturating_sub(self.last.requests);
-        let latency_ns = sample.latency_ns.saturating_sub(self.last.latency_ns);
-        let first = self.last == Sample::default();
-        self.last = sample;
-        if first && sample.requests > 0 {
-            // The counters go back to before the job.
-            return;
-        }
-        if requests == 0 {
-            self.rate = None;
-            return;
-        }
-        let mean = latency_ns / requests;
-        let at_floor = self.rate.is_some_and(|rate| rate <= floor);
-        let quiet = match self.quiet_ns {
-            // What counts as quiet follows a guest that changes its habits, slowly.
-            Some(quiet) if at_floor => quiet - quiet / 8 + mean / 8,
-            Some(quiet) => quiet.min(mean),
-            None if at_floor => mean,
-            None => {
-                self.rate = Some(floor);
+        (self.moved, self.observed) = (0, now);
+        let at_floor = self.rate.is_some_and(|rate| rate <= self.floor());
+        let verdict = disks.map(|disk| self.guests.entry(disk.id).or_default().look(disk, at_floor, now)).max();
+        self.reconsider(verdict.unwrap_or(Verdict::Unseen), achieved, now);
+    }
+
+    fn floor(&self) -> u64 {
+        (self.best / 100 * FLOOR_PERCENT).max(FLOOR_FIRST)
+    }
+
+    fn reconsider(&mut self, verdict: Verdict, achieved: u64, now: Nanos) {
+        match verdict {
+            Verdict::Unseen => return,
+            Verdict::Idle => {
+                if self.busy.is_none_or(|busy| now.since(busy) >= IDLE_NS) {
+                    self.rate = None;
+                }
                 return;
             }
+            _ => self.busy = Some(now),
+        }
+        let before = self.rate.unwrap_or(self.busy_rate);
+        let next = match verdict {
+            Verdict::Strained => self.retreat(achieved, now),
+            Verdict::Untold => 0,
+            Verdict::Calm => self.advance(before, achieved, now),
+            _ => before,
         };
-        self.quiet_ns = Some(quiet);
-        let target = quiet / 100 * TARGET_PERCENT + TARGET_SLACK_NS;
-        let rate = self.rate.unwrap_or(self.busy_rate);
-        let next = if mean > target { rate / 2 } else { rate + (rate / 8).max(1 << 20) };
-        // A limit that is not made use of does not rise.
-        let next = if next > rate && achieved < rate / 2 { rate } else { next };
-        self.busy_rate = next.max(floor);
+        self.busy_rate = next.max(self.floor());
         self.rate = Some(self.busy_rate);
+    }
+
+    /// Guests suffer: remembers at which rate. The rate after that.
+    fn retreat(&mut self, achieved: u64, now: Nanos) -> u64 {
+        let draining = self.ceiling.filter(|ceiling| now.since(ceiling.since) < DRAIN_NS);
+        let rate = match draining {
+            Some(ceiling) => ceiling.rate,
+            None => {
+                let tried = self.rate.unwrap_or(u64::MAX).min(achieved) / 100 * HOLD_PERCENT;
+                self.ceiling = Some(Ceiling { rate: tried, since: now });
+                tried
+            }
+        };
+        rate / 2
+    }
+
+    /// Guests hardly feel the job: the next higher rate.
+    fn advance(&mut self, before: u64, achieved: u64, now: Nanos) -> u64 {
+        if self.ceiling.is_some_and(|ceiling| now.since(ceiling.since) >= HOLD_NS) {
+            self.ceiling = None;
+        }
+        // A limit that is not made use of does not rise.
+        let step = if achieved < before / 2 { 0 } else { (before / STEP_PART).max(1 << 20) };
+        (before + step).min(self.ceiling.map_or(u64::MAX, |ceiling| ceiling.rate))
     }
 
     /// When the job may copy its next chunk: `None`, now.
@@ -163,17 +231,6 @@ impl Pace {
             None => (self.tokens, self.filled) = (0, now),
         }
     }
-}
-
-fn add(sum: Sample, metrics: &IoMetrics) -> Sample {
-    IO_KINDS.iter().fold(sum, |sum, kind| {
-        let kind = metrics.kind(*kind);
-        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
-        Sample {
-            requests: sum.requests + load(&kind.requests),
-            latency_ns: sum.latency_ns + load(&kind.latency_ns_sum),
-        }
-    })
 }
 
 #[cfg(test)]

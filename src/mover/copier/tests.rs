@@ -1,7 +1,9 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use super::super::messages::Speed;
 use super::*;
+use crate::base::ids::JobId;
 use crate::base::rng::Rng;
 use crate::base::units::{ExtentIndex, Geometry, SlotIndex};
 use crate::disk::BlockDev;
@@ -293,7 +295,7 @@ fn writers_do_not_stand_back_while_a_job_keeps_to_its_rate() {
     let speed = Speed { max_rate: Some(1), urgent: true };
     world.copier.handle(MoverMessage::SetSpeed { job: JobId(1), speed }, NOW);
     asking(&mut world);
-    world.copier.paces.get_mut(&JobId(1)).unwrap().take(COPY_CHUNK_LEN, NOW);
+    world.copier.paces.get_mut(JobId(1)).unwrap().take(COPY_CHUNK_LEN, NOW);
     world.run();
     assert!(world.copier.next_deadline().is_some());
     assert!(!stand_back(&world), "its turn is days away");
