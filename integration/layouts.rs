@@ -81,14 +81,16 @@ fn run(dir: &RunDir, changes: u64, seed: u64) -> Result<Vec<String>> {
         })
         .collect();
     let mut tally = Tally::default();
-    let mut waits = 0;
+    // A daemon counts from its start on.
+    let (mut waits, mut of_this_daemon) = (0, 0);
     while tally.of("changes") < changes {
         let until = (tally.of("changes") + 8).min(changes);
         let killed = random.below(3) > 0;
         round(&mut pool, &mut loads, &mut random, &mut tally, until, killed)
             .with_context(|| format!("after {} changes; {}", tally.of("changes"), pool.log_tail()))?;
-        waits += tally.0.remove("waits of this daemon").unwrap_or(0);
+        of_this_daemon = tally.0.remove("waits of this daemon").unwrap_or(of_this_daemon);
         if killed {
+            waits += std::mem::take(&mut of_this_daemon);
             tally.count("SIGKILL");
             pool.serve_all()?;
         }
@@ -96,6 +98,7 @@ fn run(dir: &RunDir, changes: u64, seed: u64) -> Result<Vec<String>> {
     for ((name, ..), load) in VHDS.iter().zip(&mut loads) {
         load.verify(&mut connect(&pool.socket(name))?).with_context(|| format!("at the end, {name}"))?;
     }
+    waits += of_this_daemon;
     pool.check()?;
     pool.stop()?;
     pool.check()?;

@@ -126,14 +126,14 @@ fn moving(seed: u64, mutation: Option<Mutation>) -> Scenario {
     Scenario { moving: true, slots: 5, steps, ..scenario(seed, 1, mutation) }
 }
 
-#[test]
-fn power_cuts_while_extents_are_moved() {
+/// Cuts the power everywhere in runs of so many seeds. `test`: what names the test among the others.
+fn cut_everywhere(test: &str, seeds: u64, scenario: impl Fn(u64) -> Scenario) {
     let first = setting("SPANBLK_SEED", 1);
     let (mut cuts, mut moved) = (0, 0);
-    for seed in first..first + setting("SPANBLK_SEEDS", 5) {
-        let (count, world) = run(moving(seed, None)).unwrap_or_else(|error| {
+    for seed in first..first + setting("SPANBLK_SEEDS", seeds) {
+        let (count, world) = run(scenario(seed)).unwrap_or_else(|error| {
             panic!(
-                "seed {seed}: {error}\nrepeat with: SPANBLK_SEED={seed} SPANBLK_SEEDS=1 cargo test --test crash are_moved"
+                "seed {seed}: {error}\nrepeat with: SPANBLK_SEED={seed} SPANBLK_SEEDS=1 cargo test --test crash {test}"
             )
         });
         cuts += count;
@@ -141,6 +141,11 @@ fn power_cuts_while_extents_are_moved() {
     }
     println!("{cuts} power cuts survived, {moved} extents moved");
     assert!(moved > 10, "the runs moved {moved} extents: they show little about rule 3");
+}
+
+#[test]
+fn power_cuts_while_extents_are_moved() {
+    cut_everywhere("are_moved", 5, |seed| moving(seed, None));
 }
 
 #[test]
@@ -175,19 +180,7 @@ fn replicated(seed: u64) -> Scenario {
 /// Every replica has all that it must have, by itself.
 #[test]
 fn power_cuts_with_replicas() {
-    let first = setting("SPANBLK_SEED", 1);
-    let (mut cuts, mut moved) = (0, 0);
-    for seed in first..first + setting("SPANBLK_SEEDS", 4) {
-        let (count, world) = run(replicated(seed)).unwrap_or_else(|error| {
-            panic!(
-                "seed {seed}: {error}\nrepeat with: SPANBLK_SEED={seed} SPANBLK_SEEDS=1 cargo test --test crash with_replicas"
-            )
-        });
-        cuts += count;
-        moved += world.moves_done;
-    }
-    println!("{cuts} power cuts survived, {moved} extents moved");
-    assert!(moved > 10, "the runs moved {moved} extents: they show little");
+    cut_everywhere("with_replicas", 4, replicated);
 }
 
 #[test]

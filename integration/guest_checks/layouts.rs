@@ -59,7 +59,7 @@ pub fn changes_under_fio(session: &Session, machine: &mut Machine) -> Result<Vec
     // All of it is there before anything is moved.
     machine
         .agent
-        .run("dd if=/dev/urandom of=/dev/vdd bs=1M oflag=direct 2>/dev/null; rm -f /tmp/stop /tmp/passes /tmp/ended")?;
+        .run("dd if=/dev/urandom of=/dev/vdd bs=1M oflag=direct 2>/dev/null; rm -f /tmp/stop /tmp/passes /tmp/ended /tmp/failed")?;
     machine.agent.run(&format!(
         "(n=0
           while [ ! -e /tmp/stop ]; do

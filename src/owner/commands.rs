@@ -232,6 +232,9 @@ impl Owner {
         if let Some(domain) = &set.failure_domain {
             // The label of the disk has the same rule.
             check_name(domain).map_err(|source| CommandError::InvalidName { what: "failure domain", source })?;
+            if record.failure_domain != *domain {
+                self.check_domain(id, domain)?;
+            }
             record.failure_domain.clone_from(domain);
         }
         if pool == self.pool {

@@ -1,6 +1,5 @@
 //! Creating a VHD.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -11,7 +10,7 @@ use super::fill::{Fill, quota_for};
 use super::outbox::{Event, OwnerOutbox};
 use super::vhds::{PerDisk, Vhd, vhd_state};
 use crate::base::ids::{DiskId, VhdId, check_name};
-use crate::base::limits::{REPLICAS_MAX, VHD_SIZE_MAX};
+use crate::base::limits::VHD_SIZE_MAX;
 use crate::base::units::Geometry;
 use crate::placement::layout::{self, DiskRoom, LayoutError, LayoutWish};
 use crate::placement::record::{Expand, Layout, PoolRecord, RECORD_VERSION, SocketOwner, VhdRecord, WhenFull};
@@ -54,20 +53,6 @@ impl Owner {
         pool.next_vhd_id = VhdId(pool.next_vhd_id.0.checked_add(1).expect("4 billion VHDs in one pool"));
         let rows = vec![StoreEdit::PutPool(pool.clone()), StoreEdit::PutVhd(record.clone())];
         Ok(Step::Commit { rows, action: Action::Create(Box::new(Creation { pool, record, quota })) })
-    }
-
-    /// Whether so many replicas can be kept apart on the disks of the layout.
-    pub(super) fn check_replicas(&self, vhd: &str, replicas: u8, layout: &Layout) -> Result<(), CommandError> {
-        if !(1..=REPLICAS_MAX).contains(&usize::from(replicas)) {
-            return Err(CommandError::InvalidReplicas { replicas });
-        }
-        let domains: BTreeSet<&str> =
-            layout.disks().iter().map(|disk| self.space.disk(disk).failure_domain.as_str()).collect();
-        if domains.len() < usize::from(replicas) {
-            let (vhd, replicas) = (vhd.to_owned(), usize::from(replicas));
-            return Err(CommandError::TooFewDomains { vhd, domains: domains.len(), replicas });
-        }
-        Ok(())
     }
 
     /// Reserves room for all extents of a thick VHD.

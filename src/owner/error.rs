@@ -123,10 +123,17 @@ pub enum CommandError {
     /// Replicas need failure domains of their own.
     #[error(
         "VHD '{vhd}' cannot have {replicas} replicas there: disks that fail together hold one of them, and those disks are of \
-         {domains} failure domain(s); put it on more disks (`spanblk vhd span {vhd} --width N`), give it fewer replicas (`spanblk vhd set {vhd} --replicas \
-         N`), or say which disks do not fail together (`spanblk disk set DISK --failure-domain NAME`)"
+         {domains} failure domain(s); put it on more disks (`spanblk vhd span {vhd} --width N`), give it fewer replicas \
+         (`spanblk vhd set {vhd} --replicas N`), or say which disks do not fail together \
+         (`spanblk disk set DISK --failure-domain NAME`)"
     )]
     TooFewDomains { vhd: String, domains: usize, replicas: usize },
+    /// Replicas that are apart would not be any more.
+    #[error(
+        "disk '{disk}' cannot be in failure domain '{domain}': VHD '{vhd}' has replicas of one extent there and on disk \
+         '{other}', which is in it; move one of them away (`spanblk disk evacuate {disk}`), or give the VHD fewer replicas"
+    )]
+    ReplicasTogether { disk: String, domain: String, vhd: String, other: String },
     /// A thick VHD does not fit.
     #[error(
         "a thick VHD of {needed} bytes does not fit: its disks have {free} bytes free; \
@@ -211,6 +218,7 @@ impl CommandError {
             | E::SpanNarrower { .. }
             | E::UnspanWider { .. }
             | E::TooFewDomains { .. }
+            | E::ReplicasTogether { .. }
             | E::ShrinkLoses { .. }
             | E::GrownTooOften { .. }
             | E::TooManyDisks => ErrorKind::Conflict,
@@ -273,6 +281,7 @@ impl CommandError {
             E::SpanNarrower { .. } => "span_narrower",
             E::UnspanWider { .. } => "unspan_wider",
             E::TooFewDomains { .. } => "too_few_failure_domains",
+            E::ReplicasTogether { .. } => "replicas_together",
             E::MetadataFull { .. } => "metadata_full",
             E::Attached { .. } => "attached",
             E::Deleted { .. } => "deleted",

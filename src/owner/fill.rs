@@ -5,13 +5,13 @@
 use super::Owner;
 use super::command::{CommandError, CommandId, Outcome};
 use super::outbox::{Event, OwnerOutbox};
-use super::space::Space;
+use super::space::{DiskSpace, Space};
 use super::vhds::PerDisk;
 use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::{DISKS_MAX, FILL_EXTENTS};
 use crate::base::units::ExtentIndex;
 use crate::placement::ReplicaSet;
-use crate::plan::{self, Goal, GoalDisk, PlanError};
+use crate::plan::{self, GoalDisk, PlanError};
 use crate::store::edit::{EditFailed, EditId, StoreEdit};
 
 /// A thick VHD that is being given its room.
@@ -46,23 +46,18 @@ impl Fill {
 /// # Errors
 /// The replicas that these disks have room for, if they are not enough.
 pub(super) fn quota_for(space: &Space, disks: DiskSet, extents: u32, replicas: u8) -> Result<PerDisk, u64> {
-    let mut domains: Vec<&str> = disks.iter().map(|disk| space.disk(disk).failure_domain.as_str()).collect();
-    domains.sort_unstable();
-    domains.dedup();
-    let goal_disk = |id: DiskId| {
-        let disk = space.disk(id);
-        let domain = domains.binary_search(&disk.failure_domain.as_str()).expect("all domains are there");
-        let (slots, free) = (disk.free(), disk.free());
-        GoalDisk { disk: id, slots, free, domain: u32::try_from(domain).expect("at most 64 disks") }
+    let free = |disk: &DiskSpace| {
+        let free = disk.free();
+        (free, free)
     };
-    let goal = Goal { disks: disks.iter().map(goal_disk).collect(), replicas: usize::from(replicas) };
+    let goal = space.goal(disks, replicas, free);
     let shares = plan::shares_of_new(extents.into(), &goal).map_err(|error| match error {
         PlanError::NotEnoughRoom { room, .. } => room,
         PlanError::NoDisks | PlanError::TooFewDomains { .. } => 0,
     })?;
     let mut quota: PerDisk = Box::new([0; DISKS_MAX]);
     let mut rest = u64::from(extents) * u64::from(replicas);
-    let mut open_in = vec![u64::from(extents); domains.len()];
+    let mut open_in = vec![u64::from(extents); goal.disks.len()];
     let mut give = |disk: &GoalDisk, count: u64| {
         let open = &mut open_in[disk.domain as usize];
         let count = count.min(*open).min(rest);

@@ -20,6 +20,7 @@ mod allocate;
 pub mod command;
 mod commands;
 mod create;
+mod domains;
 pub mod error;
 mod fill;
 mod info;

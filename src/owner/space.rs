@@ -9,6 +9,7 @@ use crate::base::units::SlotIndex;
 use crate::placement::allocator::SlotAllocator;
 use crate::placement::homes::Homes;
 use crate::placement::record::{Accept, DiskRecord};
+use crate::plan::{Goal, GoalDisk};
 use crate::shared::DiskState;
 
 /// One disk.
@@ -35,6 +36,11 @@ impl DiskSpace {
     /// Slots that can be given out to anybody. May become 0 at any time: reactors notice when a disk fails.
     pub fn free(&self) -> u32 {
         if self.open && !self.state.is_failed() { self.slots.free() - self.reserved } else { 0 }
+    }
+
+    /// As [`DiskSpace::free`], with slots that are on their way back.
+    pub fn free_soon(&self) -> u32 {
+        if self.open && !self.state.is_failed() { self.slots.free() - self.reserved + self.slots.limbo() } else { 0 }
     }
 
     /// Slots that hold something, or can. A disk that has failed has no room.
@@ -117,6 +123,22 @@ impl Space {
     pub fn working_domains(&self, disks: DiskSet) -> usize {
         let working = disks.iter().map(|disk| self.disk(disk)).filter(|disk| !disk.state.is_failed());
         working.map(|disk| disk.failure_domain.as_str()).collect::<std::collections::BTreeSet<_>>().len()
+    }
+
+    /// A goal for the planner. `size`: the weight of a disk among the others, and its room, in slots.
+    pub fn goal(&self, disks: DiskSet, replicas: u8, size: impl Fn(&DiskSpace) -> (u32, u32)) -> Goal {
+        let mut domains: Vec<&str> = Vec::new();
+        let disks = disks.iter().map(|id| {
+            let disk = self.disk(id);
+            let name = disk.failure_domain.as_str();
+            let domain = domains.iter().position(|known| *known == name).unwrap_or_else(|| {
+                domains.push(name);
+                domains.len() - 1
+            });
+            let (slots, free) = size(disk);
+            GoalDisk { disk: id, slots, free, domain: u32::try_from(domain).expect("at most 64 disks") }
+        });
+        Goal { disks: disks.collect(), replicas: usize::from(replicas) }
     }
 
     /// The disks with a slot to give out.

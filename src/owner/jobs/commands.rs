@@ -4,6 +4,7 @@ use super::super::Owner;
 use super::super::command::{CommandError, DiskShare, JobInfo, Outcome, PlanInfo, PlannedVhd, Reply, SetJob, StartJob};
 use super::super::commands::{Action, Step};
 use super::super::outbox::OwnerOutbox;
+use super::super::space::DiskSpace;
 use super::Job;
 use super::goal::Wanted;
 use crate::base::ids::{DiskId, JobId};
@@ -86,7 +87,8 @@ impl Owner {
     fn plans(&self, wanted: &[Wanted]) -> Result<Vec<Plan>, CommandError> {
         let plan = |wanted: &Wanted| {
             let vhd = self.vhds.get(wanted.vhd).expect("a VHD that was just looked up");
-            self.plan_to(vhd, &wanted.layout, wanted.replicas)
+            // Room that is on its way back counts: the job waits for it.
+            self.plan_to(vhd, (&wanted.layout, wanted.replicas), DiskSpace::free_soon)
                 .map_err(|error| self.plan_error(&vhd.record.name, &error))
         };
         let plans = wanted.iter().map(plan).collect::<Result<Vec<_>, _>>()?;
@@ -103,7 +105,7 @@ impl Owner {
             }
         }
         for disk in self.space.iter() {
-            let (needed, free) = (comes[disk.state.id.index()], u64::from(disk.free()));
+            let (needed, free) = (comes[disk.state.id.index()], u64::from(disk.free_soon()));
             if needed > free {
                 let size = self.geometry.extent_size();
                 let disk = disk.state.name.clone();

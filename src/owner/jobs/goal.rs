@@ -3,13 +3,14 @@
 use super::super::Owner;
 use super::super::command::{CommandError, JobRequest};
 use super::super::commands::not_found;
+use super::super::space::DiskSpace;
 use super::super::vhds::Vhd;
 use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::units::ExtentIndex;
 use crate::placement::job::JobKind;
 use crate::placement::layout::{self, DiskRoom, LayoutWish};
 use crate::placement::record::Layout;
-use crate::plan::{Goal, GoalDisk, Plan, PlanError, plan};
+use crate::plan::{Plan, PlanError, plan};
 
 /// Why there is no plan.
 pub(in crate::owner) enum Unplanned {
@@ -37,37 +38,25 @@ impl Owner {
     /// The moves that bring a VHD where its record wants it.
     pub(in crate::owner) fn plan_for(&self, id: VhdId) -> Result<Plan, Unplanned> {
         let vhd = self.vhds.get(id).ok_or(Unplanned::Gone)?;
-        self.plan_to(vhd, &vhd.record.layout, vhd.record.replicas).map_err(Unplanned::NoRoom)
+        let goal = (&vhd.record.layout, vhd.record.replicas);
+        self.plan_to(vhd, goal, DiskSpace::free).map_err(Unplanned::NoRoom)
     }
 
-    /// The moves that bring a VHD to a layout and a number of replicas.
-    pub(super) fn plan_to(&self, vhd: &Vhd, layout: &Layout, replicas: u8) -> Result<Plan, PlanError> {
+    /// The moves that bring a VHD to a layout and a number of replicas, if `free` is the room on a disk.
+    pub(super) fn plan_to(
+        &self,
+        vhd: &Vhd,
+        (layout, replicas): (&Layout, u8),
+        free: fn(&DiskSpace) -> u32,
+    ) -> Result<Plan, PlanError> {
         let map = &vhd.state.map;
         let settled = |extent| {
             let replicas = map.lookup(extent).replicas.settled();
             (extent, replicas.iter().map(|replica| replica.disk).collect::<DiskSet>())
         };
         let placed: Vec<(ExtentIndex, DiskSet)> = map.placed_from(ExtentIndex(0)).map(settled).collect();
-        plan(&placed, &self.goal(layout, replicas))
-    }
-
-    fn goal(&self, layout: &Layout, replicas: u8) -> Goal {
-        let mut domains: Vec<&str> = Vec::new();
-        let disks = layout.disks().iter().map(|id| {
-            let name = self.pool.disk(id).map_or("", |record| record.failure_domain.as_str());
-            let domain = domains.iter().position(|known| *known == name).unwrap_or_else(|| {
-                domains.push(name);
-                domains.len() - 1
-            });
-            let space = self.space.disk(id);
-            GoalDisk {
-                disk: id,
-                slots: space.slots().slots(),
-                free: space.free(),
-                domain: u32::try_from(domain).expect("at most 64 disks"),
-            }
-        });
-        Goal { disks: disks.collect(), replicas: usize::from(replicas) }
+        let size = |disk: &DiskSpace| (disk.slots().slots(), free(disk));
+        plan(&placed, &self.space.goal(layout.disks(), replicas, size))
     }
 
     /// What a request asks for: the kind of job, and each VHD with its new layout, in the order in which they are worked on.

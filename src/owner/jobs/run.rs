@@ -30,16 +30,27 @@ impl Owner {
         let running: Vec<JobId> = self.jobs.iter().filter(|job| job.is_running()).map(|job| job.record.id).collect();
         let mut busy = DiskSet::default();
         for id in running {
-            if self.jobs.get(id).is_some_and(|job| job.todo.is_empty()) && self.waves.of_job(id) == 0 {
+            if self.is_out_of_work(id) {
                 self.plan_next(id, out);
             }
             let Some(job) = self.jobs.get(id).filter(|job| job.is_running()) else { continue };
             let disks = job.disks;
             if busy.0 & disks.0 == 0 {
                 self.begin_waves(id, out);
+                if self.is_out_of_work(id) && self.jobs.get(id).is_some_and(|job| !job.waiting) {
+                    // Nothing of the plan could be begun, and nothing will come to say so: another plan, or the end.
+                    self.plan_next(id, out);
+                    self.begin_waves(id, out);
+                }
             }
             busy.0 |= disks.0;
         }
+    }
+
+    /// Whether a running job has nothing left of its plan, and nothing under way.
+    fn is_out_of_work(&self, id: JobId) -> bool {
+        let is_out = |job: &super::Job| job.is_running() && job.todo.is_empty();
+        self.jobs.get(id).is_some_and(is_out) && self.waves.of_job(id) == 0
     }
 
     /// Begins as many waves of the plan as may be on their way at the same time.
@@ -49,7 +60,7 @@ impl Owner {
                 return;
             };
             let vhd = job.record.vhds[job.next];
-            let part = take_part(&mut job.todo, |extent| self.waves.of_extent(vhd, extent).is_some());
+            let part = take_part(&mut job.todo, |extent| self.waves.is_under_way(vhd, extent));
             if part.is_empty() {
                 return;
             }
@@ -229,16 +240,16 @@ impl Owner {
     }
 }
 
-/// Takes the next relocations of a plan, except of extents that are on the move already: an extent whose replicas all go elsewhere
+/// Takes the next relocations of a plan, except of extents that are under way already: an extent whose replicas all go elsewhere
 /// is moved once for each of them, one after the other.
-fn take_part(todo: &mut VecDeque<Relocation>, is_moving: impl Fn(ExtentIndex) -> bool) -> Vec<Relocation> {
+fn take_part(todo: &mut VecDeque<Relocation>, is_under_way: impl Fn(ExtentIndex) -> bool) -> Vec<Relocation> {
     let mut part: Vec<Relocation> = Vec::with_capacity(WAVE_EXTENTS.min(todo.len()));
     let mut taken = HashSet::new();
     let mut later = Vec::new();
     while part.len() < WAVE_EXTENTS
         && let Some(next) = todo.pop_front()
     {
-        if is_moving(next.extent) || !taken.insert(next.extent) {
+        if is_under_way(next.extent) || !taken.insert(next.extent) {
             later.push(next);
         } else {
             part.push(next);

@@ -172,6 +172,12 @@ impl Waves {
         Some(wave)
     }
 
+    /// Whether an extent is on its way, and will arrive or be given up.
+    pub fn is_under_way(&self, vhd: VhdId, extent: ExtentIndex) -> bool {
+        let wave = self.of_extent(vhd, extent).and_then(|(wave, _)| self.get(wave));
+        wave.is_some_and(|wave| wave.stage != Stage::Undecided)
+    }
+
     /// Whether an extent of the VHD is being moved.
     pub fn is_moving(&self, vhd: VhdId) -> bool {
         self.waves.values().any(|wave| wave.vhd == vhd)

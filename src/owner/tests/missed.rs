@@ -68,6 +68,21 @@ fn a_flush_depends_on_a_disk_on_which_something_is_left() {
     assert_eq!(vhd.sync_needed_on(A), left.sync_needed().number);
 }
 
+/// Nobody knows where the extent is: what comes later leaves it alone, and does not wait for it.
+#[test]
+fn a_later_job_ends_without_what_is_undecided() {
+    let mut moving = Moving::at(1, Until::Committing);
+    moving.commit(Err(EditFailed));
+    moving.world.command(Command::CancelJob { job: moving.job, revert: false, now: 9 });
+    moving.settle();
+    let order = moving.settle_order();
+    moving.world.run(order).unwrap();
+    moving.settle();
+    let Reply::Jobs(jobs) = moving.world.ask(Command::ListJobs).unwrap() else { panic!("jobs") };
+    assert_eq!(jobs.iter().map(|job| job.record.state).collect::<Vec<_>>(), [JobState::Cancelled, JobState::Stopped]);
+    assert_eq!(moving.replicas(0).len(), 2, "both places are kept");
+}
+
 #[test]
 fn nobody_waits_for_a_store_that_has_failed() {
     for by in [MissedBy::Write { piece: 3, extent: ExtentIndex(1) }, MissedBy::Flush { ticket: 4, disk: B }] {

@@ -59,6 +59,12 @@ impl Moving {
         }
     }
 
+    /// The order to settle the VHD where it shall be by now.
+    pub fn settle_order(&self) -> Command {
+        let request = JobRequest::Settle { vhd: "vm".to_owned() };
+        Command::StartJob(Box::new(StartJob { request, dry_run: false, speed: Speed::default(), created: 2 }))
+    }
+
     pub fn at(extents: u32, until: Until) -> Moving {
         let mut moving = Moving::new(extents);
         moving.go_on(until);

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::super::command::{JobRequest, StartJob};
+use super::super::command::{JobRequest, SetDisk, StartJob};
 use super::*;
 use crate::base::ids::JobId;
 use crate::base::limits::REPLICAS_MAX;
+use crate::base::rng::Rng;
 use crate::mover::messages::Speed;
 use crate::placement::ReplicaState;
 use crate::placement::job::JobState;
@@ -194,4 +195,93 @@ fn a_cancelled_job_takes_replicas_back() {
     world.move_all();
     assert_eq!(world.job_state(reply), JobState::Done);
     world.assert_replicas(&vhd, 2);
+}
+
+#[test]
+fn a_failed_disk_is_evacuated_from_the_other_replicas() {
+    let mut world = world(&[(40, "a"), (40, "b"), (40, "c")]);
+    let vhd = world.create(replicated(20, 2));
+    fill(&mut world, &vhd, 20);
+    world.owner.space.disk(DiskId(1)).state.fail();
+    let request = JobRequest::Evacuate { disk: "d1".to_owned() };
+    let start = StartJob { request, dry_run: false, speed: Speed::default(), created: 1 };
+    let reply = world.run(Command::StartJob(Box::new(start))).unwrap();
+    world.move_all();
+    assert_eq!(world.job_state(reply), JobState::Done);
+    world.assert_replicas(&vhd, 2);
+    assert_eq!([0, 2].map(|disk| world.free_slots(disk)), [20, 20]);
+}
+
+fn set_domain(disk: &str, domain: &str) -> Command {
+    let failure_domain = Some(domain.to_owned());
+    Command::SetDisk(Box::new(SetDisk { disk: disk.to_owned(), accept: None, failure_domain }))
+}
+
+#[test]
+fn a_failure_domain_that_would_bring_replicas_together_is_refused() {
+    let mut world = world(&[(20, "a"), (20, "b"), (20, "c"), (20, "d")]);
+    let vhd = world.create(replicated(12, 2));
+    fill(&mut world, &vhd, 12);
+    let error = world.refuse(set_domain("d1", "a"));
+    assert!(matches!(&error, CommandError::ReplicasTogether { other, .. } if other == "d0"), "{error}");
+    world.run(set_domain("d1", "e")).unwrap();
+    world.assert_replicas(&vhd, 2);
+    // An isolated one does not mind; one that could not have its replicas any more does.
+    let mut world = self::world(&[(20, "a"), (20, "b")]);
+    world.create(create("i", 4, ISOLATED));
+    world.run(set_domain("d1", "a")).unwrap();
+    world.run(set_domain("d1", "b")).unwrap();
+    world.create(replicated(4, 2));
+    assert!(matches!(world.refuse(set_domain("d1", "a")), CommandError::TooFewDomains { domains: 1, .. }));
+}
+
+/// What is reserved for a thick VHD is enough for it, whatever the disks are like; and nothing is refused that there is room for.
+#[test]
+fn reservations_can_be_kept() {
+    let mut rng = Rng::new(1);
+    let (mut kept, mut refused) = (0, 0);
+    for case in 0..400 {
+        let count = 1 + rng.index(6);
+        let disks: Vec<(u32, &str)> = (0..count)
+            .map(|_| (1 + u32::try_from(rng.below(20)).unwrap(), ["a", "b", "c", "d"][rng.index(4)]))
+            .collect();
+        let domains: BTreeSet<&str> = disks.iter().map(|(_, domain)| *domain).collect();
+        let replicas = 1 + rng.index(REPLICAS_MAX.min(domains.len()));
+        let extents = 1 + rng.below(20);
+        let in_domain = |of: &&str| -> u64 { disks.iter().filter(|(_, d)| d == of).map(|(n, _)| u64::from(*n)).sum() };
+        let room: u64 = domains.iter().map(in_domain).map(|slots| slots.min(extents)).sum();
+        let mut world = world(&disks);
+        let thick = CreateVhd { thick: true, ..replicated(extents, u8::try_from(replicas).unwrap()) };
+        let what = format!("case {case}: {extents} extents, {replicas} replicas on {disks:?}");
+        if room < extents * replicas as u64 {
+            assert!(matches!(world.refuse(Command::CreateVhd(Box::new(thick))), CommandError::NoRoom { .. }), "{what}");
+            refused += 1;
+            continue;
+        }
+        let vhd = world.create(thick);
+        assert_eq!(vhd.state.map.placed_from(ExtentIndex(0)).count() as u64, extents, "{what}");
+        world.assert_replicas(&vhd, replicas);
+        kept += 1;
+    }
+    assert!(kept > 100 && refused > 20, "{kept} kept, {refused} refused");
+}
+
+#[test]
+fn a_job_may_begin_when_its_room_is_on_its_way_back() {
+    let mut world = world(&[(8, "a"), (8, "b")]);
+    let on = |disk: &str| LayoutRequest::Isolated { disk: Some(disk.to_owned()) };
+    let vhd = world.create(create("moves", 8, on("d0")));
+    fill(&mut world, &vhd, 6);
+    let other = world.create(create("other", 8, on("d1")));
+    fill(&mut world, &other, 8);
+    let migrate = || {
+        let request = JobRequest::Migrate { vhd: "moves".to_owned(), disk: Some("d1".to_owned()) };
+        Command::StartJob(Box::new(StartJob { request, dry_run: false, speed: Speed::default(), created: 1 }))
+    };
+    assert!(matches!(world.refuse(migrate()), CommandError::NoRoomFor { .. }));
+    (0..6).for_each(|extent| world.discard(&other, extent));
+    let reply = world.run(migrate()).unwrap();
+    world.move_all();
+    assert_eq!(world.job_state(reply), JobState::Done);
+    assert_eq!(vhd.state.map.lookup(ExtentIndex(0)).replicas.iter().next().unwrap().disk, DiskId(1));
 }
