@@ -17,6 +17,12 @@ pub const STORE_MEMBERS_MAX: usize = 3;
 /// Commits that one store member may be behind the others before it is given up.
 pub const STORE_MEMBER_QUEUE: usize = 64;
 
+/// Commits that a new store member may be behind the others while it is being filled.
+pub const STORE_FILLING_QUEUE: usize = 4096;
+
+/// Seconds that filling a new store member may take: whoever asked for it waits.
+pub const STORE_FILLING_SECS: u64 = 45;
+
 /// Seconds that a store member may take for one commit before it is given up.
 pub const STORE_MEMBER_TIMEOUT_SECS: u64 = 30;
 

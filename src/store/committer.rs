@@ -14,7 +14,7 @@ use crate::shared::disk::SyncPoint;
 use super::batch::{Batch, Committable, ExtentEdit, Step};
 use super::change::{Change, CommitRequest};
 use super::edit::{EditFailed, EditId, StoreEdit};
-use super::mirror::{Dropped, Members};
+use super::mirror::{Applied, Dropped, Members};
 use super::page::Stamp;
 use super::pending::Pending;
 
@@ -84,6 +84,12 @@ impl Committer {
         }
     }
 
+    /// A member with a region of `region_len` bytes has joined.
+    pub fn fit_region(&mut self, region_len: u64) {
+        let fits = usize::try_from(region_len / REGION_BYTES_PER_ROW).unwrap_or(usize::MAX);
+        self.rows_max = self.rows_max.min(fits.max(1));
+    }
+
     /// The last commit.
     #[must_use]
     pub fn stamp(&self) -> Stamp {
@@ -151,6 +157,28 @@ impl Committer {
         outcome
     }
 
+    /// Makes a commit that changes nothing, by `apply`. Whoever has it has all before it.
+    pub fn mark(&mut self, apply: impl FnOnce(&Arc<Batch>) -> Applied) -> Outcome {
+        let mut outcome = Outcome::default();
+        if !self.failed {
+            self.stamp.commit += 1;
+            let applied = apply(&Arc::new(Batch { stamp: self.stamp, steps: Vec::new() }));
+            self.note_applied(applied, &mut outcome);
+        }
+        outcome
+    }
+
+    fn note_applied(&mut self, applied: Applied, outcome: &mut Outcome) {
+        outcome.dropped.extend(applied.dropped);
+        if applied.committed {
+            outcome.commits += 1;
+        } else {
+            // Some members may have it and others not: nothing may follow it in this epoch.
+            self.failed = true;
+            outcome.failed = true;
+        }
+    }
+
     fn take_committable(&mut self, is_synced: impl Fn(SyncPoint) -> bool) {
         let taken = self.pending.take_committable(is_synced);
         if !taken.is_empty() {
@@ -162,14 +190,7 @@ impl Committer {
         if !self.failed && !draft.steps.is_empty() {
             self.stamp.commit += 1;
             let applied = members.apply(&Arc::new(Batch { stamp: self.stamp, steps: draft.steps }));
-            outcome.dropped.extend(applied.dropped);
-            if applied.committed {
-                outcome.commits += 1;
-            } else {
-                // Some members may have it and others not: nothing may follow it in this epoch.
-                self.failed = true;
-                outcome.failed = true;
-            }
+            self.note_applied(applied, outcome);
         }
         let result = if self.failed { Err(EditFailed) } else { Ok(()) };
         outcome.edits.extend(draft.edits.into_iter().map(|id| (id, result)));

@@ -37,7 +37,7 @@ use super::fill::{Fill, FillEstimate};
 use super::page::{PageError, PageKey};
 use super::region::{Fuse, RegionBackend, RegionError, RegionPlace};
 pub use codec::MemberState;
-pub use scan::Copied;
+pub use scan::{Copied, Snapshot};
 use write::{apply_step, put_state};
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");

@@ -3,6 +3,7 @@
 //! Production gives each member a thread ([`threads`]), so that a disk that hangs delays nobody as long as the others are a
 //! majority. The simulation calls members directly ([`Direct`]).
 
+mod quorum;
 pub mod threads;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use super::batch::Batch;
 use super::fill::Fill;
 use super::member::{Member, MemberError};
 use super::page::Stamp;
+pub use quorum::majority;
 
 /// Why a member takes part no more, until the store is opened again.
 #[derive(Debug, thiserror::Error)]
@@ -93,12 +95,6 @@ pub trait Members {
 pub fn fullest(members: &[MemberStatus]) -> Fill {
     let parts = members.iter().filter(|member| member.lost.is_none());
     parts.fold(Fill::default(), |fullest, member| fullest.or_fuller(member.fill))
-}
-
-/// How many of `members` are a majority.
-#[must_use]
-pub fn majority(members: usize) -> usize {
-    members / 2 + 1
 }
 
 /// Members that are called one after the other.

@@ -3,6 +3,7 @@
 //! It takes everything that is in the queue, makes one commit of it, and answers: many flushes share a commit without waiting
 //! for each other. What nobody asks for is committed every second, as far as its data is synced.
 
+mod change;
 #[cfg(test)]
 mod tests;
 
@@ -24,8 +25,11 @@ use super::committer::{Committer, Outcome};
 use super::dump::DumpError;
 use super::edit::{EditId, StoreEdit, StoreReport};
 use super::fill::Fill;
+use super::mirror::threads::MemberThreads;
+use super::mirror::threads::change::ChangeError;
 use super::mirror::{self, Dropped, MemberStatus, Members};
 use super::page::Stamp;
+use change::MembersOrder;
 
 /// Messages taken before a commit, so that one that is asked for is not put off for ever.
 const MESSAGES_PER_COMMIT: usize = 65_536;
@@ -52,6 +56,7 @@ enum Message {
     CloseVhd(VhdId),
     AddDisk(Arc<DiskState>),
     Dump(Sender<Result<String, DumpError>>),
+    Members(MembersOrder, Sender<Result<(), ChangeError>>),
     Stop,
 }
 
@@ -66,7 +71,8 @@ pub struct StoreStatus {
     pub members: Vec<MemberStatus>,
 }
 
-/// The way to the committer. Messages of one sender arrive in order; nothing here waits for a disk (but [`StoreHandle::dump`]).
+/// The way to the committer. Messages of one sender arrive in order; nothing here waits for a disk (but
+/// [`StoreHandle::dump`] and changes of the members).
 #[derive(Clone)]
 pub struct StoreHandle {
     messages: Sender<Message>,
@@ -153,7 +159,7 @@ impl StoreHandle {
 /// No thread.
 pub fn start(
     committer: Committer,
-    members: impl Members + Send + 'static,
+    members: MemberThreads,
     replies: impl Replies + 'static,
 ) -> std::io::Result<(StoreHandle, JoinHandle<()>)> {
     let (messages, queue) = crossbeam_channel::unbounded();
@@ -174,9 +180,9 @@ pub fn start(
     Ok((StoreHandle { messages, status }, thread))
 }
 
-struct Shell<M, R> {
+struct Shell<R> {
     committer: Committer,
-    members: M,
+    members: MemberThreads,
     replies: R,
     disks: [Option<Arc<DiskState>>; DISKS_MAX],
     vhds: HashMap<VhdId, Weak<VhdState>>,
@@ -187,7 +193,7 @@ struct Shell<M, R> {
     stop: bool,
 }
 
-impl<M: Members, R: Replies> Shell<M, R> {
+impl<R: Replies> Shell<R> {
     fn run(mut self, queue: &Receiver<Message>) {
         let interval = Duration::from_millis(STORE_COMMIT_INTERVAL_MILLIS);
         let mut due = clock::now().after(interval);
@@ -230,6 +236,9 @@ impl<M: Members, R: Replies> Shell<M, R> {
                 self.commit();
                 let _ = answer.send(self.members.dump());
             }
+            Message::Members(order, answer) => {
+                let _ = answer.send(self.change_members(order));
+            }
             Message::Stop => self.stop = true,
         }
     }
@@ -237,6 +246,11 @@ impl<M: Members, R: Replies> Shell<M, R> {
     fn commit(&mut self) {
         self.soon = false;
         let outcome = self.committer.commit(&mut self.members, |point| is_synced(&self.disks, point));
+        self.tell(outcome);
+    }
+
+    /// Carries out what came of a commit.
+    fn tell(&mut self, outcome: Outcome) {
         let Outcome { counts, requests, edits, freed, dropped, commits: _, failed } = outcome;
         // Before the answers: whoever is answered must find nothing pending.
         for (vhd, count) in counts {

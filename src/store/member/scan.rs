@@ -2,10 +2,11 @@
 
 use std::cmp::Ordering;
 
-use redb::{ReadOnlyTable, ReadableDatabase, ReadableTable, WriteTransaction};
+use redb::{ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
 
 use super::{
-    JOBS, META, Member, MemberError, PAGES, POOL, PageTable, RecordTable, VHDS, db_error, jobs_table, put_state,
+    JOBS, META, Member, MemberError, MemberState, PAGES, POOL, PageTable, RecordTable, VHDS, db_error, jobs_table,
+    put_state,
 };
 use crate::base::ids::VhdId;
 use crate::disk::BlockDev;
@@ -21,6 +22,12 @@ pub struct Copied {
 }
 
 type Key = (u32, u32);
+
+/// What a member has at one commit, whatever it commits meanwhile.
+pub struct Snapshot {
+    txn: ReadTransaction,
+    state: MemberState,
+}
 
 impl<D: BlockDev + ?Sized + 'static> Member<D> {
     /// Shows every row as it is stored, in the order of keys.
@@ -63,12 +70,20 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
         })
     }
 
+    /// What the member has now.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn snapshot(&self) -> Result<Snapshot, MemberError> {
+        Ok(Snapshot { txn: self.db.begin_read().map_err(db_error)?, state: self.state })
+    }
+
     /// Makes this member equal to `source`, in one transaction. Every row is compared: it does not matter how they came
     /// to differ.
     ///
     /// # Errors
     /// Either member's; nothing has changed then.
-    pub fn copy_from<S: BlockDev + ?Sized + 'static>(&mut self, source: &Member<S>) -> Result<Copied, MemberError> {
+    pub fn copy_from(&mut self, source: &Snapshot) -> Result<Copied, MemberError> {
         let (put, deleted) = self.differences(source)?;
         let copied = Copied { put: put.len() as u64, deleted: deleted.len() as u64 };
         self.retry_grown(|member| {
@@ -78,10 +93,9 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
                 for key in &deleted {
                     pages.remove(key).map_err(db_error)?;
                 }
-                let from = source.db.begin_read().map_err(db_error)?;
-                let from = from.open_table(PAGES).map_err(db_error)?;
+                let from = source.txn.open_table(PAGES).map_err(db_error)?;
                 for key in &put {
-                    let row = from.get(key).map_err(db_error)?.expect("nobody writes to the source meanwhile");
+                    let row = from.get(key).map_err(db_error)?.expect("a snapshot does not change");
                     pages.insert(key, row.value()).map_err(db_error)?;
                 }
                 put_state(txn, source.state)
@@ -92,13 +106,10 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
     }
 
     /// Keys of rows of `source` that are missing or different here, and of rows that `source` does not have.
-    fn differences<S: BlockDev + ?Sized + 'static>(
-        &self,
-        source: &Member<S>,
-    ) -> Result<(Vec<Key>, Vec<Key>), MemberError> {
-        let (ours, theirs) = (self.db.begin_read().map_err(db_error)?, source.db.begin_read().map_err(db_error)?);
+    fn differences(&self, source: &Snapshot) -> Result<(Vec<Key>, Vec<Key>), MemberError> {
+        let ours = self.db.begin_read().map_err(db_error)?;
         let ours = ours.open_table(PAGES).map_err(db_error)?;
-        let theirs = theirs.open_table(PAGES).map_err(db_error)?;
+        let theirs = source.txn.open_table(PAGES).map_err(db_error)?;
         let (mut ours, mut theirs) = (ours.iter().map_err(db_error)?, theirs.iter().map_err(db_error)?);
         let (mut put, mut deleted) = (Vec::new(), Vec::new());
         let mut mine = ours.next().transpose().map_err(db_error)?;
@@ -127,8 +138,8 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
 }
 
 /// Copies everything but the pages.
-fn copy_records<S: BlockDev + ?Sized + 'static>(txn: &WriteTransaction, source: &Member<S>) -> Result<(), MemberError> {
-    let from = source.db.begin_read().map_err(db_error)?;
+fn copy_records(txn: &WriteTransaction, source: &Snapshot) -> Result<(), MemberError> {
+    let from = &source.txn;
     let mut meta = txn.open_table(META).map_err(db_error)?;
     let pool = from.open_table(META).map_err(db_error)?;
     match pool.get(POOL).map_err(db_error)? {
@@ -137,7 +148,7 @@ fn copy_records<S: BlockDev + ?Sized + 'static>(txn: &WriteTransaction, source: 
     };
     let vhds = from.open_table(VHDS).map_err(db_error)?;
     copy_table(&mut txn.open_table(VHDS).map_err(db_error)?, Some(&vhds))?;
-    copy_table(&mut txn.open_table(JOBS).map_err(db_error)?, jobs_table(&from)?.as_ref())
+    copy_table(&mut txn.open_table(JOBS).map_err(db_error)?, jobs_table(from)?.as_ref())
 }
 
 /// Makes a table equal to another; none is an empty one.

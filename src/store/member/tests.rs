@@ -192,10 +192,10 @@ fn a_member_from_before_there_were_jobs_has_none() {
     // As the source of another, and as the one that is brought up.
     let mut other = create(&new);
     other.apply(&edits(1, vec![StoreEdit::PutJob(samples::job(1))])).unwrap();
-    other.copy_from(&member).unwrap();
+    other.copy_from(&member.snapshot().unwrap()).unwrap();
     assert_eq!(other.jobs().unwrap(), []);
     other.apply(&edits(1, vec![StoreEdit::PutJob(samples::job(2))])).unwrap();
-    member.copy_from(&other).unwrap();
+    member.copy_from(&other.snapshot().unwrap()).unwrap();
     assert_eq!(member.jobs().unwrap(), [samples::job(2)]);
     for edit in [StoreEdit::DeleteJob(JobId(1)), StoreEdit::PutJob(samples::job(1))] {
         let disk = disk();
@@ -271,7 +271,7 @@ fn any_other_member_is_brought_up_to_the_same_bytes() {
         let last =
             [StoreEdit::PutPool(samples::pool(POOL)), StoreEdit::PutVhd(samples::vhd(1)), StoreEdit::PutJob(paused)];
         right.apply(&edits(12, last.to_vec())).unwrap();
-        let copied = stale.copy_from(right).unwrap();
+        let copied = stale.copy_from(&right.snapshot().unwrap()).unwrap();
         assert_eq!(copied == Copied::default(), seed % 3 == 0, "seed {seed}: {copied:?}");
         assert_eq!(rows(right), rows(stale), "seed {seed}");
         drop(members);

@@ -3,7 +3,10 @@
 //! Each member gets every batch through a queue of its own. A commit returns as soon as a majority has answered; whoever is
 //! slower catches up in its own time, within limits: a member that is too far behind, or has not answered for too long, is
 //! given up. It is cut off from its disk first, so that it cannot write later.
+//!
+//! [`change`]: other members while the store goes on.
 
+pub mod change;
 #[cfg(test)]
 mod tests;
 
@@ -14,14 +17,15 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 
-use super::{Applied, Dropped, Lost, MemberStatus, Members, majority, status_of};
+use super::quorum::{Quorum, Rule};
+use super::{Applied, Dropped, Lost, MemberStatus, Members, status_of};
 use crate::base::clock::{self, Nanos};
-use crate::base::ids::DiskId;
+use crate::base::ids::{DiskId, DiskSet};
 use crate::base::limits::{STORE_MEMBER_QUEUE, STORE_MEMBER_TIMEOUT_SECS};
 use crate::disk::BlockDev;
 use crate::store::batch::Batch;
 use crate::store::dump::{self, DumpError};
-use crate::store::member::{Member, MemberError};
+use crate::store::member::{Member, MemberError, Snapshot};
 use crate::store::page::Stamp;
 use crate::store::region::Fuse;
 
@@ -32,6 +36,8 @@ const DROP_PATIENCE: Duration = Duration::from_secs(2);
 enum Order {
     Apply(Arc<Batch>),
     Dump(Sender<Result<String, DumpError>>),
+    /// Tell what you have after the batches before this order.
+    Snapshot(Sender<Result<Snapshot, MemberError>>),
 }
 
 /// From a member's thread: the answer to its oldest unanswered batch, or (without a stamp) that it has measured itself.
@@ -49,13 +55,17 @@ struct Link {
     sent: VecDeque<Nanos>,
     fuse: Arc<Fuse>,
     thread: Option<JoinHandle<()>>,
+    /// It is being filled, and may take its time.
+    filling: bool,
 }
 
 /// Members that have a thread each.
 pub struct MemberThreads {
-    links: Vec<Link>,
+    /// `None`: it has left.
+    links: Vec<Option<Link>>,
+    answer: Sender<Answer>,
     answers: Receiver<Answer>,
-    majority: usize,
+    rule: Rule,
     timeout: Duration,
 }
 
@@ -78,6 +88,8 @@ impl MemberThreads {
         queue: usize,
     ) -> std::io::Result<MemberThreads> {
         let (answer, answers) = crossbeam_channel::unbounded();
+        let here: DiskSet = members.iter().map(|(disk, _)| *disk).collect();
+        let rule = Rule { current: Quorum::new(here, total), next: None };
         let mut links = Vec::new();
         for (index, (disk, member)) in members.into_iter().enumerate() {
             let (orders, receiver) = crossbeam_channel::bounded(queue);
@@ -87,16 +99,19 @@ impl MemberThreads {
             let thread = std::thread::Builder::new()
                 .name(format!("spanblk-store{index}"))
                 .spawn(move || run(index, disk, member, &receiver, &answer))?;
-            links.push(Link { status, orders, sent: VecDeque::new(), fuse, thread: Some(thread) });
+            let (thread, sent) = (Some(thread), VecDeque::new());
+            links.push(Some(Link { status, orders, sent, fuse, thread, filling: false }));
         }
-        Ok(MemberThreads { links, answers, majority: majority(total), timeout })
+        Ok(MemberThreads { links, answer, answers, rule, timeout })
+    }
+
+    /// Those that have not left.
+    fn links(&self) -> impl Iterator<Item = &Link> {
+        self.links.iter().flatten()
     }
 
     fn drop_member(&mut self, index: usize, why: Lost, dropped: &mut Vec<Dropped>) {
-        let link = &mut self.links[index];
-        if link.status.lost.is_some() {
-            return;
-        }
+        let Some(link) = self.links[index].as_mut().filter(|link| link.status.lost.is_none()) else { return };
         link.fuse.cut();
         link.status.lost = Some(why.to_string());
         // It may hang for ever: nobody waits for its end.
@@ -104,14 +119,11 @@ impl MemberThreads {
         dropped.push(Dropped { disk: link.status.disk, why, sync_failed: link.fuse.sync_failed() });
     }
 
-    /// Returns how many have answered already.
-    fn send(&mut self, batch: &Arc<Batch>, dropped: &mut Vec<Dropped>) -> usize {
-        let mut have = 0;
+    /// Returns those that have answered already.
+    fn send(&mut self, batch: &Arc<Batch>, dropped: &mut Vec<Dropped>) -> DiskSet {
+        let mut have = DiskSet::default();
         for index in 0..self.links.len() {
-            let link = &mut self.links[index];
-            if link.status.lost.is_some() {
-                continue;
-            }
+            let Some(link) = self.links[index].as_mut().filter(|link| link.status.lost.is_none()) else { continue };
             match link.orders.try_send(Order::Apply(Arc::clone(batch))) {
                 Ok(()) => link.sent.push_back(clock::now()),
                 Err(TrySendError::Full(_)) => {
@@ -120,7 +132,7 @@ impl MemberThreads {
                 }
                 Err(TrySendError::Disconnected(_)) => {
                     // Why it ended is in its last answer.
-                    have += self.take_all(batch.stamp, dropped);
+                    self.take_all(batch.stamp, &mut have, dropped);
                     self.drop_member(index, Lost::Ended, dropped);
                 }
             }
@@ -128,48 +140,60 @@ impl MemberThreads {
         have
     }
 
-    /// Takes in the answers that are there; returns how many say that `stamp` is durable.
-    fn take_all(&mut self, stamp: Stamp, dropped: &mut Vec<Dropped>) -> usize {
-        let mut have = 0;
+    /// Takes in the answers that are there; adds those to `have` that say that `stamp` is durable.
+    fn take_all(&mut self, stamp: Stamp, have: &mut DiskSet, dropped: &mut Vec<Dropped>) {
         while let Ok(answer) = self.answers.try_recv() {
-            have += usize::from(self.take(answer, stamp, dropped));
+            self.take(answer, stamp, have, dropped);
         }
-        have
     }
 
-    /// Takes an answer in; true if it says that `stamp` is durable there.
-    fn take(&mut self, answer: Answer, stamp: Stamp, dropped: &mut Vec<Dropped>) -> bool {
-        let link = &mut self.links[answer.member];
-        if link.status.lost.is_some() {
-            return false;
-        }
-        if answer.done.is_some() {
-            link.sent.pop_front();
+    fn take(&mut self, answer: Answer, stamp: Stamp, have: &mut DiskSet, dropped: &mut Vec<Dropped>) {
+        let link = self.links[answer.member].as_mut();
+        let Some(link) = link.filter(|link| link.status.lost.is_none()) else { return };
+        match answer.done {
+            Some(_) => drop(link.sent.pop_front()),
+            // It has been filled: from now on it has to keep up.
+            None if std::mem::take(&mut link.filling) => link.sent.iter_mut().for_each(|sent| *sent = clock::now()),
+            None => {}
         }
         match answer.result {
             Ok(status) => {
+                if answer.done == Some(stamp) {
+                    have.insert(status.disk);
+                }
                 link.status = status;
-                answer.done == Some(stamp)
             }
-            Err(error) => {
-                self.drop_member(answer.member, Lost::Failed(error), dropped);
-                false
-            }
+            Err(error) => self.drop_member(answer.member, Lost::Failed(error), dropped),
         }
     }
 
     fn drop_hung(&mut self, dropped: &mut Vec<Dropped>) {
         let now = clock::now();
         for index in 0..self.links.len() {
-            let oldest = self.links[index].sent.front();
-            if oldest.is_some_and(|sent| u128::from(now.since(*sent)) >= self.timeout.as_nanos()) {
+            let Some(link) = self.links[index].as_ref().filter(|link| !link.filling) else { continue };
+            let hangs = |sent: &Nanos| u128::from(now.since(*sent)) >= self.timeout.as_nanos();
+            if link.sent.front().is_some_and(hangs) {
                 self.drop_member(index, Lost::Hung { secs: self.timeout.as_secs() }, dropped);
             }
         }
     }
 
-    fn working(&self) -> usize {
-        self.links.iter().filter(|link| link.status.lost.is_none()).count()
+    fn working(&self) -> DiskSet {
+        self.links().filter(|link| link.status.lost.is_none()).map(|link| link.status.disk).collect()
+    }
+
+    /// Waits until a commit counts, or cannot count any more. `have`: the members that have it.
+    fn wait(&mut self, stamp: Stamp, have: &mut DiskSet, dropped: &mut Vec<Dropped>) {
+        let deadline = clock::now().after(self.timeout);
+        while !self.rule.is_met(*have) && self.rule.is_met(self.working()) {
+            match self.answers.recv_timeout(Duration::from_nanos(deadline.since(clock::now()))) {
+                Ok(answer) => self.take(answer, stamp, have, dropped),
+                Err(RecvTimeoutError::Timeout) => self.drop_hung(dropped),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.take_all(stamp, have, dropped);
+        self.drop_hung(dropped);
     }
 }
 
@@ -177,26 +201,17 @@ impl Members for MemberThreads {
     fn apply(&mut self, batch: &Arc<Batch>) -> Applied {
         let mut dropped = Vec::new();
         let mut have = self.send(batch, &mut dropped);
-        let deadline = clock::now().after(self.timeout);
-        while have < self.majority && self.working() >= self.majority {
-            match self.answers.recv_timeout(Duration::from_nanos(deadline.since(clock::now()))) {
-                Ok(answer) => have += usize::from(self.take(answer, batch.stamp, &mut dropped)),
-                Err(RecvTimeoutError::Timeout) => self.drop_hung(&mut dropped),
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-        }
-        have += self.take_all(batch.stamp, &mut dropped);
-        self.drop_hung(&mut dropped);
-        Applied { committed: have >= self.majority, dropped }
+        self.wait(batch.stamp, &mut have, &mut dropped);
+        Applied { committed: self.rule.is_met(have), dropped }
     }
 
     fn status(&self) -> Vec<MemberStatus> {
-        self.links.iter().map(|link| link.status.clone()).collect()
+        self.links().map(|link| link.status.clone()).collect()
     }
 
     fn dump(&mut self) -> Result<String, DumpError> {
-        let upright = |link: &&Link| link.status.lost.is_none() && link.sent.is_empty();
-        let link = self.links.iter().find(upright).ok_or(DumpError::NoMember)?;
+        let upright = |link: &&Link| link.status.lost.is_none() && link.sent.is_empty() && !link.filling;
+        let link = self.links().find(upright).ok_or(DumpError::NoMember)?;
         let (answer, waiting) = crossbeam_channel::bounded(1);
         link.orders.try_send(Order::Dump(answer)).map_err(|_| DumpError::NoMember)?;
         waiting.recv_timeout(self.timeout).map_err(|_| DumpError::NoMember)?
@@ -207,15 +222,16 @@ impl Drop for MemberThreads {
     fn drop(&mut self) {
         // The slower members are mostly only a moment behind, and what they miss now costs a comparison of all rows later.
         let deadline = clock::now().after(DROP_PATIENCE.min(self.timeout));
-        while self.links.iter().any(|link| link.status.lost.is_none() && !link.sent.is_empty()) {
+        while self.links().any(|link| link.status.lost.is_none() && !link.sent.is_empty()) {
             let left = Duration::from_nanos(deadline.since(clock::now()));
             let Ok(answer) = self.answers.recv_timeout(left) else { break };
-            self.take(answer, Stamp::default(), &mut Vec::new());
+            self.take(answer, Stamp::default(), &mut DiskSet::default(), &mut Vec::new());
         }
-        for link in self.links.drain(..) {
+        for link in self.links.drain(..).flatten() {
             drop(link.orders);
             if let Some(thread) = link.thread
                 && link.sent.is_empty()
+                && !link.filling
             {
                 // A panic aborts the process: a thread that ends has ended well.
                 let _ = thread.join();
@@ -250,6 +266,9 @@ fn run<D: BlockDev + ?Sized + 'static>(
             }
             Order::Dump(answer) => {
                 let _ = answer.send(dump::dump(&member));
+            }
+            Order::Snapshot(answer) => {
+                let _ = answer.send(member.snapshot());
             }
         }
     }

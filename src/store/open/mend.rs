@@ -20,7 +20,7 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
         let copied: Vec<_> = thread::scope(|scope| {
             let copy = |(place, mut member): (MemberPlace<D>, Member<D>)| {
                 scope.spawn(move || {
-                    let copied = member.copy_from(source);
+                    let copied = source.snapshot().and_then(|source| member.copy_from(&source));
                     (place, member, copied)
                 })
             };
@@ -50,7 +50,7 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
             let made = RegionBackend::format(Arc::clone(&place.disk), place.place, options.pool)
                 .map_err(MemberError::from)
                 .and_then(|region| Member::create_in(region, options.tuning))
-                .and_then(|mut member| member.copy_from(source).map(|copied| (member, copied)));
+                .and_then(|mut member| member.copy_from(&source.snapshot()?).map(|copied| (member, copied)));
             match made {
                 Ok((member, copied)) => {
                     self.mended.push(Mended { disk: place.name.clone(), rebuilt: true, copied });

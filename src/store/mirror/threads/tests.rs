@@ -6,10 +6,10 @@ use crate::store::member::tests::samples;
 use crate::store::open::{MemberPlace, OpenOptions, create, open};
 use crate::store::region::{REGION_LEN_MIN, RegionPlace};
 
-const POOL: uuid::Uuid = uuid::Uuid::from_u128(7);
-const PLACE: RegionPlace = RegionPlace { offset: 0, len: REGION_LEN_MIN };
+pub(super) const POOL: uuid::Uuid = uuid::Uuid::from_u128(7);
+pub(super) const PLACE: RegionPlace = RegionPlace { offset: 0, len: REGION_LEN_MIN };
 
-fn places(disks: &[SimDisk]) -> Vec<MemberPlace<SimDisk>> {
+pub(super) fn places(disks: &[SimDisk]) -> Vec<MemberPlace<SimDisk>> {
     let place = |(i, disk): (u8, &SimDisk)| MemberPlace {
         id: DiskId(i),
         name: format!("d{i}"),
@@ -19,14 +19,14 @@ fn places(disks: &[SimDisk]) -> Vec<MemberPlace<SimDisk>> {
     (0..).zip(disks).map(place).collect()
 }
 
-struct Store {
-    disks: Vec<SimDisk>,
-    members: MemberThreads,
-    stamp: Stamp,
+pub(super) struct Store {
+    pub disks: Vec<SimDisk>,
+    pub members: MemberThreads,
+    pub stamp: Stamp,
 }
 
 impl Store {
-    fn new(count: usize, timeout: Duration, queue: usize) -> Store {
+    pub fn new(count: usize, timeout: Duration, queue: usize) -> Store {
         let disks: Vec<SimDisk> = (0..count).map(|_| SimDisk::new(PLACE.len, 512)).collect();
         let store = create(places(&disks), &samples::pool(POOL), 1).unwrap();
         let stamp = store.state().stamp;
@@ -34,7 +34,7 @@ impl Store {
         Store { disks, members, stamp }
     }
 
-    fn commit(&mut self, vhd: u32) -> Applied {
+    pub fn commit(&mut self, vhd: u32) -> Applied {
         self.stamp.commit += 1;
         let steps = vec![Step::Edit(StoreEdit::PutVhd(samples::vhd(vhd)))];
         self.members.apply(&Arc::new(Batch { stamp: self.stamp, steps }))
@@ -53,7 +53,7 @@ impl Store {
     }
 }
 
-const LONG: Duration = Duration::from_secs(20);
+pub(super) const LONG: Duration = Duration::from_secs(20);
 
 #[test]
 fn all_members_get_every_commit() {
