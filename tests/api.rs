@@ -65,6 +65,17 @@ async fn disks_are_listed_shown_and_changed() {
 }
 
 #[tokio::test]
+async fn an_empty_disk_is_removed_and_another_one_is_not() {
+    let (status, removed) = call(Method::DELETE, "/api/v1/disks/d1", None).await;
+    assert_eq!((status, &removed["name"], &removed["path"]), (StatusCode::OK, &json!("d1"), &json!("/srv/d1.img")));
+    assert!(removed["warnings"][0].as_str().unwrap().contains("placement table"), "{removed}");
+    let (status, error) = call(Method::DELETE, "/api/v1/disks/d0", None).await;
+    assert_eq!((status, &error["error"]["code"]), (StatusCode::CONFLICT, &json!("disk_not_empty")), "{error}");
+    let (status, _) = call(Method::DELETE, "/api/v1/disks/dx", None).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
 async fn a_vhd_is_created_with_defaults_filled_in() {
     let (status, result) = call(Method::POST, "/api/v1/vhds", Some(minimal())).await;
     assert_eq!(status, StatusCode::CREATED, "{result}");

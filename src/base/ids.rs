@@ -2,7 +2,7 @@
 
 use super::limits::{DISKS_MAX, NAME_LEN_MAX};
 
-/// A host disk within its pool: its place in the pool's disk table, stable for the life of the pool.
+/// A host disk within its pool: its place in the pool's disk table, as long as it belongs to the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct DiskId(pub u8);

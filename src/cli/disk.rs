@@ -12,7 +12,7 @@ use super::output::{Failure, Outcome, Table, facts, warn};
 use super::pool::format;
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
-    Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskResult, DiskUpdate, ErrorKind, JobWish,
+    Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskRemoved, DiskResult, DiskUpdate, ErrorKind, JobWish,
 };
 
 /// Runs a command.
@@ -29,6 +29,7 @@ pub fn run(session: &Session, command: DiskCommand) -> Outcome {
         }
         DiskCommand::Wipe(args) => format::wipe_disk(session, &args.disk, args.yes),
         DiskCommand::Set(args) => set(session, args),
+        DiskCommand::Remove { disk } => remove(session, &disk),
         DiskCommand::Evacuate(args) => job::start(session, JobWish::Evacuate { disk: args.disk }, &args.options),
     }
 }
@@ -61,6 +62,19 @@ fn set(session: &Session, args: DiskSetArgs) -> Outcome {
     let path = format!("/disks/{}", path_segment(&args.disk));
     let result: DiskResult = session.client()?.send(Method::PATCH, &path, &request)?;
     report(session, &result, "changed")
+}
+
+fn remove(session: &Session, disk: &str) -> Outcome {
+    let path = format!("/disks/{}", path_segment(disk));
+    let removed: DiskRemoved = session.client()?.delete(&path)?;
+    session.output().show(&removed, |removed| {
+        let place = removed.path.as_ref().map(|path| format!(" ({path})")).unwrap_or_default();
+        format!("disk '{}'{place} removed\n", removed.name)
+    })?;
+    if !session.global.json {
+        removed.warnings.iter().for_each(warn);
+    }
+    Ok(())
 }
 
 fn report(session: &Session, result: &DiskResult, what: &str) -> Outcome {

@@ -263,6 +263,10 @@ impl OwnerOutbox for Outbox {
         self.effects.workers.insert(disk, new.worker);
     }
 
+    fn disk_removed(&mut self, disk: DiskId) {
+        self.effects.workers.remove(&disk);
+    }
+
     fn reply(&mut self, command: CommandId, result: Result<Reply, CommandError>) {
         let answer = self.answers.remove(&command).expect("each command is answered once");
         self.serve(Service::Answer { answer, result });

@@ -19,10 +19,14 @@ use std::time::Duration;
 use super::identity::DiskIdentity;
 use super::sys;
 use crate::base::aligned::{AlignedBuf, DIRECT_IO_ALIGNMENT};
+use crate::base::clock;
 
 /// How often and how far apart a lock is tried: udev holds a lock on a block device while it looks at it.
 const LOCK_TRIES: u32 = 20;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Between two looks at who has a disk open.
+const CLOSE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why a host disk cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -288,6 +292,19 @@ impl FileDisk {
     #[must_use]
     pub fn is_device(&self) -> bool {
         self.is_device
+    }
+
+    /// Waits until nobody else has the disk open, and closes it. False if that takes longer than `at_most`.
+    #[must_use]
+    pub fn close(self: Arc<Self>, at_most: Duration) -> bool {
+        let deadline = clock::now().after(at_most);
+        while Arc::strong_count(&self) > 1 || Arc::strong_count(&self.fd) > 1 {
+            if clock::now() >= deadline {
+                return false;
+            }
+            sleep(CLOSE_PAUSE);
+        }
+        true
     }
 
     /// What it was opened for.

@@ -31,7 +31,7 @@ use super::label::{Accept, CopyId, Label};
 use super::membership::Settled;
 use crate::base::ids::{DiskId, check_name};
 pub use assemble::{AssembleError, Found, assemble};
-pub use change::{AddOptions, ChangeError, MembershipWritten};
+pub use change::{AddOptions, ChangeError, MembershipWritten, RemovedDisk};
 pub use create::{CreateOptions, create_pool};
 pub use create_error::CreateError;
 pub use find::{FindError, OpenOptions, open_pool};

@@ -126,7 +126,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         self.disks[index] = Some(disk);
     }
 
-    /// Takes a message. (`AddDisk` and `Shutdown` are the thread's.)
+    /// Takes a message. (`AddDisk`, `RemoveDisk` and `Shutdown` are the thread's.)
     pub fn handle(&mut self, message: MoverMessage, now: Nanos) {
         match message {
             MoverMessage::Copy(copy) => self.tasks.push_back(Task { copy, next_block: 0 }),
@@ -138,6 +138,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
             MoverMessage::SetSpeed { job, speed } => self.paces.set_speed(job, speed, now),
             MoverMessage::ForgetJob(job) => self.paces.forget(job),
             MoverMessage::AddDisk { disk, .. } => self.add_disk(disk),
+            MoverMessage::RemoveDisk { .. } => {}
             MoverMessage::Shutdown => {
                 while let Some(task) = self.tasks.pop_front() {
                     self.end_turn(&task.copy);

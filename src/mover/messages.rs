@@ -78,6 +78,11 @@ pub enum MoverMessage {
         /// The open disk.
         file: Arc<OwnedFd>,
     },
+    /// As [`ReactorMessage::RemoveDisk`].
+    RemoveDisk {
+        /// The disk.
+        disk: DiskId,
+    },
     /// Give up what is not in flight, and leave the loop.
     Shutdown,
 }

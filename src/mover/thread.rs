@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::copier::Copier;
 use super::messages::{MoverMessage, MoverOutbox};
 use crate::base::clock;
+use crate::base::ids::DiskId;
 use crate::base::limits::TICK_MILLIS;
 use crate::engine::uring::{Event, EventTag, SetupError, UringEngine, Wait};
 use crate::reactor::handle::ReactorHandle;
@@ -79,6 +80,7 @@ impl<O: MoverOutbox> Mover<O> {
             while let Some(message) = self.inbox.take() {
                 match message {
                     MoverMessage::AddDisk { disk, file } => self.add_disk(disk, file),
+                    MoverMessage::RemoveDisk { disk } => self.remove_disk(disk),
                     message => {
                         self.leaving |= matches!(message, MoverMessage::Shutdown);
                         self.copier.handle(message, now);
@@ -127,5 +129,11 @@ impl<O: MoverOutbox> Mover<O> {
             log::error!("disk {}: cannot be registered with the mover's io_uring: {error}", disk.name);
         }
         self.copier.add_disk(disk);
+    }
+
+    fn remove_disk(&mut self, disk: DiskId) {
+        if let Err(error) = self.copier.engine.remove_disk(disk) {
+            log::error!("disk #{}: stays open in the mover's io_uring until the daemon ends: {error}", disk.0);
+        }
     }
 }

@@ -61,6 +61,14 @@ pub enum Command {
     ShowPool,
     /// Adds a disk that has been opened, locked and labelled. Answered by [`Reply::Disk`].
     AddDisk(Box<AddDisk>),
+    /// Takes a disk with nothing on it out of the pool. Answered by [`Reply::DiskRemoved`] once it is durable; with `check`, by
+    /// [`Reply::Disk`] if it could be removed.
+    RemoveDisk {
+        /// Which.
+        disk: String,
+        /// Only say whether it could be removed.
+        check: bool,
+    },
     /// Changes settings of the pool. Answered by [`Reply::Pool`].
     SetPool {
         /// Whether VHDs that do not say grow onto other disks; `Some(None)`: spanned ones do, isolated ones do not.
@@ -174,7 +182,7 @@ pub struct SetVhd {
 }
 
 /// A disk to add. It has been labelled as a member of this pool with the identifier of the record, which must be
-/// [`PoolRecord::next_disk_id`] of the pool as [`Command::ShowPool`] gave it.
+/// [`PoolInfo::next_disk`] of the pool as [`Command::ShowPool`] gave it.
 #[derive(Debug)]
 pub struct AddDisk {
     /// What the store will say about it.
@@ -361,6 +369,13 @@ pub enum Reply {
         /// The disk.
         disk: Box<DiskInfo>,
     },
+    /// The disk has left the pool.
+    DiskRemoved {
+        /// Its identifier.
+        id: DiskId,
+        /// Its name.
+        name: String,
+    },
     /// One job, as it is now.
     Job {
         /// What the command did.
@@ -442,6 +457,8 @@ pub struct PoolInfo {
     pub space: Space,
     /// Its disks, by identifier.
     pub disks: Vec<DiskInfo>,
+    /// The identifier for one more disk; `None` if the pool has all it can have.
+    pub next_disk: Option<DiskId>,
     /// Number of VHDs.
     pub vhds: u32,
     /// Requests that wait for room.

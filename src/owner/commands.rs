@@ -53,6 +53,10 @@ pub(super) enum Action {
         pool: PoolRecord,
         disk: DiskId,
     },
+    RemoveDisk {
+        pool: PoolRecord,
+        disk: DiskId,
+    },
     ChangePool {
         pool: PoolRecord,
     },
@@ -126,6 +130,7 @@ impl Owner {
             Command::SetVhd(set) => self.begin_set_vhd(&set),
             Command::SetCacheMode { vhd, writeback } => self.begin_set_cache_mode(vhd, writeback),
             Command::AddDisk(add) => self.begin_add_disk(*add),
+            Command::RemoveDisk { disk, check } => self.begin_remove_disk(&disk, check),
             Command::SetPool { expand } => self.begin_set_pool(expand),
             Command::SetDisk(set) => self.begin_set_disk(&set),
             Command::StartJob(start) => self.begin_start_job(&start),
@@ -256,7 +261,7 @@ impl Owner {
         if self.pool.disks.len() >= DISKS_MAX {
             return Err(CommandError::TooManyDisks);
         }
-        if self.pool.next_disk_id() != Some(record.id) {
+        if self.next_disk_id() != Some(record.id) {
             return Err(CommandError::DiskIdTaken { disk: record.name });
         }
         if let Some(other) = self.space.iter().find(|disk| disk.state.block_size != state.block_size) {
@@ -337,6 +342,10 @@ impl Owner {
                 out.event(Event::DiskChanged { disk: record.name.clone() });
                 out.reply(command, Ok(self.disk_reply(disk, Outcome::Changed)));
             }
+            Action::RemoveDisk { pool, disk } => {
+                let reply = self.apply_remove_disk(pool, disk, out);
+                out.reply(command, Ok(reply));
+            }
             Action::ChangePool { pool } => {
                 self.pool = pool;
                 out.reply(command, Ok(Reply::Pool(Box::new(self.pool_info()))));
@@ -373,6 +382,9 @@ impl Owner {
         }
         for wave in &reached.waves {
             self.wave_fence_reached(*wave, reached.disk, out);
+        }
+        if reached.closes {
+            self.close_disk(reached.disk, out);
         }
         if reached.opens {
             self.open_disk(&reached, out);

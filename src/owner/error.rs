@@ -178,6 +178,28 @@ pub enum CommandError {
     /// The VHD was deleted while the command waited.
     #[error("VHD '{vhd}' was deleted meanwhile")]
     Deleted { vhd: String },
+    /// Something is on the disk, or may be put there.
+    #[error(
+        "disk '{disk}' is not empty: {extents} extents ({bytes} bytes) are on it, and these VHDs are on it or may be put there: \
+         {}; {}",
+        list(vhds),
+        next_step(disk, *failed)
+    )]
+    DiskNotEmpty { disk: String, extents: u64, bytes: u64, vhds: Vec<String>, failed: bool },
+    /// A job is about the disk.
+    #[error(
+        "disk '{disk}' is the subject of job {job} ({kind}), which is {state}: wait for it (`spanblk job wait {job}`), or end it \
+         (`spanblk job cancel {job}`)"
+    )]
+    DiskOfJob { disk: String, job: u32, kind: &'static str, state: &'static str },
+    /// Slots of the disk are on their way.
+    #[error("the room of disk '{disk}' is still being given back: try again in a moment")]
+    DiskBusy { disk: String },
+    /// There is no other disk.
+    #[error(
+        "disk '{disk}' is the only one of the pool: add another one first, or stop the daemon and use `spanblk pool destroy`"
+    )]
+    LastDisk { disk: String },
     /// The pool has all the disks it can have.
     #[error("the pool has {DISKS_MAX} disks, which is the most: it cannot take another")]
     TooManyDisks,
@@ -193,6 +215,25 @@ pub enum CommandError {
     /// The store could not commit.
     #[error("the change could not be made durable")]
     Store(#[from] EditFailed),
+}
+
+/// Names that are listed in full.
+const NAMES_MAX: usize = 8;
+
+fn list(names: &[String]) -> String {
+    let shown = names.iter().take(NAMES_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMES_MAX) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+fn next_step(disk: &str, failed: bool) -> String {
+    if failed {
+        format!("the disk has failed or is missing: `spanblk disk replace {disk} NEW` moves what can be read")
+    } else {
+        format!("move everything away first: `spanblk disk evacuate {disk} --wait`")
+    }
 }
 
 impl CommandError {
@@ -221,6 +262,9 @@ impl CommandError {
             | E::ReplicasTogether { .. }
             | E::ShrinkLoses { .. }
             | E::GrownTooOften { .. }
+            | E::DiskNotEmpty { .. }
+            | E::DiskOfJob { .. }
+            | E::LastDisk { .. }
             | E::TooManyDisks => ErrorKind::Conflict,
             E::InvalidName { .. }
             | E::ShrinkMisaligned { .. }
@@ -240,7 +284,9 @@ impl CommandError {
             | E::NoRoomFor { .. }
             | E::NoRoomOn { .. }
             | E::MetadataFull { .. } => ErrorKind::NoRoom,
-            E::Busy | E::BeingFilled { .. } | E::MovesEnding { .. } | E::Store(_) => ErrorKind::Failed,
+            E::Busy | E::BeingFilled { .. } | E::MovesEnding { .. } | E::DiskBusy { .. } | E::Store(_) => {
+                ErrorKind::Failed
+            }
         }
     }
 
@@ -285,6 +331,10 @@ impl CommandError {
             E::MetadataFull { .. } => "metadata_full",
             E::Attached { .. } => "attached",
             E::Deleted { .. } => "deleted",
+            E::DiskNotEmpty { .. } => "disk_not_empty",
+            E::DiskOfJob { .. } => "disk_of_job",
+            E::DiskBusy { .. } => "disk_busy",
+            E::LastDisk { .. } => "last_disk",
             E::TooManyDisks => "too_many_disks",
             E::DiskIdTaken { .. } => "disk_id_taken",
             E::BlockSizesMixed { .. } => "block_sizes_mixed",

@@ -72,6 +72,7 @@ impl Owner {
             record: self.pool.clone(),
             space,
             disks,
+            next_disk: self.next_disk_id(),
             vhds: count(self.vhds.len()),
             waiting: count(self.waiters.len()),
             metadata_used: self.metadata.used,

@@ -3,7 +3,7 @@
 //! * [`command`]: commands, their answers and errors. [`outbox`]: what the owner makes happen.
 //! * `allocate`: requests of reactors. `reuse`: how freed slots become free. `space`, `vhds`: what there is.
 //! * `moves`: extents on their way to other disks. `jobs`: what moves them, and why.
-//! * `commands`, `create`, `resize`, `fill`: commands step by step. `info`: answers to questions. `usage`: warnings.
+//! * `commands`, `create`, `resize`, `fill`, `remove`: commands step by step. `info`: answers to questions. `usage`: warnings.
 //!
 //! No thread, no clock, no disk: time is an argument, effects go to an [`outbox::OwnerOutbox`]. The simulation runs the
 //! very code that runs in production.
@@ -28,6 +28,7 @@ mod jobs;
 mod moves;
 pub mod outbox;
 mod place;
+mod remove;
 mod resize;
 mod reuse;
 mod space;

@@ -71,6 +71,9 @@ pub trait OwnerOutbox {
     /// passed it extents are placed there.
     fn disk_added(&mut self, disk: DiskId);
 
+    /// A disk has left the pool, and reactors and mover have been told to let go of it: its worker may end.
+    fn disk_removed(&mut self, disk: DiskId);
+
     /// The answer to a command.
     fn reply(&mut self, command: CommandId, result: Result<Reply, CommandError>);
 
@@ -126,6 +129,11 @@ pub enum Event {
     },
     /// A disk joined the pool.
     DiskAdded {
+        /// Its name.
+        disk: String,
+    },
+    /// A disk left the pool.
+    DiskRemoved {
         /// Its name.
         disk: String,
     },

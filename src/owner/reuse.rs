@@ -23,6 +23,8 @@ struct Fence {
     runs: Vec<SlotRun>,
     /// The disk is new, and may be used once the fence is reached.
     opens: bool,
+    /// The disk has left the pool, and is let go of once the fence is reached.
+    closes: bool,
     /// Moves that go on once the fence is reached.
     waves: Vec<WaveId>,
 }
@@ -33,6 +35,8 @@ struct DiskReuse {
     durable: Vec<SlotRun>,
     /// The next fence opens the disk.
     opening: bool,
+    /// The next fence closes the disk.
+    closing: bool,
     /// Moves that wait for the next fence.
     waves: Vec<WaveId>,
     /// At most one at a time.
@@ -46,6 +50,8 @@ pub(super) struct Reached {
     pub disk: DiskId,
     /// The disk may be used from now on.
     pub opens: bool,
+    /// Nothing of it is in flight any more, and nothing will be.
+    pub closes: bool,
     /// Moves that waited for it.
     pub waves: Vec<WaveId>,
 }
@@ -124,6 +130,12 @@ impl Reuse {
         self.begin_fence(disk, out)
     }
 
+    /// A disk has left the pool: it may be let go of when all have heard.
+    pub fn close_disk(&mut self, disk: DiskId, out: &mut impl OwnerOutbox) -> Option<Reached> {
+        self.disks[disk.index()].closing = true;
+        self.begin_fence(disk, out)
+    }
+
     /// The moves go on when everything that saw an older placement on the disk has completed.
     pub fn fence_for(&mut self, wave: WaveId, disk: DiskId, out: &mut impl OwnerOutbox) {
         self.disks[disk.index()].waves.push(wave);
@@ -132,7 +144,7 @@ impl Reuse {
 
     fn begin_fence(&mut self, id: DiskId, out: &mut impl OwnerOutbox) -> Option<Reached> {
         let disk = &mut self.disks[id.index()];
-        let nothing = disk.durable.is_empty() && !disk.opening && disk.waves.is_empty();
+        let nothing = disk.durable.is_empty() && !disk.opening && !disk.closing && disk.waves.is_empty();
         if disk.fence.is_some() || nothing {
             return None;
         }
@@ -140,9 +152,10 @@ impl Reuse {
         self.next_fence += 1;
         let runs = std::mem::take(&mut disk.durable);
         let opens = std::mem::take(&mut disk.opening);
+        let closes = std::mem::take(&mut disk.closing);
         let waves = std::mem::take(&mut disk.waves);
         let missing = u64::MAX >> (63 - self.reactors);
-        disk.fence = Some(Fence { number, missing, runs, opens, waves });
+        disk.fence = Some(Fence { number, missing, runs, opens, closes, waves });
         out.to_mover(MoverMessage::Fence { fence: number, disk: id });
         for reactor in 0..self.reactors {
             out.to_reactor(ReactorId(reactor), ReactorMessage::Fence { fence: number, disk: id });
@@ -185,7 +198,7 @@ impl Reuse {
                 out.punch(id, part);
             }
         }
-        Some(Reached { disk: id, opens: fence.opens, waves: fence.waves })
+        Some(Reached { disk: id, opens: fence.opens, closes: fence.closes, waves: fence.waves })
     }
 
     /// The worker is done with a run, which may be released now.

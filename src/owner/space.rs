@@ -28,6 +28,8 @@ pub(super) struct DiskSpace {
     pub reserved: u32,
     /// Whether extents may be placed on it: not before every reactor knows it.
     pub open: bool,
+    /// It has left the pool: it is known, and counts nowhere.
+    pub left: bool,
     slots: SlotAllocator,
     homes: Homes,
 }
@@ -35,12 +37,16 @@ pub(super) struct DiskSpace {
 impl DiskSpace {
     /// Slots that can be given out to anybody. May become 0 at any time: reactors notice when a disk fails.
     pub fn free(&self) -> u32 {
-        if self.open && !self.state.is_failed() { self.slots.free() - self.reserved } else { 0 }
+        if self.open && !self.left && !self.state.is_failed() { self.slots.free() - self.reserved } else { 0 }
     }
 
     /// As [`DiskSpace::free`], with slots that are on their way back.
     pub fn free_soon(&self) -> u32 {
-        if self.open && !self.state.is_failed() { self.slots.free() - self.reserved + self.slots.limbo() } else { 0 }
+        if self.open && !self.left && !self.state.is_failed() {
+            self.slots.free() - self.reserved + self.slots.limbo()
+        } else {
+            0
+        }
     }
 
     /// Slots that hold something, or can. A disk that has failed has no room.
@@ -87,6 +93,7 @@ impl Space {
             failure_told: false,
             reserved: 0,
             open,
+            left: false,
             slots: SlotAllocator::new(state.slots),
             homes: Homes::default(),
             state,
@@ -95,22 +102,24 @@ impl Space {
         assert!(before.is_none(), "a disk is added once");
     }
 
+    /// A disk that is part of the pool, or was since the daemon started.
     pub fn get(&self, disk: DiskId) -> Option<&DiskSpace> {
         self.disks[disk.index()].as_deref()
     }
 
-    /// A disk that is part of the pool.
+    /// As [`Space::get`], of a disk that there is.
     pub fn disk(&self, disk: DiskId) -> &DiskSpace {
         self.get(disk).expect("layouts and replicas name disks of the pool")
     }
 
-    /// A disk that is part of the pool.
+    /// As [`Space::disk`].
     pub fn disk_mut(&mut self, disk: DiskId) -> &mut DiskSpace {
         self.disks[disk.index()].as_deref_mut().expect("layouts and replicas name disks of the pool")
     }
 
+    /// The disks of the pool.
     pub fn iter(&self) -> impl Iterator<Item = &DiskSpace> {
-        self.disks.iter().flatten().map(|disk| &**disk)
+        self.disks.iter().flatten().map(|disk| &**disk).filter(|disk| !disk.left)
     }
 
     /// Those of the disks that do not fail together with any of `others`.

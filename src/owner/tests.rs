@@ -6,6 +6,7 @@ mod lifecycle;
 mod missed;
 mod moves;
 mod random;
+mod remove;
 mod replicas;
 mod resize;
 
@@ -36,6 +37,7 @@ struct Mail {
     changed: Vec<String>,
     closed: Vec<VhdId>,
     added: Vec<DiskId>,
+    removed: Vec<DiskId>,
     replies: BTreeMap<CommandId, Result<Reply, CommandError>>,
     events: Vec<Event>,
 }
@@ -83,6 +85,10 @@ impl OwnerOutbox for Mail {
 
     fn disk_added(&mut self, disk: DiskId) {
         self.added.push(disk);
+    }
+
+    fn disk_removed(&mut self, disk: DiskId) {
+        self.removed.push(disk);
     }
 
     fn reply(&mut self, command: CommandId, result: Result<Reply, CommandError>) {

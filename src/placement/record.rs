@@ -98,7 +98,7 @@ impl Accept {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskRecord {
-    /// Its place in the pool's disk table; never given to another disk.
+    /// Its place in the pool's disk table. Once a disk has left the pool, another one may get it, after a restart.
     pub id: DiskId,
     /// UUID in its label.
     pub uuid: uuid::Uuid,
@@ -179,13 +179,6 @@ impl PoolRecord {
     /// If the extent size is not legal.
     pub fn geometry(&self) -> Result<Geometry, RecordError> {
         Geometry::new(self.extent_size).ok_or_else(|| impossible("the pool", "extent size", self.extent_size))
-    }
-
-    /// The identifier for one more disk; `None` if the pool has all it can have.
-    #[must_use]
-    pub fn next_disk_id(&self) -> Option<DiskId> {
-        let next = self.disks.iter().map(|disk| disk.id.index() + 1).max().unwrap_or(0);
-        if next < DISKS_MAX { u8::try_from(next).ok().map(DiskId) } else { None }
     }
 
     /// The bytes for the store.

@@ -149,6 +149,12 @@ pub enum ReactorMessage {
         /// The open disk.
         file: Arc<OwnedFd>,
     },
+    /// A host disk left the pool: let go of its file. Nothing is on it, a fence on it has been passed since, and no VHD needs a
+    /// sync of it.
+    RemoveDisk {
+        /// The disk.
+        disk: DiskId,
+    },
     /// A vring starts, stops or changes.
     Ring(RingCommand),
     /// Finish what is in flight, then leave the loop.

@@ -110,6 +110,12 @@ impl VhdState {
         }
     }
 
+    /// Owner only, when the disk leaves the pool: nothing of the VHD is there, so that FLUSH need not wait for it any more.
+    pub fn forget_disk(&self, disk: DiskId) {
+        self.needs_sync[disk.index()].store(0, Ordering::SeqCst);
+        self.copies_need_sync[disk.index()].store(0, Ordering::SeqCst);
+    }
+
     /// Owner only: moves to `disk` have been given up, and what they needed of it up to sync `number` is not needed any more.
     pub fn excuse_copies(&self, disk: DiskId, number: SyncNumber) {
         let needed = &self.copies_need_sync[disk.index()];

@@ -67,7 +67,7 @@ pub fn api_with(change: impl FnOnce(&mut Script)) -> Api {
         host: Arc::new(FakeHost),
         events: Arc::new(EventLog::default()),
         socket_dir: PathBuf::from("/run/spanblk/vhost"),
-        adding_disk: Arc::default(),
+        changing_disks: Arc::default(),
     }
 }
 
@@ -129,6 +129,18 @@ fn answer(command: Command, script: Script) -> Result<Reply, CommandError> {
         Command::AddDisk(add) => {
             Ok(Reply::Disk { outcome: Outcome::Created, disk: Box::new(disk_info(add.record.id.0)) })
         }
+        Command::RemoveDisk { disk, check } => match (disk.as_str(), check) {
+            ("d1", true) => Ok(Reply::Disk { outcome: Outcome::Unchanged, disk: Box::new(disk_info(1)) }),
+            ("d0", _) => Err(CommandError::DiskNotEmpty {
+                disk,
+                extents: 2,
+                bytes: 2 * EXTENT,
+                vhds: vec!["old".to_owned()],
+                failed: false,
+            }),
+            (_, false) => Ok(Reply::DiskRemoved { id: DiskId(1), name: "d1".to_owned() }),
+            _ => Err(CommandError::NotFound { what: "disk", name: disk }),
+        },
         Command::SetDisk(set) => {
             let id = pool().record.find_disk(&set.disk).map(|disk| disk.id.0);
             let id = id.ok_or(CommandError::NotFound { what: "disk", name: set.disk })?;
@@ -227,6 +239,7 @@ fn pool() -> PoolInfo {
         record,
         space,
         disks: (0..2).map(disk_info).collect(),
+        next_disk: Some(DiskId(2)),
         vhds: 2,
         waiting: 0,
         metadata_used: 1 << 20,
@@ -307,7 +320,7 @@ impl Host for FakeHost {
         if request.path.contains("foreign") {
             return Err(ErrorInfo::new(ErrorKind::Conflict, "there is an ext4 filesystem"));
         }
-        let id = pool.record.next_disk_id().unwrap();
+        let id = pool.next_disk.unwrap();
         Ok(AddDisk { record: disk_record(id.0), state: disk_state(id.0) })
     }
 
@@ -317,6 +330,18 @@ impl Host for FakeHost {
 
     fn forget_disk(&self, disk: &str) {
         FORGOTTEN.lock().unwrap().push(disk.to_owned());
+    }
+
+    fn leave_store(&self, _disk: DiskId) -> Result<Vec<String>, ErrorInfo> {
+        Ok(vec!["two disks carry the placement table".to_owned()])
+    }
+
+    fn fill_store(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn remove_disk(&self, _disk: DiskId) -> Vec<String> {
+        Vec::new()
     }
 
     fn open_disks(&self) -> OpenDisks {

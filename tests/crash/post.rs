@@ -157,6 +157,8 @@ impl OwnerOutbox for Post {
 
     fn disk_added(&mut self, _disk: DiskId) {}
 
+    fn disk_removed(&mut self, _disk: DiskId) {}
+
     fn reply(&mut self, command: CommandId, result: Result<Reply, CommandError>) {
         self.queues.borrow_mut().replies.push_back((command, result));
     }

@@ -457,9 +457,10 @@ impl World {
             ReactorMessage::ClaimReleased { vhd } => PipelineMessage::ClaimReleased { vhd },
             ReactorMessage::CopyDropped { by, ok } => PipelineMessage::CopyDropped { by, ok },
             ReactorMessage::Fence { fence, disk } => PipelineMessage::Fence { fence, disk },
-            ReactorMessage::AddDisk { .. } | ReactorMessage::Ring(_) | ReactorMessage::Shutdown => {
-                unreachable!("nobody sends these here")
-            }
+            ReactorMessage::AddDisk { .. }
+            | ReactorMessage::RemoveDisk { .. }
+            | ReactorMessage::Ring(_)
+            | ReactorMessage::Shutdown => unreachable!("nobody sends these here"),
         };
         self.pipelines[reactor].handle(message, self.now);
         true

@@ -26,6 +26,13 @@ pub enum DiskCommand {
     Set(DiskSetArgs),
     /// Move everything away from a disk, while guests work
     Evacuate(EvacuateArgs),
+    /// Take an empty disk out of the pool
+    #[command(after_help = REMOVE_HELP)]
+    Remove {
+        /// Name or UUID
+        #[arg(value_name = "DISK")]
+        disk: String,
+    },
 }
 
 const ADD_HELP: &str = "\
@@ -58,6 +65,15 @@ pub struct DiskAddArgs {
     #[arg(long)]
     pub force: bool,
 }
+
+const REMOVE_HELP: &str = "\
+Examples:
+  spanblk disk evacuate sdb --wait && spanblk disk remove sdb
+  spanblk disk list                          what is on which disk
+
+Guests go on working. The disk's label is wiped, and its path may be used for something else at once; take it out of the
+daemon's configuration, too. If it carries the placement table, a disk with a metadata region that is not in use takes its
+place; without one, fewer disks carry the table from then on, and that is said.";
 
 const WIPE_HELP: &str = "\
 Example:

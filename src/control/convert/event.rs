@@ -18,6 +18,7 @@ pub fn event_detail(event: Event) -> (Severity, EventDetail) {
         Event::VhdAttached { vhd, pid } => (Info, D::VhdAttached { vhd, pid: (pid != 0).then_some(pid) }),
         Event::VhdDetached { vhd } => (Info, D::VhdDetached { vhd }),
         Event::DiskAdded { disk } => (Info, D::DiskAdded { disk }),
+        Event::DiskRemoved { disk } => (Info, D::DiskRemoved { disk }),
         Event::DiskChanged { disk } => (Info, D::DiskChanged { disk }),
         Event::DiskError { disk, error, count } => (Warning, D::DiskError { disk, message: error, count }),
         Event::DiskFailed { disk, error } => (Error, D::DiskFailed { disk, message: error }),

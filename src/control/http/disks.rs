@@ -1,5 +1,7 @@
 //! `/api/v1/disks`.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -9,9 +11,15 @@ use super::error::{ApiError, wrong_reply};
 use super::pool::{ask_pool, blocking};
 use super::request::{JsonBody, Name};
 use crate::control::convert;
-use crate::control::wire::{DiskAdd, DiskInfo, DiskList, DiskResult, DiskUpdate, ErrorBody, ErrorInfo, ErrorKind};
+use crate::control::wire::{
+    DiskAdd, DiskInfo, DiskList, DiskRemoved, DiskResult, DiskUpdate, ErrorBody, ErrorInfo, ErrorKind,
+};
 use crate::owner::command::{Command, Outcome, Reply};
 use crate::placement::record::DiskRecord;
+
+/// How often it is looked whether room that is given back is there, and how long in between.
+const BUSY_TRIES: u32 = 50;
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// All host disks.
 #[utoipa::path(get, path = "/api/v1/disks", tag = "disks",
@@ -43,7 +51,7 @@ pub async fn add(
     State(api): State<Api>,
     JsonBody(request): JsonBody<DiskAdd>,
 ) -> Result<(StatusCode, Json<DiskResult>), ApiError> {
-    let _turn = api.adding_disk.lock().await;
+    let _turn = api.changing_disks.lock().await;
     let pool = ask_pool(&api).await?;
     let (host, path) = (api.host.clone(), request.path.clone());
     if let Some(id) = blocking(move || host.disk_at(&path)).await?
@@ -59,10 +67,12 @@ pub async fn add(
     match api.owner.ask(Command::AddDisk(Box::new(prepared))).await {
         Ok(Reply::Disk { outcome, disk }) => {
             let shared = disk.shares_domain_with.join(", ");
-            let warnings = match shared.as_str() {
+            let mut warnings = match shared.as_str() {
                 "" => Vec::new(),
                 others => vec![format!("it shares the failure domain '{}' with {others}", disk.record.failure_domain)],
             };
+            let host = api.host.clone();
+            warnings.extend(blocking(move || host.fill_store()).await?);
             let disk = convert::disk_info(*disk, &api.host.open_disks());
             let result = DiskResult { changed: outcome != Outcome::Unchanged, disk, warnings };
             Ok((StatusCode::CREATED, Json(result)))
@@ -113,5 +123,38 @@ pub async fn set(
             Ok(Json(DiskResult { changed: outcome != Outcome::Unchanged, disk, warnings: Vec::new() }))
         }
         _ => Err(wrong_reply()),
+    }
+}
+
+/// Takes an empty disk out of the pool, and wipes its label.
+#[utoipa::path(delete, path = "/api/v1/disks/{disk}", tag = "disks", params(("disk" = String, Path, description = "Name or UUID")),
+    responses((status = 200, body = DiskRemoved), (status = "default", body = ErrorBody)))]
+pub async fn remove(State(api): State<Api>, Name(disk): Name) -> Result<Json<DiskRemoved>, ApiError> {
+    let _turn = api.changing_disks.lock().await;
+    let unused = check_unused(&api, &disk).await?;
+    let path = api.host.open_disks().remove(&unused.id).map(|open| open.path);
+    let (host, id) = (api.host.clone(), unused.id);
+    let mut warnings = blocking(move || host.leave_store(id)).await??;
+    let reply = api.owner.ask(Command::RemoveDisk { disk: unused.uuid.to_string(), check: false }).await?;
+    let Reply::DiskRemoved { id, name } = reply else { return Err(wrong_reply()) };
+    let host = api.host.clone();
+    warnings.extend(blocking(move || host.remove_disk(id)).await?);
+    warnings.iter().for_each(|warning| log::warn!("disk '{name}' was removed: {warning}"));
+    Ok(Json(DiskRemoved { name, uuid: unused.uuid, path, warnings }))
+}
+
+/// Whether a disk can be removed. Room that is on its way back is waited for, for a while.
+async fn check_unused(api: &Api, disk: &str) -> Result<DiskRecord, ApiError> {
+    let mut tries = 0;
+    loop {
+        match api.owner.ask(Command::RemoveDisk { disk: disk.to_owned(), check: true }).await {
+            Ok(Reply::Disk { disk, .. }) => return Ok(disk.record),
+            Ok(_) => return Err(wrong_reply()),
+            Err(error) if error.code.as_deref() == Some("disk_busy") && tries < BUSY_TRIES => {
+                tries += 1;
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
 }

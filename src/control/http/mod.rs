@@ -50,6 +50,21 @@ pub trait Host: Send + Sync {
     /// Wipes the label of a disk that the owner did not take after all.
     fn forget_disk(&self, disk: &str);
 
+    /// Lets the placement store do without a disk that is about to leave the pool; a disk with a metadata region that is not in
+    /// use takes its place. Returns what a person should know.
+    ///
+    /// # Errors
+    /// No disk would carry the store, or the others could not be brought to it. Then it is as it was.
+    fn leave_store(&self, disk: DiskId) -> Result<Vec<String>, ErrorInfo>;
+
+    /// A disk was added: lets three disks carry the placement store if there are three that can. Returns what a person should
+    /// know.
+    fn fill_store(&self) -> Vec<String>;
+
+    /// The owner has taken a disk out of the pool: all labels are to say so, then its own is wiped. Returns what a person
+    /// should know.
+    fn remove_disk(&self, disk: DiskId) -> Vec<String>;
+
     /// Paths and regions of the open disks.
     fn open_disks(&self) -> OpenDisks;
 
@@ -111,8 +126,8 @@ pub struct Api {
     pub events: Arc<EventLog>,
     /// Where VHDs have their sockets.
     pub socket_dir: PathBuf,
-    /// Adding disks is done one at a time, so that each gets the next place in the pool's disk table.
-    pub adding_disk: Arc<tokio::sync::Mutex<()>>,
+    /// Disks come and go one at a time, so that each gets the next place in the pool's disk table.
+    pub changing_disks: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Api {
@@ -131,7 +146,7 @@ pub fn router(api: Api) -> Router {
         .route("/check", get(pool::check))
         .route("/metadata", get(pool::dump))
         .route("/disks", get(disks::list).post(disks::add))
-        .route("/disks/{disk}", get(disks::show).patch(disks::set))
+        .route("/disks/{disk}", get(disks::show).patch(disks::set).delete(disks::remove))
         .route("/jobs", get(jobs::list).post(jobs::create))
         .route("/jobs/{job}", get(jobs::show).patch(jobs::set))
         .route("/jobs/{job}/cancel", post(jobs::cancel))

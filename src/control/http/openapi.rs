@@ -22,6 +22,7 @@ use super::{disks, events, jobs, metrics, pool, vhds};
         disks::show,
         disks::add,
         disks::set,
+        disks::remove,
         jobs::list,
         jobs::show,
         jobs::create,

@@ -68,7 +68,7 @@ pub struct Daemon {
     service_thread: JoinHandle<()>,
     store: StoreHandle,
     store_thread: JoinHandle<()>,
-    disks: Vec<UsableDisk>,
+    host: Arc<DaemonHost>,
     events: Arc<EventLog>,
 }
 
@@ -144,13 +144,13 @@ impl Daemon {
             service::serve_vhd(&server, &problems, record, state);
         }
 
-        let host = Arc::new(DaemonHost::new(pool, owner.clone(), store.clone(), Arc::clone(&server), problems));
+        let host = Arc::new(DaemonHost::new(pool, disks, owner.clone(), store.clone(), Arc::clone(&server), problems));
         let api = Api {
             owner: owner.link(),
-            host,
+            host: host.clone(),
             events: Arc::clone(&events),
             socket_dir: config.socket_dir,
-            adding_disk: Arc::default(),
+            changing_disks: Arc::default(),
         };
         let stop_api = start_api(runtime, api, bound, metrics);
         events.record(Severity::Info, EventDetail::DaemonReady { vhds: table.vhds.len() as u64 });
@@ -166,7 +166,7 @@ impl Daemon {
             service_thread,
             store,
             store_thread,
-            disks,
+            host,
             events,
         })
     }
@@ -180,7 +180,7 @@ impl Daemon {
         let mut clean = disconnect(&self.server, DRAIN_PATIENCE);
         clean &= self.mover.stop(END_PATIENCE);
         clean &= self.reactors.stop(END_PATIENCE);
-        clean &= sync_all(&self.disks);
+        clean &= sync_all(&self.host.usable_disks());
         self.owner.send(OwnerInput::Stop);
         let deadline = clock::now().after(END_PATIENCE);
         clean &= join_until(self.owner_thread, deadline).is_some();

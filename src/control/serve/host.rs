@@ -1,7 +1,9 @@
 //! What API handlers need of the daemon and the owner does not know.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::daemon::{UsableDisk, announcement, announcement_to_mover, start_worker};
 use crate::base::clock;
@@ -18,7 +20,7 @@ use crate::disk::identity::Host as HostFacts;
 use crate::disk::label::copies::ReadError;
 use crate::disk::pool::{
     AddOptions, AssembleError, ChangeError, CreateError, DiskSettings, FindError, NewDisk as UnlabelledDisk,
-    OpenDisk as PoolDisk, OpenPool, Rejected, Rejection,
+    OpenDisk as PoolDisk, OpenPool, Rejected, Rejection, RemovedDisk,
 };
 use crate::owner::command::{AddDisk, PoolInfo};
 use crate::placement::record::{DiskRecord, SocketOwner};
@@ -27,14 +29,19 @@ use crate::store::mirror::MemberStatus;
 use crate::store::thread::StoreHandle;
 use crate::vhost_user::{SocketError, VhdStatus, VhostUserServer};
 
+/// How long a disk that was removed may take until nobody has it open any more.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// The open disks of the pool.
 pub struct DaemonHost {
     /// Locked by one API request at a time, off the event loop: labels are written under it, and a disk may hang.
     pool: Mutex<OpenPool<FileDisk>>,
     /// What is told of the disks; never locked for longer than it takes to copy it.
     known: Mutex<OpenDisks>,
+    /// The disks that hold data; never locked for longer than that, either.
+    usable: Mutex<BTreeMap<DiskId, UsableDisk>>,
     owner: OwnerSender,
-    store: StoreHandle,
+    pub(super) store: StoreHandle,
     server: Arc<VhostUserServer>,
     problems: Arc<Problems>,
     facts: HostFacts,
@@ -45,13 +52,34 @@ impl DaemonHost {
     #[must_use]
     pub fn new(
         pool: OpenPool<FileDisk>,
+        disks: Vec<UsableDisk>,
         owner: OwnerSender,
         store: StoreHandle,
         server: Arc<VhostUserServer>,
         problems: Arc<Problems>,
     ) -> DaemonHost {
         let known = Mutex::new(pool.disks.iter().map(known).collect());
-        DaemonHost { pool: Mutex::new(pool), known, owner, store, server, problems, facts: HostFacts::default() }
+        let usable = Mutex::new(disks.into_iter().map(|disk| (disk.state.id, disk)).collect());
+        DaemonHost {
+            pool: Mutex::new(pool),
+            known,
+            usable,
+            owner,
+            store,
+            server,
+            problems,
+            facts: HostFacts::default(),
+        }
+    }
+
+    /// The disks that are here now.
+    #[must_use]
+    pub fn usable_disks(&self) -> Vec<UsableDisk> {
+        self.usable().values().cloned().collect()
+    }
+
+    fn usable(&self) -> MutexGuard<'_, BTreeMap<DiskId, UsableDisk>> {
+        self.usable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known(&self) -> MutexGuard<'_, OpenDisks> {
@@ -88,6 +116,7 @@ impl Host for DaemonHost {
         self.store.add_disk(&state);
         let usable = UsableDisk { state: Arc::clone(&state), device: Arc::clone(&disk.dev) };
         self.hand_over(&usable, pool.extent_size)?;
+        self.usable().insert(id, usable);
         Ok(AddDisk { record, state })
     }
 
@@ -101,9 +130,49 @@ impl Host for DaemonHost {
         let Some(id) = pool.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id) else { return };
         self.owner.send(OwnerInput::ForgetDisk(id));
         self.known().remove(&id);
-        if let Err(error) = pool.remove_disk(id) {
-            log::error!("disk '{name}' was not added, and its label could not be wiped: {error}");
+        self.usable().remove(&id);
+        match pool.remove_disk(id) {
+            Ok(Some(RemovedDisk { wiped: Err(error), .. })) => log::error!("disk '{name}' was not added: {error}"),
+            Ok(_) => {}
+            Err(error) => log::error!("disk '{name}' was not added, and its label could not be wiped: {error}"),
         }
+    }
+
+    fn leave_store(&self, disk: DiskId) -> Result<Vec<String>, ErrorInfo> {
+        self.leave_store_of(&mut self.pool(), disk, None)
+    }
+
+    fn fill_store(&self) -> Vec<String> {
+        self.fill_store_of(&mut self.pool())
+    }
+
+    fn remove_disk(&self, disk: DiskId) -> Vec<String> {
+        self.known().remove(&disk);
+        self.usable().remove(&disk);
+        let removed = match self.pool().remove_disk(disk) {
+            Ok(Some(removed)) => removed,
+            Ok(None) => {
+                return vec![
+                    "it is not here, so that its label is not wiped: 'spanblk disk wipe' does that".to_owned(),
+                ];
+            }
+            Err(error) => {
+                return vec![format!(
+                    "its label is not wiped, because not enough of the others could be told ({error}): restart the daemon, then \
+                     use 'spanblk disk wipe'"
+                )];
+            }
+        };
+        let RemovedDisk { dev, path, wiped } = removed;
+        let mut warnings = Vec::new();
+        if let Err(error) = wiped {
+            warnings.push(format!("{error}; it is none of the pool's all the same: 'spanblk disk wipe' wipes it"));
+        }
+        if !dev.close(CLOSE_PATIENCE) {
+            let path = path.display();
+            warnings.push(format!("{path} stays locked until requests that it has not answered come to an end"));
+        }
+        warnings
     }
 
     fn open_disks(&self) -> OpenDisks {
@@ -192,8 +261,7 @@ impl DaemonHost {
             return Err(ErrorInfo::new(ErrorKind::Conflict, message));
         }
         let id = info
-            .record
-            .next_disk_id()
+            .next_disk
             .ok_or_else(|| ErrorInfo::new(ErrorKind::Conflict, "the pool has all the disks it can have"))?;
         let options = AddOptions { id, uuid: uuid::Uuid::new_v4(), force: request.force, now: clock::wall_secs() };
         let warnings = pool.add_disk(new, &options, &self.facts).map_err(|error| change_error(&error))?;
@@ -300,7 +368,7 @@ pub fn create_error_kind(error: &CreateError) -> ErrorKind {
     }
 }
 
-fn change_error(error: &ChangeError) -> ErrorInfo {
+pub(super) fn change_error(error: &ChangeError) -> ErrorInfo {
     let kind = match error {
         ChangeError::Taken { .. } => ErrorKind::Conflict,
         ChangeError::Add(error) => create_error_kind(error),

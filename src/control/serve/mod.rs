@@ -8,6 +8,7 @@ pub mod config;
 mod daemon;
 mod files;
 mod host;
+mod members;
 mod signals;
 pub mod table;
 

@@ -120,7 +120,9 @@ pub fn open_table(pool: &mut OpenPool<FileDisk>, accept_stale: bool, reactors: u
     let mut store = open_store(pool, places(pool, |disk| Arc::clone(&disk.dev)), accept_stale)?;
     tell(&store);
     for name in pool.leave_out_unknown(|uuid| store.pool.disks.iter().any(|disk| disk.uuid == uuid)) {
-        log::warn!("disk '{name}' is left out of the pool: adding it was interrupted; add it again with --force");
+        log::warn!(
+            "disk '{name}' is left out of the pool: adding or removing it was interrupted; wipe it, or add it with --force"
+        );
     }
     let members = next_members(pool, &store, accept_stale);
     let written = pool.write_membership(&members)?;

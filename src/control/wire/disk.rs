@@ -118,3 +118,18 @@ pub struct DiskResult {
     #[serde(default)]
     pub warnings: Vec<String>,
 }
+
+/// A disk that has left the pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskRemoved {
+    /// The name it had.
+    pub name: String,
+    /// The UUID it had.
+    pub uuid: Uuid,
+    /// Where it is; absent if it was missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// What an administrator should know, for people.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}

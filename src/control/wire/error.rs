@@ -80,6 +80,13 @@ impl ErrorInfo {
         ErrorInfo { kind, code: None, message: message.into(), hint: None }
     }
 
+    /// Adds a word for programs.
+    #[must_use]
+    pub fn with_code(mut self, code: impl Into<String>) -> ErrorInfo {
+        self.code = Some(code.into());
+        self
+    }
+
     /// Adds what to do next.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> ErrorInfo {

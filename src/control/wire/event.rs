@@ -113,6 +113,11 @@ pub enum EventDetail {
         /// Its name.
         disk: String,
     },
+    /// A disk left the pool.
+    DiskRemoved {
+        /// Its name.
+        disk: String,
+    },
     /// A disk of the pool was not found when the pool was opened.
     DiskMissing {
         /// Its name.

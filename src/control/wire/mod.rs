@@ -12,7 +12,7 @@ pub mod size;
 mod vhd;
 
 pub use check::CheckReport;
-pub use disk::{Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskResult, DiskUpdate};
+pub use disk::{Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskRemoved, DiskResult, DiskUpdate};
 pub use error::{ErrorBody, ErrorInfo, ErrorKind};
 pub use event::{Event, EventDetail, Severity};
 pub use job::{

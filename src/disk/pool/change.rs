@@ -1,9 +1,13 @@
 //! Changing an open pool: membership, roles, disks that come and go.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use uuid::Uuid;
 
 use super::create::{check_alone, check_content, check_pair, format_disk, new_label, opened};
 use super::labels::write_labels;
+use super::wipe::{WipeError, wipe_label};
 use super::{CreateError, FailedWrite, NewDisk, OpenDisk, OpenPool, Warning};
 use crate::base::ids::{DiskId, NameError, check_name};
 use crate::base::limits::{DISKS_MAX, STORE_MEMBERS_MAX};
@@ -74,7 +78,7 @@ pub struct MembershipWritten {
 /// How to add a disk.
 #[derive(Clone, Debug)]
 pub struct AddOptions {
-    /// Its place in the pool: one that no disk of the pool ever had.
+    /// Its place in the pool: one that no disk of the pool has, nor had since the pool was opened.
     pub id: DiskId,
     /// Its UUID.
     pub uuid: Uuid,
@@ -84,6 +88,17 @@ pub struct AddOptions {
     pub now: u64,
 }
 
+/// A disk that has left its pool.
+#[derive(Debug)]
+pub struct RemovedDisk<D> {
+    /// The disk itself.
+    pub dev: Arc<D>,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether its label and the start of its metadata region are wiped. If not, it is still none of the pool's.
+    pub wiped: Result<(), WipeError>,
+}
+
 impl<D: BlockDev + 'static> OpenPool<D> {
     /// Writes labels one after the other, in the order of the disks, by the calling thread: for simulations that must be
     /// repeatable. A disk that hangs then hangs the caller.
@@ -91,7 +106,7 @@ impl<D: BlockDev + 'static> OpenPool<D> {
         self.in_order = true;
     }
 
-    /// The lowest id that no disk in the labels has. Ids of disks that were removed are known to the placement store only.
+    /// The id after the highest that a disk in the labels has.
     #[must_use]
     pub fn next_id(&self) -> Option<DiskId> {
         let id = self.roster.iter().map(|entry| entry.id.index() + 1).max().unwrap_or(0);
@@ -182,23 +197,30 @@ impl<D: BlockDev + 'static> OpenPool<D> {
         Ok(self.region_warnings())
     }
 
-    /// Takes a disk (here or missing) out of the pool and wipes it if it is here. Nothing may be stored on it.
+    /// Takes a disk (here or missing) out of the pool: first all other labels say so, then its own is wiped. Nothing may be
+    /// stored on it, and the placement store must not know it any more. Returns it, if it is here.
     ///
     /// # Errors
-    /// See [`ChangeError`].
-    pub fn remove_disk(&mut self, id: DiskId) -> Result<(), ChangeError> {
+    /// See [`ChangeError`]. If the other labels could not be written, its own is untouched, and the next opening of the pool
+    /// leaves it out (see [`OpenPool::leave_out_unknown`]).
+    pub fn remove_disk(&mut self, id: DiskId) -> Result<Option<RemovedDisk<D>>, ChangeError> {
         self.check_writable()?;
         let entry = self.roster.iter().find(|entry| entry.id == id).ok_or(ChangeError::UnknownDisk(id))?.clone();
-        if self.membership.members.iter().any(|member| member.id == id) {
+        if self.is_member(id) {
             return Err(ChangeError::IsMember { name: entry.name });
         }
-        self.forget(id);
+        let disk = self.take_out(id);
         let members: Vec<DiskId> = self.membership.members.iter().map(|member| member.id).collect();
-        self.write_membership(&members).map(drop)
+        self.write_membership(&members)?;
+        Ok(disk.map(|OpenDisk { dev, path, label, .. }| {
+            let region = label.layout.metadata_len;
+            let wiped = wipe_label(&*dev, region).map_err(|source| WipeError::Io { path: path.clone(), source });
+            RemovedDisk { dev, path, wiped }
+        }))
     }
 
-    /// Leaves out the disks that the placement store does not know: adding them was interrupted, and their ids will be given
-    /// to others. Their labels stay as they are; the next membership makes strangers of them. Returns their names.
+    /// Leaves out the disks that the placement store does not know: adding or removing them was interrupted, and their ids will
+    /// be given to others. Their labels stay as they are; the next membership makes strangers of them. Returns their names.
     pub fn leave_out_unknown(&mut self, is_known: impl Fn(Uuid) -> bool) -> Vec<String> {
         let members: Vec<Uuid> = self.membership.members.iter().map(|member| member.uuid).collect();
         let stays = |uuid: Uuid| is_known(uuid) || members.contains(&uuid);
@@ -211,13 +233,18 @@ impl<D: BlockDev + 'static> OpenPool<D> {
 
     /// Drops a disk from memory, and its label if it is here: the roster on the others makes it a stranger in any case.
     fn forget(&mut self, id: DiskId) {
-        self.roster.retain(|entry| entry.id != id);
-        self.missing.retain(|missing| missing.id != id);
-        if let Some(place) = self.disks.iter().position(|disk| disk.id == id) {
-            let disk = self.disks.remove(place);
+        if let Some(disk) = self.take_out(id) {
             // Best effort: without it the disk is told to be none of the pool's, at the next opening.
             let _ = copies::wipe(&*disk.dev);
         }
+    }
+
+    /// Drops a disk from memory.
+    fn take_out(&mut self, id: DiskId) -> Option<OpenDisk<D>> {
+        self.roster.retain(|entry| entry.id != id);
+        self.missing.retain(|missing| missing.id != id);
+        let place = self.disks.iter().position(|disk| disk.id == id)?;
+        Some(self.disks.remove(place))
     }
 
     fn check_writable(&self) -> Result<(), ChangeError> {

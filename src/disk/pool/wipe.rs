@@ -60,9 +60,11 @@ pub fn wipe<D: BlockDev + ?Sized>(dev: &D, path: &Path, force: bool) -> Result<O
         Err(source) => return Err(WipeError::Label { path: path.to_owned(), source }),
     };
     let region = label.as_ref().map_or(0, |label| label.layout.metadata_len);
-    copies::wipe(dev)
-        .and_then(|()| clear_region_head(dev, region))
-        .and_then(|()| dev.sync())
-        .map_err(|source| WipeError::Io { path: path.to_owned(), source })?;
+    wipe_label(dev, region).map_err(|source| WipeError::Io { path: path.to_owned(), source })?;
     Ok(label)
+}
+
+/// Wipes both label copies and the start of a metadata region of `region` bytes.
+pub(super) fn wipe_label<D: BlockDev + ?Sized>(dev: &D, region: u64) -> io::Result<()> {
+    copies::wipe(dev).and_then(|()| clear_region_head(dev, region)).and_then(|()| dev.sync())
 }

@@ -117,6 +117,18 @@ impl UringEngine {
         Ok(())
     }
 
+    /// Forgets a disk, which has nothing in flight but what completes by itself. What is submitted to it from now on fails.
+    ///
+    /// # Errors
+    /// What the kernel said; the disk stays open then.
+    pub fn remove_disk(&mut self, disk: DiskId) -> io::Result<()> {
+        // What is queued names the disk by its place.
+        self.flush();
+        self.ring.submitter().register_files_update(u32::from(disk.0), &[-1])?;
+        self.disks[disk.index()] = None;
+        Ok(())
+    }
+
     /// Tells of every write to an eventfd from now on, as [`Event::Readable`]. Once at the beginning if it was written to
     /// already. It need not be read: only its being written to counts.
     pub fn watch(&mut self, fd: BorrowedFd<'_>, tag: EventTag) {

@@ -50,6 +50,13 @@ pub(in crate::owner) struct Wave {
     pub moves: Vec<Move>,
 }
 
+impl Move {
+    /// Whether it takes from the disk, or gives to it.
+    pub fn touches(&self, disk: DiskId) -> bool {
+        [self.from, self.to].into_iter().flatten().any(|replica| replica.disk == disk)
+    }
+}
+
 impl Stage {
     /// Place of the step in [`Waves::ended_early`].
     fn index(&self) -> usize {

@@ -109,7 +109,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.syncing.remove(id);
         let mut told = std::mem::take(&mut syncs.waiting);
         let failed = self.disk(id).is_failed();
-        if failed {
+        if failed || self.left.contains(id) {
+            // Of a disk that has left nobody needs another sync.
             told.append(&mut self.syncs[id.index()].next);
         } else if !self.syncs[id.index()].next.is_empty() {
             let syncs = &mut self.syncs[id.index()];

@@ -116,6 +116,8 @@ pub struct Pipeline<E: Engine, O: Outbox> {
     /// The time of the call being handled.
     now: Nanos,
     disks: [Option<Arc<DiskState>>; DISKS_MAX],
+    /// Those of them that have left the pool.
+    left: DiskSet,
     slots: Slots,
     parking: Parking,
     syncs: [DiskSyncs; DISKS_MAX],
@@ -154,6 +156,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             id,
             now: Nanos(0),
             disks: [const { None }; DISKS_MAX],
+            left: DiskSet::default(),
             slots: Slots::new(operations),
             parking: Parking::new(),
             syncs: std::array::from_fn(|_| DiskSyncs::default()),
@@ -171,6 +174,12 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     pub fn add_disk(&mut self, disk: Arc<DiskState>) {
         let index = disk.id.index();
         self.disks[index] = Some(disk);
+    }
+
+    /// A host disk left the pool, see [`ReactorMessage::RemoveDisk`](crate::reactor::messages::ReactorMessage::RemoveDisk). Its
+    /// shared state stays, for requests that have it in their list of syncs.
+    pub fn remove_disk(&mut self, disk: DiskId) {
+        self.left.insert(disk);
     }
 
     /// Reserves `count` request slots, when a ring starts.

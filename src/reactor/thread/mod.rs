@@ -17,7 +17,7 @@ use super::inbox::Inbox;
 use super::messages::{Outbox, ReactorMessage};
 use super::pipeline::{Pipeline, PipelineMessage};
 use crate::base::clock::{self, Nanos};
-use crate::base::ids::ReactorId;
+use crate::base::ids::{DiskId, ReactorId};
 use crate::base::limits::{MESSAGES_PER_TURN, TICK_MILLIS};
 use crate::engine::uring::{Event, EventTag, SetupError, UringEngine, Wait};
 use crate::shared::DiskState;
@@ -195,6 +195,7 @@ impl<O: Outbox> Reactor<O> {
         let message = match message {
             ReactorMessage::Ring(command) => return self.rings.command(command, &mut self.pipeline, now),
             ReactorMessage::AddDisk { disk, file } => return self.add_disk(disk, file),
+            ReactorMessage::RemoveDisk { disk } => return self.remove_disk(disk),
             ReactorMessage::Shutdown => {
                 self.leaving = true;
                 return self.rings.leave();
@@ -215,5 +216,12 @@ impl<O: Outbox> Reactor<O> {
             log::error!("disk {}: cannot be registered with io_uring, its requests will fail: {error}", disk.name);
         }
         self.pipeline.add_disk(disk);
+    }
+
+    fn remove_disk(&mut self, disk: DiskId) {
+        self.pipeline.remove_disk(disk);
+        if let Err(error) = self.pipeline.engine.remove_disk(disk) {
+            log::error!("disk #{}: stays open in io_uring until the daemon ends: {error}", disk.0);
+        }
     }
 }

@@ -180,3 +180,34 @@ fn a_disk_that_was_half_added_is_in_nobodys_way() {
         assert!(matches!(&pool.rejected[0].reason, Rejection::NotInPool { name, .. } if name == "disk2"));
     }
 }
+
+/// The others are told first, and the label is wiped last: at no point is a disk missing.
+#[test]
+fn a_crash_while_removing_leaves_the_pool_with_or_without_the_disk() {
+    let disks = disks(4);
+    let mut pool = create(news(&disks), &options()).unwrap();
+    disks[0].trace().restart();
+    pool.remove_disk(DiskId(3)).unwrap().unwrap().wiped.unwrap();
+    let mut replay = disks[0].trace().replay();
+    let mut seen = [0; 5];
+    for cut in 0..=replay.len() {
+        replay.advance_to(cut);
+        for seed in [SEED_OLDEST, SEED_NEWEST, 5, 6, 7] {
+            let pool = reopen(&replay.crash_images(seed)).unwrap_or_else(|e| panic!("cut {cut} seed {seed}: {e}"));
+            assert_eq!(pool.missing, [], "cut {cut} seed {seed}");
+            seen[pool.disks.len()] += 1;
+        }
+    }
+    assert!(seen[3] > 0 && seen[4] > 0 && seen[..3] == [0; 3], "{seen:?}");
+}
+
+#[test]
+fn a_disk_is_not_wiped_unless_the_others_could_be_told() {
+    let disks = disks(4);
+    let mut pool = create(news(&disks), &options()).unwrap();
+    for disk in &disks[..2] {
+        disk.inject(Fault::always(OpKind::Write, EIO));
+    }
+    assert!(matches!(pool.remove_disk(DiskId(3)), Err(ChangeError::NoMajority(_))));
+    assert!(copies::read(&disks[3]).is_ok());
+}
