@@ -270,9 +270,9 @@ async fn jobs_are_created_planned_and_refused() {
     assert_eq!((&result["changed"], &result["job"]["max_rate_bytes"]), (&json!(true), &json!(5)));
     let unspan = json!({"kind": "unspan", "vhd": "old", "disk": "d1"});
     let (status, result) = create(json!({"wish": unspan, "dry_run": true})).await;
-    let vhd = json!({"vhd": "old", "layout": "isolated", "extents": 2, "bytes": 2 << 20, "disks": [
+    let vhd = json!({"vhd": "old", "layout": "isolated", "extents": 2, "bytes": 2 << 20, "lost_bytes": 0, "disks": [
         {"disk": "d0", "before": 2, "after": 0}, {"disk": "d1", "before": 1, "after": 3}]});
-    let expected = json!({"changed": false, "plan": {"vhds": [vhd], "total_bytes": 2 << 20}});
+    let expected = json!({"changed": false, "plan": {"vhds": [vhd], "total_bytes": 2 << 20, "lost_bytes": 0}});
     assert_eq!((status, result), (StatusCode::OK, expected));
     let (status, result) = create(json!({"wish": {"kind": "rebalance"}})).await;
     assert_eq!((status, &result["changed"], result.get("job")), (StatusCode::OK, &json!(false), None), "already so");
@@ -282,6 +282,35 @@ async fn jobs_are_created_planned_and_refused() {
     for wish in [json!({"kind": "settle", "vhd": "none"}), json!({"kind": "evacuate", "disk": "none"})] {
         assert_eq!(create(json!({ "wish": wish })).await.0, StatusCode::NOT_FOUND);
     }
+}
+
+#[tokio::test]
+async fn a_disk_is_replaced_once_it_is_known_what_is_lost() {
+    let replace = |body: Value| call(Method::POST, "/api/v1/disks/d1/replace", Some(body));
+    let both = json!({"by": "d0", "add": {"path": "/srv/new.img"}});
+    for body in [json!({}), both, json!({"by": "d0", "max_rate_bytes": 0}), json!({"by": "d0", "speed": 1})] {
+        let (status, error) = replace(body).await;
+        assert_eq!((status, &error["error"]["kind"]), (StatusCode::BAD_REQUEST, &json!("invalid")), "{error}");
+    }
+    let add = |path: &str, more: Value| {
+        let mut body = json!({"add": {"path": path}});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        replace(body)
+    };
+    let (status, error) = add("/srv/foreign.img", json!({})).await;
+    assert_eq!((status, &error["error"]["kind"]), (StatusCode::CONFLICT, &json!("conflict")), "{error}");
+    let (_, error) = add("/srv/small.img", json!({})).await;
+    assert_eq!(error["error"]["code"], "no_room", "{error}");
+    let (status, error) = add("/srv/new.img", json!({})).await;
+    assert_eq!((status, &error["error"]["code"]), (StatusCode::CONFLICT, &json!("loses_data")), "{error}");
+    let (status, result) = add("/srv/new.img", json!({"accept_loss": true, "dry_run": true})).await;
+    assert_eq!((status, &result["plan"]["lost_bytes"]), (StatusCode::OK, &json!(1 << 20)), "{result}");
+    assert_eq!(result["plan"]["vhds"][0]["lost_ranges"], json!([{"offset_bytes": 0, "length_bytes": 1 << 20}]));
+    let (status, result) = replace(json!({"by": "d0", "accept_loss": true})).await;
+    assert_eq!((status, &result["job"]["kind"]), (StatusCode::CREATED, &json!("replace")), "{result}");
+    assert_eq!((&result["job"]["disk"], &result["job"]["replacement"]), (&json!("d0"), &json!("d1")));
+    let (status, _) = call(Method::POST, "/api/v1/disks/none/replace", Some(json!({"by": "d0"}))).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]

@@ -134,7 +134,13 @@ impl Served {
         for i in [2_u8, 3] {
             let mut disk = new(&disks[usize::from(i)], usize::from(i));
             disk.role = if i == 2 && spare { Role::Any } else { Role::DataOnly };
-            let options = AddOptions { id: DiskId(i), uuid: Uuid::from_u128(90 + u128::from(i)), force: false, now: 2 };
+            let options = AddOptions {
+                id: DiskId(i),
+                uuid: Uuid::from_u128(90 + u128::from(i)),
+                replaces: None,
+                force: false,
+                now: 2,
+            };
             pool.add_disk(disk, &options, &Host::default()).unwrap();
         }
         let places = [0, 1].map(|i| place(&pool, DiskId(i))).to_vec();
@@ -159,7 +165,7 @@ impl Served {
     fn join(&mut self, id: DiskId) {
         let (filled, filling) = crossbeam_channel::bounded(1);
         let MemberPlace { disk, place, .. } = place(&self.pool, id);
-        self.members.join(Joiner::new(id, disk, place, self.pool.uuid, filled).unwrap()).unwrap();
+        self.members.join(Joiner::new(id, disk, place, self.pool.uuid, filled)).unwrap();
         filling.recv_timeout(PATIENCE).unwrap().unwrap();
     }
 
@@ -192,7 +198,7 @@ impl Served {
         self.apply(StoreEdit::PutPool(record));
         self.gone = self.trace.len();
         self.create_vhd(6);
-        self.pool.remove_disk(disk).unwrap().unwrap().wiped.unwrap();
+        self.pool.remove_disk(disk).unwrap().unwrap().wipe().unwrap();
         self.blank = self.trace.len();
         self.create_vhd(7);
     }

@@ -49,7 +49,7 @@ fn an_empty_disk_leaves_under_guest_io_and_is_blank() {
     let error = text(&host.run(&["--json", "disk", "remove", "d3"]).stderr);
     assert!(error.contains("\"code\": \"disk_not_empty\""), "{error}");
     host.ok(&["disk", "evacuate", "d3", "--max-rate", "64KiB"]);
-    assert!(host.refused(&["disk", "remove", "d3"], 4).contains("subject of job 1 (evacuate)"));
+    assert!(host.refused(&["disk", "remove", "d3"], 4).contains("job 1 (evacuate), which is running, needs disk 'd3'"));
     host.ok(&["job", "set", "1", "--max-rate", "none"]);
     host.ok(&["job", "wait", "1"]);
 

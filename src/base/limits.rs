@@ -195,6 +195,9 @@ pub const RECLAIM_WAIT_MILLIS: u64 = 2000;
 /// quarter to spare, so that it takes a thousandfold growth to get there.
 pub const GROWTHS_MAX: usize = 32;
 
+/// Ranges of lost data that are named, per VHD.
+pub const LOST_RANGES_MAX: usize = 64;
+
 /// Generations of an extent: one that has been placed and dropped this often keeps its slot, so that they never wrap (which
 /// would make every later change look older than what is durable).
 pub const GENERATION_MAX: u32 = 1 << 28;

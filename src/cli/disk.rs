@@ -1,5 +1,7 @@
 //! `spanblk disk`.
 
+mod replace;
+
 use std::path::Path;
 
 use hyper::Method;
@@ -30,7 +32,11 @@ pub fn run(session: &Session, command: DiskCommand) -> Outcome {
         DiskCommand::Wipe(args) => format::wipe_disk(session, &args.disk, args.yes),
         DiskCommand::Set(args) => set(session, args),
         DiskCommand::Remove { disk } => remove(session, &disk),
-        DiskCommand::Evacuate(args) => job::start(session, JobWish::Evacuate { disk: args.disk }, &args.options),
+        DiskCommand::Evacuate(args) => {
+            let wish = JobWish::Evacuate { disk: args.disk, accept_loss: args.accept_loss };
+            job::start(session, wish, &args.options)
+        }
+        DiskCommand::Replace(args) => replace::run(session, args),
     }
 }
 

@@ -95,23 +95,24 @@ fn finish(session: &Session, result: &JobResult, wait: bool) -> Outcome {
     let job = follow(session, job.id)?;
     let ended = JobResult { changed: result.changed, job: Some(job), plan: None };
     session.output().show(&ended, |ended| ended.job.as_ref().map(end_text).unwrap_or_default())?;
-    match ended.job {
-        Some(job) if job.state != JobState::Done => {
-            let reason = job.reason.unwrap_or_else(|| state_word(job.state).to_owned());
-            let failure = Failure::new(ErrorKind::Failed, format!("job {} has not moved everything: {reason}", job.id));
-            Err(match job.state {
-                JobState::Cancelled => {
-                    failure.hint("its layout is the new one all the same: 'spanblk vhd settle' goes on")
-                }
-                _ => failure.hint(format!("'spanblk job resume {}' goes on with it", job.id)),
-            })
-        }
-        _ => Ok(()),
+    ended.job.as_ref().map_or(Ok(()), judge)
+}
+
+/// Whether a job that was waited for has done what it was for.
+pub fn judge(job: &JobInfo) -> Outcome {
+    if job.state == JobState::Done {
+        return Ok(());
     }
+    let reason = job.reason.as_deref().unwrap_or(state_word(job.state));
+    let failure = Failure::new(ErrorKind::Failed, format!("job {} has not moved everything: {reason}", job.id));
+    Err(match job.state {
+        JobState::Cancelled => failure.hint("its layout is the new one all the same: 'spanblk vhd settle' goes on"),
+        _ => failure.hint(format!("'spanblk job resume {}' goes on with it", job.id)),
+    })
 }
 
 /// Looks at a job until it has ended, stopped, or been paused.
-fn follow(session: &Session, id: u32) -> Result<JobInfo, Failure> {
+pub fn follow(session: &Session, id: u32) -> Result<JobInfo, Failure> {
     let client = session.client()?;
     let show = !session.global.json;
     let bar = if show && std::io::stderr().is_terminal() { Some(bar()) } else { None };
@@ -178,7 +179,10 @@ fn state_text(job: &JobInfo) -> String {
 
 fn subject(job: &JobInfo) -> String {
     match (&job.disk, &job.vhds[..]) {
-        (Some(disk), _) => format!("disk {disk}"),
+        (Some(disk), _) => match &job.replacement {
+            Some(new) => format!("disk {disk} by {new}"),
+            None => format!("disk {disk}"),
+        },
         (None, []) => "-".to_owned(),
         (None, vhds) => vhds.join(","),
     }
@@ -190,7 +194,7 @@ fn sentence(job: &JobInfo, changed: bool) -> String {
     format!("job {} ({} {}) is {}{reason}{note}\n", job.id, job.kind, subject(job), state_text(job))
 }
 
-fn end_text(job: &JobInfo) -> String {
+pub fn end_text(job: &JobInfo) -> String {
     let mut text = sentence(job, true);
     if job.state == JobState::Done {
         let (moved, waits) = (human_size(job.moved_bytes), job.waits);
@@ -267,9 +271,10 @@ fn details(job: &JobInfo) -> String {
 }
 
 /// What would be moved, as a table.
-fn plan_text(plan: &PlanInfo) -> String {
+pub fn plan_text(plan: &PlanInfo) -> String {
+    let lost = lost_text(plan);
     if plan.vhds.iter().all(|vhd| vhd.extents == 0) {
-        return "nothing would be moved\n".to_owned();
+        return format!("{lost}nothing would be moved\n");
     }
     let mut table = Table::new(&["VHD", "Disk", ">Extents now", ">Afterwards", ">To copy"]);
     for vhd in &plan.vhds {
@@ -285,5 +290,28 @@ fn plan_text(plan: &PlanInfo) -> String {
         }
     }
     let total = human_size(plan.total_bytes);
-    format!("{}at most {total} would be copied (blocks that were never written are not)\n", table.render())
+    format!("{lost}{}at most {total} would be copied (blocks that were never written are not)\n", table.render())
+}
+
+/// What is lost, by VHD.
+fn lost_text(plan: &PlanInfo) -> String {
+    if plan.lost_bytes == 0 {
+        return String::new();
+    }
+    let mut table = Table::new(&["VHD", ">Lost", ">Offset", ">Length"]);
+    for vhd in plan.vhds.iter().filter(|vhd| vhd.lost_bytes > 0) {
+        let (mut name, mut lost) = (vhd.vhd.clone(), human_size(vhd.lost_bytes));
+        for range in &vhd.lost_ranges {
+            let row = [std::mem::take(&mut name), std::mem::take(&mut lost)];
+            table.row([row, [range.offset_bytes.to_string(), range.length_bytes.to_string()]].concat());
+        }
+        if vhd.lost_ranges.iter().map(|range| range.length_bytes).sum::<u64>() < vhd.lost_bytes {
+            table.row(vec![String::new(), String::new(), "...".to_owned(), String::new()]);
+        }
+    }
+    let total = human_size(plan.lost_bytes);
+    format!(
+        "Only failed disks have these {total}, which are LOST unless one of those disks comes back:\n{}\n",
+        table.render()
+    )
 }

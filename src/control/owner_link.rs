@@ -33,6 +33,19 @@ impl OwnerLink {
         OwnerLink { send: Arc::new(send) }
     }
 
+    /// Carries out a command, however long that takes: for a step of several, whose end has to be known.
+    ///
+    /// # Errors
+    /// The owner refused it, or the daemon is stopping.
+    pub async fn ask_for_as_long(&self, command: Command) -> Result<Reply, ErrorInfo> {
+        let (answer, waiting) = oneshot::channel();
+        (self.send)(Asked { command, answer });
+        match waiting.await {
+            Ok(result) => result.map_err(|error| command_error(&error)),
+            Err(_) => Err(stopping()),
+        }
+    }
+
     /// Carries out a command.
     ///
     /// # Errors
@@ -42,7 +55,7 @@ impl OwnerLink {
         (self.send)(Asked { command, answer });
         match tokio::time::timeout(ANSWER_TIMEOUT, waiting).await {
             Ok(Ok(result)) => result.map_err(|error| command_error(&error)),
-            Ok(Err(_)) => Err(ErrorInfo::new(ErrorKind::Unavailable, "the daemon is stopping")),
+            Ok(Err(_)) => Err(stopping()),
             Err(_) => {
                 let secs = ANSWER_TIMEOUT.as_secs();
                 Err(ErrorInfo::new(ErrorKind::Unavailable, format!("no answer within {secs} seconds")).with_hint(
@@ -51,6 +64,10 @@ impl OwnerLink {
             }
         }
     }
+}
+
+fn stopping() -> ErrorInfo {
+    ErrorInfo::new(ErrorKind::Unavailable, "the daemon is stopping")
 }
 
 impl std::fmt::Debug for OwnerLink {

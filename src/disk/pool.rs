@@ -128,6 +128,12 @@ impl<D> OpenDisk<D> {
         (len > 0).then_some(METADATA_OFFSET..METADATA_OFFSET + len)
     }
 
+    /// Whether a write of its label failed or hangs: none is tried again before the pool is opened anew.
+    #[must_use]
+    pub fn label_failed(&self) -> bool {
+        self.label_failed
+    }
+
     /// Bytes of its slots.
     #[must_use]
     pub fn data_len(&self) -> u64 {

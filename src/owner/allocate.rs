@@ -144,17 +144,26 @@ impl Owner {
     }
 
     pub(super) fn free(&mut self, id: VhdId, extent: ExtentIndex, now: Nanos, out: &mut impl OwnerOutbox) {
+        if self.drop_claimed(id, extent, out) {
+            self.reuse.handed_over(now);
+            self.reuse.ask_for_commit(now, !self.waiters.is_empty(), out);
+        }
+    }
+
+    /// Drops an extent, all blocks of which are claimed and cleared. Of a thick VHD only what was in it is dropped. Whether slots
+    /// are on their way back.
+    pub(super) fn drop_claimed(&mut self, id: VhdId, extent: ExtentIndex, out: &mut impl OwnerOutbox) -> bool {
         // A VHD that is gone has given back its slots already.
-        let Some(vhd) = self.vhds.get_mut(id) else { return };
+        let Some(vhd) = self.vhds.get_mut(id) else { return false };
         let before = vhd.state.map.lookup(extent);
         if before.replicas.is_absent() {
-            return;
+            return false;
         }
         vhd.state.change_handed_over();
         if vhd.record.thick {
             let kind = ChangeKind::Cleared { blocks: BlockMask::ALL };
             out.change(Change { vhd: id, extent, generation: before.generation, kind });
-            return;
+            return false;
         }
         vhd.state.map.drop_extent(extent);
         let generation = vhd.state.map.lookup(extent).generation;
@@ -167,8 +176,7 @@ impl Owner {
         }
         out.change(Change { vhd: id, extent, generation, kind: ChangeKind::Freed { freed: before.replicas } });
         self.forget_move(id, extent, out);
-        self.reuse.handed_over(now);
-        self.reuse.ask_for_commit(now, !self.waiters.is_empty(), out);
+        true
     }
 
     /// Tells everybody who waits for room for this VHD that it is gone.

@@ -3,17 +3,20 @@
 //! Commands are idempotent: asking again for what is already so succeeds and says that nothing changed. Deleting is not:
 //! whoever mistypes a name must hear that there is no such VHD.
 
+mod job;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::base::ids::{DiskId, JobId, VhdId};
-use crate::mover::messages::Speed;
 use crate::placement::check::CheckReport;
-use crate::placement::job::JobRecord;
-use crate::placement::record::{Accept, DiskRecord, Expand, Layout, PoolRecord, SocketOwner, VhdRecord, WhenFull};
+use crate::placement::record::{Accept, DiskRecord, Expand, PoolRecord, SocketOwner, VhdRecord, WhenFull};
 use crate::shared::{DiskState, VhdState};
 
 pub use super::error::{CommandError, ErrorKind};
+pub use job::{
+    DiskShare, JobInfo, JobRequest, JoiningDisk, LostData, PlanInfo, PlannedVhd, Replacement, SetJob, StartJob,
+};
 
 /// The caller's name for a command, given back with its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,13 +64,13 @@ pub enum Command {
     ShowPool,
     /// Adds a disk that has been opened, locked and labelled. Answered by [`Reply::Disk`].
     AddDisk(Box<AddDisk>),
-    /// Takes a disk with nothing on it out of the pool. Answered by [`Reply::DiskRemoved`] once it is durable; with `check`, by
-    /// [`Reply::Disk`] if it could be removed.
+    /// Takes a disk with nothing on it out of the pool, in steps. Answered by [`Reply::Disk`], but taking it out by
+    /// [`Reply::DiskRemoved`] once that is durable.
     RemoveDisk {
         /// Which.
         disk: String,
-        /// Only say whether it could be removed.
-        check: bool,
+        /// The step.
+        step: RemovalStep,
     },
     /// Changes settings of the pool. Answered by [`Reply::Pool`].
     SetPool {
@@ -181,6 +184,17 @@ pub struct SetVhd {
     pub queues: Option<u16>,
 }
 
+/// A step of taking a disk out of the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemovalStep {
+    /// Nothing is put there from now on; refused unless it is empty.
+    Hold,
+    /// It is taken out.
+    Take,
+    /// It is used again.
+    Release,
+}
+
 /// A disk to add. It has been labelled as a member of this pool with the identifier of the record, which must be
 /// [`PoolInfo::next_disk`] of the pool as [`Command::ShowPool`] gave it.
 #[derive(Debug)]
@@ -200,145 +214,6 @@ pub struct SetDisk {
     pub accept: Option<Accept>,
     /// What fails together with it.
     pub failure_domain: Option<String>,
-}
-
-/// What to move.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum JobRequest {
-    /// A VHD onto more disks.
-    Span {
-        /// Which.
-        vhd: String,
-        /// All the disks it shall be on; `None`: chosen by width.
-        disks: Option<Vec<String>>,
-        /// How many disks; `None`: all that accept spanned VHDs.
-        width: Option<u32>,
-    },
-    /// A VHD onto fewer disks.
-    Unspan {
-        /// Which.
-        vhd: String,
-        /// The one disk it shall be on; `None`: chosen by width.
-        disk: Option<String>,
-        /// How many of its disks; `None`: one.
-        width: Option<u32>,
-    },
-    /// An isolated VHD to another disk.
-    Migrate {
-        /// Which.
-        vhd: String,
-        /// The disk; `None`: the roomiest other one.
-        disk: Option<String>,
-    },
-    /// A VHD to where its layout wants it.
-    Settle {
-        /// Which.
-        vhd: String,
-    },
-    /// More or fewer replicas of a VHD.
-    Replicas {
-        /// Which.
-        vhd: String,
-        /// How many replicas of each extent.
-        replicas: u8,
-    },
-    /// Everything away from a disk, which accepts nothing from now on.
-    Evacuate {
-        /// Which.
-        disk: String,
-    },
-    /// Spanned VHDs in proportion over the disks that they may be on.
-    Rebalance,
-}
-
-/// A job to create.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StartJob {
-    /// What to move.
-    pub request: JobRequest,
-    /// Only say what would be moved.
-    pub dry_run: bool,
-    /// How fast.
-    pub speed: Speed,
-    /// Seconds since the Unix epoch.
-    pub created: u64,
-}
-
-impl StartJob {
-    /// A job that takes back what another one did.
-    pub(super) fn revert(created: u64) -> StartJob {
-        let request = JobRequest::Rebalance;
-        StartJob { request, dry_run: false, speed: Speed::default(), created }
-    }
-}
-
-/// New settings of a job; `None` leaves one as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SetJob {
-    /// Which.
-    pub job: JobId,
-    /// Whether it is paused. A job that has stopped is resumed with `false`.
-    pub paused: Option<bool>,
-    /// Bytes per second at most; `Some(None)`: no limit of its own.
-    pub max_rate: Option<Option<u64>>,
-    /// Whether it goes on at full speed whatever guests feel of it.
-    pub urgent: Option<bool>,
-}
-
-/// What a job would move.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PlanInfo {
-    /// Per VHD, in the order in which they would be worked on.
-    pub vhds: Vec<PlannedVhd>,
-}
-
-/// What would be moved of one VHD.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlannedVhd {
-    /// Its name.
-    pub vhd: String,
-    /// Its new layout.
-    pub layout: Layout,
-    /// Extents that would be copied, and their bytes.
-    pub extents: u64,
-    /// Bytes of slots that would be copied at most: absent blocks are not.
-    pub bytes: u64,
-    /// Its disks before and after.
-    pub disks: Vec<DiskShare>,
-}
-
-/// Extents of a VHD on one disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskShare {
-    /// Name of the disk.
-    pub disk: String,
-    /// Before the job.
-    pub before: u64,
-    /// After it.
-    pub after: u64,
-}
-
-/// A job as it is now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JobInfo {
-    /// What the store says; `bytes_moved` is up to date.
-    pub record: JobRecord,
-    /// Names of its VHDs that exist.
-    pub vhds: Vec<String>,
-    /// How many of them are where they should be.
-    pub vhds_done: usize,
-    /// The disk that it evacuates.
-    pub disk: Option<String>,
-    /// Bytes that the current VHD's plan has left.
-    pub bytes_left: u64,
-    /// Bytes per second lately.
-    pub rate: u64,
-    /// Guest requests that waited for a block being copied.
-    pub waits: u64,
-    /// It waits for another job that uses the same disks, or for room.
-    pub waiting: bool,
-    /// Extents that could not be read.
-    pub unreadable: u64,
 }
 
 /// A successful answer.

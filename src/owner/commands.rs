@@ -130,7 +130,7 @@ impl Owner {
             Command::SetVhd(set) => self.begin_set_vhd(&set),
             Command::SetCacheMode { vhd, writeback } => self.begin_set_cache_mode(vhd, writeback),
             Command::AddDisk(add) => self.begin_add_disk(*add),
-            Command::RemoveDisk { disk, check } => self.begin_remove_disk(&disk, check),
+            Command::RemoveDisk { disk, step } => self.begin_remove_disk(&disk, step, out),
             Command::SetPool { expand } => self.begin_set_pool(expand),
             Command::SetDisk(set) => self.begin_set_disk(&set),
             Command::StartJob(start) => self.begin_start_job(&start),
@@ -289,6 +289,7 @@ impl Owner {
                 match action {
                     Action::Create(creation) => self.cancel_creation(&creation),
                     Action::Resize(resize) => self.cancel_resize(&resize),
+                    Action::RemoveDisk { disk, .. } => self.space.disk_mut(disk).open = true,
                     _ => {}
                 }
                 self.retry_waiters(out);

@@ -131,7 +131,7 @@ impl Owner {
         };
         let room = |disk: &super::space::DiskSpace| DiskRoom {
             disk: disk.state.id,
-            accept: disk.accept,
+            accept: disk.accepts(),
             failed: disk.state.is_failed(),
             free: u64::from(disk.free()) + u64::from(disk.slots().limbo()) + u64::from(disk.reserved),
             promised: promised(disk.state.id),

@@ -188,10 +188,19 @@ pub enum CommandError {
     DiskNotEmpty { disk: String, extents: u64, bytes: u64, vhds: Vec<String>, failed: bool },
     /// A job is about the disk.
     #[error(
-        "disk '{disk}' is the subject of job {job} ({kind}), which is {state}: wait for it (`spanblk job wait {job}`), or end it \
+        "job {job} ({kind}), which is {state}, needs disk '{disk}': wait for it (`spanblk job wait {job}`), or end it \
          (`spanblk job cancel {job}`)"
     )]
     DiskOfJob { disk: String, job: u32, kind: &'static str, state: &'static str },
+    /// A disk cannot take its own place.
+    #[error("disk '{disk}' cannot take its own place: name another one")]
+    ReplacedByItself { disk: String },
+    /// Data would be given up.
+    #[error(
+        "disk '{disk}' has failed or is missing, and these VHDs have written data that is nowhere else: {}; nothing was changed.          Bring the disk back if you can, or move what can be read: `spanblk disk evacuate {disk}`. With --accept-loss the rest          is given up, and reads as zeros: restore it from a backup then",
+        amounts(lost)
+    )]
+    LosesData { disk: String, lost: Vec<(String, u64)> },
     /// Slots of the disk are on their way.
     #[error("the room of disk '{disk}' is still being given back: try again in a moment")]
     DiskBusy { disk: String },
@@ -226,6 +235,10 @@ fn list(names: &[String]) -> String {
         0 => shown,
         more => format!("{shown} and {more} more"),
     }
+}
+
+fn amounts(lost: &[(String, u64)]) -> String {
+    list(&lost.iter().map(|(vhd, bytes)| format!("{vhd} ({bytes} bytes)")).collect::<Vec<_>>())
 }
 
 fn next_step(disk: &str, failed: bool) -> String {
@@ -263,10 +276,12 @@ impl CommandError {
             | E::ShrinkLoses { .. }
             | E::GrownTooOften { .. }
             | E::DiskNotEmpty { .. }
+            | E::LosesData { .. }
             | E::DiskOfJob { .. }
             | E::LastDisk { .. }
             | E::TooManyDisks => ErrorKind::Conflict,
             E::InvalidName { .. }
+            | E::ReplacedByItself { .. }
             | E::ShrinkMisaligned { .. }
             | E::InvalidSize { .. }
             | E::SizeTooLarge { .. }
@@ -333,6 +348,8 @@ impl CommandError {
             E::Deleted { .. } => "deleted",
             E::DiskNotEmpty { .. } => "disk_not_empty",
             E::DiskOfJob { .. } => "disk_of_job",
+            E::LosesData { .. } => "loses_data",
+            E::ReplacedByItself { .. } => "replaced_by_itself",
             E::DiskBusy { .. } => "disk_busy",
             E::LastDisk { .. } => "last_disk",
             E::TooManyDisks => "too_many_disks",

@@ -50,7 +50,7 @@ pub(super) fn quota_for(space: &Space, disks: DiskSet, extents: u32, replicas: u
         let free = disk.free();
         (free, free)
     };
-    let goal = space.goal(disks, replicas, free);
+    let goal = space.goal(disks, replicas, None, free);
     let shares = plan::shares_of_new(extents.into(), &goal).map_err(|error| match error {
         PlanError::NotEnoughRoom { room, .. } => room,
         PlanError::NoDisks | PlanError::TooFewDomains { .. } => 0,

@@ -75,6 +75,17 @@ pub enum OpenError {
         /// Its name.
         disk: String,
     },
+    /// The layout of a VHD names a disk that the pool does not have.
+    #[error(
+        "the placement store is damaged: VHD '{vhd}' may be on disk #{disk}, which is none of the pool; run `spanblk check` on \
+         the disks"
+    )]
+    LayoutDisk {
+        /// Name of the VHD.
+        vhd: String,
+        /// Identifier of the disk.
+        disk: u8,
+    },
     /// Two VHDs have one name or identifier.
     #[error("the placement store has two VHDs '{vhd}': run `spanblk check` on the disks")]
     TwinVhds {
@@ -176,6 +187,9 @@ impl Owner {
         if self.vhds.id_of(&record.name).is_some() || self.vhds.get(record.id).is_some() {
             return Err(OpenError::TwinVhds { vhd: record.name });
         }
+        if let Some(unknown) = record.layout.disks().iter().find(|disk| self.space.get(*disk).is_none()) {
+            return Err(OpenError::LayoutDisk { vhd: record.name, disk: unknown.0 });
+        }
         let mut vhd = Vhd::new(record, state, true, &self.space);
         vhd.adopt(&mut self.space).map_err(|(extent, replica)| OpenError::SlotTaken {
             vhd: vhd.record.name.clone(),
@@ -250,7 +264,7 @@ impl Owner {
             StoreReport::EditDone { edit, result } => self.edit_done(edit, result, out),
             StoreReport::MemberDropped { disk, sync_failed } => {
                 // Without a failed sync only the store has lost the disk, which the committer has logged.
-                if sync_failed {
+                if sync_failed && self.space.get(disk).is_some() {
                     self.disk_error(disk, IoError::Os(libc::EIO), true, out);
                 }
             }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::command::{CommandError, CommandId, Reply};
+use super::command::{CommandError, CommandId, LostData, Reply};
 use crate::base::ids::{DiskId, JobId, ReactorId, VhdId};
 use crate::base::units::SlotIndex;
 use crate::mover::messages::MoverMessage;
@@ -126,6 +126,15 @@ pub enum Event {
     VhdDetached {
         /// The VHD.
         vhd: String,
+    },
+    /// Written data of a VHD that only failed disks had was given up: it reads as zeros.
+    DataLost {
+        /// The VHD.
+        vhd: String,
+        /// The disk that was emptied.
+        disk: String,
+        /// What it was.
+        lost: LostData,
     },
     /// A disk joined the pool.
     DiskAdded {

@@ -1,18 +1,18 @@
 //! A disk leaves the pool: only when nothing is on it, and nothing can come there any more.
 //!
-//! 1. The pool record goes without it, durably: from then on nobody can be put there.
-//! 2. A fence on it: what was in flight there has completed. Nothing of any VHD is there, so that no FLUSH and no commit needs
+//! 1. It is held: no extent is placed there any more, and no VHD can be put there. (Guests go on while what follows is written.)
+//! 2. The pool record goes without it, durably.
+//! 3. A fence on it: what was in flight there has completed. Nothing of any VHD is there, so that no FLUSH and no commit needs
 //!    a sync of it any more.
-//! 3. Reactors, mover and worker let go of its file.
+//! 4. Reactors, mover and worker let go of its file.
 //!
 //! The owner goes on knowing a disk that has left, because what is said of it may be under way; its identifier is not given to
 //! another one before the pool is opened again.
 
 use super::Owner;
-use super::command::{CommandError, Outcome, Reply};
+use super::command::{CommandError, Outcome, RemovalStep, Reply};
 use super::commands::{Action, Step, not_found};
 use super::outbox::{Event, OwnerOutbox};
-use super::vhds::Vhd;
 use crate::base::ids::{DiskId, ReactorId};
 use crate::base::limits::DISKS_MAX;
 use crate::mover::messages::MoverMessage;
@@ -23,12 +23,21 @@ use crate::shared::disk::{SyncNumber, SyncPoint};
 use crate::store::edit::StoreEdit;
 
 impl Owner {
-    /// `check`: only say whether it can be removed.
-    pub(super) fn begin_remove_disk(&self, name: &str, check: bool) -> Result<Step, CommandError> {
-        let record = self.pool.find_disk(name).ok_or_else(|| not_found("disk", name))?;
-        let id = record.id;
+    pub(super) fn begin_remove_disk(
+        &mut self,
+        name: &str,
+        step: RemovalStep,
+        out: &mut impl OwnerOutbox,
+    ) -> Result<Step, CommandError> {
+        let id = self.pool.find_disk(name).ok_or_else(|| not_found("disk", name))?.id;
+        if step == RemovalStep::Release {
+            self.space.disk_mut(id).open = true;
+            self.retry_waiters(out);
+            return Ok(Step::Done(self.disk_reply(id, Outcome::Unchanged)));
+        }
         self.check_unused(id)?;
-        if check {
+        self.space.disk_mut(id).open = false;
+        if step == RemovalStep::Hold {
             return Ok(Step::Done(self.disk_reply(id, Outcome::Unchanged)));
         }
         let mut pool = self.pool.clone();
@@ -43,9 +52,9 @@ impl Owner {
         if self.pool.disks.len() == 1 {
             return Err(CommandError::LastDisk { disk });
         }
-        let here = |vhd: &&Vhd| vhd.record.layout.disks().contains(id) || vhd.counts[id.index()] > 0;
-        let vhds: Vec<String> = self.vhds.by_name().filter(here).map(|vhd| vhd.record.name.clone()).collect();
-        let job = self.jobs.iter().filter(|job| !job.record.is_ended()).find(|job| job.record.kind.is_about(id));
+        let vhds: Vec<String> =
+            self.vhds.by_name().filter(|vhd| vhd.is_on(id)).map(|vhd| vhd.record.name.clone()).collect();
+        let job = self.jobs.iter().filter(|job| !job.record.is_ended()).find(|job| names(&job.record.kind, id));
         if let Some(job) = job {
             let (job, kind, state) = (job.record.id.0, job.record.kind.word(), job.record.state.word());
             return Err(CommandError::DiskOfJob { disk, job, kind, state });
@@ -67,7 +76,10 @@ impl Owner {
     pub(super) fn apply_remove_disk(&mut self, pool: PoolRecord, disk: DiskId, out: &mut impl OwnerOutbox) -> Reply {
         let name = self.pool.disk_name(disk);
         self.pool = pool;
-        self.space.disk_mut(disk).left = true;
+        let space = self.space.disk_mut(disk);
+        // Else its label would be wiped with something on it.
+        assert!(!space.open && space.slots().used() == 0 && space.slots().limbo() == 0 && space.reserved == 0);
+        space.left = true;
         out.event(Event::DiskRemoved { disk: name.clone() });
         if let Some(reached) = self.reuse.close_disk(disk, out) {
             self.fence_reached(reached, out);
@@ -97,17 +109,13 @@ impl Owner {
     }
 }
 
-impl JobKind {
-    /// Whether a job of this kind is about the disk itself, not only about VHDs that may be there.
-    fn is_about(&self, disk: DiskId) -> bool {
-        match self {
-            JobKind::Evacuate { disk: evacuated } => *evacuated == disk,
-            JobKind::Span { .. }
-            | JobKind::Unspan { .. }
-            | JobKind::Migrate { .. }
-            | JobKind::Settle
-            | JobKind::Replicas { .. }
-            | JobKind::Rebalance => false,
+/// Whether a job is about the disk itself, or can bring it back into the layout of a VHD.
+fn names(kind: &JobKind, disk: DiskId) -> bool {
+    match kind {
+        JobKind::Span { from } | JobKind::Unspan { from } | JobKind::Migrate { from } => from.disks().contains(disk),
+        JobKind::Evacuate { .. } | JobKind::Replace { .. } => {
+            kind.empties() == Some(disk) || kind.replacement() == Some(disk)
         }
+        JobKind::Settle | JobKind::Replicas { .. } | JobKind::Rebalance => false,
     }
 }

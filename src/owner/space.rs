@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::command::JoiningDisk;
 use super::outbox::SlotRun;
 use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::DISKS_MAX;
@@ -26,7 +27,7 @@ pub(super) struct DiskSpace {
     pub failure_told: bool,
     /// Slots promised to thick VHDs that are being given their room.
     pub reserved: u32,
-    /// Whether extents may be placed on it: not before every reactor knows it.
+    /// Whether extents may be placed on it: not before every reactor knows it, and not while it is about to leave the pool.
     pub open: bool,
     /// It has left the pool: it is known, and counts nowhere.
     pub left: bool,
@@ -38,6 +39,11 @@ impl DiskSpace {
     /// Slots that can be given out to anybody. May become 0 at any time: reactors notice when a disk fails.
     pub fn free(&self) -> u32 {
         if self.open && !self.left && !self.state.is_failed() { self.slots.free() - self.reserved } else { 0 }
+    }
+
+    /// Its role for what is to come.
+    pub fn accepts(&self) -> Accept {
+        if self.open { self.accept } else { Accept::None }
     }
 
     /// As [`DiskSpace::free`], with slots that are on their way back.
@@ -134,17 +140,25 @@ impl Space {
         working.map(|disk| disk.failure_domain.as_str()).collect::<std::collections::BTreeSet<_>>().len()
     }
 
-    /// A goal for the planner. `size`: the weight of a disk among the others, and its room, in slots.
-    pub fn goal(&self, disks: DiskSet, replicas: u8, size: impl Fn(&DiskSpace) -> (u32, u32)) -> Goal {
+    /// A goal for the planner. `size`: the weight of a disk among the others, and its room, in slots; `joining`: a disk that is
+    /// not in the pool yet.
+    pub fn goal(
+        &self,
+        disks: DiskSet,
+        replicas: u8,
+        joining: Option<(DiskId, &JoiningDisk)>,
+        size: impl Fn(&DiskSpace) -> (u32, u32),
+    ) -> Goal {
         let mut domains: Vec<&str> = Vec::new();
         let disks = disks.iter().map(|id| {
-            let disk = self.disk(id);
-            let name = disk.failure_domain.as_str();
+            let (name, (slots, free)) = match joining.filter(|(joining, _)| *joining == id) {
+                Some((_, disk)) => (disk.failure_domain.as_str(), (disk.slots, disk.slots)),
+                None => (self.disk(id).failure_domain.as_str(), size(self.disk(id))),
+            };
             let domain = domains.iter().position(|known| *known == name).unwrap_or_else(|| {
                 domains.push(name);
                 domains.len() - 1
             });
-            let (slots, free) = size(disk);
             GoalDisk { disk: id, slots, free, domain: u32::try_from(domain).expect("at most 64 disks") }
         });
         Goal { disks: disks.collect(), replicas: usize::from(replicas) }

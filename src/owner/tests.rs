@@ -7,6 +7,7 @@ mod missed;
 mod moves;
 mod random;
 mod remove;
+mod replace;
 mod replicas;
 mod resize;
 

@@ -62,6 +62,11 @@ impl Vhd {
         }
     }
 
+    /// Whether something of it is on the disk, or may be put there.
+    pub fn is_on(&self, disk: DiskId) -> bool {
+        self.record.layout.disks().contains(disk) || self.counts[disk.index()] > 0
+    }
+
     /// Slots in use.
     pub fn slots_used(&self) -> u64 {
         self.counts.iter().map(|count| u64::from(*count)).sum()

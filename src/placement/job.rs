@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::record::{Layout, RecordError, decode, impossible};
 use crate::base::ids::{DiskId, JobId, VhdId};
@@ -40,6 +41,24 @@ pub enum JobKind {
     Evacuate {
         /// The disk.
         disk: DiskId,
+        /// What only failed disks have, this one among them, is given up.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        accept_loss: bool,
+    },
+    /// Lets another disk take the place of one, which leaves the pool at the end.
+    Replace {
+        /// The disk that goes.
+        disk: DiskId,
+        /// Its UUID: another disk may have its identifier one day.
+        uuid: Uuid,
+        /// The disk that comes.
+        by: DiskId,
+        /// What only failed disks have, the one that goes among them, is given up.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        accept_loss: bool,
+        /// The disk stays in the pool, empty.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        keep: bool,
     },
     /// Evens out how full the disks are.
     Rebalance,
@@ -56,8 +75,38 @@ impl JobKind {
             JobKind::Settle => "settle",
             JobKind::Replicas { .. } => "replicas",
             JobKind::Evacuate { .. } => "evacuate",
+            JobKind::Replace { .. } => "replace",
             JobKind::Rebalance => "rebalance",
         }
+    }
+
+    /// The disk that it empties: nothing may be put there any more.
+    #[must_use]
+    pub fn empties(&self) -> Option<DiskId> {
+        match self {
+            JobKind::Evacuate { disk, .. } | JobKind::Replace { disk, .. } => Some(*disk),
+            JobKind::Span { .. }
+            | JobKind::Unspan { .. }
+            | JobKind::Migrate { .. }
+            | JobKind::Settle
+            | JobKind::Replicas { .. }
+            | JobKind::Rebalance => None,
+        }
+    }
+
+    /// The disk of which it gives up what cannot be read because disks have failed.
+    #[must_use]
+    pub fn gives_up(&self) -> Option<DiskId> {
+        match self {
+            JobKind::Evacuate { accept_loss: true, .. } | JobKind::Replace { accept_loss: true, .. } => self.empties(),
+            _ => None,
+        }
+    }
+
+    /// The disk that comes in the place of the one that it empties.
+    #[must_use]
+    pub fn replacement(&self) -> Option<DiskId> {
+        if let JobKind::Replace { by, .. } = self { Some(*by) } else { None }
     }
 }
 
@@ -167,8 +216,17 @@ impl JobRecord {
             JobKind::Replicas { from } if !(1..=REPLICAS_MAX).contains(&usize::from(*from)) => {
                 Err(impossible(&subject, "number of replicas", from))
             }
-            JobKind::Evacuate { disk } if usize::from(disk.0) >= DISKS_MAX => Err(impossible(&subject, "disk", disk.0)),
-            JobKind::Settle | JobKind::Replicas { .. } | JobKind::Evacuate { .. } | JobKind::Rebalance => Ok(()),
+            JobKind::Evacuate { disk, .. } if usize::from(disk.0) >= DISKS_MAX => {
+                Err(impossible(&subject, "disk", disk.0))
+            }
+            JobKind::Replace { disk, by, .. } if usize::from(disk.0.max(by.0)) >= DISKS_MAX || disk == by => {
+                Err(impossible(&subject, "pair of disks", format!("{} and {}", disk.0, by.0)))
+            }
+            JobKind::Settle
+            | JobKind::Replicas { .. }
+            | JobKind::Evacuate { .. }
+            | JobKind::Replace { .. }
+            | JobKind::Rebalance => Ok(()),
         }
     }
 }

@@ -164,7 +164,8 @@ impl PoolRecord {
     #[must_use]
     pub fn find_disk(&self, name_or_uuid: &str) -> Option<&DiskRecord> {
         let uuid = uuid::Uuid::try_parse(name_or_uuid).ok();
-        self.disks.iter().find(|disk| disk.name == name_or_uuid || Some(disk.uuid) == uuid)
+        let by_name = self.disks.iter().find(|disk| disk.name == name_or_uuid);
+        by_name.or_else(|| self.disks.iter().find(|disk| Some(disk.uuid) == uuid))
     }
 
     /// Name of a disk for people; its number if it is unknown.

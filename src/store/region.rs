@@ -169,9 +169,22 @@ impl<D: BlockDev + ?Sized + 'static> RegionBackend<D> {
     /// # Errors
     /// [`RegionError::BadPlace`], or the disk's error.
     pub fn format(disk: Arc<D>, place: RegionPlace, pool: Uuid) -> Result<RegionBackend<D>, RegionError> {
+        RegionBackend::format_with(disk, place, pool, Arc::default())
+    }
+
+    /// As [`RegionBackend::format`], with a fuse that somebody has already.
+    ///
+    /// # Errors
+    /// As there, and [`RegionError::Closed`] once the fuse is cut.
+    pub fn format_with(
+        disk: Arc<D>,
+        place: RegionPlace,
+        pool: Uuid,
+        fuse: Arc<Fuse>,
+    ) -> Result<RegionBackend<D>, RegionError> {
         check_place(&*disk, place)?;
         let header = Header { sequence: 0, len: 0, region_len: place.len, pool };
-        let region = RegionBackend::new(disk, place, header, Arc::default());
+        let region = RegionBackend::new(disk, place, header, fuse);
         // Twice: both slots are then ours, and neither holds the length of an earlier life.
         region.put_header(0)?;
         region.put_header(0)?;
@@ -302,6 +315,7 @@ impl<D: BlockDev + ?Sized + 'static> RegionBackend<D> {
 
     fn put_header(&self, len: u64) -> Result<(), RegionError> {
         let mut sequence = lock(&self.inner.sequence);
+        self.check_open()?;
         let place = self.inner.place;
         let header = Header { sequence: *sequence + 1, len, region_len: place.len, pool: self.inner.pool };
         let slot = place.offset + (header.sequence % 2) * SLOT_LEN as u64;
@@ -316,6 +330,8 @@ impl<D: BlockDev + ?Sized + 'static> RegionBackend<D> {
         static ZEROES: [u8; ZEROES_LEN] = [0; ZEROES_LEN];
         let mut at = from;
         while at < to {
+            // It may take long, and nobody may write to a region that was taken away.
+            self.check_open()?;
             let len = (to - at).min(ZEROES_LEN as u64);
             let zeroes = &ZEROES[..usize::try_from(len).expect("at most 1 MiB")];
             self.inner.disk.write_at(self.at(at), zeroes).map_err(io_error("write"))?;
@@ -350,7 +366,9 @@ fn check_place<D: BlockDev + ?Sized>(disk: &D, place: RegionPlace) -> Result<(),
     if aligned && inside && len >= REGION_LEN_MIN { Ok(()) } else { Err(RegionError::BadPlace(place)) }
 }
 
-fn capacity_of(place: RegionPlace) -> u64 {
+/// Bytes that a database in a region can have.
+#[must_use]
+pub fn capacity_of(place: RegionPlace) -> u64 {
     place.len - HEADER_LEN
 }
 

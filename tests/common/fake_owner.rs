@@ -13,8 +13,8 @@ use spanblk::control::http::{Api, Connections, Host};
 use spanblk::control::owner_link::OwnerLink;
 use spanblk::control::wire::{DiskAdd, ErrorInfo, ErrorKind, StoreInfo};
 use spanblk::owner::command::{
-    AddDisk, Command, CommandError, DiskInfo, DiskShare, JobInfo, JobRequest, Outcome, PlanInfo, PlannedVhd, PoolInfo,
-    Reply, Space, StartJob, VhdInfo,
+    AddDisk, Command, CommandError, DiskInfo, DiskShare, JobInfo, JobRequest, JoiningDisk, LostData, Outcome, PlanInfo,
+    PlannedVhd, PoolInfo, RemovalStep, Replacement, Reply, Space, StartJob, VhdInfo,
 };
 use spanblk::placement::ReplicaSet;
 use spanblk::placement::check::CheckReport;
@@ -129,8 +129,8 @@ fn answer(command: Command, script: Script) -> Result<Reply, CommandError> {
         Command::AddDisk(add) => {
             Ok(Reply::Disk { outcome: Outcome::Created, disk: Box::new(disk_info(add.record.id.0)) })
         }
-        Command::RemoveDisk { disk, check } => match (disk.as_str(), check) {
-            ("d1", true) => Ok(Reply::Disk { outcome: Outcome::Unchanged, disk: Box::new(disk_info(1)) }),
+        Command::RemoveDisk { disk, step } => match (disk.as_str(), step) {
+            ("d1", RemovalStep::Hold) => Ok(Reply::Disk { outcome: Outcome::Unchanged, disk: Box::new(disk_info(1)) }),
             ("d0", _) => Err(CommandError::DiskNotEmpty {
                 disk,
                 extents: 2,
@@ -138,7 +138,7 @@ fn answer(command: Command, script: Script) -> Result<Reply, CommandError> {
                 vhds: vec!["old".to_owned()],
                 failed: false,
             }),
-            (_, false) => Ok(Reply::DiskRemoved { id: DiskId(1), name: "d1".to_owned() }),
+            ("d1", RemovalStep::Take) => Ok(Reply::DiskRemoved { id: DiskId(1), name: "d1".to_owned() }),
             _ => Err(CommandError::NotFound { what: "disk", name: disk }),
         },
         Command::SetDisk(set) => {
@@ -173,8 +173,9 @@ fn start_job(start: &StartJob) -> Result<Reply, CommandError> {
         | JobRequest::Migrate { vhd, .. }
         | JobRequest::Settle { vhd }
         | JobRequest::Replicas { vhd, .. } => vhd,
-        JobRequest::Evacuate { disk } if disk == "d0" => return job_reply(Outcome::Created, JobState::Running),
-        JobRequest::Evacuate { disk } => return Err(CommandError::NotFound { what: "disk", name: disk.clone() }),
+        JobRequest::Evacuate { disk, .. } if disk == "d0" => return job_reply(Outcome::Created, JobState::Running),
+        JobRequest::Evacuate { disk, .. } => return Err(CommandError::NotFound { what: "disk", name: disk.clone() }),
+        JobRequest::Replace { by, accept_loss, .. } => return start_replacement(by, *accept_loss),
         JobRequest::Rebalance => return Ok(Reply::Plan(Box::default())),
     };
     match (vhd.as_str(), start.dry_run) {
@@ -189,6 +190,32 @@ fn start_job(start: &StartJob) -> Result<Reply, CommandError> {
     }
 }
 
+/// The disk that is replaced has failed, and has what is nowhere else.
+fn start_replacement(by: &Replacement, accept_loss: bool) -> Result<Reply, CommandError> {
+    match by {
+        Replacement::Joining(disk) if disk.slots < 3 => Err(CommandError::NoRoomOn {
+            disk: disk.name.clone(),
+            needed: 3 * EXTENT,
+            free: u64::from(disk.slots) * EXTENT,
+        }),
+        _ if !accept_loss => {
+            Err(CommandError::LosesData { disk: "d0".to_owned(), lost: vec![("old".to_owned(), EXTENT)] })
+        }
+        Replacement::Joining(_) => {
+            let mut plan = plan();
+            plan.vhds[0].lost = LostData { bytes: EXTENT, ranges: std::iter::once(0..EXTENT).collect() };
+            Ok(Reply::Plan(Box::new(plan)))
+        }
+        Replacement::Disk { .. } => {
+            let mut job = job(1, JobState::Running);
+            (job.disk, job.replacement) = (Some("d0".to_owned()), Some("d1".to_owned()));
+            let (disk, by) = (DiskId(0), DiskId(1));
+            job.record.kind = JobKind::Replace { disk, uuid: disk_record(0).uuid, by, accept_loss, keep: false };
+            Ok(Reply::Job { outcome: Outcome::Created, job: Box::new(job) })
+        }
+    }
+}
+
 fn plan() -> PlanInfo {
     let share = |disk: &str, before, after| DiskShare { disk: disk.to_owned(), before, after };
     let vhd = PlannedVhd {
@@ -197,6 +224,7 @@ fn plan() -> PlanInfo {
         extents: 2,
         bytes: 2 * EXTENT,
         disks: vec![share("d0", 2, 0), share("d1", 1, 3)],
+        lost: LostData::default(),
     };
     PlanInfo { vhds: vec![vhd] }
 }
@@ -220,6 +248,7 @@ fn job(id: u32, state: JobState) -> JobInfo {
         vhds: vec!["old".to_owned()],
         vhds_done: 0,
         disk: None,
+        replacement: None,
         bytes_left: 10 << 20,
         rate: 1 << 20,
         waits: 5,
@@ -316,12 +345,35 @@ fn vhd(name: &str, attached: Option<u32>) -> VhdInfo {
 struct FakeHost;
 
 impl Host for FakeHost {
-    fn prepare_disk(&self, request: &DiskAdd, pool: &PoolInfo) -> Result<AddDisk, ErrorInfo> {
+    fn prepare_disk(
+        &self,
+        request: &DiskAdd,
+        pool: &PoolInfo,
+        _replaces: Option<DiskId>,
+    ) -> Result<AddDisk, ErrorInfo> {
         if request.path.contains("foreign") {
             return Err(ErrorInfo::new(ErrorKind::Conflict, "there is an ext4 filesystem"));
         }
         let id = pool.next_disk.unwrap();
         Ok(AddDisk { record: disk_record(id.0), state: disk_state(id.0) })
+    }
+
+    fn probe_disk(
+        &self,
+        request: &DiskAdd,
+        _pool: &PoolInfo,
+        _replaces: Option<DiskId>,
+    ) -> Result<JoiningDisk, ErrorInfo> {
+        if request.path.contains("foreign") {
+            return Err(ErrorInfo::new(ErrorKind::Conflict, "there is an ext4 filesystem"));
+        }
+        let slots = if request.path.contains("small") { 1 } else { 100 };
+        let (name, accept) = (request.name.clone().unwrap_or("new".to_owned()), request.accept.into());
+        Ok(JoiningDisk { name, slots, accept, failure_domain: "x".to_owned() })
+    }
+
+    fn succeed_in_store(&self, _old: DiskId, _new: DiskId) -> Result<Vec<String>, ErrorInfo> {
+        Ok(Vec::new())
     }
 
     fn disk_at(&self, path: &str) -> Option<DiskId> {

@@ -351,7 +351,11 @@ impl World {
         let job = JobRecord {
             version: RECORD_VERSION,
             id: JobId(id),
-            kind: if self.rng.chance(1, 2) { JobKind::Rebalance } else { JobKind::Evacuate { disk: DiskId(1) } },
+            kind: if self.rng.chance(1, 2) {
+                JobKind::Rebalance
+            } else {
+                JobKind::Evacuate { disk: DiskId(1), accept_loss: false }
+            },
             // Long lists, so that records span pages of the database.
             vhds: (0..self.rng.below(800) as u32).map(VhdId).collect(),
             state: JobState::Running,

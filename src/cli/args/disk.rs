@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{EvacuateArgs, parse_size_arg};
+use super::{EvacuateArgs, JobOptions, parse_size_arg};
 use crate::control::wire::Accept;
 
 /// What to do with host disks.
@@ -26,6 +26,8 @@ pub enum DiskCommand {
     Set(DiskSetArgs),
     /// Move everything away from a disk, while guests work
     Evacuate(EvacuateArgs),
+    /// Let another disk take the place of one, while guests work
+    Replace(DiskReplaceArgs),
     /// Take an empty disk out of the pool
     #[command(after_help = REMOVE_HELP)]
     Remove {
@@ -64,6 +66,52 @@ pub struct DiskAddArgs {
     /// Overwrite a filesystem, partition table or label that is found on it
     #[arg(long)]
     pub force: bool,
+}
+
+const REPLACE_HELP: &str = "\
+Examples:
+  spanblk disk replace sdb /dev/disk/by-id/nvme-D --wait      a new disk, which is added to the pool for it
+  spanblk disk replace sdb spare1 --wait                      one that is in the pool already
+  spanblk disk replace sdb /dev/disk/by-id/nvme-D --dry-run   what would be moved, and what is lost if sdb is dead
+
+Guests go on working. When everything is on the new disk, the old one leaves the pool and its label is wiped (unless --keep).
+Of a disk that is dead, what has a replica elsewhere is copied from there. What is nowhere else is named; with --accept-loss
+it is given up and reads as zeros: restore it from a backup then. Put the new path in the daemon's configuration.";
+
+/// Lets a disk take the place of another one.
+#[derive(Debug, Args)]
+#[command(after_help = REPLACE_HELP)]
+pub struct DiskReplaceArgs {
+    /// The disk that goes: name or UUID
+    #[arg(value_name = "OLD")]
+    pub old: String,
+    /// The disk that comes: a path (with a '/'), which is formatted and added, or the name of a disk of the pool
+    #[arg(value_name = "NEW")]
+    pub new: String,
+    /// Name of the disk that is added [default: from the by-id link or the file name]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Create its file if it does not exist, sparse, with this size
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_arg)]
+    pub size: Option<u64>,
+    /// What it can fail together with [default: parent device]
+    #[arg(long, value_name = "DOMAIN")]
+    pub failure_domain: Option<String>,
+    /// What new extents it takes [default: as the disk that goes]
+    #[arg(long, value_enum)]
+    pub accept: Option<Accept>,
+    /// Overwrite a filesystem, partition table or label that is found on it
+    #[arg(long)]
+    pub force: bool,
+    /// Give up what only failed disks have; it reads as zeros then
+    #[arg(long)]
+    pub accept_loss: bool,
+    /// Leave the old disk in the pool, empty
+    #[arg(long)]
+    pub keep: bool,
+    /// How.
+    #[command(flatten)]
+    pub options: JobOptions,
 }
 
 const REMOVE_HELP: &str = "\

@@ -237,6 +237,9 @@ pub struct EvacuateArgs {
     /// Name or UUID
     #[arg(value_name = "DISK")]
     pub disk: String,
+    /// Give up what only failed disks have; it reads as zeros then
+    #[arg(long)]
+    pub accept_loss: bool,
     /// How.
     #[command(flatten)]
     pub options: JobOptions,

@@ -17,6 +17,9 @@ pub fn event_detail(event: Event) -> (Severity, EventDetail) {
         Event::VhdChanged { vhd } => (Info, D::VhdChanged { vhd }),
         Event::VhdAttached { vhd, pid } => (Info, D::VhdAttached { vhd, pid: (pid != 0).then_some(pid) }),
         Event::VhdDetached { vhd } => (Info, D::VhdDetached { vhd }),
+        Event::DataLost { vhd, disk, lost } => {
+            (Error, D::DataLost { vhd, disk, bytes: lost.bytes, ranges: super::job::ranges(&lost) })
+        }
         Event::DiskAdded { disk } => (Info, D::DiskAdded { disk }),
         Event::DiskRemoved { disk } => (Info, D::DiskRemoved { disk }),
         Event::DiskChanged { disk } => (Info, D::DiskChanged { disk }),

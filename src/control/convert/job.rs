@@ -1,10 +1,14 @@
 //! Jobs.
 
+use std::ops::Range;
+
 use super::vhd::layout_of;
 use crate::base::ids::JobId;
-use crate::control::wire::{JobCreate, JobInfo, JobState, JobUpdate, JobWish, PlanInfo, PlannedDisk, PlannedVhd};
+use crate::control::wire::{
+    ByteRange, JobCreate, JobInfo, JobState, JobUpdate, JobWish, PlanInfo, PlannedDisk, PlannedVhd,
+};
 use crate::mover::messages::Speed;
-use crate::owner::command::{self, JobRequest, SetJob, StartJob};
+use crate::owner::command::{self, JobRequest, LostData, SetJob, StartJob};
 use crate::placement::job;
 
 /// The command for a new job.
@@ -21,7 +25,7 @@ fn job_request(wish: JobWish) -> JobRequest {
         JobWish::Migrate { vhd, disk } => JobRequest::Migrate { vhd, disk },
         JobWish::Settle { vhd } => JobRequest::Settle { vhd },
         JobWish::Replicas { vhd, replicas } => JobRequest::Replicas { vhd, replicas },
-        JobWish::Evacuate { disk } => JobRequest::Evacuate { disk },
+        JobWish::Evacuate { disk, accept_loss } => JobRequest::Evacuate { disk, accept_loss },
         JobWish::Rebalance {} => JobRequest::Rebalance,
     }
 }
@@ -51,6 +55,7 @@ pub fn job_info(job: command::JobInfo) -> JobInfo {
         vhds: job.vhds,
         vhds_done: job.vhds_done as u64,
         disk: job.disk,
+        replacement: job.replacement,
         moved_bytes: record.bytes_moved,
         left_bytes: left,
         rate_bytes: job.rate,
@@ -69,6 +74,7 @@ pub fn job_info(job: command::JobInfo) -> JobInfo {
 #[must_use]
 pub fn plan_info(plan: command::PlanInfo) -> PlanInfo {
     let total_bytes = plan.vhds.iter().map(|vhd| vhd.bytes).sum();
+    let lost_bytes = plan.vhds.iter().map(|vhd| vhd.lost.bytes).sum();
     let disk = |share: command::DiskShare| PlannedDisk { disk: share.disk, before: share.before, after: share.after };
     let vhd = |planned: command::PlannedVhd| PlannedVhd {
         vhd: planned.vhd,
@@ -76,6 +82,15 @@ pub fn plan_info(plan: command::PlanInfo) -> PlanInfo {
         extents: planned.extents,
         bytes: planned.bytes,
         disks: planned.disks.into_iter().map(disk).collect(),
+        lost_bytes: planned.lost.bytes,
+        lost_ranges: ranges(&planned.lost),
     };
-    PlanInfo { vhds: plan.vhds.into_iter().map(vhd).collect(), total_bytes }
+    PlanInfo { vhds: plan.vhds.into_iter().map(vhd).collect(), total_bytes, lost_bytes }
+}
+
+/// Where lost data was, as the API shows it.
+#[must_use]
+pub fn ranges(lost: &LostData) -> Vec<ByteRange> {
+    let range = |range: &Range<u64>| ByteRange { offset_bytes: range.start, length_bytes: range.end - range.start };
+    lost.ranges.iter().map(range).collect()
 }

@@ -8,13 +8,14 @@ use axum::http::StatusCode;
 
 use super::Api;
 use super::error::{ApiError, wrong_reply};
-use super::pool::{ask_pool, blocking};
+use super::pool::{ask_pool, blocking, to_the_end};
 use super::request::{JsonBody, Name};
+use crate::base::ids::DiskId;
 use crate::control::convert;
 use crate::control::wire::{
     DiskAdd, DiskInfo, DiskList, DiskRemoved, DiskResult, DiskUpdate, ErrorBody, ErrorInfo, ErrorKind,
 };
-use crate::owner::command::{Command, Outcome, Reply};
+use crate::owner::command::{self, Command, Outcome, RemovalStep, Reply};
 use crate::placement::record::DiskRecord;
 
 /// How often it is looked whether room that is given back is there, and how long in between.
@@ -51,6 +52,10 @@ pub async fn add(
     State(api): State<Api>,
     JsonBody(request): JsonBody<DiskAdd>,
 ) -> Result<(StatusCode, Json<DiskResult>), ApiError> {
+    to_the_end(add_disk(api, request)).await
+}
+
+async fn add_disk(api: Api, request: DiskAdd) -> Result<(StatusCode, Json<DiskResult>), ApiError> {
     let _turn = api.changing_disks.lock().await;
     let pool = ask_pool(&api).await?;
     let (host, path) = (api.host.clone(), request.path.clone());
@@ -61,22 +66,34 @@ pub async fn add(
         let disk = convert::disk_info(known.clone(), &api.host.open_disks());
         return Ok((StatusCode::OK, Json(DiskResult { changed: false, disk, warnings: Vec::new() })));
     }
+    let (outcome, disk) = add_to_pool(&api, request, *pool, None).await?;
+    let mut warnings = domain_warning(&disk);
     let host = api.host.clone();
-    let prepared = blocking(move || host.prepare_disk(&request, &pool)).await??;
+    warnings.extend(blocking(move || host.fill_store()).await?);
+    let disk = convert::disk_info(disk, &api.host.open_disks());
+    Ok((StatusCode::CREATED, Json(DiskResult { changed: outcome != Outcome::Unchanged, disk, warnings })))
+}
+
+/// Whether the disk fails together with others.
+pub(super) fn domain_warning(disk: &command::DiskInfo) -> Vec<String> {
+    match disk.shares_domain_with.join(", ").as_str() {
+        "" => Vec::new(),
+        others => vec![format!("it shares the failure domain '{}' with {others}", disk.record.failure_domain)],
+    }
+}
+
+/// Labels a disk and lets the owner have it; the caller has the turn.
+pub(super) async fn add_to_pool(
+    api: &Api,
+    request: DiskAdd,
+    pool: command::PoolInfo,
+    replaces: Option<DiskId>,
+) -> Result<(Outcome, command::DiskInfo), ApiError> {
+    let host = api.host.clone();
+    let prepared = blocking(move || host.prepare_disk(&request, &pool, replaces)).await??;
     let name = prepared.record.name.clone();
-    match api.owner.ask(Command::AddDisk(Box::new(prepared))).await {
-        Ok(Reply::Disk { outcome, disk }) => {
-            let shared = disk.shares_domain_with.join(", ");
-            let mut warnings = match shared.as_str() {
-                "" => Vec::new(),
-                others => vec![format!("it shares the failure domain '{}' with {others}", disk.record.failure_domain)],
-            };
-            let host = api.host.clone();
-            warnings.extend(blocking(move || host.fill_store()).await?);
-            let disk = convert::disk_info(*disk, &api.host.open_disks());
-            let result = DiskResult { changed: outcome != Outcome::Unchanged, disk, warnings };
-            Ok((StatusCode::CREATED, Json(result)))
-        }
+    match api.owner.ask_for_as_long(Command::AddDisk(Box::new(prepared))).await {
+        Ok(Reply::Disk { outcome, disk }) => Ok((outcome, *disk)),
         Ok(_) => Err(wrong_reply()),
         Err(error) if error.kind == ErrorKind::Unavailable => Err(ApiError(error)),
         Err(error) => {
@@ -88,7 +105,7 @@ pub async fn add(
 }
 
 /// A disk that is in the pool already must be as it is asked for.
-fn check_same(request: &DiskAdd, known: &DiskRecord) -> Result<(), ApiError> {
+pub(super) fn check_same(request: &DiskAdd, known: &DiskRecord) -> Result<(), ApiError> {
     let (name, path) = (&known.name, &request.path);
     let field = if request.name.as_ref().is_some_and(|asked| asked != name) {
         "name"
@@ -130,24 +147,52 @@ pub async fn set(
 #[utoipa::path(delete, path = "/api/v1/disks/{disk}", tag = "disks", params(("disk" = String, Path, description = "Name or UUID")),
     responses((status = 200, body = DiskRemoved), (status = "default", body = ErrorBody)))]
 pub async fn remove(State(api): State<Api>, Name(disk): Name) -> Result<Json<DiskRemoved>, ApiError> {
-    let _turn = api.changing_disks.lock().await;
-    let unused = check_unused(&api, &disk).await?;
+    to_the_end(async move {
+        let _turn = api.changing_disks.lock().await;
+        remove_from_pool(&api, &disk).await.map(Json)
+    })
+    .await
+}
+
+/// Takes a disk out; the caller has the turn.
+pub(super) async fn remove_from_pool(api: &Api, disk: &str) -> Result<DiskRemoved, ApiError> {
+    let unused = hold(api, disk).await?;
     let path = api.host.open_disks().remove(&unused.id).map(|open| open.path);
-    let (host, id) = (api.host.clone(), unused.id);
-    let mut warnings = blocking(move || host.leave_store(id)).await??;
-    let reply = api.owner.ask(Command::RemoveDisk { disk: unused.uuid.to_string(), check: false }).await?;
-    let Reply::DiskRemoved { id, name } = reply else { return Err(wrong_reply()) };
+    let (name, uuid, id) = (unused.name.clone(), unused.uuid, unused.id);
+    let mut warnings = match take_out(api, unused).await {
+        Ok(warnings) => warnings,
+        Err(error) => {
+            // Its name may be gone, if it has left after all.
+            let _ = api.owner.ask_for_as_long(Command::RemoveDisk { disk: name, step: RemovalStep::Release }).await;
+            return Err(error);
+        }
+    };
     let host = api.host.clone();
     warnings.extend(blocking(move || host.remove_disk(id)).await?);
     warnings.iter().for_each(|warning| log::warn!("disk '{name}' was removed: {warning}"));
-    Ok(Json(DiskRemoved { name, uuid: unused.uuid, path, warnings }))
+    Ok(DiskRemoved { name, uuid, path, warnings })
 }
 
-/// Whether a disk can be removed. Room that is on its way back is waited for, for a while.
-async fn check_unused(api: &Api, disk: &str) -> Result<DiskRecord, ApiError> {
+/// First from the placement store, then from the pool record.
+async fn take_out(api: &Api, disk: DiskRecord) -> Result<Vec<String>, ApiError> {
+    let (host, id) = (api.host.clone(), disk.id);
+    let warnings = blocking(move || host.leave_store(id)).await??;
+    let take = Command::RemoveDisk { disk: disk.name, step: RemovalStep::Take };
+    match api.owner.ask_for_as_long(take).await {
+        Ok(Reply::DiskRemoved { .. }) => Ok(warnings),
+        Ok(_) => Err(wrong_reply()),
+        Err(error) => {
+            let told = warnings.join("; ");
+            Err(ApiError(if told.is_empty() { error } else { error.with_hint(format!("meanwhile: {told}")) }))
+        }
+    }
+}
+
+/// Keeps everything away from a disk that is empty. Room that is on its way back is waited for, for a while.
+async fn hold(api: &Api, disk: &str) -> Result<DiskRecord, ApiError> {
     let mut tries = 0;
     loop {
-        match api.owner.ask(Command::RemoveDisk { disk: disk.to_owned(), check: true }).await {
+        match api.owner.ask(Command::RemoveDisk { disk: disk.to_owned(), step: RemovalStep::Hold }).await {
             Ok(Reply::Disk { disk, .. }) => return Ok(disk.record),
             Ok(_) => return Err(wrong_reply()),
             Err(error) if error.code.as_deref() == Some("disk_busy") && tries < BUSY_TRIES => {

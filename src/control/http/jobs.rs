@@ -54,7 +54,7 @@ pub async fn create(
         return Err(ApiError(error));
     }
     let evacuated = match &request.wish {
-        JobWish::Evacuate { disk } if !request.dry_run => Some(disk.clone()),
+        JobWish::Evacuate { disk, .. } if !request.dry_run => Some(disk.clone()),
         _ => None,
     };
     let reply = api.owner.ask(Command::StartJob(Box::new(convert::start_job(request, clock::wall_secs())))).await?;
@@ -66,7 +66,7 @@ pub async fn create(
 }
 
 /// The role of a disk that is evacuated has changed: its label is to say so, too.
-async fn label_follows(api: &Api, disk: &str) -> Result<(), ApiError> {
+pub(super) async fn label_follows(api: &Api, disk: &str) -> Result<(), ApiError> {
     let pool = ask_pool(api).await?;
     if let Some(record) = pool.record.find_disk(disk).cloned() {
         let host = api.host.clone();

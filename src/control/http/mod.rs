@@ -11,6 +11,7 @@ mod listen;
 mod metrics;
 pub mod openapi;
 mod pool;
+mod replace;
 mod request;
 mod vhds;
 
@@ -26,6 +27,7 @@ use axum::routing::{get, post};
 
 pub use error::ApiError;
 pub use listen::{Bound, ListenError, bind_control, bind_metrics, serve};
+pub use replace::remove_replaced;
 
 use super::convert::{OpenDisks, SocketInfo};
 use super::events::EventLog;
@@ -33,7 +35,7 @@ use super::owner_link::OwnerLink;
 use super::wire::{API_PREFIX, DiskAdd, ErrorInfo, ErrorKind, StoreInfo};
 use crate::base::ids::{DiskId, VhdId};
 use crate::base::limits::API_BODY_MAX;
-use crate::owner::command::{AddDisk, PoolInfo};
+use crate::owner::command::{AddDisk, JoiningDisk, PoolInfo};
 use crate::placement::record::{DiskRecord, SocketOwner, VhdRecord};
 
 /// How long a request may take, streams apart. Longer than the wait for the owner's answer.
@@ -41,11 +43,23 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// What handlers need and the owner does not know. Calls may block and are made off the event loop.
 pub trait Host: Send + Sync {
-    /// Opens, locks and labels a disk as the next one of `pool`. [`Host::forget_disk`] undoes it.
+    /// Opens, locks and labels a disk as the next one of `pool`; one that `replaces` another can carry the placement store if that
+    /// can. [`Host::forget_disk`] undoes it.
     ///
     /// # Errors
     /// The disk cannot be used; nothing on it has changed then.
-    fn prepare_disk(&self, request: &DiskAdd, pool: &PoolInfo) -> Result<AddDisk, ErrorInfo>;
+    fn prepare_disk(&self, request: &DiskAdd, pool: &PoolInfo, replaces: Option<DiskId>) -> Result<AddDisk, ErrorInfo>;
+
+    /// What [`Host::prepare_disk`] would make of a disk.
+    ///
+    /// # Errors
+    /// As there.
+    fn probe_disk(
+        &self,
+        request: &DiskAdd,
+        pool: &PoolInfo,
+        replaces: Option<DiskId>,
+    ) -> Result<JoiningDisk, ErrorInfo>;
 
     /// Wipes the label of a disk that the owner did not take after all.
     fn forget_disk(&self, disk: &str);
@@ -56,6 +70,12 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// No disk would carry the store, or the others could not be brought to it. Then it is as it was.
     fn leave_store(&self, disk: DiskId) -> Result<Vec<String>, ErrorInfo>;
+
+    /// If `old` carries the placement store, lets `new` do that in its place. Returns what a person should know.
+    ///
+    /// # Errors
+    /// As [`Host::leave_store`].
+    fn succeed_in_store(&self, old: DiskId, new: DiskId) -> Result<Vec<String>, ErrorInfo>;
 
     /// A disk was added: lets three disks carry the placement store if there are three that can. Returns what a person should
     /// know.
@@ -147,6 +167,7 @@ pub fn router(api: Api) -> Router {
         .route("/metadata", get(pool::dump))
         .route("/disks", get(disks::list).post(disks::add))
         .route("/disks/{disk}", get(disks::show).patch(disks::set).delete(disks::remove))
+        .route("/disks/{disk}/replace", post(replace::replace))
         .route("/jobs", get(jobs::list).post(jobs::create))
         .route("/jobs/{job}", get(jobs::show).patch(jobs::set))
         .route("/jobs/{job}/cancel", post(jobs::cancel))

@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{disks, events, jobs, metrics, pool, vhds};
+use super::{disks, events, jobs, metrics, pool, replace, vhds};
 
 /// The API.
 #[derive(OpenApi)]
@@ -23,6 +23,7 @@ use super::{disks, events, jobs, metrics, pool, vhds};
         disks::add,
         disks::set,
         disks::remove,
+        replace::replace,
         jobs::list,
         jobs::show,
         jobs::create,

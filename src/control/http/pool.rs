@@ -26,6 +26,15 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     done.map_err(|_| ApiError(ErrorInfo::new(ErrorKind::Unavailable, "the daemon is stopping")))
 }
 
+/// Does something to its end, even if nobody waits for the answer any more: a client that goes away must not leave a disk half
+/// added or removed.
+pub async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::spawn(work).await;
+    done.unwrap_or_else(|_| Err(ApiError(ErrorInfo::new(ErrorKind::Unavailable, "the daemon is stopping"))))
+}
+
 /// The pool: identity, disks, space, placement store, warnings.
 #[utoipa::path(get, path = "/api/v1/pool", tag = "pool",
     responses((status = 200, body = PoolInfo), (status = "default", body = ErrorBody)))]

@@ -316,6 +316,13 @@ fn announce_missing(
 
 fn start_api(runtime: &Runtime, api: Api, control: Bound, metrics: Option<Bound>) -> watch::Sender<bool> {
     let (stop, stopped) = watch::channel(false);
+    let (following, mut ends) = (api.clone(), stopped.clone());
+    runtime.spawn(async move {
+        tokio::select! {
+            () = http::remove_replaced(following) => {}
+            _ = ends.wait_for(|ends| *ends) => {}
+        }
+    });
     runtime.spawn(http::serve(control, http::router(api.clone()), stopping(stopped.clone())));
     if let Some(metrics) = metrics {
         runtime.spawn(http::serve(metrics, http::metrics_router(api), stopping(stopped)));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::disk::pool::{
     AddOptions, AssembleError, ChangeError, CreateError, DiskSettings, FindError, NewDisk as UnlabelledDisk,
     OpenDisk as PoolDisk, OpenPool, Rejected, Rejection, RemovedDisk,
 };
-use crate::owner::command::{AddDisk, PoolInfo};
+use crate::owner::command::{AddDisk, JoiningDisk, PoolInfo};
 use crate::placement::record::{DiskRecord, SocketOwner};
 use crate::shared::DiskState;
 use crate::store::mirror::MemberStatus;
@@ -31,6 +32,9 @@ use crate::vhost_user::{SocketError, VhdStatus, VhostUserServer};
 
 /// How long a disk that was removed may take until nobody has it open any more.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long wiping its label may take.
+const WIPE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The open disks of the pool.
 pub struct DaemonHost {
@@ -92,10 +96,10 @@ impl DaemonHost {
 }
 
 impl Host for DaemonHost {
-    fn prepare_disk(&self, request: &DiskAdd, info: &PoolInfo) -> Result<AddDisk, ErrorInfo> {
+    fn prepare_disk(&self, request: &DiskAdd, info: &PoolInfo, replaces: Option<DiskId>) -> Result<AddDisk, ErrorInfo> {
         let mut pool = self.pool();
         let (file, made) = open_or_create(request)?;
-        let id = self.label(&mut pool, file, request, info).inspect_err(|_| {
+        let id = self.label(&mut pool, file, request, info, replaces).inspect_err(|_| {
             if made {
                 // Ours and of no use; that it cannot be removed would only hide why the request failed.
                 let _ = std::fs::remove_file(&request.path);
@@ -120,6 +124,34 @@ impl Host for DaemonHost {
         Ok(AddDisk { record, state })
     }
 
+    fn probe_disk(
+        &self,
+        request: &DiskAdd,
+        info: &PoolInfo,
+        replaces: Option<DiskId>,
+    ) -> Result<JoiningDisk, ErrorInfo> {
+        let pool = self.pool();
+        let (file, made) = open_or_create(request)?;
+        let joining = self.new_disk(file, request, info, replaces).and_then(|(new, options)| {
+            let label = pool.label_of(&new, &options, &self.facts).map_err(|error| change_error(&error))?;
+            let (accept, failure_domain) = (request.accept.into(), new.failure_domain.to_string());
+            Ok(JoiningDisk { name: new.name, slots: label.layout.slots, accept, failure_domain })
+        });
+        if made {
+            // It was made to be looked at.
+            let _ = std::fs::remove_file(&request.path);
+        }
+        joining
+    }
+
+    fn succeed_in_store(&self, old: DiskId, new: DiskId) -> Result<Vec<String>, ErrorInfo> {
+        let mut pool = self.pool();
+        let carries = |id: DiskId| pool.membership.members.iter().any(|member| member.id == id);
+        let successor = if carries(new) { None } else { pool.disk(new) };
+        let successor = successor.filter(|disk| disk.metadata_region().is_some()).map(|disk| disk.id);
+        self.leave_store_of(&mut pool, old, successor)
+    }
+
     fn disk_at(&self, path: &str) -> Option<DiskId> {
         let identity = *FileDisk::open(Path::new(path), Access::Probe).ok()?.identity();
         self.pool().disks.iter().find(|disk| disk.identity == identity).map(|disk| disk.id)
@@ -131,9 +163,13 @@ impl Host for DaemonHost {
         self.owner.send(OwnerInput::ForgetDisk(id));
         self.known().remove(&id);
         self.usable().remove(&id);
-        match pool.remove_disk(id) {
-            Ok(Some(RemovedDisk { wiped: Err(error), .. })) => log::error!("disk '{name}' was not added: {error}"),
-            Ok(_) => {}
+        let removed = pool.remove_disk(id);
+        drop(pool);
+        match removed {
+            Ok(removed) => {
+                let warnings = removed.map(let_go_of).unwrap_or_default();
+                warnings.iter().for_each(|warning| log::error!("disk '{name}' was not added: {warning}"));
+            }
             Err(error) => log::error!("disk '{name}' was not added, and its label could not be wiped: {error}"),
         }
     }
@@ -149,30 +185,18 @@ impl Host for DaemonHost {
     fn remove_disk(&self, disk: DiskId) -> Vec<String> {
         self.known().remove(&disk);
         self.usable().remove(&disk);
-        let removed = match self.pool().remove_disk(disk) {
-            Ok(Some(removed)) => removed,
+        // The lock on the pool ends here: a disk that hangs must not keep others from coming and going.
+        let removed = self.pool().remove_disk(disk);
+        match removed {
+            Ok(Some(removed)) => let_go_of(removed),
             Ok(None) => {
-                return vec![
-                    "it is not here, so that its label is not wiped: 'spanblk disk wipe' does that".to_owned(),
-                ];
+                vec!["it is not here, so that its label is not wiped: 'spanblk disk wipe' does that".to_owned()]
             }
-            Err(error) => {
-                return vec![format!(
-                    "its label is not wiped, because not enough of the others could be told ({error}): restart the daemon, then \
-                     use 'spanblk disk wipe'"
-                )];
-            }
-        };
-        let RemovedDisk { dev, path, wiped } = removed;
-        let mut warnings = Vec::new();
-        if let Err(error) = wiped {
-            warnings.push(format!("{error}; it is none of the pool's all the same: 'spanblk disk wipe' wipes it"));
+            Err(error) => vec![format!(
+                "its label is not wiped, because not enough of the others could be told ({error}): restart the daemon, then \
+                 use 'spanblk disk wipe'"
+            )],
         }
-        if !dev.close(CLOSE_PATIENCE) {
-            let path = path.display();
-            warnings.push(format!("{path} stays locked until requests that it has not answered come to an end"));
-        }
-        warnings
     }
 
     fn open_disks(&self) -> OpenDisks {
@@ -247,7 +271,22 @@ impl DaemonHost {
         file: FileDisk,
         request: &DiskAdd,
         info: &PoolInfo,
+        replaces: Option<DiskId>,
     ) -> Result<DiskId, ErrorInfo> {
+        let (new, options) = self.new_disk(file, request, info, replaces)?;
+        let warnings = pool.add_disk(new, &options, &self.facts).map_err(|error| change_error(&error))?;
+        warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        Ok(options.id)
+    }
+
+    /// What is known of a disk before it is labelled, and how it is to be.
+    fn new_disk(
+        &self,
+        file: FileDisk,
+        request: &DiskAdd,
+        info: &PoolInfo,
+        replaces: Option<DiskId>,
+    ) -> Result<(UnlabelledDisk<FileDisk>, AddOptions), ErrorInfo> {
         let taken: Vec<String> = info.record.disks.iter().map(|disk| disk.name.clone()).collect();
         let settings = DiskSettings {
             name: request.name.clone(),
@@ -263,10 +302,8 @@ impl DaemonHost {
         let id = info
             .next_disk
             .ok_or_else(|| ErrorInfo::new(ErrorKind::Conflict, "the pool has all the disks it can have"))?;
-        let options = AddOptions { id, uuid: uuid::Uuid::new_v4(), force: request.force, now: clock::wall_secs() };
-        let warnings = pool.add_disk(new, &options, &self.facts).map_err(|error| change_error(&error))?;
-        warnings.iter().for_each(|warning| log::warn!("{warning}"));
-        Ok(id)
+        let (uuid, now) = (uuid::Uuid::new_v4(), clock::wall_secs());
+        Ok((new, AddOptions { id, uuid, replaces, force: request.force, now }))
     }
 
     /// Gives the owner's thread what it needs once the owner has taken the disk.
@@ -279,6 +316,31 @@ impl DaemonHost {
         self.owner.send(OwnerInput::Disk(Box::new(new)));
         Ok(())
     }
+}
+
+/// Wipes the label of a disk that has left the pool, and closes it. Returns what a person should know.
+fn let_go_of(removed: RemovedDisk<FileDisk>) -> Vec<String> {
+    let (dev, path) = (Arc::clone(&removed.dev), removed.path.display().to_string());
+    let mut warnings = Vec::new();
+    let wiped = if removed.works && !dev.failed().load(Ordering::SeqCst) {
+        let (tell, told) = std::sync::mpsc::channel();
+        let wipe = move || drop(tell.send(removed.wipe().map_err(|error| error.to_string())));
+        let started = std::thread::Builder::new().name("spanblk-wipe".to_owned()).spawn(wipe);
+        started
+            .map_err(|error| error.to_string())
+            .and_then(|_| told.recv_timeout(WIPE_PATIENCE).unwrap_or_else(|_| Err(format!("{path} does not answer"))))
+    } else {
+        Err(format!("{path} has failed"))
+    };
+    if let Err(error) = wiped {
+        warnings.push(format!(
+            "its label is not wiped: {error}; it is none of the pool's all the same: 'spanblk disk wipe' wipes it"
+        ));
+    }
+    if !dev.close(CLOSE_PATIENCE) {
+        warnings.push(format!("{path} stays locked until requests that it has not answered come to an end"));
+    }
+    warnings
 }
 
 fn socket_error(error: &SocketError) -> ErrorInfo {

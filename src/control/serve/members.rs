@@ -4,6 +4,7 @@
 //! after the store has made one commit that a majority of the new members has: see `store::mirror::threads::change`.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::host::{DaemonHost, change_error};
 use crate::base::ids::{DiskId, DiskSet};
@@ -24,7 +25,7 @@ fn members(pool: &Pool) -> Vec<DiskId> {
 /// Disks that could carry the store and do not; first those that fail together with none of `others`.
 fn spare(pool: &Pool, others: &[DiskId]) -> Vec<DiskId> {
     let now = members(pool);
-    let works = |disk: &&OpenDisk<FileDisk>| !disk.dev.failed().load(std::sync::atomic::Ordering::SeqCst);
+    let works = |disk: &&OpenDisk<FileDisk>| !disk.label_failed() && !disk.dev.failed().load(Ordering::SeqCst);
     let could = |disk: &&OpenDisk<FileDisk>| disk.metadata_region().is_some() && !now.contains(&disk.id);
     let shares = |disk: &OpenDisk<FileDisk>| {
         others.iter().any(|other| pool.disk(*other).is_some_and(|other| other.failure_domain == disk.failure_domain))
@@ -68,10 +69,12 @@ impl DaemonHost {
         let candidate = successor.or_else(|| spare(pool, &next).first().copied());
         match candidate.map(|candidate| (candidate, self.join(pool, candidate))) {
             Some((candidate, Ok(()))) => next.push(candidate),
-            Some((_, Err(error))) if next.is_empty() => return Err(error),
+            // Nobody knows yet which members the labels have: without a restart there is no next step.
+            Some((_, Err(error @ (StoreError::Unfinished | StoreError::Closed)))) => return Err(store_error(&error)),
+            Some((_, Err(error))) if next.is_empty() => return Err(store_error(&error)),
             Some((candidate, Err(error))) => {
                 let name = pool.disk(candidate).map_or_else(String::new, |disk| disk.name.clone());
-                told.push(format!("disk '{name}' cannot carry the placement table: {}", error.message));
+                told.push(format!("disk '{name}' cannot carry the placement table: {}", error_chain(&error)));
             }
             None if next.is_empty() => {
                 let name = pool.disk(disk).map_or_else(String::new, |disk| disk.name.clone());
@@ -97,33 +100,32 @@ impl DaemonHost {
         if missing == 0 || spare.len() < missing {
             return Vec::new();
         }
-        for disk in spare.into_iter().take(missing) {
-            next.push(disk);
-            if let Err(error) = self.join(pool, disk).and_then(|()| self.change_members(pool, &next)) {
-                return vec![format!("the placement table stays where it is: {}", error.message)];
-            }
+        let join = |disk: &DiskId| self.join(pool, *disk).map_err(|error| store_error(&error));
+        let joined = spare.iter().take(missing).try_for_each(join);
+        next.extend(&spare[..missing]);
+        if let Err(error) = joined.and_then(|()| self.change_members(pool, &next)) {
+            return vec![format!("the placement table stays where it is: {}", error.message)];
         }
         log::info!("three disks carry the placement table now");
         Vec::new()
     }
 
     /// Brings a new member to what the others have.
-    fn join(&self, pool: &Pool, id: DiskId) -> Result<(), ErrorInfo> {
-        let make = |filled| {
-            let disk = pool.disk(id).ok_or(StoreError::NoSource)?;
-            let region = disk.metadata_region().ok_or(StoreError::NoSource)?;
-            let place = RegionPlace { offset: region.start, len: region.end - region.start };
-            Ok(Joiner::new(id, Arc::clone(&disk.dev), place, pool.uuid, filled)?)
-        };
-        self.store.join(make).map_err(|error| store_error(&error))
+    fn join(&self, pool: &Pool, id: DiskId) -> Result<(), StoreError> {
+        let disk = pool.disk(id).ok_or(StoreError::NoSource)?;
+        let region = disk.metadata_region().ok_or(StoreError::NoSource)?;
+        let place = RegionPlace { offset: region.start, len: region.end - region.start };
+        self.store.join(|filled| Joiner::new(id, Arc::clone(&disk.dev), place, pool.uuid, filled))
     }
 
     fn change_members(&self, pool: &mut Pool, next: &[DiskId]) -> Result<(), ErrorInfo> {
         let set: DiskSet = next.iter().copied().collect();
-        if let Err(error) = self.store.propose(set) {
-            self.store.withdraw();
-            return Err(store_error(&error));
+        // Before anything is proposed: what the labels cannot take leaves the store between two memberships.
+        if let Err(error) = pool.check_membership(next) {
+            self.store.dismiss();
+            return Err(change_error(&error));
         }
+        self.store.propose(set).map_err(|error| store_error(&error))?;
         match pool.write_membership(next) {
             Ok(written) => {
                 self.store.settle();

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::job::{JobInfo, PlanInfo};
+
 /// A host disk of the pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DiskInfo {
@@ -129,6 +131,53 @@ pub struct DiskRemoved {
     /// Where it is; absent if it was missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// What an administrator should know, for people.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// Lets another disk take the place of one: all that is on it or may be put there goes to the other, and at the end it leaves
+/// the pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskReplace {
+    /// Name or UUID of the disk of the pool that takes its place; this or `add`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// A disk to add to the pool for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub add: Option<DiskAdd>,
+    /// Give up what only failed disks have: it reads as zeros then.
+    #[serde(default)]
+    pub accept_loss: bool,
+    /// Leave the old disk in the pool, empty.
+    #[serde(default)]
+    pub keep: bool,
+    /// Only say what would be moved and lost.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Bytes per second at most; as fast as guests bear when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rate_bytes: Option<u64>,
+    /// Go at full speed whatever guests feel of it: for a disk that is dying.
+    #[serde(default)]
+    pub urgent: bool,
+}
+
+/// What came of a request to replace a disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskReplaced {
+    /// Whether anything changed.
+    pub changed: bool,
+    /// The job that moves everything; when it is done, the old disk leaves the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobInfo>,
+    /// What is or would be moved and lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PlanInfo>,
+    /// The disk that takes the place of the old one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskInfo>,
     /// What an administrator should know, for people.
     #[serde(default)]
     pub warnings: Vec<String>,

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::job::ByteRange;
+
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
@@ -107,6 +109,17 @@ pub enum EventDetail {
         vhd: String,
         /// Extents without room.
         missing_extents: u64,
+    },
+    /// Written data of a VHD that only failed disks had was given up, as asked: it reads as zeros from now on.
+    DataLost {
+        /// Name of the VHD.
+        vhd: String,
+        /// Name of the disk that was emptied.
+        disk: String,
+        /// Bytes.
+        bytes: u64,
+        /// Where they are in the VHD: the first ranges, if there are many.
+        ranges: Vec<ByteRange>,
     },
     /// A disk was added.
     DiskAdded {

@@ -55,6 +55,9 @@ pub enum JobWish {
     Evacuate {
         /// Name or UUID of the disk.
         disk: String,
+        /// Give up what only failed disks have: it reads as zeros then.
+        #[serde(default)]
+        accept_loss: bool,
     },
     /// Spanned VHDs in proportion over the disks that they may be on.
     Rebalance {},
@@ -123,7 +126,7 @@ pub enum JobState {
 pub struct JobInfo {
     /// Its number.
     pub id: u32,
-    /// What it does: span, unspan, migrate, settle, replicas, evacuate, rebalance.
+    /// What it does: span, unspan, migrate, settle, replicas, evacuate, replace, rebalance.
     pub kind: String,
     /// How it is.
     pub state: JobState,
@@ -133,9 +136,12 @@ pub struct JobInfo {
     pub vhds: Vec<String>,
     /// How many of them are where they should be.
     pub vhds_done: u64,
-    /// The disk that it evacuates.
+    /// The disk that it empties.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
+    /// The disk that takes its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replacement: Option<String>,
     /// Bytes copied so far.
     pub moved_bytes: u64,
     /// Bytes that the plan for the VHD being worked on has left, at most.
@@ -178,6 +184,9 @@ pub struct PlanInfo {
     pub vhds: Vec<PlannedVhd>,
     /// Bytes that would be copied at most: blocks that were never written are not.
     pub total_bytes: u64,
+    /// Bytes of written data that are lost, because only failed disks have them.
+    #[serde(default)]
+    pub lost_bytes: u64,
 }
 
 /// What would be moved of one VHD.
@@ -193,6 +202,21 @@ pub struct PlannedVhd {
     pub bytes: u64,
     /// The disks it is or will be on.
     pub disks: Vec<PlannedDisk>,
+    /// Bytes of written data that are lost, because only failed disks have them.
+    #[serde(default)]
+    pub lost_bytes: u64,
+    /// Where they are in the VHD: the first ranges, if there are many.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost_ranges: Vec<ByteRange>,
+}
+
+/// A part of a VHD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ByteRange {
+    /// Where it begins.
+    pub offset_bytes: u64,
+    /// How long it is.
+    pub length_bytes: u64,
 }
 
 /// Extents of a VHD on one disk.

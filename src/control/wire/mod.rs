@@ -12,11 +12,14 @@ pub mod size;
 mod vhd;
 
 pub use check::CheckReport;
-pub use disk::{Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskRemoved, DiskResult, DiskUpdate};
+pub use disk::{
+    Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskRemoved, DiskReplace, DiskReplaced, DiskResult, DiskUpdate,
+};
 pub use error::{ErrorBody, ErrorInfo, ErrorKind};
 pub use event::{Event, EventDetail, Severity};
 pub use job::{
-    JobCancel, JobCreate, JobInfo, JobList, JobResult, JobState, JobUpdate, JobWish, PlanInfo, PlannedDisk, PlannedVhd,
+    ByteRange, JobCancel, JobCreate, JobInfo, JobList, JobResult, JobState, JobUpdate, JobWish, PlanInfo, PlannedDisk,
+    PlannedVhd,
 };
 pub use pool::{DomainWarning, MemberHealth, PoolInfo, PoolUpdate, SpaceInfo, StoreInfo, StoreMember};
 pub use vhd::{

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::create::{check_alone, check_content, check_pair, format_disk, new_label, opened};
-use super::labels::write_labels;
+use super::labels::{failed_before, write_labels};
 use super::wipe::{WipeError, wipe_label};
 use super::{CreateError, FailedWrite, NewDisk, OpenDisk, OpenPool, Warning};
 use crate::base::ids::{DiskId, NameError, check_name};
@@ -37,6 +37,13 @@ pub enum ChangeError {
         failures(.0)
     )]
     NoMajority(Vec<FailedWrite>),
+    /// Too few labels can be written.
+    #[error(
+        "the labels of a majority of the disks that carry the placement table, and that are to carry it, have to be written{}; \
+         nothing was changed",
+        failures(.0)
+    )]
+    LabelsFailed(Vec<FailedWrite>),
     /// The label of a disk could not be written.
     #[error(transparent)]
     Label(#[from] FailedWrite),
@@ -82,6 +89,8 @@ pub struct AddOptions {
     pub id: DiskId,
     /// Its UUID.
     pub uuid: Uuid,
+    /// The disk that it is to replace, whose metadata region it can take over.
+    pub replaces: Option<DiskId>,
     /// Overwrite whatever is on it.
     pub force: bool,
     /// Seconds since the Unix epoch.
@@ -95,8 +104,20 @@ pub struct RemovedDisk<D> {
     pub dev: Arc<D>,
     /// Where it is.
     pub path: PathBuf,
-    /// Whether its label and the start of its metadata region are wiped. If not, it is still none of the pool's.
-    pub wiped: Result<(), WipeError>,
+    /// Whether it did what was asked of it while it belonged to the pool.
+    pub works: bool,
+    region: u64,
+}
+
+impl<D: BlockDev> RemovedDisk<D> {
+    /// Wipes its label and the start of its metadata region. If that fails, it is none of the pool's all the same. May take as
+    /// long as the disk likes.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn wipe(&self) -> Result<(), WipeError> {
+        wipe_label(&*self.dev, self.region).map_err(|source| WipeError::Io { path: self.path.clone(), source })
+    }
 }
 
 impl<D: BlockDev + 'static> OpenPool<D> {
@@ -142,6 +163,19 @@ impl<D: BlockDev + 'static> OpenPool<D> {
         Ok(MembershipWritten { epoch, failed })
     }
 
+    /// Whether [`OpenPool::write_membership`] can succeed, as far as is known: labels that could not be written are not tried
+    /// again.
+    ///
+    /// # Errors
+    /// Why not; nothing was written.
+    pub fn check_membership(&self, members: &[DiskId]) -> Result<(), ChangeError> {
+        self.check_writable()?;
+        let members = self.members_of(members)?;
+        let failed: Vec<FailedWrite> = self.disks.iter().filter(|disk| disk.label_failed).map(failed_before).collect();
+        let old = self.stale_accepted || self.is_majority(&self.membership.members, &failed);
+        if old && self.is_majority(&members, &failed) { Ok(()) } else { Err(ChangeError::LabelsFailed(failed)) }
+    }
+
     /// Changes which VHDs a disk takes.
     ///
     /// # Errors
@@ -165,6 +199,16 @@ impl<D: BlockDev + 'static> OpenPool<D> {
         Ok(())
     }
 
+    /// The label that [`OpenPool::add_disk`] would write.
+    ///
+    /// # Errors
+    /// See [`ChangeError`]: the disk cannot be added.
+    pub fn label_of(&self, disk: &NewDisk<D>, options: &AddOptions, host: &Host) -> Result<Label, ChangeError> {
+        self.check_writable()?;
+        self.check_new(disk, options, host)?;
+        Ok(self.label_for(disk, options)?)
+    }
+
     /// Labels a disk and makes it known to all others. It gets a metadata region if fewer than three disks have one, but
     /// does not become a store member by itself.
     ///
@@ -176,9 +220,7 @@ impl<D: BlockDev + 'static> OpenPool<D> {
         options: &AddOptions,
         host: &Host,
     ) -> Result<Vec<Warning>, ChangeError> {
-        self.check_writable()?;
-        self.check_new(&disk, options, host)?;
-        let label = self.label_for(&disk, options)?;
+        let label = self.label_of(&disk, options, host)?;
         let label = match format_disk(&disk, label, options.force) {
             Ok(label) => label,
             Err(error) => {
@@ -197,8 +239,8 @@ impl<D: BlockDev + 'static> OpenPool<D> {
         Ok(self.region_warnings())
     }
 
-    /// Takes a disk (here or missing) out of the pool: first all other labels say so, then its own is wiped. Nothing may be
-    /// stored on it, and the placement store must not know it any more. Returns it, if it is here.
+    /// Takes a disk (here or missing) out of the pool: all other labels say so then. Nothing may be stored on it, and the placement
+    /// store must not know it any more. Returns it, if it is here: its own label is to be wiped.
     ///
     /// # Errors
     /// See [`ChangeError`]. If the other labels could not be written, its own is untouched, and the next opening of the pool
@@ -212,10 +254,11 @@ impl<D: BlockDev + 'static> OpenPool<D> {
         let disk = self.take_out(id);
         let members: Vec<DiskId> = self.membership.members.iter().map(|member| member.id).collect();
         self.write_membership(&members)?;
-        Ok(disk.map(|OpenDisk { dev, path, label, .. }| {
-            let region = label.layout.metadata_len;
-            let wiped = wipe_label(&*dev, region).map_err(|source| WipeError::Io { path: path.clone(), source });
-            RemovedDisk { dev, path, wiped }
+        Ok(disk.map(|disk| RemovedDisk {
+            works: !disk.label_failed(),
+            region: disk.label.layout.metadata_len,
+            dev: disk.dev,
+            path: disk.path,
         }))
     }
 
@@ -300,7 +343,8 @@ impl<D: BlockDev + 'static> OpenPool<D> {
 
     fn label_for(&self, disk: &NewDisk<D>, options: &AddOptions) -> Result<Label, CreateError> {
         let geometry = Geometry::new(self.extent_size).ok_or(CreateError::ExtentSize { size: self.extent_size })?;
-        let regions = self.disks.iter().filter(|open| open.metadata_region().is_some()).count();
+        let stays = |open: &&OpenDisk<D>| Some(open.id) != options.replaces;
+        let regions = self.disks.iter().filter(stays).filter(|open| open.metadata_region().is_some()).count();
         let with_region = match disk.role {
             Role::Any => regions < STORE_MEMBERS_MAX,
             Role::MetadataOnly => true,

@@ -202,7 +202,7 @@ fn pools_on_block_devices_of_both_block_sizes() {
         // The file below is the same disk by another path.
         let below = FileDisk::open(&lab.path(&file(1)), Access::Probe).unwrap();
         let below = NewDisk::from_file(below, DiskSettings::default(), &[], &lab.host);
-        let options = AddOptions { id: DiskId(2), uuid: Uuid::new_v4(), force: true, now: 1 };
+        let options = AddOptions { id: DiskId(2), uuid: Uuid::new_v4(), replaces: None, force: true, now: 1 };
         let error = pool.add_disk(below, &options, &lab.host).unwrap_err();
         assert!(matches!(error, ChangeError::Add(CreateError::SameDisk { .. })), "{error}");
         drop(pool);

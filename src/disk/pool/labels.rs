@@ -45,6 +45,11 @@ pub enum LabelFailure {
     FailedBefore,
 }
 
+/// That the label of a disk is not tried again.
+pub(super) fn failed_before<D>(disk: &OpenDisk<D>) -> FailedWrite {
+    FailedWrite { disk: disk.id, name: disk.name.clone(), reason: LabelFailure::FailedBefore }
+}
+
 /// Writes changed labels and tells which disks do not have theirs. A disk whose label write failed is not asked again.
 pub(super) fn write_labels<D: BlockDev + 'static>(
     disks: &mut [OpenDisk<D>],

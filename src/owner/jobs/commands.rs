@@ -1,13 +1,17 @@
 //! Creating, changing and showing jobs.
 
 use super::super::Owner;
-use super::super::command::{CommandError, DiskShare, JobInfo, Outcome, PlanInfo, PlannedVhd, Reply, SetJob, StartJob};
+use super::super::command::{
+    CommandError, DiskShare, JobInfo, JobRequest, JoiningDisk, Outcome, PlanInfo, PlannedVhd, Replacement, Reply,
+    SetJob, StartJob,
+};
 use super::super::commands::{Action, Step};
 use super::super::outbox::OwnerOutbox;
 use super::super::space::DiskSpace;
 use super::Job;
-use super::goal::Wanted;
+use super::goal::{Outlook, Wanted};
 use crate::base::ids::{DiskId, JobId};
+use crate::base::units::ExtentIndex;
 use crate::mover::messages::MoverMessage;
 use crate::placement::job::{JobKind, JobRecord, JobState};
 use crate::placement::record::{Accept, PoolRecord, RECORD_VERSION, VhdRecord};
@@ -31,21 +35,33 @@ impl Owner {
                 return Err(CommandError::JobExists { vhd, job: job.record.id.0, kind: job.record.kind.word() });
             }
         }
-        let plans = self.plans(&wanted)?;
+        let joining = match &start.request {
+            JobRequest::Replace { by: Replacement::Joining(disk), .. } => kind.replacement().map(|id| (id, disk)),
+            _ => None,
+        };
+        let lost = self.lost_of(&kind, &wanted);
+        let plans = self.plans(&wanted, &lost, joining)?;
+        let plan = |owner: &Owner| Step::Done(Reply::Plan(Box::new(owner.plan_info(&wanted, &plans, &lost, joining))));
         if start.dry_run {
-            return Ok(Step::Done(Reply::Plan(Box::new(self.plan_info(&wanted, &plans)))));
+            return Ok(plan(self));
+        }
+        self.check_loss(&kind, &wanted, &lost)?;
+        if joining.is_some() {
+            return Ok(plan(self));
         }
         let is_same = |(wanted, plan): (&Wanted, &Plan)| {
             let now = self.vhds.get(wanted.vhd).map(|vhd| (&vhd.record.layout, vhd.record.replicas));
             plan.relocations.is_empty() && now == Some((&wanted.layout, wanted.replicas))
         };
         let nothing_to_do = wanted.iter().zip(&plans).all(is_same);
-        let keeps_role = match kind {
-            JobKind::Evacuate { disk } => self.space.disk(disk).accept == Accept::None,
+        let is_useless = match kind {
+            JobKind::Evacuate { disk, .. } => self.space.disk(disk).accept == Accept::None,
+            // At its end the disk goes.
+            JobKind::Replace { .. } => false,
             _ => true,
         };
-        if nothing_to_do && keeps_role {
-            return Ok(Step::Done(Reply::Plan(Box::new(self.plan_info(&wanted, &plans)))));
+        if nothing_to_do && is_useless {
+            return Ok(plan(self));
         }
         let start = self.job_start(start, kind, wanted);
         let mut rows = vec![StoreEdit::PutPool(start.pool.clone()), StoreEdit::PutJob(start.record.clone())];
@@ -57,7 +73,7 @@ impl Owner {
         let mut pool = self.pool.clone();
         let id = pool.next_job_id;
         pool.next_job_id = JobId(id.0.checked_add(1).expect("4 billion jobs in one pool"));
-        if let JobKind::Evacuate { disk } = kind
+        if let Some(disk) = kind.empties()
             && let Some(record) = pool.disks.iter_mut().find(|record| record.id == disk)
         {
             record.accept = Accept::None;
@@ -84,31 +100,41 @@ impl Owner {
         JobStart { pool, vhds, record }
     }
 
-    fn plans(&self, wanted: &[Wanted]) -> Result<Vec<Plan>, CommandError> {
-        let plan = |wanted: &Wanted| {
+    fn plans(
+        &self,
+        wanted: &[Wanted],
+        lost: &[Vec<ExtentIndex>],
+        joining: Option<(DiskId, &JoiningDisk)>,
+    ) -> Result<Vec<Plan>, CommandError> {
+        // Room that is on its way back counts: the job waits for it.
+        let outlook = Outlook { free: DiskSpace::free_soon, joining };
+        let plan = |(wanted, lost): (&Wanted, &Vec<ExtentIndex>)| {
             let vhd = self.vhds.get(wanted.vhd).expect("a VHD that was just looked up");
-            // Room that is on its way back counts: the job waits for it.
-            self.plan_to(vhd, (&wanted.layout, wanted.replicas), DiskSpace::free_soon)
+            // A thick VHD keeps the room of what it has lost.
+            let dropped = if vhd.record.thick { &[][..] } else { lost };
+            self.plan_to(vhd, (&wanted.layout, wanted.replicas), dropped, &outlook)
                 .map_err(|error| self.plan_error(&vhd.record.name, &error))
         };
-        let plans = wanted.iter().map(plan).collect::<Result<Vec<_>, _>>()?;
-        self.check_room(&plans)?;
+        let plans = wanted.iter().zip(lost).map(plan).collect::<Result<Vec<_>, _>>()?;
+        self.check_room(&plans, joining)?;
         Ok(plans)
     }
 
     /// Whether the disks have room for all plans together: each fits by itself.
-    fn check_room(&self, plans: &[Plan]) -> Result<(), CommandError> {
+    fn check_room(&self, plans: &[Plan], joining: Option<(DiskId, &JoiningDisk)>) -> Result<(), CommandError> {
         let mut comes = [0_u64; crate::base::limits::DISKS_MAX];
         for relocation in plans.iter().flat_map(|plan| &plan.relocations) {
             if let Some(to) = relocation.to {
                 comes[to.index()] += 1;
             }
         }
-        for disk in self.space.iter() {
-            let (needed, free) = (comes[disk.state.id.index()], u64::from(disk.free_soon()));
+        let pool = self.space.iter().map(|disk| (disk.state.id, disk.free_soon(), disk.state.name.as_str()));
+        let joins = joining.map(|(id, disk)| (id, disk.slots, disk.name.as_str()));
+        for (id, free, name) in pool.chain(joins) {
+            let (needed, free) = (comes[id.index()], u64::from(free));
             if needed > free {
                 let size = self.geometry.extent_size();
-                let disk = disk.state.name.clone();
+                let disk = name.to_owned();
                 return Err(CommandError::NoRoomOn { disk, needed: needed * size, free: free * size });
             }
         }
@@ -128,12 +154,22 @@ impl Owner {
         }
     }
 
-    fn plan_info(&self, wanted: &[Wanted], plans: &[Plan]) -> PlanInfo {
+    fn plan_info(
+        &self,
+        wanted: &[Wanted],
+        plans: &[Plan],
+        lost: &[Vec<ExtentIndex>],
+        joining: Option<(DiskId, &JoiningDisk)>,
+    ) -> PlanInfo {
         let size = self.geometry.extent_size();
-        let planned = |(wanted, plan): (&Wanted, &Plan)| {
+        let name = |id: DiskId| match joining {
+            Some((joins, disk)) if joins == id => disk.name.clone(),
+            _ => self.pool.disk_name(id),
+        };
+        let planned = |((wanted, plan), lost): ((&Wanted, &Plan), &Vec<ExtentIndex>)| {
             let vhd = self.vhds.get(wanted.vhd).expect("a VHD that was just looked up");
             let share = |(before, after): (&(DiskId, u64), &(DiskId, u64))| DiskShare {
-                disk: self.pool.disk_name(before.0),
+                disk: name(before.0),
                 before: before.1,
                 after: after.1,
             };
@@ -143,9 +179,10 @@ impl Owner {
                 extents: plan.copies,
                 bytes: plan.copies * size,
                 disks: plan.before.iter().zip(&plan.after).map(share).collect(),
+                lost: self.lost_data(vhd, lost),
             }
         };
-        PlanInfo { vhds: wanted.iter().zip(plans).map(planned).collect() }
+        PlanInfo { vhds: wanted.iter().zip(plans).zip(lost).map(planned).collect() }
     }
 
     pub(in crate::owner) fn apply_start_job(&mut self, start: JobStart, out: &mut impl OwnerOutbox) -> Reply {
@@ -271,16 +308,14 @@ impl Owner {
     pub(in crate::owner) fn job_info(&self, id: JobId) -> JobInfo {
         let job = self.jobs.get(id).expect("a job that was just looked up");
         let name = |vhd: &crate::base::ids::VhdId| self.vhds.get(*vhd).map(|vhd| vhd.record.name.clone());
-        let subject = match job.record.kind {
-            JobKind::Evacuate { disk } => Some(self.pool.disk_name(disk)),
-            _ => None,
-        };
+        let disk_name = |id: Option<DiskId>| id.and_then(|id| self.space.get(id)).map(|disk| disk.state.name.clone());
         let bytes_left = job.planned_bytes.saturating_sub(job.record.bytes_moved);
         JobInfo {
             bytes_left: if job.record.is_ended() { 0 } else { bytes_left },
             vhds: job.record.vhds.iter().filter_map(name).collect(),
             vhds_done: job.next,
-            disk: subject,
+            disk: disk_name(job.record.kind.empties()),
+            replacement: disk_name(job.record.kind.replacement()),
             rate: job.rate,
             waits: self.copy_waits(&job.record).saturating_sub(job.waits_before),
             waiting: job.is_running() && self.waves.of_job(id) == 0,

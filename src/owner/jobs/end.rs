@@ -2,7 +2,7 @@
 
 use super::super::Owner;
 use super::super::outbox::OwnerOutbox;
-use crate::base::ids::JobId;
+use crate::base::ids::{DiskId, JobId};
 use crate::placement::job::JobState;
 use crate::store::edit::StoreEdit;
 
@@ -11,7 +11,13 @@ impl Owner {
     pub(super) fn finish_job(&mut self, id: JobId, out: &mut impl OwnerOutbox) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         if !job.unreadable.is_empty() {
-            let why = format!("{} extents could not be read and stay where they are", job.unreadable.len());
+            let mut why = format!("{} extents could not be read and stay where they are", job.unreadable.len());
+            let failed = |disk: &DiskId| self.space.disk(*disk).state.is_failed();
+            if job.record.kind.empties().is_some_and(|disk| failed(&disk)) {
+                why.push_str(
+                    "; cancel the job and order it again with --accept-loss to give up what only failed disks have",
+                );
+            }
             return self.stop_job(id, &why, out);
         }
         self.end_job(id, JobState::Done, None, out);

@@ -1,7 +1,7 @@
 //! From a wish to a layout, and from a layout to a plan.
 
 use super::super::Owner;
-use super::super::command::{CommandError, JobRequest};
+use super::super::command::{CommandError, JobRequest, JoiningDisk};
 use super::super::commands::not_found;
 use super::super::space::DiskSpace;
 use super::super::vhds::Vhd;
@@ -20,6 +20,14 @@ pub(in crate::owner) enum Unplanned {
     NoRoom(PlanError),
 }
 
+/// What plans take for granted.
+pub(super) struct Outlook<'a> {
+    /// The room on a disk.
+    pub free: fn(&DiskSpace) -> u32,
+    /// A disk that is not in the pool yet.
+    pub joining: Option<(DiskId, &'a JoiningDisk)>,
+}
+
 /// What a job is to bring about for one VHD.
 pub(super) struct Wanted {
     pub vhd: VhdId,
@@ -29,7 +37,7 @@ pub(super) struct Wanted {
 
 impl Wanted {
     /// Another layout for a VHD.
-    fn layout(vhd: &Vhd, layout: Layout) -> Wanted {
+    pub fn layout(vhd: &Vhd, layout: Layout) -> Wanted {
         Wanted { vhd: vhd.record.id, layout, replicas: vhd.record.replicas }
     }
 }
@@ -39,24 +47,27 @@ impl Owner {
     pub(in crate::owner) fn plan_for(&self, id: VhdId) -> Result<Plan, Unplanned> {
         let vhd = self.vhds.get(id).ok_or(Unplanned::Gone)?;
         let goal = (&vhd.record.layout, vhd.record.replicas);
-        self.plan_to(vhd, goal, DiskSpace::free).map_err(Unplanned::NoRoom)
+        let outlook = Outlook { free: DiskSpace::free, joining: None };
+        self.plan_to(vhd, goal, &[], &outlook).map_err(Unplanned::NoRoom)
     }
 
-    /// The moves that bring a VHD to a layout and a number of replicas, if `free` is the room on a disk.
+    /// The moves that bring a VHD to a layout and a number of replicas, once extents that are `lost` (in order) are dropped.
     pub(super) fn plan_to(
         &self,
         vhd: &Vhd,
         (layout, replicas): (&Layout, u8),
-        free: fn(&DiskSpace) -> u32,
+        lost: &[ExtentIndex],
+        outlook: &Outlook,
     ) -> Result<Plan, PlanError> {
         let map = &vhd.state.map;
         let settled = |extent| {
             let replicas = map.lookup(extent).replicas.settled();
             (extent, replicas.iter().map(|replica| replica.disk).collect::<DiskSet>())
         };
-        let placed: Vec<(ExtentIndex, DiskSet)> = map.placed_from(ExtentIndex(0)).map(settled).collect();
-        let size = |disk: &DiskSpace| (disk.slots().slots(), free(disk));
-        plan(&placed, &self.space.goal(layout.disks(), replicas, size))
+        let stays = |extent: &ExtentIndex| lost.binary_search(extent).is_err();
+        let placed: Vec<(ExtentIndex, DiskSet)> = map.placed_from(ExtentIndex(0)).filter(stays).map(settled).collect();
+        let size = |disk: &DiskSpace| (disk.slots().slots(), (outlook.free)(disk));
+        plan(&placed, &self.space.goal(layout.disks(), replicas, outlook.joining, size))
     }
 
     /// What a request asks for: the kind of job, and each VHD with its new layout, in the order in which they are worked on.
@@ -87,9 +98,16 @@ impl Owner {
                 let wanted = Wanted { replicas: *replicas, ..Wanted::layout(vhd, vhd.record.layout.clone()) };
                 Ok((JobKind::Replicas { from: vhd.record.replicas }, vec![wanted]))
             }
-            JobRequest::Evacuate { disk } => {
+            JobRequest::Evacuate { disk, accept_loss } => {
                 let disk = self.disk_named(disk)?;
-                Ok((JobKind::Evacuate { disk }, self.evacuated(disk)?))
+                Ok((JobKind::Evacuate { disk, accept_loss: *accept_loss }, self.evacuated(disk)?))
+            }
+            JobRequest::Replace { disk, by, accept_loss, keep } => {
+                let disk = self.disk_named(disk)?;
+                let by = self.stand_in(disk, by)?;
+                let uuid = self.pool.disk(disk).expect("a disk that was just looked up").uuid;
+                let (accept_loss, keep) = (*accept_loss, *keep);
+                Ok((JobKind::Replace { disk, uuid, by: by.id, accept_loss, keep }, self.replaced(disk, &by)?))
             }
             JobRequest::Rebalance => Ok((JobKind::Rebalance, self.rebalanced())),
         }
@@ -178,7 +196,7 @@ impl Owner {
     /// Everything on `disk` to the other ones, the largest first. What goes to a disk takes its room from those that follow.
     fn evacuated(&self, disk: DiskId) -> Result<Vec<Wanted>, CommandError> {
         let mut rooms: Vec<DiskRoom> = self.rooms().into_iter().filter(|room| room.disk != disk).collect();
-        let mut here: Vec<&Vhd> = self.vhds.iter().filter(|vhd| is_on(vhd, disk)).collect();
+        let mut here: Vec<&Vhd> = self.vhds.iter().filter(|vhd| vhd.is_on(disk)).collect();
         here.sort_by_key(|vhd| (std::cmp::Reverse(vhd.counts[disk.index()]), vhd.record.id));
         let mut wanted = Vec::new();
         for vhd in here {
@@ -242,8 +260,4 @@ impl Owner {
     fn layout_of(&self, wish: &LayoutWish, word: &'static str) -> Result<Layout, CommandError> {
         layout::plan(wish, &self.rooms()).map_err(|error| self.layout_error(error, word))
     }
-}
-
-fn is_on(vhd: &Vhd, disk: DiskId) -> bool {
-    vhd.record.layout.disks().contains(disk) || vhd.counts[disk.index()] > 0
 }

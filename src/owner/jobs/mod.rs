@@ -1,6 +1,7 @@
 //! Jobs: long operations that move extents, until every VHD they are about is where its record wants it.
 //!
 //! * `commands`: creating, pausing, cancelling. `goal`: from a wish to a layout, and from a layout to a plan.
+//! * `replace`: a disk takes the place of another, and what is lost with one that has failed.
 //! * `run`: carrying plans out, a few waves at a time. `end`: how they end.
 //!
 //! A job's plan is not stored: what is stored is where each VHD shall be, and the plan from where it is to there is made again
@@ -10,6 +11,7 @@
 pub(super) mod commands;
 mod end;
 pub(super) mod goal;
+mod replace;
 mod run;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -86,6 +86,9 @@ impl Owner {
                 // Its room is being taken: it is moved once all of it is.
                 return self.job_waits(id);
             }
+            if let Some(disk) = job.record.kind.gives_up() {
+                self.give_up_lost(id, vhd, disk, out);
+            }
             match self.plan_for(vhd) {
                 Ok(plan) if plan.relocations.is_empty() => self.next_vhd(id),
                 Ok(plan) => {

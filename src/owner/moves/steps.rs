@@ -113,7 +113,9 @@ impl Owner {
             let settled = vhd.state.map.lookup(moved.extent).replicas.settled();
             let works = |r: &Replica| r.state == ReplicaState::InSync && !self.space.disk(r.disk).state.is_failed();
             // The one that guests read: if a power cut has left replicas different, what was read once stays.
-            let Some(source) = settled.iter().find(works) else {
+            // Nothing has to be read of an extent in which nothing is.
+            let empty = || settled.iter().next().filter(|_| vhd.state.map.lookup(moved.extent).present.is_empty());
+            let Some(source) = settled.iter().find(works).or_else(empty) else {
                 lost.push((moved.id, settled.iter().next().map_or(target.disk, |r| r.disk)));
                 continue;
             };

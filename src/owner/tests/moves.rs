@@ -452,7 +452,7 @@ fn a_thick_vhd_gets_all_its_room_before_it_is_moved() {
     let (edit, _) = world.mail.edits.remove(0);
     world.owner.handle_store(StoreReport::EditDone { edit, result: Ok(()) }, &mut world.mail);
     // Its first part is being written.
-    let request = JobRequest::Evacuate { disk: "d0".to_owned() };
+    let request = JobRequest::Evacuate { disk: "d0".to_owned(), accept_loss: false };
     let start = StartJob { request, dry_run: false, speed: Speed::default(), created: 1 };
     world.command(Command::StartJob(Box::new(start)));
     let (edit, rows) = world.mail.edits.pop().unwrap();

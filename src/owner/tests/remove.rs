@@ -1,13 +1,14 @@
 //! Disks that leave the pool.
 
-use super::super::command::{AddDisk, JobRequest, StartJob};
+use super::super::command::RemovalStep::{self, Hold, Release, Take};
+use super::super::command::{AddDisk, JobRequest, SetJob, StartJob};
 use super::*;
 use crate::mover::messages::Speed;
 use crate::reactor::messages::MissedBy;
 use crate::shared::disk::{SyncNumber, SyncPoint};
 
-fn remove(disk: &str, check: bool) -> Command {
-    Command::RemoveDisk { disk: disk.to_owned(), check }
+fn remove(disk: &str, step: RemovalStep) -> Command {
+    Command::RemoveDisk { disk: disk.to_owned(), step }
 }
 
 fn on(disk: &str) -> LayoutRequest {
@@ -22,32 +23,32 @@ fn start(request: JobRequest) -> Command {
 fn a_disk_that_is_in_use_stays() {
     let mut world = World::new(&[8, 8, 8], 1);
     let vhd = world.create(create("a", 4, on("d1")));
-    let refused = world.refuse(remove("d1", true));
+    let refused = world.refuse(remove("d1", Hold));
     let CommandError::DiskNotEmpty { extents: 0, vhds, .. } = refused else { panic!("{refused}") };
     assert_eq!(vhds, ["a"]);
     world.allocate(&vhd, 0);
-    let refused = world.refuse(remove("d1", false));
+    let refused = world.refuse(remove("d1", Take));
     assert!(matches!(refused, CommandError::DiskNotEmpty { extents: 1, bytes: EXTENT, .. }), "{refused}");
     assert!(refused.to_string().contains("disk evacuate d1"), "{refused}");
-    assert!(matches!(world.refuse(remove("dx", false)), CommandError::NotFound { .. }));
+    assert!(matches!(world.refuse(remove("dx", Take)), CommandError::NotFound { .. }));
 
     // Slots that are on their way back.
     world.run(Command::DeleteVhd { vhd: "a".to_owned(), force: false }).unwrap();
-    assert!(matches!(world.refuse(remove("d1", true)), CommandError::DiskBusy { .. }));
+    assert!(matches!(world.refuse(remove("d1", Hold)), CommandError::DiskBusy { .. }));
     world.settle();
-    world.run(remove("d1", true)).unwrap();
+    world.run(remove("d1", Hold)).unwrap();
 
     // A job that has not ended, although the disk is empty.
-    let job = match world.run(start(JobRequest::Evacuate { disk: "d1".to_owned() })).unwrap() {
+    let job = match world.run(start(JobRequest::Evacuate { disk: "d1".to_owned(), accept_loss: false })).unwrap() {
         Reply::Job { job, .. } => job.record.id,
         Reply::Plan(_) => panic!("the role of the disk changes"),
         other => panic!("{other:?}"),
     };
     if !world.owner.job_info(job).record.is_ended() {
-        assert!(matches!(world.refuse(remove("d1", true)), CommandError::DiskOfJob { .. }));
+        assert!(matches!(world.refuse(remove("d1", Hold)), CommandError::DiskOfJob { .. }));
     }
     world.settle();
-    world.run(remove("d1", false)).unwrap();
+    world.run(remove("d1", Take)).unwrap();
 }
 
 #[test]
@@ -55,19 +56,21 @@ fn a_job_that_stopped_keeps_its_disk() {
     let mut world = World::new(&[8, 8], 1);
     let vhd = world.create(create("a", 4, on("d0")));
     world.allocate(&vhd, 0);
-    let Reply::Job { job, .. } = world.run(start(JobRequest::Evacuate { disk: "d0".to_owned() })).unwrap() else {
+    let Reply::Job { job, .. } =
+        world.run(start(JobRequest::Evacuate { disk: "d0".to_owned(), accept_loss: false })).unwrap()
+    else {
         panic!("there is something to move")
     };
     world.owner.stop_job(job.record.id, "for the test", &mut world.mail);
     world.settle();
-    let refused = world.refuse(remove("d0", false));
+    let refused = world.refuse(remove("d0", Take));
     assert!(matches!(refused, CommandError::DiskOfJob { kind: "evacuate", state: "stopped", .. }), "{refused}");
 }
 
 #[test]
 fn the_last_disk_stays() {
     let mut world = World::new(&[8], 1);
-    assert!(matches!(world.refuse(remove("d0", false)), CommandError::LastDisk { .. }));
+    assert!(matches!(world.refuse(remove("d0", Take)), CommandError::LastDisk { .. }));
 }
 
 #[test]
@@ -77,7 +80,7 @@ fn a_disk_that_leaves_is_let_go_of_once_nothing_is_in_flight() {
     world.allocate(&vhd, 0);
     let gone = DiskId(1);
     vhd.state.note_written(SyncPoint { disk: gone, number: SyncNumber(3) });
-    let reply = world.run(remove("d1", false)).unwrap();
+    let reply = world.run(remove("d1", Take)).unwrap();
     assert!(matches!(&reply, Reply::DiskRemoved { id, name } if *id == gone && name == "d1"), "{reply:?}");
     assert!(world.mail.events.contains(&Event::DiskRemoved { disk: "d1".to_owned() }));
     let pool = &world.owner.pool;
@@ -100,7 +103,7 @@ fn a_disk_that_leaves_is_let_go_of_once_nothing_is_in_flight() {
 fn what_comes_late_of_a_disk_that_has_left_does_no_harm_and_its_number_is_not_given_away() {
     let mut world = World::new(&[8, 8], 1);
     let vhd = world.create(create("a", 4, on("d0")));
-    world.run(remove("d1", false)).unwrap();
+    world.run(remove("d1", Take)).unwrap();
     world.settle();
     let gone = DiskId(1);
     let (reactor, error) = (ReactorId(0), IoError::Os(libc::EIO));
@@ -117,7 +120,7 @@ fn what_comes_late_of_a_disk_that_has_left_does_no_harm_and_its_number_is_not_gi
     }
     let dropped = StoreReport::MemberDropped { disk: gone, sync_failed: true };
     world.owner.handle_store(dropped, &mut world.mail);
-    assert!(matches!(world.refuse(remove("d1", false)), CommandError::NotFound { .. }));
+    assert!(matches!(world.refuse(remove("d1", Take)), CommandError::NotFound { .. }));
     let add = |id: u8| {
         let record = DiskRecord { name: "new".to_owned(), uuid: uuid::Uuid::from_u128(9), ..disk_record(id, 8) };
         let state = disk_state(&record);
@@ -128,4 +131,59 @@ fn what_comes_late_of_a_disk_that_has_left_does_no_harm_and_its_number_is_not_gi
     world.settle();
     assert!(world.mail.replies.remove(&id).unwrap().is_ok());
     world.check();
+}
+
+/// A guest goes on writing while the pool record without the disk is being written.
+#[test]
+fn nothing_is_placed_on_a_disk_that_is_about_to_leave() {
+    let mut world = World::new(&[4, 8], 1);
+    let on_d0 = LayoutRequest::Spanned { disks: Some(vec!["d0".to_owned()]), width: None };
+    let vhd = world.create(CreateVhd { when_full: WhenFull::Error, ..create("s", 8, on_d0) });
+    for extent in 0..4 {
+        assert_eq!(world.allocate(&vhd, extent), Some(Ok(())));
+    }
+    world.run(remove("d1", Hold)).unwrap();
+    assert!(matches!(world.allocate(&vhd, 4), Some(Err(AllocateError::NoSpace))), "it would have grown there");
+    let named = Command::CreateVhd(Box::new(create("t", 1, on("d1"))));
+    assert!(matches!(world.refuse(named), CommandError::DiskRefuses { .. }));
+    world.run(remove("d1", Release)).unwrap();
+    assert_eq!(world.allocate(&vhd, 4), Some(Ok(())));
+    world.discard(&vhd, 4);
+    world.settle();
+
+    let id = world.command(remove("d1", Take));
+    assert!(matches!(world.allocate(&vhd, 5), Some(Err(AllocateError::NoSpace))));
+    world.commit_edits();
+    assert!(matches!(world.mail.replies.remove(&id), Some(Ok(Reply::DiskRemoved { .. }))));
+    world.settle();
+    world.check();
+}
+
+#[test]
+fn a_job_that_can_be_taken_back_keeps_the_disks_of_before() {
+    let mut world = World::new(&[8, 8, 8], 1);
+    let vhd = world.create(create("a", 4, on("d0")));
+    world.allocate(&vhd, 0);
+    let migrate = JobRequest::Migrate { vhd: "a".to_owned(), disk: Some("d1".to_owned()) };
+    let Reply::Job { job, .. } = world.run(start(migrate)).unwrap() else { panic!("something is to be moved") };
+    let id = job.record.id;
+    world.run(Command::SetJob(SetJob { job: id, paused: Some(true), max_rate: None, urgent: None })).unwrap();
+    world.discard(&vhd, 0);
+    world.settle();
+    let refused = world.refuse(remove("d0", Hold));
+    assert!(matches!(refused, CommandError::DiskOfJob { kind: "migrate", state: "paused", .. }), "{refused}");
+    world.run(Command::CancelJob { job: id, revert: false, now: 2 }).unwrap();
+    world.settle();
+    world.run(remove("d0", Take)).unwrap();
+}
+
+#[test]
+fn a_layout_that_names_no_disk_of_the_pool_is_said_at_the_opening() {
+    let mut world = World::new(&[8, 8], 1);
+    let vhd = world.create(create("a", 4, on("d1")));
+    let pool = PoolRecord::new(world.owner.pool.uuid, EXTENT, vec![disk_record(0, 8)]);
+    let disks = pool.disks.iter().map(disk_state).collect();
+    let vhds = vec![(vhd.record.clone(), Arc::clone(&vhd.state))];
+    let error = Owner::new(pool, disks, vhds, 1).err().expect("it cannot be served");
+    assert!(matches!(error, OpenError::LayoutDisk { disk: 1, .. }), "{error}");
 }

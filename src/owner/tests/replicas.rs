@@ -27,7 +27,7 @@ fn replicated(extents: u64, replicas: u8) -> CreateVhd {
 
 impl World {
     /// Does all that the mover is asked for, until nothing is asked any more.
-    fn move_all(&mut self) {
+    pub(super) fn move_all(&mut self) {
         loop {
             self.settle();
             let messages = std::mem::take(&mut self.mail.mover);
@@ -203,7 +203,7 @@ fn a_failed_disk_is_evacuated_from_the_other_replicas() {
     let vhd = world.create(replicated(20, 2));
     fill(&mut world, &vhd, 20);
     world.owner.space.disk(DiskId(1)).state.fail();
-    let request = JobRequest::Evacuate { disk: "d1".to_owned() };
+    let request = JobRequest::Evacuate { disk: "d1".to_owned(), accept_loss: false };
     let start = StartJob { request, dry_run: false, speed: Speed::default(), created: 1 };
     let reply = world.run(Command::StartJob(Box::new(start))).unwrap();
     world.move_all();

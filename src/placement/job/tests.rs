@@ -41,7 +41,11 @@ fn any_kind() -> impl Strategy<Value = JobKind> {
         any_layout().prop_map(|from| JobKind::Migrate { from }),
         Just(JobKind::Settle),
         (1u8..=3).prop_map(|from| JobKind::Replicas { from }),
-        (0u8..64).prop_map(|disk| JobKind::Evacuate { disk: DiskId(disk) }),
+        (0u8..64, any::<bool>()).prop_map(|(disk, accept_loss)| JobKind::Evacuate { disk: DiskId(disk), accept_loss }),
+        (0u8..32, any::<u128>(), 32u8..64, any::<[bool; 2]>()).prop_map(|(disk, uuid, by, [accept_loss, keep])| {
+            let uuid = uuid::Uuid::from_u128(uuid);
+            JobKind::Replace { disk: DiskId(disk), uuid, by: DiskId(by), accept_loss, keep }
+        }),
         Just(JobKind::Rebalance),
     ]
 }
@@ -147,7 +151,12 @@ fn impossible_values_are_refused() {
     assert_eq!(refused(&|r| r.state = JobState::Cancelled), "time of its end");
     assert_eq!(refused(&|r| r.kind = JobKind::Replicas { from: 0 }), "number of replicas");
     assert_eq!(refused(&|r| r.kind = JobKind::Replicas { from: 4 }), "number of replicas");
-    assert_eq!(refused(&|r| r.kind = JobKind::Evacuate { disk: DiskId(64) }), "disk");
+    assert_eq!(refused(&|r| r.kind = JobKind::Evacuate { disk: DiskId(64), accept_loss: false }), "disk");
+    for (disk, by) in [(0, 64), (64, 0), (3, 3)] {
+        let (disk, by, uuid) = (DiskId(disk), DiskId(by), uuid::Uuid::nil());
+        let kind = JobKind::Replace { disk, uuid, by, accept_loss: false, keep: false };
+        assert_eq!(refused(&|r| r.kind = kind.clone()), "pair of disks");
+    }
     for disks in [vec![], vec![DiskId(1), DiskId(1)], vec![DiskId(64)]] {
         let from = Layout::Spanned { disks, width: None, chosen: true };
         for kind in [JobKind::Span { from: from.clone() }, JobKind::Migrate { from: from.clone() }] {

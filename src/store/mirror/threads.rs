@@ -11,7 +11,7 @@ pub mod change;
 mod tests;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -63,6 +63,8 @@ struct Link {
 pub struct MemberThreads {
     /// `None`: it has left.
     links: Vec<Option<Link>>,
+    /// The fuses of those that have left, as long as something of theirs is under way.
+    gone: Vec<(DiskId, Weak<Fuse>)>,
     answer: Sender<Answer>,
     answers: Receiver<Answer>,
     rule: Rule,
@@ -102,7 +104,7 @@ impl MemberThreads {
             let (thread, sent) = (Some(thread), VecDeque::new());
             links.push(Some(Link { status, orders, sent, fuse, thread, filling: false }));
         }
-        Ok(MemberThreads { links, answer, answers, rule, timeout })
+        Ok(MemberThreads { links, gone: Vec::new(), answer, answers, rule, timeout })
     }
 
     /// Those that have not left.

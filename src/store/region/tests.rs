@@ -233,3 +233,21 @@ fn check(region: &RegionBackend<SimDisk>, model: &[u8], seed: u64, step: u64) {
     region.read(0, &mut bytes).unwrap();
     assert!(bytes == model, "seed {seed} step {step}");
 }
+
+/// Growing takes long, and the region may be given to another store meanwhile.
+#[test]
+fn a_region_that_was_taken_away_is_not_written_to_any_more() {
+    let disk = SimDisk::new(64 << 20, 512);
+    let place = RegionPlace { offset: 0, len: 64 << 20 };
+    let region = RegionBackend::format(Arc::new(disk.clone()), place, POOL).unwrap();
+    let fuse = region.fuse();
+    let before = disk.op_counts().writes;
+    disk.set_paused(true);
+    let growing = std::thread::spawn(move || region.set_length(32 << 20));
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    fuse.cut();
+    disk.set_paused(false);
+    let result = growing.join().unwrap();
+    assert!(matches!(result, Err(RegionError::Closed)), "{result:?}");
+    assert!(disk.op_counts().writes - before <= 1, "only what was in flight");
+}

@@ -13,6 +13,7 @@ use crate::store::mirror::threads::change::Joiner;
 pub(super) enum MembersOrder {
     Join(Joiner),
     Propose(DiskSet),
+    Dismiss,
     Withdraw,
     Settle,
 }
@@ -25,23 +26,29 @@ impl StoreHandle {
     /// See [`ChangeError`]; nobody joins then.
     pub fn join(
         &self,
-        make: impl FnOnce(crossbeam_channel::Sender<Result<(), MemberError>>) -> Result<Joiner, ChangeError>,
+        make: impl FnOnce(crossbeam_channel::Sender<Result<(), MemberError>>) -> Joiner,
     ) -> Result<(), ChangeError> {
         let (filled, filling) = crossbeam_channel::bounded(1);
-        self.order(MembersOrder::Join(make(filled)?))?;
+        self.order(MembersOrder::Join(make(filled)))?;
         let result = match filling.recv_timeout(Duration::from_secs(STORE_FILLING_SECS)) {
             Ok(result) => result.map_err(ChangeError::Fill),
             Err(_) => Err(ChangeError::Slow { secs: STORE_FILLING_SECS }),
         };
-        result.inspect_err(|_| self.withdraw())
+        result.inspect_err(|_| self.dismiss())
     }
 
     /// Proposes other members, with one commit that a majority of them has.
     ///
     /// # Errors
-    /// See [`ChangeError`]; nothing is proposed then.
+    /// See [`ChangeError`]; nothing is proposed then, and nobody joins. What an earlier change has left undecided stays so.
     pub fn propose(&self, members: DiskSet) -> Result<(), ChangeError> {
         self.order(MembersOrder::Propose(members))
+    }
+
+    /// Whoever has been filled does not join after all; nothing has been proposed.
+    pub fn dismiss(&self) {
+        // As below.
+        let _ = self.order(MembersOrder::Dismiss);
     }
 
     /// Takes back what was proposed, and who was to join. No label may say anything of it.
@@ -70,6 +77,10 @@ impl<R: Replies> Shell<R> {
                 self.members.join(joiner)
             }
             MembersOrder::Propose(members) => self.propose(members),
+            MembersOrder::Dismiss => {
+                self.members.dismiss();
+                Ok(())
+            }
             MembersOrder::Withdraw => {
                 self.members.withdraw();
                 Ok(())
@@ -89,7 +100,9 @@ impl<R: Replies> Shell<R> {
         let mut dropped = Vec::new();
         let mut result = self.members.check_proposal(members, &mut dropped);
         let mut outcome = super::Outcome { dropped, ..super::Outcome::default() };
-        if result.is_ok() {
+        if result.is_err() {
+            self.members.dismiss();
+        } else {
             // Replaced by what is said of the mark, unless the store has failed before.
             result = Err(ChangeError::Closed);
             let marked = self.committer.mark(|mark| {

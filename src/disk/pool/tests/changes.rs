@@ -1,7 +1,7 @@
 use super::*;
 
 fn add(id: u8) -> AddOptions {
-    AddOptions { id: DiskId(id), uuid: Uuid::from_u128(0x99), force: false, now: 5 }
+    AddOptions { id: DiskId(id), uuid: Uuid::from_u128(0x99), replaces: None, force: false, now: 5 }
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn a_disk_is_added_and_removed() {
     pool.write_membership(&[DiskId(0), DiskId(1), DiskId(2)]).unwrap();
     assert!(matches!(pool.remove_disk(DiskId(2)), Err(ChangeError::IsMember { .. })));
     pool.write_membership(&[DiskId(0), DiskId(1)]).unwrap();
-    pool.remove_disk(DiskId(2)).unwrap();
+    pool.remove_disk(DiskId(2)).unwrap().unwrap().wipe().unwrap();
     assert_eq!(found(&disks).len(), 2);
     assert!(reopen(&disks).unwrap().missing.is_empty());
 }
@@ -187,7 +187,7 @@ fn a_crash_while_removing_leaves_the_pool_with_or_without_the_disk() {
     let disks = disks(4);
     let mut pool = create(news(&disks), &options()).unwrap();
     disks[0].trace().restart();
-    pool.remove_disk(DiskId(3)).unwrap().unwrap().wiped.unwrap();
+    pool.remove_disk(DiskId(3)).unwrap().unwrap().wipe().unwrap();
     let mut replay = disks[0].trace().replay();
     let mut seen = [0; 5];
     for cut in 0..=replay.len() {
@@ -210,4 +210,34 @@ fn a_disk_is_not_wiped_unless_the_others_could_be_told() {
     }
     assert!(matches!(pool.remove_disk(DiskId(3)), Err(ChangeError::NoMajority(_))));
     assert!(copies::read(&disks[3]).is_ok());
+}
+
+#[test]
+fn a_membership_that_the_labels_cannot_take_is_known_before() {
+    let disks = disks(4);
+    let mut pool = create(news(&disks), &options()).unwrap();
+    let (first, others) = ([DiskId(0)], [DiskId(0), DiskId(1), DiskId(2)]);
+    pool.check_membership(&first).unwrap();
+    disks[1].inject(Fault::always(OpKind::Write, EIO));
+    assert!(pool.set_accept(DiskId(1), Accept::None).is_err());
+    // The other two of three are a majority, and one alone is none.
+    pool.check_membership(&first).unwrap();
+    assert!(matches!(pool.check_membership(&[DiskId(1)]), Err(ChangeError::LabelsFailed(failed)) if failed.len() == 1));
+    disks[2].inject(Fault::always(OpKind::Write, EIO));
+    assert!(pool.set_accept(DiskId(2), Accept::None).is_err());
+    assert!(matches!(pool.check_membership(&others), Err(ChangeError::LabelsFailed(failed)) if failed.len() == 2));
+}
+
+#[test]
+fn a_disk_that_replaces_another_one_can_carry_the_placement_table_if_that_can() {
+    let disks = disks(5);
+    let mut pool = create(news(&disks[..3]), &options()).unwrap();
+    let regions = |pool: &OpenPool<SimDisk>, id: u8| pool.disk(DiskId(id)).unwrap().metadata_region().is_some();
+    assert!((0..3).all(|id| regions(&pool, id)));
+    let (host, mut new) = (Host::default(), news(&disks));
+    let replacing = AddOptions { replaces: Some(DiskId(1)), uuid: Uuid::from_u128(0x77), ..add(4) };
+    pool.add_disk(new.remove(4), &replacing, &host).unwrap();
+    pool.add_disk(new.remove(3), &add(3), &host).unwrap();
+    assert!(!regions(&pool, 3), "three are enough");
+    assert!(regions(&pool, 4));
 }

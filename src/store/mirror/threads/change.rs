@@ -13,20 +13,21 @@ mod tests;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use uuid::Uuid;
 
 use super::{Answer, Dropped, Link, MemberThreads, Order, Quorum, run};
 use crate::base::ids::{DiskId, DiskSet};
-use crate::base::limits::STORE_FILLING_QUEUE;
+use crate::base::limits::{STORE_FILLING_QUEUE, STORE_FILLING_SECS};
 use crate::disk::BlockDev;
 use crate::store::batch::Batch;
 use crate::store::fill::Fill;
 use crate::store::member::{Member, MemberError, Snapshot, Tuning};
 use crate::store::mirror::{MemberStatus, majority, status_of};
 use crate::store::page::Stamp;
-use crate::store::region::{Fuse, RegionBackend, RegionError, RegionPlace};
+use crate::store::region::{Fuse, RegionBackend, RegionError, RegionPlace, capacity_of};
 
 /// Why the members are not changed. They are what they were.
 #[derive(Debug, thiserror::Error)]
@@ -53,9 +54,9 @@ pub enum ChangeError {
     /// The new member could not be filled.
     #[error("cannot copy the placement table to the disk")]
     Fill(#[from] MemberError),
-    /// Its region could not be made.
-    #[error("cannot make a metadata region on the disk")]
-    Region(#[from] RegionError),
+    /// The disk carried the placement store before, and something of that time may still be written to it.
+    #[error("what the placement table last wrote to the disk has not come to its end: try again in a moment")]
+    LetGoOf,
     /// No thread.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
@@ -86,24 +87,22 @@ pub struct Joiner {
 }
 
 impl Joiner {
-    /// Makes an empty metadata region on a disk; whatever was there is lost. `filled` is told once it has been filled. Waits for
-    /// the disk.
-    ///
-    /// # Errors
-    /// The region's.
+    /// A member in a metadata region that is made empty once it may join; whatever was there is lost then. `filled` is told once
+    /// it has been filled.
     pub fn new<D: BlockDev + ?Sized + 'static>(
         disk: DiskId,
         device: Arc<D>,
         place: RegionPlace,
         pool: Uuid,
         filled: Sender<Result<(), MemberError>>,
-    ) -> Result<Joiner, RegionError> {
-        let region = RegionBackend::format(device, place, pool)?;
-        let fill = Fill { used: 0, capacity: region.capacity() };
+    ) -> Joiner {
+        let fill = Fill { used: 0, capacity: capacity_of(place) };
         let status = MemberStatus { disk, region_len: place.len, fill, stamp: Stamp::default(), lost: None };
-        let fuse = region.fuse();
+        let fuse: Arc<Fuse> = Arc::default();
+        let its = Arc::clone(&fuse);
         let start = move |ways: Ways| {
-            let work = move || match fill_from(region, &ways) {
+            let make = move || Ok(RegionBackend::format_with(device, place, pool, its)?);
+            let work = move || match make().and_then(|region| fill_from(region, &ways)) {
                 Ok(member) => {
                     let (done, result) = (None, Ok(status_of(disk, &member)));
                     // Before who waits is told: what is proposed then finds it filled.
@@ -115,7 +114,7 @@ impl Joiner {
             };
             std::thread::Builder::new().name("spanblk-storej".to_owned()).spawn(work)
         };
-        Ok(Joiner { status, fuse, start: Box::new(start) })
+        Joiner { status, fuse, start: Box::new(start) }
     }
 
     /// Bytes of its region.
@@ -127,7 +126,8 @@ impl Joiner {
 
 fn fill_from<D: BlockDev + ?Sized + 'static>(region: RegionBackend<D>, ways: &Ways) -> Result<Member<D>, MemberError> {
     let mut member = Member::create_in(region, Tuning::default())?;
-    let source = ways.source.recv().map_err(|_| MemberError::Region(RegionError::Closed))??;
+    let patience = Duration::from_secs(STORE_FILLING_SECS);
+    let source = ways.source.recv_timeout(patience).map_err(|_| MemberError::Region(RegionError::Closed))??;
     member.copy_from(&source)?;
     Ok(member)
 }
@@ -140,6 +140,13 @@ impl MemberThreads {
     pub fn join(&mut self, joiner: Joiner) -> Result<(), ChangeError> {
         if self.rule.next.is_some() {
             return Err(ChangeError::Unfinished);
+        }
+        // A write that hangs comes through some day: it must not meet what is written there from now on.
+        self.gone.retain(|(_, fuse)| fuse.strong_count() > 0);
+        let disk = joiner.status.disk;
+        let lives_on = self.gone.iter().any(|(gone, _)| *gone == disk);
+        if lives_on || self.links().any(|link| link.status.disk == disk) {
+            return Err(ChangeError::LetGoOf);
         }
         let (snapshot, source) = crossbeam_channel::bounded(1);
         let keeps_up = |link: &&Link| link.status.lost.is_none() && !link.filling;
@@ -190,6 +197,13 @@ impl MemberThreads {
         (self.rule.current.is_reached(have), Err(ChangeError::NotTaken))
     }
 
+    /// Nobody joins, unless a proposal says so.
+    pub fn dismiss(&mut self) {
+        if self.rule.next.is_none() {
+            self.leave();
+        }
+    }
+
     /// The proposal is void, and nobody joins.
     pub fn withdraw(&mut self) {
         self.rule.next = None;
@@ -210,6 +224,7 @@ impl MemberThreads {
             if let Some(link) = place.take_if(|link| !self.rule.current.members.contains(link.status.disk)) {
                 // Its thread ends by itself, once its disk lets it.
                 link.fuse.cut();
+                self.gone.push((link.status.disk, Arc::downgrade(&link.fuse)));
             }
         }
     }

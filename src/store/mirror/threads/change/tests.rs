@@ -12,10 +12,15 @@ impl Store {
     fn join(&mut self) -> (u8, Receiver<Result<(), MemberError>>) {
         let id = u8::try_from(self.disks.len()).unwrap();
         self.disks.push(SimDisk::new(PLACE.len, 512));
+        let (joiner, filling) = self.joiner(id);
+        self.members.join(joiner).unwrap();
+        (id, filling)
+    }
+
+    fn joiner(&self, id: u8) -> (Joiner, Receiver<Result<(), MemberError>>) {
         let (filled, filling) = crossbeam_channel::bounded(1);
         let disk = Arc::new(self.disks[usize::from(id)].clone());
-        self.members.join(Joiner::new(DiskId(id), disk, PLACE, POOL, filled).unwrap()).unwrap();
-        (id, filling)
+        (Joiner::new(DiskId(id), disk, PLACE, POOL, filled), filling)
     }
 
     fn propose(&mut self, members: &[u8]) -> Result<(), ChangeError> {
@@ -128,11 +133,58 @@ fn a_member_that_cannot_be_filled_says_so() {
     let mut store = Store::new(1, LONG, 8);
     let disk = SimDisk::new(PLACE.len, 512);
     let (filled, filling) = crossbeam_channel::bounded(1);
-    let joiner = Joiner::new(DiskId(1), Arc::new(disk.clone()), PLACE, POOL, filled).unwrap();
+    let joiner = Joiner::new(DiskId(1), Arc::new(disk.clone()), PLACE, POOL, filled);
     disk.inject(Fault::always(OpKind::Write, FaultKind::Error(libc::EIO)));
     store.members.join(joiner).unwrap();
     assert!(filling.recv_timeout(LONG).unwrap().is_err());
     assert!(store.propose(&[1]).is_err());
     store.members.withdraw();
     assert!(store.commit(1).committed);
+}
+
+/// The labels may name the new member already: whoever tries again must not format it.
+#[test]
+fn a_disk_is_not_formatted_while_a_change_is_undecided() {
+    let mut store = Store::new(1, LONG, 8);
+    let (id, filling) = store.join();
+    filling.recv_timeout(LONG).unwrap().unwrap();
+    assert!(store.commit(1).committed);
+    store.propose(&[id]).unwrap();
+    let again = store.joiner(id).0;
+    let refused = store.members.join(again);
+    assert!(matches!(refused, Err(ChangeError::Unfinished)), "{refused:?}");
+    store.members.dismiss();
+    assert!(store.commit(2).committed);
+    assert_eq!(store.members.status().len(), 2, "the rule stays");
+    assert_eq!(store.opened_from(&[1]), [1, 2]);
+}
+
+/// What was written to it before may hang, and come through.
+#[test]
+fn a_disk_joins_again_only_when_nothing_of_its_last_time_is_under_way() {
+    let mut store = Store::new(1, LONG, 8);
+    let (id, filling) = store.join();
+    filling.recv_timeout(LONG).unwrap().unwrap();
+    store.disks[1].set_paused(true);
+    assert!(store.commit(1).committed);
+    store.members.dismiss();
+    for _ in 0..3 {
+        let again = store.joiner(id).0;
+        let refused = store.members.join(again);
+        assert!(matches!(refused, Err(ChangeError::LetGoOf)), "{refused:?}");
+    }
+    store.disks[1].set_paused(false);
+    let deadline = clock::now().after(LONG);
+    let filling = loop {
+        let (again, filling) = store.joiner(id);
+        match store.members.join(again) {
+            Ok(()) => break filling,
+            Err(ChangeError::LetGoOf) if clock::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    filling.recv_timeout(LONG).unwrap().unwrap();
+    store.propose(&[id]).unwrap();
+    assert!(store.members.settle() && store.commit(2).committed);
+    assert_eq!(store.opened_from(&[1]), [1, 2]);
 }
