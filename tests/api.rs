@@ -366,6 +366,11 @@ async fn what_jobs_move_is_measured() {
     for line in [
         "spanblk_jobs{state=\"running\"} 1",
         "spanblk_jobs{state=\"stopped\"} 0",
+        "spanblk_moves{step=\"draining\"} 32",
+        "spanblk_moves{step=\"syncing\"} 31",
+        "spanblk_moves_ended_early_total{step=\"copying\"} 2",
+        "spanblk_moves_ended_early_total{step=\"sealing\"} 0",
+        "spanblk_moves_ended_early_total{step=\"committing\"} 1",
         "spanblk_job_moved_bytes_total{job=\"1\",kind=\"rebalance\"} 3145728",
         "spanblk_disk_copy_bytes_total{disk=\"d1\",direction=\"read\"} 0",
         "spanblk_disk_copy_bytes_total{disk=\"d1\",direction=\"write\"} 0",

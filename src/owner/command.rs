@@ -323,6 +323,9 @@ pub struct Space {
     pub provisioned: u64,
 }
 
+/// Steps of a move, in their order.
+pub const MOVE_STEPS: [&str; 5] = ["draining", "copying", "sealing", "syncing", "committing"];
+
 /// The pool as it is now.
 #[derive(Clone, Debug)]
 pub struct PoolInfo {
@@ -344,6 +347,10 @@ pub struct PoolInfo {
     pub metadata_size: u64,
     /// Whether the metadata region is so full that no extent can be placed.
     pub metadata_low: bool,
+    /// Extents being moved, by [`MOVE_STEPS`].
+    pub moves: [u64; MOVE_STEPS.len()],
+    /// Moves that ended before they were durable since the daemon started, by the step they were at.
+    pub moves_ended_early: [u64; MOVE_STEPS.len()],
 }
 
 /// A host disk as it is now.

@@ -78,6 +78,8 @@ impl Owner {
             metadata_used: self.metadata.used,
             metadata_size: self.metadata.size,
             metadata_low: self.metadata.low,
+            moves: self.waves.by_step(),
+            moves_ended_early: self.waves.ended_early,
         }
     }
 

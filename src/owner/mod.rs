@@ -297,10 +297,10 @@ impl Owner {
         self.reuse.ask_for_commit(now, !self.waiters.is_empty(), out);
     }
 
-    /// Moves that ended before they were durable (dropped content, cancelled jobs, failed disks), by the step they were at:
-    /// draining, copying, sealing, syncing, committing.
+    /// Moves that ended before they were durable (dropped content, deleted VHDs, cancelled jobs, failed disks), by the step of
+    /// [`command::MOVE_STEPS`] that they were at.
     #[must_use]
-    pub fn moves_ended_early(&self) -> [u64; 5] {
+    pub fn moves_ended_early(&self) -> [u64; command::MOVE_STEPS.len()] {
         self.waves.ended_early
     }
 

@@ -274,6 +274,8 @@ fn pool() -> PoolInfo {
         metadata_used: 1 << 20,
         metadata_size: 64 << 20,
         metadata_low: false,
+        moves: [32, 0, 0, 31, 0],
+        moves_ended_early: [0, 2, 0, 0, 1],
     }
 }
 

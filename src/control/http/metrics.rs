@@ -15,7 +15,7 @@ use super::pool::{ask_pool, blocking};
 use super::{Api, Connections};
 use crate::control::wire::{ErrorBody, MemberHealth, StoreInfo};
 use crate::metrics::{IO_KINDS, IoKind, IoMetricsSet, KindMetrics, LATENCY_BUCKETS};
-use crate::owner::command::{Command, JobInfo, PoolInfo, Reply, VhdInfo};
+use crate::owner::command::{Command, JobInfo, MOVE_STEPS, PoolInfo, Reply, VhdInfo};
 use crate::placement::job::JobState;
 
 /// The first bucket that is told: latencies below 8 microseconds are all alike.
@@ -139,6 +139,13 @@ fn move_metrics(out: &mut Exposition, pool: &PoolInfo, vhds: &[VhdInfo], jobs: &
         ("spanblk_jobs", "gauge", "Jobs that have not ended."),
         "state",
         states.iter().map(|state| (state.word(), jobs.iter().filter(|job| job.record.state == *state).count() as u64)),
+    );
+    let by_step = |counts: [u64; MOVE_STEPS.len()]| MOVE_STEPS.into_iter().zip(counts);
+    out.labelled(("spanblk_moves", "gauge", "Extents being moved."), "step", by_step(pool.moves));
+    out.labelled(
+        ("spanblk_moves_ended_early_total", "counter", "Moves that ended, at the step, before they were durable."),
+        "step",
+        by_step(pool.moves_ended_early),
     );
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let name = "spanblk_job_moved_bytes_total";

@@ -6,6 +6,7 @@ use crate::base::ids::{DiskId, DiskSet, JobId, VhdId};
 use crate::base::units::{ExtentIndex, Generation};
 use crate::engine::IoError;
 use crate::mover::messages::{MoveId, WaveId};
+use crate::owner::command::MOVE_STEPS;
 use crate::placement::Replica;
 use crate::store::edit::EditId;
 
@@ -58,7 +59,7 @@ impl Move {
 }
 
 impl Stage {
-    /// Place of the step in [`Waves::ended_early`].
+    /// Place of the step in [`MOVE_STEPS`].
     fn index(&self) -> usize {
         match self {
             Stage::Draining { .. } => 0,
@@ -101,8 +102,8 @@ pub(in crate::owner) struct Waves {
     by_extent: BTreeMap<(VhdId, ExtentIndex), (WaveId, MoveId)>,
     /// Guests that wait for a commit which is under way.
     pub missed: Vec<Missed>,
-    /// Moves that ended before they were durable, by the step they were at: draining, copying, sealing, syncing, committing.
-    pub ended_early: [u64; 5],
+    /// Moves that ended before they were durable, by the step they were at.
+    pub ended_early: [u64; MOVE_STEPS.len()],
     next_wave: u64,
     next_move: u64,
 }
@@ -177,6 +178,15 @@ impl Waves {
             self.by_extent.remove(&(wave.vhd, moved.extent));
         }
         Some(wave)
+    }
+
+    /// Moves that have not ended, by the step they are at.
+    pub fn by_step(&self) -> [u64; MOVE_STEPS.len()] {
+        let mut moves = [0; MOVE_STEPS.len()];
+        for wave in self.waves.values() {
+            moves[wave.stage.index()] += wave.moves.len() as u64;
+        }
+        moves
     }
 
     /// Whether an extent is on its way, and will arrive or be given up.

@@ -28,6 +28,11 @@ pub(super) enum Until {
 pub(super) const STAGES: [Until; 5] =
     [Until::Draining, Until::Copying, Until::Sealing, Until::Syncing, Until::Committing];
 
+/// A count by step.
+fn only_at(step: Until, count: u64) -> [u64; 5] {
+    STAGES.map(|other| if other == step { count } else { 0 })
+}
+
 /// A VHD with `extents` written extents on disk A, which a job moves to disk B.
 pub(super) struct Moving {
     pub world: World,
@@ -266,6 +271,18 @@ fn a_move_goes_through_its_steps() {
 }
 
 #[test]
+fn moves_are_counted_by_the_step_they_are_at() {
+    for stage in STAGES {
+        let mut moving = Moving::at(3, stage);
+        let Ok(Reply::Pool(pool)) = moving.world.ask(Command::ShowPool) else { panic!("no answer") };
+        assert_eq!((pool.moves, pool.moves_ended_early), (only_at(stage, 3), [0; 5]));
+        moving.settle();
+        let Ok(Reply::Pool(pool)) = moving.world.ask(Command::ShowPool) else { panic!("no answer") };
+        assert_eq!((pool.moves, pool.moves_ended_early), ([0; 5], [0; 5]));
+    }
+}
+
+#[test]
 fn discarded_content_is_not_moved() {
     for stage in STAGES {
         let mut moving = Moving::at(2, stage);
@@ -279,8 +296,7 @@ fn discarded_content_is_not_moved() {
         assert_eq!((moving.replicas(0).len(), disks(&moving.replicas(1))), (0, ON_B.to_vec()), "{stage:?}");
         moving.check_slots();
         assert_eq!(moving.state().0, JobState::Done);
-        let index = STAGES.iter().position(|other| *other == stage).unwrap();
-        assert_eq!(moving.world.owner.moves_ended_early()[index], 1);
+        assert_eq!(moving.world.owner.moves_ended_early(), only_at(stage, 1));
     }
 }
 
@@ -322,6 +338,9 @@ fn a_deleted_vhd_takes_its_moves_along() {
         moving.settle();
         moving.check_slots();
         assert_eq!(moving.state().0, JobState::Done);
+        // The deletion is committed after the moves that are being committed.
+        let ended = if stage == Until::Committing { [0; 5] } else { only_at(stage, 3) };
+        assert_eq!(moving.world.owner.moves_ended_early(), ended);
     }
 }
 
