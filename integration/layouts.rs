@@ -1,28 +1,25 @@
-//! Layout changes of all kinds while every VHD is under a load that checks each answer; with cancels, pauses, and SIGKILL of the
-//! daemon in between.
+//! Layout changes of all kinds while every VHD is under a load that checks each answer; with resizes, cancels, pauses, and SIGKILL
+//! of the daemon in between.
 //!
 //! `LAB_CHANGES` sets the number of changes (60), `LAB_SEED` repeats a run's choices (not its timing).
 
 mod lab;
+mod layout_parts;
 
-use std::collections::BTreeMap;
-use std::process::{Command, ExitCode};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use lab::daemon::{Pool, SPANBLK};
-use lab::load::{Load, Terms, connect};
+use anyhow::{Context, Result, bail, ensure};
+use lab::daemon::Pool;
+use lab::load::{Load, Terms};
 use lab::model::Random;
 use lab::report::Report;
 use lab::tools::{RunDir, number_from_env};
-use serde_json::Value;
-
-const MIB: u64 = 1 << 20;
-
-/// 256 extents.
-const SIZE: u64 = 64 * MIB;
+use layout_parts::counters::Counters;
+use layout_parts::guest::Guest;
+use layout_parts::resize::{self, SMALLEST, Way};
+use layout_parts::{Tally, ask};
 
 const DISKS: u64 = 4;
 
@@ -32,6 +29,12 @@ const VHDS: [(&str, &[&str], u64, bool); 3] = [
     ("span", &["--layout", "spanned", "--block-size", "4096"], 8, false),
     ("through", &["--layout", "spanned", "--width", "2"], 1, true),
 ];
+
+/// Jobs that are cancelled one after the other.
+const CANCELS: u64 = 10;
+
+/// Changes after which each step of a move must have been met by something that ends the move.
+const MANY: u64 = 500;
 
 /// Longest a job may take, with this load on a small machine.
 const JOB_LIMIT: Duration = Duration::from_secs(120);
@@ -50,145 +53,161 @@ fn main() -> ExitCode {
     report.finish()
 }
 
-/// What was done, by kind.
-#[derive(Default)]
-struct Tally(BTreeMap<String, u64>);
-
-impl Tally {
-    fn count(&mut self, what: &str) {
-        *self.0.entry(what.to_owned()).or_default() += 1;
-    }
-
-    fn of(&self, what: &str) -> u64 {
-        self.0.get(what).copied().unwrap_or(0)
-    }
-}
-
 fn run(dir: &RunDir, changes: u64, seed: u64) -> Result<Vec<String>> {
     let mut random = Random::new(seed);
     let disks = (0..DISKS).map(|i| dir.disks().join(format!("disk{i}.img"))).collect();
-    let mut pool = Pool::create(dir.sockets(), disks, &["--size", "288MiB", "--extent-size", "256KiB"])?;
+    let mut pool = Pool::create(dir.sockets(), disks, &["--size", "448MiB", "--extent-size", "256KiB"])?;
     pool.serve_all()?;
-    for (name, options, ..) in VHDS {
-        pool.create_vhd(name, SIZE, options)?;
+    let mut guests = Vec::new();
+    for ((name, options, block, writethrough), disk) in VHDS.into_iter().zip(1..) {
+        pool.create_vhd(name, SMALLEST * 512, options)?;
+        let terms = Terms { block, discard: 64, writethrough };
+        guests.push(Guest::new(name, disk, SMALLEST, terms, random.next()));
     }
-    let mut loads: Vec<Load> = VHDS
-        .iter()
-        .zip(1..)
-        .map(|((_, _, block, writethrough), disk)| {
-            let terms = Terms { block: *block, discard: 64, writethrough: *writethrough };
-            Load::new(disk, SIZE / 512, terms, random.next())
-        })
-        .collect();
-    let mut tally = Tally::default();
-    // A daemon counts from its start on.
-    let (mut waits, mut of_this_daemon) = (0, 0);
+    let (mut tally, mut counters) = (Tally::default(), Counters::default());
     while tally.of("changes") < changes {
         let until = (tally.of("changes") + 8).min(changes);
-        let killed = random.below(3) > 0;
-        round(&mut pool, &mut loads, &mut random, &mut tally, until, killed)
-            .with_context(|| format!("after {} changes; {}", tally.of("changes"), pool.log_tail()))?;
-        of_this_daemon = tally.0.remove("waits of this daemon").unwrap_or(of_this_daemon);
-        if killed {
-            waits += std::mem::take(&mut of_this_daemon);
-            tally.count("SIGKILL");
-            pool.serve_all()?;
-        }
+        let told = format!("{} changes", tally.of("changes"));
+        let mut round = Round { guests: &mut guests, random: &mut random, tally: &mut tally, counters: &mut counters };
+        round.run(&mut pool, until).with_context(|| format!("after {told}; {}", pool.log_tail()))?;
     }
-    for ((name, ..), load) in VHDS.iter().zip(&mut loads) {
-        load.verify(&mut connect(&pool.socket(name))?).with_context(|| format!("at the end, {name}"))?;
+    for guest in &mut guests {
+        guest.attach(&pool).and_then(|()| guest.detach()).context("at the end")?;
     }
-    waits += of_this_daemon;
+    counters.add_last(&pool)?;
     pool.check()?;
     pool.stop()?;
     pool.check()?;
-    ensure!(waits > 0, "no guest request ever met a block being copied: nothing was proved");
-    let kinds = tally.0.iter().map(|(kind, count)| format!("{kind} {count}")).collect::<Vec<_>>().join(", ");
-    let (requests, flushes) =
-        (loads.iter().map(|l| l.completed).sum::<u64>(), loads.iter().map(|l| l.flushes).sum::<u64>());
-    Ok(vec![
-        kinds,
-        format!("{requests} requests, {flushes} flushes; {waits} requests met a block that was being copied"),
-    ])
+    summary(&guests, &tally, &counters)
 }
 
-/// Changes under load, until there have been `until` of them; then the end of the daemon or of the load.
-fn round(
-    pool: &mut Pool,
-    loads: &mut [Load],
-    random: &mut Random,
-    tally: &mut Tally,
-    until: u64,
-    killed: bool,
-) -> Result<()> {
-    let mut frontends = Vec::new();
-    for ((name, _, _, writethrough), load) in VHDS.iter().zip(loads.iter_mut()) {
-        let mut frontend = connect(&pool.socket(name))?;
-        load.verify(&mut frontend).with_context(|| format!("{name} after a start"))?;
-        frontend.set_writeback(!writethrough)?;
-        frontends.push(frontend);
+/// What was done; an error if that proves nothing.
+fn summary(guests: &[Guest], tally: &Tally, counters: &Counters) -> Result<Vec<String>> {
+    let sum = |of: fn(&Load) -> u64| guests.iter().map(|guest| Ok(of(guest.load()?))).sum::<Result<u64>>();
+    let (requests, flushes, beyond) = (sum(|l| l.completed)?, sum(|l| l.flushes)?, sum(|l| l.beyond)?);
+    let mut lines = vec![
+        tally.told(),
+        format!("{requests} requests, {beyond} of them on what VHDs have grown by, {flushes} flushes"),
+        format!("{} requests met a block that was being copied", counters.waits),
+    ];
+    let doubts = guests.iter().fold([0; 2], |sum, guest| [sum[0] + guest.doubts[0], sum[1] + guest.doubts[1]]);
+    lines.push(format!("resizes cut short by a SIGKILL: {} were not made, {} were", doubts[0], doubts[1]));
+    lines.extend(counters.told());
+    ensure!(counters.waits > 0, "no guest request ever met a block being copied: nothing was proved; {lines:?}");
+    let (never, changes) = (counters.never_ended_early(), tally.of("changes"));
+    ensure!(never.is_empty() || changes < MANY, "no move ended early while {}; {lines:?}", never.join(", "));
+    ensure!(tally.of("grown") > 0 && tally.of("shrunk") > 0 && beyond > 0, "too few resizes; {lines:?}");
+    Ok(lines)
+}
+
+/// Some changes under load, from a start of the load to its end or that of the daemon.
+struct Round<'a> {
+    guests: &'a mut [Guest],
+    random: &'a mut Random,
+    tally: &'a mut Tally,
+    counters: &'a mut Counters,
+}
+
+impl Round<'_> {
+    /// Makes changes until there have been `until` of them.
+    fn run(&mut self, pool: &mut Pool, until: u64) -> Result<()> {
+        let killed = self.random.below(3) > 0;
+        let changed = self.changes(pool, until, killed);
+        // What a load has found is the cause of what came of it.
+        let loads: Vec<Result<()>> = self.guests.iter_mut().map(Guest::detach).collect();
+        loads.into_iter().collect::<Result<()>>().and(changed)?;
+        if killed {
+            self.tally.count("SIGKILL");
+            pool.serve_all()?;
+        }
+        Ok(())
     }
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let threads: Vec<_> = loads
-            .iter_mut()
-            .zip(&mut frontends)
-            .map(|(load, frontend)| {
-                scope.spawn(|| {
-                    let outcome = load.run(frontend, &stop);
-                    // Nobody is to wait for changes that nobody checks.
-                    stop.store(outcome.is_err() || stop.load(Ordering::Relaxed), Ordering::Relaxed);
-                    outcome
-                })
-            })
-            .collect();
-        let mut changed = Ok(());
-        while changed.is_ok() && tally.of("changes") < until && !stop.load(Ordering::Relaxed) {
-            changed = change(pool, random, tally);
-        }
-        if changed.is_ok() {
-            changed = note_waits(pool, tally);
-        }
-        if killed && changed.is_ok() {
-            changed = begin(pool, random, tally).map(drop);
-            thread::sleep(Duration::from_millis(random.below(150)));
-            pool.kill();
-        }
-        stop.store(true, Ordering::Relaxed);
-        let loads: Result<()> =
-            threads.into_iter().try_for_each(|t| t.join().map_err(|_| anyhow!("a load panicked"))?);
-        loads.and(changed)
-    })
-}
 
-/// One change from its beginning to its end, whatever that is.
-fn change(pool: &Pool, random: &mut Random, tally: &mut Tally) -> Result<()> {
-    let Some((kind, job)) = begin(pool, random, tally)? else { return Ok(()) };
-    let id = job.to_string();
-    match random.below(8) {
-        0 => {
-            ask(pool, &["job", "cancel", &id])?;
-            tally.count("cancelled");
+    fn changes(&mut self, pool: &mut Pool, until: u64, killed: bool) -> Result<()> {
+        self.guests.iter_mut().try_for_each(|guest| guest.attach(pool))?;
+        while self.tally.of("changes") < until {
+            // Nobody is to wait for changes that nobody checks.
+            ensure!(!self.guests.iter().any(Guest::has_ended), "a load has ended by itself");
+            self.change(pool)?;
         }
-        1 if matches!(kind, "span" | "unspan" | "migrate") => {
-            let revert = ask(pool, &["job", "cancel", &id, "--revert"])?;
-            if let Some(back) = revert.as_ref().and_then(|result| result["job"]["id"].as_u64()) {
-                wait(pool, back)?;
-                tally.count("reverted");
+        if killed {
+            begin(pool, self.random, self.tally)?;
+            thread::sleep(Duration::from_millis(self.random.below(150)));
+            let mut resize = None;
+            if self.random.below(2) == 0 {
+                resize = resize::begin(pool, self.guests, self.random, self.tally)?;
             }
+            self.counters.kill(pool)?;
+            resize.map_or(Ok(()), |mut command| command.wait().map(drop))?;
         }
-        2 => {
-            ask(pool, &["job", "pause", &id])?;
-            thread::sleep(Duration::from_millis(random.below(100)));
-            ask(pool, &["job", "resume", &id])?;
-            tally.count("paused");
-        }
-        _ => {}
+        Ok(())
     }
-    wait(pool, job)?;
-    tally.count(kind);
-    tally.count("changes");
-    pool.check().context("the table after a change")
+
+    /// One change from its beginning to its end, whatever that is.
+    fn change(&mut self, pool: &Pool) -> Result<()> {
+        let number = self.tally.of("changes");
+        if number % 4 == 3 {
+            let way = if number % 8 == 3 { Way::Grow } else { Way::Shrink };
+            resize::resize(pool, self.guests, self.random, self.tally, way)?;
+        } else {
+            let Some((kind, job)) = begin(pool, self.random, self.tally)? else { return Ok(()) };
+            match number % 8 {
+                1 => self.cancel_often(pool, job)?,
+                _ => self.meddle(pool, kind, job)?,
+            }
+            wait(pool, job)?;
+            self.tally.count(kind);
+        }
+        self.tally.count("changes");
+        pool.check().context("the table after a change")
+    }
+
+    /// Cancels the job at random, and others like that after it: steps of a move that take a moment only are to be met, too.
+    fn cancel_often(&mut self, pool: &Pool, first: u64) -> Result<()> {
+        let mut begun = Some(first);
+        for _ in 0..CANCELS {
+            if let Some(job) = begun {
+                thread::sleep(Duration::from_millis(self.random.below(60)));
+                ask(pool, &["job", "cancel", &job.to_string()])?;
+                wait(pool, job)?;
+                self.tally.count("cancelled");
+            }
+            begun = begin(pool, self.random, self.tally)?.map(|(_, job)| job);
+        }
+        begun.map_or(Ok(()), |job| wait(pool, job))
+    }
+
+    /// What else happens while a job runs.
+    fn meddle(&mut self, pool: &Pool, kind: &str, job: u64) -> Result<()> {
+        let id = job.to_string();
+        match self.random.below(9) {
+            0 => {
+                ask(pool, &["job", "cancel", &id])?;
+                self.tally.count("cancelled");
+            }
+            1 if matches!(kind, "span" | "unspan" | "migrate") => {
+                let revert = ask(pool, &["job", "cancel", &id, "--revert"])?;
+                if let Some(back) = revert.as_ref().and_then(|result| result["job"]["id"].as_u64()) {
+                    wait(pool, back)?;
+                    self.tally.count("reverted");
+                }
+            }
+            2 => {
+                ask(pool, &["job", "pause", &id])?;
+                thread::sleep(Duration::from_millis(self.random.below(100)));
+                ask(pool, &["job", "resume", &id])?;
+                self.tally.count("paused");
+            }
+            3 | 4 => {
+                thread::sleep(Duration::from_millis(self.random.below(100)));
+                let way = if self.random.below(2) == 0 { Way::Grow } else { Way::Shrink };
+                resize::resize(pool, self.guests, self.random, self.tally, way)?;
+                self.tally.count("resize beside a job");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
 }
 
 /// Begins a change at random. `None` if it was refused, or there was nothing to do.
@@ -241,23 +260,4 @@ fn wait(pool: &Pool, job: u64) -> Result<()> {
         ensure!(started.elapsed() < JOB_LIMIT, "job {job} does not end: {info}");
         thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// Asks the daemon; `None` if the state of the pool forbids it.
-fn ask(pool: &Pool, args: &[&str]) -> Result<Option<Value>> {
-    let output = Command::new(SPANBLK).arg("--control").arg(pool.control()).arg("--json").args(args).output()?;
-    match output.status.code() {
-        Some(0) => Ok(Some(serde_json::from_slice(&output.stdout)?)),
-        Some(4) => Ok(None),
-        _ => bail!("{args:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr)),
-    }
-}
-
-/// Adds up how often guests met a block being copied.
-fn note_waits(pool: &Pool, tally: &mut Tally) -> Result<()> {
-    let metrics = pool.cli(&["metrics"])?;
-    let lines = metrics.lines().filter(|line| line.starts_with("spanblk_vhd_copy_waits_total"));
-    let sum: u64 = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum();
-    *tally.0.entry("waits of this daemon".to_owned()).or_default() = sum;
-    Ok(())
 }

@@ -2,6 +2,7 @@
 //! built on the same crate.
 
 use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -220,6 +221,30 @@ impl Frontend {
         Ok(self.vu.get_config(offset, len, VhostUserConfigFlags::empty(), &zeros).context("GET_CONFIG")?.1)
     }
 
+    /// The size in sectors, if the backend has said since the last call that the configuration is another one. `None` also if it
+    /// has gone meanwhile.
+    ///
+    /// # Errors
+    /// It said something else.
+    pub fn resized(&mut self) -> Result<Option<u64>> {
+        /// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG: request 2, version 1 without a wish for a reply, no body.
+        const CONFIG_CHANGED: [u32; 3] = [2, 1, 0];
+        let Some(channel) = &mut self.backend_requests else { return Ok(None) };
+        let mut message = [0; 12];
+        match channel.read(&mut message) {
+            Ok(0) => return Ok(None),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionReset) => {
+                return Ok(None);
+            }
+            read => ensure!(read? == message.len(), "half a message of the backend"),
+        }
+        ensure!(message == *CONFIG_CHANGED.map(u32::to_ne_bytes).as_flattened(), "the backend says {message:?}");
+        let (offset, len) = CLOUD_HYPERVISOR_CONFIG;
+        let Ok(config) = self.read_config(offset, len) else { return Ok(None) };
+        self.config = config;
+        Ok(Some(self.capacity()))
+    }
+
     /// Pauses (`false`) or resumes (`true`) all rings.
     ///
     /// # Errors
@@ -269,6 +294,7 @@ impl Frontend {
         self.enable(true)?;
         if self.protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ) {
             let (ours, theirs) = UnixStream::pair()?;
+            ours.set_nonblocking(true)?;
             self.vu.set_backend_request_fd(&theirs).context("SET_BACKEND_REQ_FD")?;
             self.backend_requests = Some(ours);
         }

@@ -1,6 +1,8 @@
 //! Random requests on one ring, with a model that knows what each read must return.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -34,6 +36,14 @@ pub struct Load {
     terms: Terms,
     random: Random,
     in_flight: Vec<Option<InFlight>>,
+    /// Sectors that the disk has grown by, and that are still to be read.
+    unread: Range<u64>,
+    /// Sectors that the disk had at first.
+    first_size: u64,
+    /// Sectors that the load knows of, for whoever waits until it knows of more.
+    pub known: Arc<AtomicU64>,
+    /// Requests that completed behind the first end of the disk.
+    pub beyond: u64,
     /// Requests that completed, and flushes among them.
     pub completed: u64,
     /// Flushes that completed.
@@ -60,10 +70,30 @@ impl Load {
     #[must_use]
     pub fn new(disk: u64, sectors: u64, terms: Terms, seed: u64) -> Load {
         let model = Model::new(disk, sectors);
-        Load { model, terms, random: Random::new(seed), in_flight: Vec::new(), completed: 0, flushes: 0 }
+        Load {
+            model,
+            terms,
+            random: Random::new(seed),
+            in_flight: Vec::new(),
+            unread: 0..0,
+            first_size: sectors,
+            known: Arc::new(AtomicU64::new(sectors)),
+            beyond: 0,
+            completed: 0,
+            flushes: 0,
+        }
     }
 
-    /// Keeps the ring full until `stop`, which may also be the moment when the backend was killed.
+    /// The disk has another size. Nothing may be in flight when it shrinks.
+    pub fn resize(&mut self, sectors: u64) {
+        let before = self.model.sectors();
+        self.model.resize(sectors);
+        self.unread = before..before.max(sectors);
+        self.known.store(sectors, Ordering::Relaxed);
+    }
+
+    /// Keeps the ring full until `stop`, which may also be the moment when the backend was killed. If the backend tells of a new
+    /// size, the load reads what is new, and uses it from then on.
     ///
     /// # Errors
     /// A request fails or a read returns the wrong data before that.
@@ -72,6 +102,10 @@ impl Load {
         self.in_flight = vec![None; usize::from(DEPTH.min(ring.shape.slots()))];
         let slots = DEPTH.min(ring.shape.slots());
         while !stop.load(Ordering::Relaxed) {
+            if let Some(sectors) = frontend.resized()? {
+                ensure!(sectors >= self.model.sectors(), "{sectors} sectors: less than before, under a running load");
+                self.resize(sectors);
+            }
             for slot in 0..slots {
                 if self.in_flight[usize::from(slot)].is_none() {
                     self.submit(frontend, slot)?;
@@ -112,8 +146,13 @@ impl Load {
             return Ok(());
         }
         let discard = choice < 10;
-        let Some((first, count)) = self.free_range(discard) else { return Ok(()) };
-        let kind = if discard {
+        let unread = self.next_unread();
+        let grown = unread.is_some();
+        let Some((first, count)) = unread.or_else(|| self.free_range(discard)) else { return Ok(()) };
+        let kind = if grown {
+            ring.push(slot, Op::In, first, count * 512)?;
+            Kind::Read
+        } else if discard {
             let len = ring.fill_range(slot, first, u32::try_from(count)?, false)?;
             ring.push(slot, Op::Discard, 0, len)?;
             Kind::Zero(self.model.zero(first, count))
@@ -141,6 +180,7 @@ impl Load {
         };
         ensure!(status == 0, "{kind:?} of {count} sectors at {first}: status {status}");
         self.completed += 1;
+        self.beyond += u64::from(first + count > self.first_size);
         match kind {
             Kind::Read => self.model.check_read(first, &frontend.ring().data(slot, count * 512)?)?,
             Kind::Write(sequence) if self.terms.writethrough => self.model.completed_durably(sequence),
@@ -160,9 +200,23 @@ impl Load {
         let count = unit * (1 + self.random.below((most / unit).max(1)));
         let places = (self.model.sectors() - count) / unit + 1;
         let first = unit * self.random.below(places);
-        let overlaps = |r: &InFlight| first < r.first + r.count && r.first < first + count;
-        let busy = self.in_flight.iter().flatten().any(overlaps);
-        (!busy).then_some((first, count))
+        (!self.is_busy(first, count)).then_some((first, count))
+    }
+
+    /// The next part of the sectors that are new, unless a request in flight touches it.
+    fn next_unread(&mut self) -> Option<(u64, u64)> {
+        let first = self.unread.start;
+        let count = SECTORS_MAX.min(self.unread.end - first);
+        if count == 0 || self.is_busy(first, count) {
+            return None;
+        }
+        self.unread.start += count;
+        Some((first, count))
+    }
+
+    /// Whether a request in flight touches the range.
+    fn is_busy(&self, first: u64, count: u64) -> bool {
+        self.in_flight.iter().flatten().any(|r| first < r.first + r.count && r.first < first + count)
     }
 }
 

@@ -57,6 +57,18 @@ impl Model {
         self.durable.len() as u64
     }
 
+    /// The disk has another size. What lies beyond the smaller of both is gone: sectors that are new are zeros, durably. Nothing may
+    /// be in flight when it shrinks.
+    pub fn resize(&mut self, sectors: u64) {
+        let count = index(sectors);
+        self.recent.retain(|c| c.first < sectors);
+        for change in &mut self.recent {
+            change.count = change.count.min(sectors - change.first);
+        }
+        self.durable.resize(count, Durable { sequence: self.sequence, value: 0 });
+        self.current.resize(count, 0);
+    }
+
     /// Notes a write that is about to be submitted: its number, and the data to write.
     pub fn write(&mut self, first: u64, count: u64) -> (u32, Vec<u8>) {
         let sequence = self.change(first, count, true);
