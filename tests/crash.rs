@@ -7,6 +7,8 @@
 //!
 //! `SPANBLK_SEED`, `SPANBLK_SEEDS` and `SPANBLK_STEPS` choose what is run; each failure prints the command that repeats it.
 
+#[path = "crash/commands.rs"]
+mod commands;
 #[path = "crash/growth.rs"]
 mod growth;
 #[path = "crash/guest.rs"]
@@ -17,6 +19,10 @@ mod moves;
 mod oracle;
 #[path = "crash/post.rs"]
 mod post;
+#[path = "crash/resume.rs"]
+mod resume;
+#[path = "crash/shrink.rs"]
+mod shrink;
 #[path = "crash/store.rs"]
 mod store;
 #[path = "crash/verify.rs"]
@@ -24,8 +30,10 @@ mod verify;
 #[path = "crash/world.rs"]
 mod world;
 
+use resume::{Resumed, go_on};
+use spanblk::disk::sim::SimDisk;
 use verify::check_cut;
-use world::{Scenario, World};
+use world::{Besides, Scenario, World};
 
 /// A rule left out, to show that these tests would notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +58,8 @@ enum Mutation {
     FlushForgetsCopies,
     /// Rule 4: a move is committed whatever became of the content meanwhile.
     MoveIgnoresGeneration,
+    /// The record of a VHD that shrinks is written, and its extents are not forgotten.
+    LoseShrinks,
     /// Rule 8: writes of a writethrough guest complete before they are durable.
     IgnoreWritethrough,
 }
@@ -60,18 +70,39 @@ fn setting(name: &str, default: u64) -> u64 {
 
 /// Runs a scenario and cuts the power everywhere. Returns the number of cuts, or what was broken.
 fn run(scenario: Scenario) -> Result<(usize, World), String> {
+    run_some(scenario, 1)
+}
+
+/// Every so many steps, in scenarios that show more with more seeds than with more cuts: another one with each seed.
+/// `SPANBLK_SOME=1`: at every step.
+const SOME: u64 = 24;
+
+/// As [`run`], and cuts the power at every step of `every`.
+fn run_some(scenario: Scenario, every: u64) -> Result<(usize, World), String> {
+    run_and(scenario, every, |_, _, _| Ok(()))
+}
+
+/// As [`run_some`], and does something more with the disks after each cut.
+fn run_and(
+    scenario: Scenario,
+    every: u64,
+    mut more: impl FnMut(Vec<SimDisk>, u64, usize) -> Result<(), String>,
+) -> Result<(usize, World), String> {
+    let every = setting("SPANBLK_SOME", every);
     let mut world = World::new(scenario);
     world.run()?;
     let mut replay = world.trace.replay();
     let mut cuts = 0;
-    for cut in 0..=replay.len() {
+    let small = |number| usize::try_from(number).expect("a small number");
+    for cut in (small(scenario.seed % every)..=replay.len()).step_by(small(every)) {
         replay.advance_to(cut);
         let undecided = replay.undecided_sectors() > 0;
         // Where nothing is undecided, all seeds give the same disks.
         for choice in 0..if undecided { 2 } else { 1 } {
             let seed = scenario.seed.wrapping_mul(0x9e37_79b9).wrapping_add((cut * 4 + choice) as u64);
             let images = replay.crash_images(seed);
-            check_cut(&world, &images, cut).map_err(|error| format!("cut {cut}, choice {choice}: {error}"))?;
+            let checked = check_cut(&world, &images, cut).and_then(|()| more(images, seed, choice));
+            checked.map_err(|error| format!("cut {cut}, choice {choice}: {error}"))?;
             cuts += 1;
         }
     }
@@ -91,6 +122,7 @@ fn scenario(seed: u64, members: usize, mutation: Option<Mutation>) -> Scenario {
         slow_disks: seed.is_multiple_of(3),
         moving: false,
         replicated: false,
+        besides: Besides::Nothing,
         mutation,
     }
 }
@@ -126,6 +158,32 @@ fn moving(seed: u64, mutation: Option<Mutation>) -> Scenario {
     Scenario { moving: true, slots: 5, steps, ..scenario(seed, 1, mutation) }
 }
 
+/// VHDs that are moved all the time, and room for every plan.
+fn roomy(seed: u64, mutation: Option<Mutation>) -> Scenario {
+    let steps = usize::try_from(setting("SPANBLK_STEPS", 300)).expect("a small number");
+    Scenario { slots: 14, steps, replicated: seed.is_multiple_of(3), ..moving(seed, mutation) }
+}
+
+/// Cuts the power everywhere, and lets the jobs of every pool go on.
+fn resumed(scenario: Scenario, every: u64, sum: &mut Resumed) -> Result<(usize, World), String> {
+    run_and(scenario, every, |images, seed, choice| {
+        // One of the two that differ in what survived is enough: what is moved is what was found.
+        if choice == 0 { go_on(scenario, images, seed, sum) } else { Ok(()) }
+    })
+}
+
+/// Does this with so many seeds. `test`: what names the test among the others.
+fn each_seed(test: &str, seeds: u64, mut with: impl FnMut(u64) -> Result<(), String>) {
+    let first = setting("SPANBLK_SEED", 1);
+    for seed in first..first + setting("SPANBLK_SEEDS", seeds) {
+        with(seed).unwrap_or_else(|error| {
+            panic!(
+                "seed {seed}: {error}\nrepeat with: SPANBLK_SEED={seed} SPANBLK_SEEDS=1 cargo test --test crash {test}"
+            )
+        });
+    }
+}
+
 /// Cuts the power everywhere in runs of so many seeds. `test`: what names the test among the others.
 fn cut_everywhere(test: &str, seeds: u64, scenario: impl Fn(u64) -> Scenario) {
     let first = setting("SPANBLK_SEED", 1);
@@ -146,6 +204,19 @@ fn cut_everywhere(test: &str, seeds: u64, scenario: impl Fn(u64) -> Scenario) {
 #[test]
 fn power_cuts_while_extents_are_moved() {
     cut_everywhere("are_moved", 5, |seed| moving(seed, None));
+}
+
+#[test]
+fn jobs_go_on_after_power_cuts() {
+    let (mut cuts, mut sum) = (0, Resumed::default());
+    each_seed("go_on_after", 8, |seed| {
+        // Everywhere in two runs, and here and there in others, some of which have replicas.
+        let every = if seed <= 2 { 1 } else { SOME };
+        cuts += resumed(roomy(seed, None), every, &mut sum)?.0;
+        Ok(())
+    });
+    println!("{cuts} power cuts survived, then {sum:?}");
+    assert!(sum.ran > 300 && sum.stood > 30 && sum.moved > 300, "the runs show little");
 }
 
 #[test]
@@ -201,6 +272,27 @@ fn replicas_are_the_same_while_they_are_moved() {
     assert!(moved > 1000 && compared > 300, "the runs show little");
 }
 
+/// VHDs that shrink while nobody uses them, grow again, and are written again.
+fn shrinking(seed: u64, mutation: Option<Mutation>) -> Scenario {
+    let steps = usize::try_from(setting("SPANBLK_STEPS", 700)).expect("a small number");
+    let members = if seed.is_multiple_of(3) { 3 } else { 1 };
+    Scenario { besides: Besides::Shrinking, steps, ..scenario(seed, members, mutation) }
+}
+
+#[test]
+fn power_cuts_while_vhds_shrink_and_grow() {
+    let (mut cuts, mut shrunk, mut grown) = (0, 0, 0);
+    each_seed("shrink_and_grow", 18, |seed| {
+        let (count, world) = run_some(shrinking(seed, None), SOME)?;
+        cuts += count;
+        shrunk += world.shrinks;
+        grown += world.growths;
+        Ok(())
+    });
+    println!("{cuts} power cuts survived, {shrunk} shrinks, {grown} growths");
+    assert!(shrunk > 50 && grown > 50, "the runs show little");
+}
+
 #[test]
 fn power_cuts_on_1_metadata_disk() {
     all_promises_hold(1, 4);
@@ -223,11 +315,15 @@ fn is_noticed(mutation: Mutation) {
 
 /// As [`is_noticed`], of VHDs that are moved all the time. `likely`: the seed that noticed it last time, which saves the others.
 fn is_noticed_in_moves(mutation: Mutation, likely: u64) {
-    if let Err(error) = run(moving(likely, Some(mutation))) {
+    is_noticed_in(mutation, likely, |seed| moving(seed, Some(mutation)));
+}
+
+fn is_noticed_in(mutation: Mutation, likely: u64, scenario: impl Fn(u64) -> Scenario) {
+    if let Err(error) = run(scenario(likely)) {
         println!("{mutation:?}: noticed with seed {likely}: {}", error.chars().take(300).collect::<String>());
         return;
     }
-    notices(mutation, |seed| moving(seed, Some(mutation)));
+    notices(mutation, scenario);
 }
 
 fn notices(mutation: Mutation, scenario: impl Fn(u64) -> Scenario) {
@@ -301,6 +397,11 @@ fn a_move_of_dropped_content_is_noticed() {
 #[test]
 fn moves_without_a_fence_are_noticed() {
     is_noticed_in_moves(Mutation::NoFence, 3);
+}
+
+#[test]
+fn losing_shrinks_is_noticed() {
+    is_noticed_in(Mutation::LoseShrinks, 1, |seed| shrinking(seed, Some(Mutation::LoseShrinks)));
 }
 
 #[test]

@@ -40,6 +40,10 @@ pub struct Guest {
     ignore_writethrough: bool,
     /// Stops asking when its VHD is to be deleted.
     pub leaving: bool,
+    /// Whether it is in: nobody who is out asks for anything.
+    pub attached: bool,
+    /// Stops asking, so that it can go out.
+    pub detaching: bool,
     flights: Vec<Flight>,
     next_write: u64,
 }
@@ -48,12 +52,15 @@ type TestPipeline = Pipeline<SimEngine, Post>;
 
 impl Guest {
     pub fn new(state: Arc<VhdState>, writethrough: bool, ignore_writethrough: bool) -> Guest {
+        assert!(state.door.enter(), "the door of a new VHD is open");
         Guest {
             state,
             history: History::default(),
             writethrough,
             ignore_writethrough,
             leaving: false,
+            attached: true,
+            detaching: false,
             flights: Vec::new(),
             next_write: 1,
         }
@@ -72,7 +79,7 @@ impl Guest {
 
     /// Begins a random request.
     pub fn begin(&mut self, pipeline: &mut TestPipeline, token: Token, rng: &mut Rng, at: usize) {
-        if self.leaving || self.flights.len() >= Guest::DEPTH {
+        if self.leaving || self.detaching || !self.attached || self.flights.len() >= Guest::DEPTH {
             return;
         }
         let sectors = self.choose(rng);

@@ -6,6 +6,7 @@
 //! step leaves one of several contents.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 pub const SECTOR: usize = 512;
 
@@ -75,6 +76,23 @@ impl History {
         self.flushes.push(Flush { begun, done: at });
     }
 
+    /// The VHD shrinks, so that sectors from `first` on are gone, and new ones if it grows again. Nobody uses it meanwhile.
+    pub fn begin_shrink(&mut self, first: u64, at: usize) {
+        for steps in self.sectors.range_mut(first..).map(|(_, steps)| steps) {
+            steps.push(Step { contents: vec![Content::Zeros], begun: at, done: None, over: true, writethrough: true });
+        }
+    }
+
+    /// The shrink that was asked for at `asked_at` is done, or was refused and has not happened.
+    pub fn end_shrink(&mut self, asked_at: usize, done: Option<usize>) {
+        for step in self.sectors.values_mut().flatten().filter(|step| step.begun == asked_at) {
+            step.done = done;
+            if done.is_none() {
+                step.contents.clear();
+            }
+        }
+    }
+
     /// Whether a request is in progress on the sector.
     pub fn is_busy(&self, sector: u64) -> bool {
         self.sectors.get(&sector).is_some_and(|steps| steps.iter().any(|s| !s.over))
@@ -87,16 +105,19 @@ impl History {
         check(sector, found, steps, first, usize::MAX, "read")
     }
 
-    /// Checks what was found in a sector after a power cut at event `cut`.
-    pub fn check_cut(&self, sector: u64, found: Content, cut: usize) -> Result<(), String> {
+    /// Checks what was found in a sector after a power cut at event `cut`. `shrinks`: see `Sizes::shrinks_around`.
+    pub fn check_cut(&self, sector: u64, found: Content, cut: usize, shrinks: &Range<usize>) -> Result<(), String> {
         let steps = self.steps(sector);
         let flush = self.flushes.iter().filter(|f| f.done <= cut).map(|f| f.begun).max();
         let is_durable = |step: &Step| match step.done {
+            _ if step.begun == shrinks.start => true,
             Some(done) if step.writethrough && done <= cut => true,
             Some(done) => flush.is_some_and(|begun| done <= begun),
             None => false,
         };
-        check(sector, found, steps, steps.iter().rposition(is_durable), cut, "power cut")
+        // As if nothing had been asked for from a shrink on that is not in the table.
+        let until = cut.min(shrinks.end.saturating_sub(1));
+        check(sector, found, steps, steps.iter().rposition(is_durable), until, "power cut")
     }
 
     fn steps(&self, sector: u64) -> &[Step] {

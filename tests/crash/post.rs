@@ -129,6 +129,9 @@ impl OwnerOutbox for Post {
                 }
             }
         }
+        if self.mutation == Some(Mutation::LoseShrinks) {
+            rows.retain(|row| !matches!(row, StoreEdit::Shrink { .. }));
+        }
         self.queues.borrow_mut().committer.push_back(ToCommitter::Edit(edit, rows));
     }
 

@@ -8,8 +8,8 @@ use spanblk::base::units::ExtentIndex;
 use spanblk::disk::sim::SimDisk;
 use spanblk::owner::vhd_state;
 use spanblk::placement::check::{Checker, TableExtent};
+use spanblk::placement::job::JobRecord;
 use spanblk::placement::record::{PoolRecord, VhdRecord};
-use spanblk::placement::view::VhdMap;
 use spanblk::reactor::messages::ReactorMessage;
 use spanblk::shared::disk::SyncPoint;
 use spanblk::shared::{DiskState, VhdState};
@@ -17,7 +17,7 @@ use spanblk::store::committer::Committer;
 use spanblk::store::edit::StoreReport;
 use spanblk::store::member::Tuning;
 use spanblk::store::mirror::Direct;
-use spanblk::store::open::{MemberPlace, OpenOptions, create, open};
+use spanblk::store::open::{MemberPlace, OpenOptions, OpenStore, create, open};
 use spanblk::store::region::RegionPlace;
 
 use super::post::ToCommitter;
@@ -52,13 +52,14 @@ pub struct Store {
 impl Store {
     pub fn create(disks: &[SimDisk], pool: &PoolRecord) -> Store {
         let store = create(places(disks), pool, 7).expect("empty disks take a store");
+        Store::serve(store, HashMap::new())
+    }
+
+    /// Serves a store that has been raised to its epoch.
+    fn serve(store: OpenStore<SimDisk>, vhds: HashMap<VhdId, Arc<VhdState>>) -> Store {
         let (stamp, total) = (store.state().stamp, store.total());
-        Store {
-            committer: Committer::new(stamp, METADATA_LEN),
-            members: Direct::new(store.into_members(), total),
-            vhds: HashMap::new(),
-            soon: false,
-        }
+        let members = Direct::new(store.into_members(), total);
+        Store { committer: Committer::new(stamp, METADATA_LEN), members, vhds, soon: false }
     }
 
     pub fn take(&mut self, message: ToCommitter, disks: &[Arc<DiskState>]) {
@@ -104,8 +105,8 @@ fn is_synced(disks: &[Arc<DiskState>], point: SyncPoint) -> bool {
 
 /// What is found on the disks after a power cut.
 pub struct Recovered {
-    pool: PoolRecord,
-    pub vhds: Vec<(VhdRecord, VhdMap)>,
+    store: OpenStore<SimDisk>,
+    pub vhds: Vec<(VhdRecord, Arc<VhdState>)>,
     table: Vec<TableExtent>,
 }
 
@@ -113,29 +114,45 @@ impl Recovered {
     /// Proves the table consistent.
     pub fn check(&self) -> Result<(), String> {
         let records = self.vhds.iter().map(|(record, _)| record);
-        let report = Checker::check(&self.pool, records, || self.table.iter().cloned());
+        let report = Checker::check(&self.store.pool, records, || self.table.iter().cloned());
         if report.is_consistent() { Ok(()) } else { Err(format!("inconsistent: {:?}", report.violations)) }
     }
 }
 
+impl Recovered {
+    pub fn pool(&self) -> &PoolRecord {
+        &self.store.pool
+    }
+
+    pub fn jobs(&self) -> &[JobRecord] {
+        &self.store.jobs
+    }
+
+    /// Begins a new epoch, as a daemon does that is going to serve what it has found.
+    pub fn serve(mut self) -> Result<Store, String> {
+        self.store.raise(0, 8).map_err(|error| error.to_string())?;
+        Ok(Store::serve(self.store, self.vhds.into_iter().map(|(record, state)| (record.id, state)).collect()))
+    }
+}
+
 /// Opens the store as the daemon does at start.
-pub fn recover(images: &[SimDisk], members: usize) -> Result<Recovered, String> {
+pub fn recover(images: &[SimDisk], members: usize, reactors: u16) -> Result<Recovered, String> {
     let options =
         OpenOptions { pool: uuid::Uuid::from_u128(99), total: members, accept_stale: false, tuning: Tuning::default() };
     let store = open(places(&images[..members]), &options).map_err(|error| error.to_string())?;
-    let map = |record: &VhdRecord| (record.clone(), vhd_state(record, geometry(), 1).map);
-    let vhds: Vec<_> = store.vhds.iter().map(map).collect();
+    let state = |record: &VhdRecord| (record.clone(), Arc::new(vhd_state(record, geometry(), reactors)));
+    let vhds: Vec<_> = store.vhds.iter().map(state).collect();
     let mut table = Vec::new();
     store
         .load(|key, place, row| {
             let number = u32::try_from(place).expect("64 extents in a row");
             let extent = ExtentIndex(key.page * 64 + number);
             let found = vhds.iter().find(|(record, _)| record.id == key.vhd);
-            if let Some((_, map)) = found.filter(|(_, map)| extent.0 < map.extents()) {
-                map.restore(extent, row.replicas, row.present, row.generation);
+            if let Some((_, state)) = found.filter(|(_, state)| extent.0 < state.map.extents()) {
+                state.map.restore(extent, row.replicas, row.present, row.generation);
             }
             table.push(TableExtent { vhd: key.vhd, extent, replicas: row.replicas, present: row.present });
         })
         .map_err(|error| error.to_string())?;
-    Ok(Recovered { pool: store.pool.clone(), vhds, table })
+    Ok(Recovered { store, vhds, table })
 }

@@ -7,21 +7,28 @@ use spanblk::placement::Replica;
 use spanblk::placement::record::VhdRecord;
 use spanblk::placement::view::VhdMap;
 
-use super::oracle::{SECTOR, identify};
+use super::oracle::{Content, SECTOR, identify};
 use super::store::{Recovered, recover};
-use super::world::{DATA_OFFSET, EXTENT, World, geometry, position};
+use super::world::{DATA_OFFSET, EXTENT, Scenario, World, geometry, position};
 
 /// Opens the pool on `images`, the disks after a power cut before step `cut`, and checks every promise.
 pub fn check_cut(world: &World, images: &[SimDisk], cut: usize) -> Result<(), String> {
-    let recovered = recover(images, world.scenario.members).map_err(|error| format!("cannot be opened: {error}"))?;
-    recovered.check()?;
+    let recovered = open(world.scenario, images)?;
     // Everything that was told while the trace had `cut` steps.
     let until = position(cut + 1, 0);
     check_vhds(world, &recovered, until)?;
-    for (record, map) in &recovered.vhds {
-        check_content(world, record, map, images, until)?;
+    for (record, state) in &recovered.vhds {
+        check_content(world, record, &state.map, images, until)?;
     }
     Ok(())
+}
+
+/// Opens a pool and proves its table consistent.
+pub fn open(scenario: Scenario, images: &[SimDisk]) -> Result<Recovered, String> {
+    let recovered = recover(images, scenario.members, scenario.reactors);
+    let recovered = recovered.map_err(|error| format!("cannot be opened: {error}"))?;
+    recovered.check()?;
+    Ok(recovered)
 }
 
 fn check_vhds(world: &World, recovered: &Recovered, until: usize) -> Result<(), String> {
@@ -57,11 +64,12 @@ fn check_content(
     until: usize,
 ) -> Result<(), String> {
     let Some(history) = world.histories.get(&record.id.0) else { return Ok(()) };
-    let deleting = world.told.get(&record.id.0).and_then(|told| told.delete_begun).is_some_and(|at| at < until);
-    if deleting {
+    let told = &world.told[&record.id.0];
+    if told.delete_begun.is_some_and(|at| at < until) {
         // Its guest was not told anything any more; its room may be gone already.
         return Ok(());
     }
+    let shrinks = told.sizes.shrinks_around(record.size);
     let per_extent = EXTENT / SECTOR as u64;
     for extent in (0..map.extents()).map(ExtentIndex) {
         let seen = map.lookup(extent);
@@ -71,12 +79,12 @@ fn check_content(
             let content = read_extent(images, replica, seen.present)?;
             for (sector, bytes) in (first..).zip(content.chunks_exact(SECTOR)) {
                 let found = identify(record.id.0, sector, bytes)?;
-                history.check_cut(sector, found, until - 1)?;
+                history.check_cut(sector, found, until - 1, &shrinks)?;
             }
         }
         if seen.replicas.is_absent() {
             for sector in first..first + per_extent {
-                history.check_cut(sector, identify(record.id.0, sector, &[0; SECTOR])?, until - 1)?;
+                history.check_cut(sector, Content::Zeros, until - 1, &shrinks)?;
             }
         }
     }

@@ -11,9 +11,10 @@ use spanblk::base::units::Geometry;
 use spanblk::disk::sim::{Fault, FaultKind, OpKind, SimDisk, SimTrace};
 use spanblk::engine::sim::SimEngine;
 use spanblk::mover::copier::Copier;
-use spanblk::owner::Owner;
-use spanblk::owner::command::{Command, CommandError, CommandId, CreateVhd, LayoutRequest, Reply};
-use spanblk::placement::record::{Accept, DiskRecord, PoolRecord, VhdRecord, WhenFull};
+use spanblk::owner::command::CommandId;
+use spanblk::owner::{OpenError, Owner};
+use spanblk::placement::job::JobRecord;
+use spanblk::placement::record::{Accept, DiskRecord, PoolRecord, VhdRecord};
 use spanblk::reactor::messages::ReactorMessage;
 use spanblk::reactor::pipeline::{Pipeline, PipelineMessage, Token};
 use spanblk::shared::disk::SyncNumber;
@@ -31,7 +32,6 @@ use super::store::Store;
 pub const EXTENT: u64 = 256 << 10;
 pub const METADATA_LEN: u64 = 8 << 20;
 pub const DATA_OFFSET: u64 = 16 << 20;
-const VHD_EXTENTS: u64 = 4;
 
 /// What to simulate.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +50,16 @@ pub struct Scenario {
     pub moving: bool,
     /// Whether VHDs have replicas.
     pub replicated: bool,
+    pub besides: Besides,
     pub mutation: Option<Mutation>,
+}
+
+/// What happens besides what always does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Besides {
+    Nothing,
+    /// Guests leave their VHDs, which shrink meanwhile.
+    Shrinking,
 }
 
 /// An existing VHD as the outside world was told of it.
@@ -77,8 +86,8 @@ pub struct World {
     /// What is known of every VHD there ever was.
     pub told: BTreeMap<u32, Told>,
     pub histories: BTreeMap<u32, History>,
-    creating: BTreeMap<CommandId, ()>,
-    deleting: BTreeMap<CommandId, u32>,
+    pub creating: BTreeMap<CommandId, ()>,
+    pub deleting: BTreeMap<CommandId, u32>,
     pub next: u64,
     events: usize,
     pub now: Nanos,
@@ -89,6 +98,7 @@ pub struct World {
     /// Chooses growths, so that all else is as without them.
     pub growth: Rng,
     pub growths: usize,
+    pub shrinks: usize,
 }
 
 pub fn geometry() -> Geometry {
@@ -120,14 +130,35 @@ impl World {
         let disks: Vec<SimDisk> = (0..scenario.disks).map(|_| trace.add_disk(disk_len, 512)).collect();
         let pool = pool_record(scenario.disks, scenario.slots);
         let store = Store::create(&disks[..scenario.members], &pool);
+        let world = World::serve(scenario, disks, &pool, store, Vec::new(), Vec::new());
+        let world = world.expect("an empty pool");
+        world.trace.restart();
+        let lying = match scenario.mutation {
+            Some(Mutation::LyingDataSync) => &world.disks[scenario.members..],
+            Some(Mutation::LyingStoreSync) => &world.disks[..scenario.members],
+            _ => &[],
+        };
+        lying.iter().for_each(|disk| disk.inject(Fault::always(OpKind::Sync, FaultKind::Lie)));
+        world
+    }
+
+    /// The daemon on these disks, with what the store says.
+    pub fn serve(
+        scenario: Scenario,
+        disks: Vec<SimDisk>,
+        pool: &PoolRecord,
+        store: Store,
+        vhds: Vec<(VhdRecord, Arc<VhdState>)>,
+        jobs: Vec<JobRecord>,
+    ) -> Result<World, OpenError> {
         let states = disk_states(scenario.disks, scenario.slots);
         let post = Post::new(usize::from(scenario.reactors), scenario.mutation);
+        post.queues.borrow_mut().opened.extend(vhds.iter().map(|(_, state)| Arc::clone(state)));
         let pipelines = (0..scenario.reactors).map(|i| pipeline(ReactorId(i), &disks, &states, &post)).collect();
         let mover = mover(&disks, &states, &post);
-        let owner = Owner::new(pool, states.clone(), Vec::new(), scenario.reactors).expect("an empty pool");
-        trace.restart();
+        let owner = Owner::new(pool.clone(), states.clone(), vhds, scenario.reactors)?.with_jobs(jobs);
         let mut world = World {
-            trace,
+            trace: disks[0].trace().clone(),
             disks,
             scenario,
             rng: Rng::new(scenario.seed),
@@ -150,16 +181,11 @@ impl World {
             moves_done: 0,
             growth: Rng::new(scenario.seed ^ 0x6772_6f77),
             growths: 0,
+            shrinks: 0,
         };
         let mut post = world.post.clone();
         world.owner.start(&mut post);
-        let lying = match scenario.mutation {
-            Some(Mutation::LyingDataSync) => &world.disks[scenario.members..],
-            Some(Mutation::LyingStoreSync) => &world.disks[..scenario.members],
-            _ => &[],
-        };
-        lying.iter().for_each(|disk| disk.inject(Fault::always(OpKind::Sync, FaultKind::Lie)));
-        world
+        Ok(world)
     }
 
     /// A position in time for the oracle: later than everything before, and in step with the trace.
@@ -173,9 +199,13 @@ impl World {
         self.create();
         for _ in 0..self.scenario.steps {
             // What shows that a rule is needed, and what moves most, takes the seeds as they are without growth.
-            let grows = !self.scenario.moving && self.scenario.mutation.is_none();
+            let shrinks = self.scenario.besides == Besides::Shrinking;
+            let grows = !self.scenario.moving && (self.scenario.mutation.is_none() || shrinks);
             if grows && self.growth.chance(1, 50) {
                 self.grow();
+            }
+            if shrinks {
+                self.come_and_go();
             }
             match self.rng.below(40) {
                 0 => self.create(),
@@ -189,10 +219,7 @@ impl World {
             }
             self.reap()?;
         }
-        while self.step()? {
-            self.reap()?;
-        }
-        self.reap()?;
+        self.rest()?;
         let stuck: Vec<_> = self.pipelines.iter().filter(|p| !p.is_idle()).collect();
         // Writes may wait for room; nothing else may wait for ever.
         self.now = Nanos(u64::MAX / 2);
@@ -203,6 +230,14 @@ impl World {
             self.histories.insert(guest.state.id().0, guest.history);
         }
         Ok(())
+    }
+
+    /// Lets happen what can happen by itself.
+    pub fn rest(&mut self) -> Result<(), String> {
+        while self.step()? {
+            self.reap()?;
+        }
+        self.reap()
     }
 
     fn settle(&mut self) -> Result<(), String> {
@@ -240,57 +275,6 @@ impl World {
         self.guests[guest].begin(&mut self.pipelines[reactor], token, &mut self.rng, at);
     }
 
-    fn create(&mut self) {
-        if self.guests.len() + self.creating.len() >= 3 {
-            return;
-        }
-        let id = CommandId(self.next);
-        self.next += 1;
-        let layout = match self.rng.below(3) {
-            0 => LayoutRequest::Isolated { disk: None },
-            _ => LayoutRequest::Spanned { disks: None, width: None },
-        };
-        let replicas = self.replicas_for(&layout, id);
-        let create = CreateVhd {
-            name: format!("vhd{}", id.0),
-            uuid: uuid::Uuid::from_u128(u128::from(id.0)),
-            created: 0,
-            size: VHD_EXTENTS * EXTENT,
-            layout,
-            replicas,
-            thick: self.rng.chance(1, 8),
-            read_only: false,
-            block_size: 512,
-            queues: 1,
-            vm: None,
-            socket_owner: None,
-            socket_mode: 0o600,
-            when_full: if self.rng.chance(1, 2) { WhenFull::Error } else { WhenFull::Queue { secs: 5 } },
-            expand: None,
-        };
-        self.creating.insert(id, ());
-        let mut post = self.post.clone();
-        self.owner.handle_command(id, Command::CreateVhd(Box::new(create)), &mut post);
-    }
-
-    fn delete(&mut self) {
-        let at = self.tick();
-        let index = self.rng.index(self.guests.len());
-        let guest = &mut self.guests[index];
-        if std::mem::replace(&mut guest.leaving, true) {
-            return;
-        }
-        let number = guest.state.id().0;
-        let told = self.told.get_mut(&number).expect("a guest has a VHD");
-        told.delete_begun = Some(at);
-        let id = CommandId(self.next);
-        self.next += 1;
-        self.deleting.insert(id, number);
-        let command = Command::DeleteVhd { vhd: told.record.name.clone(), force: true };
-        let mut post = self.post.clone();
-        self.owner.handle_command(id, command, &mut post);
-    }
-
     /// Delivers answers to commands and to requests.
     fn reap(&mut self) -> Result<(), String> {
         loop {
@@ -314,40 +298,6 @@ impl World {
             self.histories.insert(guest.state.id().0, guest.history);
         }
         Ok(())
-    }
-
-    fn replied(&mut self, id: CommandId, result: Result<Reply, CommandError>) -> Result<(), String> {
-        let at = self.tick();
-        if self.grown(id, &result, at) {
-            return Ok(());
-        }
-        if self.creating.remove(&id).is_some() {
-            // Refused for want of room: thick VHDs are.
-            let Ok(Reply::Vhd { vhd, .. }) = result else { return Ok(()) };
-            let number = vhd.record.id.0;
-            let state = self.state_of(number).ok_or("a VHD was created without a state")?;
-            let ignored = self.scenario.mutation == Some(Mutation::IgnoreWritethrough);
-            let writethrough = self.rng.chance(1, 3);
-            self.guests.push(Guest::new(state, writethrough, ignored));
-            self.told.insert(
-                number,
-                Told {
-                    record: vhd.record.clone(),
-                    created_at: at,
-                    delete_begun: None,
-                    sizes: Sizes::new(vhd.record.size, at),
-                },
-            );
-        } else if let Ok(Reply::Job { job, .. }) = &result {
-            self.jobs = self.jobs.max(u64::from(job.record.id.0));
-        } else if let Some(number) = self.deleting.remove(&id) {
-            result.map_err(|error| format!("VHD {number} could not be deleted: {error}"))?;
-        }
-        Ok(())
-    }
-
-    fn state_of(&self, number: u32) -> Option<Arc<VhdState>> {
-        self.post.queues.borrow().opened.iter().find(|state| state.id().0 == number).cloned()
     }
 
     /// Lets one thing happen. False if nothing can.
