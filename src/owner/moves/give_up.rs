@@ -161,7 +161,8 @@ impl Owner {
             return false;
         }
         match missed.by {
-            MissedBy::Write { extent, .. } => vhd.state.map.lookup(extent).replicas.on(missed.disk).is_none(),
+            // A copy on that disk which is being made by now is another one: it is filled from those that have the write.
+            MissedBy::Write { extent, .. } => vhd.state.map.lookup(extent).replicas.settled().on(missed.disk).is_none(),
             // Something of it lives there by now: which of its writes the failed sync was needed for, nobody knows.
             MissedBy::Flush { .. } if vhd.counts[missed.disk.index()] > 0 => {
                 self.space.disk(missed.disk).state.is_synced(vhd.state.sync_wanted_on(missed.disk))

@@ -33,6 +33,19 @@ fn a_guests_write_that_a_copy_missed_is_good_without_it() {
     }
 }
 
+/// The job plans anew when the last move of a wave has been given up, before anybody has heard what became of the copy.
+#[test]
+fn a_copy_that_is_begun_anew_is_not_the_one_that_missed_a_write() {
+    for stage in [Until::Draining, Until::Copying] {
+        let mut moving = Moving::at(1, stage);
+        moving.missed(MissedBy::Write { piece: 3, extent: ExtentIndex(0) });
+        assert_eq!(moving.answered(), Some(true), "{stage:?}");
+        assert_eq!((disks(&moving.replicas(0)), moving.state().0), (ON_A.to_vec(), JobState::Stopped));
+        moving.settle();
+        moving.check_slots();
+    }
+}
+
 #[test]
 fn a_flush_does_without_a_disk_that_the_vhd_has_left() {
     let mut moving = Moving::at(1, Until::Committing);
