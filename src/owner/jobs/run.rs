@@ -150,7 +150,10 @@ impl Owner {
     fn job_waits(&mut self, id: JobId) {
         if let Some(job) = self.jobs.get_mut(id) {
             job.waiting = true;
-            job.passes = 0;
+            // A copy that could not be filled gives its slot back, which may be the room that is waited for: not for ever.
+            if job.unreadable.is_empty() {
+                job.passes = 0;
+            }
         }
     }
 

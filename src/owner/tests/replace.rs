@@ -198,3 +198,17 @@ fn replicas_elsewhere_take_the_place_of_those_that_died() {
     assert!(!world.mail.events.iter().any(|event| matches!(event, Event::DataLost { .. })));
     world.check();
 }
+
+/// The copy takes the last slot, cannot be filled, and gives the slot back: that is not the room that the job waits for.
+#[test]
+fn an_extent_that_cannot_be_read_is_not_tried_for_ever() {
+    let mut world = World::new(&[4, 1], 1);
+    let vhd = world.create(create("a", 1, LayoutRequest::Isolated { disk: Some("d0".to_owned()) }));
+    world.write(&vhd, 0, BlockMask::ALL);
+    let job = world.begin(JobRequest::Evacuate { disk: "d0".to_owned(), accept_loss: false });
+    world.owner.space.disk(DiskId(0)).state.fail();
+    world.move_all();
+    assert_eq!(world.state(job), JobState::Stopped);
+    assert!(world.owner.job_info(job).record.reason.unwrap().contains("1 extents could not be read"));
+    world.check();
+}

@@ -28,7 +28,7 @@ fn replicated(extents: u64, replicas: u8) -> CreateVhd {
 impl World {
     /// Does all that the mover is asked for, until nothing is asked any more.
     pub(super) fn move_all(&mut self) {
-        loop {
+        for _ in 0..1000 {
             self.settle();
             let messages = std::mem::take(&mut self.mail.mover);
             if messages.is_empty() {
@@ -44,6 +44,7 @@ impl World {
                 self.owner.handle_mover(report, self.now, &mut self.mail);
             }
         }
+        panic!("the mover is asked for something again and again");
     }
 
     fn set_replicas(&mut self, replicas: u8) -> Result<Reply, CommandError> {
