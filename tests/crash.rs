@@ -9,6 +9,8 @@
 
 #[path = "crash/commands.rs"]
 mod commands;
+#[path = "crash/faults.rs"]
+mod faults;
 #[path = "crash/growth.rs"]
 mod growth;
 #[path = "crash/guest.rs"]
@@ -60,6 +62,10 @@ enum Mutation {
     MoveIgnoresGeneration,
     /// The record of a VHD that shrinks is written, and its extents are not forgotten.
     LoseShrinks,
+    /// Rule 3: a copy takes its place in the table although the target could not be synced.
+    IgnoreSyncErrors,
+    /// Rule 3: a copy takes its place in the table although a part of it could not be read or written.
+    IgnoreCopyErrors,
     /// Rule 8: writes of a writethrough guest complete before they are durable.
     IgnoreWritethrough,
 }
@@ -217,6 +223,30 @@ fn jobs_go_on_after_power_cuts() {
     });
     println!("{cuts} power cuts survived, then {sum:?}");
     assert!(sum.ran > 300 && sum.stood > 30 && sum.moved > 300, "the runs show little");
+}
+
+/// VHDs that are moved all the time on disks that give errors now and then.
+fn troubled(seed: u64, mutation: Option<Mutation>) -> Scenario {
+    let steps = usize::try_from(setting("SPANBLK_STEPS", 700)).expect("a small number");
+    Scenario { besides: Besides::Faults, replicated: false, steps, ..roomy(seed, mutation) }
+}
+
+#[test]
+fn power_cuts_while_disks_give_errors() {
+    let (mut cuts, mut stopped, mut of_mover, mut sum) = (0, 0, [0; 3], Resumed::default());
+    each_seed("disks_give_errors", 12, |seed| {
+        let (count, world) = resumed(troubled(seed, None), SOME, &mut sum)?;
+        cuts += count;
+        stopped += world.post.queues.borrow().stopped;
+        for (sum, count) in of_mover.iter_mut().zip(world.trouble.of_mover) {
+            *sum += count;
+        }
+        Ok(())
+    });
+    println!(
+        "{cuts} power cuts survived; {of_mover:?} reads, writes, syncs of the mover failed, {stopped} jobs stopped; then {sum:?}"
+    );
+    assert!(!of_mover.contains(&0) && stopped > 10 && sum.ran > 10 && sum.stood > 10, "the runs show little");
 }
 
 #[test]
@@ -402,6 +432,16 @@ fn moves_without_a_fence_are_noticed() {
 #[test]
 fn losing_shrinks_is_noticed() {
     is_noticed_in(Mutation::LoseShrinks, 1, |seed| shrinking(seed, Some(Mutation::LoseShrinks)));
+}
+
+#[test]
+fn ignoring_a_sync_that_failed_is_noticed() {
+    is_noticed_in(Mutation::IgnoreSyncErrors, 9, |seed| troubled(seed, Some(Mutation::IgnoreSyncErrors)));
+}
+
+#[test]
+fn ignoring_a_copy_that_failed_is_noticed() {
+    is_noticed_in(Mutation::IgnoreCopyErrors, 1, |seed| troubled(seed, Some(Mutation::IgnoreCopyErrors)));
 }
 
 #[test]

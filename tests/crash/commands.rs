@@ -9,7 +9,7 @@ use spanblk::shared::VhdState;
 use super::Mutation;
 use super::growth::Sizes;
 use super::guest::Guest;
-use super::world::{EXTENT, Told, World};
+use super::world::{Besides, EXTENT, Told, World};
 
 const VHD_EXTENTS: u64 = 4;
 
@@ -85,7 +85,9 @@ impl World {
             let state = self.state_of(number).ok_or("a VHD was created without a state")?;
             let ignored = self.scenario.mutation == Some(Mutation::IgnoreWritethrough);
             let writethrough = self.rng.chance(1, 3);
-            self.guests.push(Guest::new(state, writethrough, ignored));
+            let mut guest = Guest::new(state, writethrough, ignored);
+            guest.has_room = self.scenario.besides == Besides::Faults;
+            self.guests.push(guest);
             self.told.insert(
                 number,
                 Told {

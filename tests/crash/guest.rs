@@ -4,12 +4,16 @@ use std::sync::Arc;
 
 use spanblk::base::aligned::AlignedBuf;
 use spanblk::base::clock::Nanos;
+use spanblk::base::ids::DiskSet;
 use spanblk::base::rng::Rng;
+use spanblk::base::units::ExtentIndex;
+use spanblk::disk::sim::OpKind;
 use spanblk::engine::sim::SimEngine;
 use spanblk::reactor::pipeline::{Finished, Pipeline, Token};
 use spanblk::shared::VhdState;
 use spanblk::virtio::request::{Range, Request, RequestKind, Segment, Status};
 
+use super::faults::Trouble;
 use super::oracle::{Content, History, SECTOR, StepId, identify, stamp};
 use super::post::Post;
 
@@ -18,9 +22,11 @@ struct Flight {
     token: Token,
     kind: Kind,
     begun: usize,
-    first: u64,
+    sectors: std::ops::Range<u64>,
     memory: AlignedBuf,
     steps: Vec<(u64, StepId)>,
+    /// Where the extents that it touches were when it began.
+    disks: DiskSet,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +50,8 @@ pub struct Guest {
     pub attached: bool,
     /// Stops asking, so that it can go out.
     pub detaching: bool,
+    /// Whether there is room for all that it can write.
+    pub has_room: bool,
     flights: Vec<Flight>,
     next_write: u64,
 }
@@ -61,6 +69,7 @@ impl Guest {
             leaving: false,
             attached: true,
             detaching: false,
+            has_room: false,
             flights: Vec::new(),
             next_write: 1,
         }
@@ -120,7 +129,7 @@ impl Guest {
         }
         let kind = RequestKind::Write { offset: sectors.start * SECTOR as u64, len: memory.len() as u64 };
         self.start(pipeline, token, kind, Some(&memory), None);
-        self.flights.push(Flight { token, kind: Kind::Write, begun: at, first: sectors.start, memory, steps });
+        self.note(token, Kind::Write, at, sectors, memory, steps);
     }
 
     fn read(&mut self, pipeline: &mut TestPipeline, token: Token, sectors: std::ops::Range<u64>, at: usize) {
@@ -130,14 +139,7 @@ impl Guest {
         let memory = buffer(&sectors);
         let kind = RequestKind::Read { offset: sectors.start * SECTOR as u64, len: memory.len() as u64 };
         self.start(pipeline, token, kind, Some(&memory), None);
-        self.flights.push(Flight {
-            token,
-            kind: Kind::Read,
-            begun: at,
-            first: sectors.start,
-            memory,
-            steps: Vec::new(),
-        });
+        self.note(token, Kind::Read, at, sectors, memory, Vec::new());
     }
 
     fn clear(
@@ -190,14 +192,25 @@ impl Guest {
             unmap: true,
         };
         self.start(pipeline, token, kind, None, Some(range));
-        let memory = AlignedBuf::zeroed(1);
-        self.flights.push(Flight { token, kind: Kind::Clear, begun: at, first: sectors.start, memory, steps });
+        self.note(token, Kind::Clear, at, sectors, AlignedBuf::zeroed(1), steps);
     }
 
     fn flush(&mut self, pipeline: &mut TestPipeline, token: Token, at: usize) {
         self.start(pipeline, token, RequestKind::Flush, None, None);
-        let memory = AlignedBuf::zeroed(1);
-        self.flights.push(Flight { token, kind: Kind::Flush, begun: at, first: 0, memory, steps: Vec::new() });
+        self.note(token, Kind::Flush, at, 0..0, AlignedBuf::zeroed(1), Vec::new());
+    }
+
+    fn note(
+        &mut self,
+        token: Token,
+        kind: Kind,
+        begun: usize,
+        sectors: std::ops::Range<u64>,
+        memory: AlignedBuf,
+        steps: Vec<(u64, StepId)>,
+    ) {
+        let disks = self.disks_of(&sectors);
+        self.flights.push(Flight { token, kind, begun, sectors, memory, steps, disks });
     }
 
     fn start(
@@ -223,20 +236,25 @@ impl Guest {
     }
 
     /// Takes the answer to one of its requests. False if it is somebody else's.
-    pub fn finish(&mut self, finished: &Finished, at: usize) -> Result<bool, String> {
+    pub fn finish(&mut self, finished: &Finished, at: usize, trouble: &Trouble) -> Result<bool, String> {
         let Some(index) = self.flights.iter().position(|f| f.token == finished.token) else { return Ok(false) };
         let flight = self.flights.swap_remove(index);
         if finished.status != Status::Ok {
-            // Only for want of room, or because the VHD is being deleted.
             flight.steps.iter().for_each(|&(sector, step)| self.history.failed(sector, step));
-            if flight.kind == Kind::Write || self.leaving {
+            if self.may_fail(&flight, trouble) {
                 return Ok(true);
             }
-            return Err(format!("{:?} of VHD {} failed", flight.kind, self.id()));
+            let Flight { kind, sectors, begun, disks, .. } = flight;
+            let now = self.disks_of(&sectors);
+            return Err(format!(
+                "{kind:?} of VHD {}, sectors {sectors:?}, begun at {begun} on {disks:?}, failed at {at} on {now:?}: {:?}; {trouble:?}",
+                self.id(),
+                finished.status
+            ));
         }
         match flight.kind {
             Kind::Read => {
-                for (sector, bytes) in (flight.first..).zip(flight.memory.chunks_exact(SECTOR)) {
+                for (sector, bytes) in flight.sectors.clone().zip(flight.memory.chunks_exact(SECTOR)) {
                     let found = identify(self.id(), sector, bytes)?;
                     self.history.check_read(sector, found, flight.begun)?;
                 }
@@ -247,6 +265,34 @@ impl Guest {
             Kind::Flush => self.history.flushed(flight.begun, at),
         }
         Ok(true)
+    }
+}
+
+impl Guest {
+    /// Only for want of room, because the VHD is being deleted, or because of a disk that cannot be done without.
+    fn may_fail(&self, flight: &Flight, trouble: &Trouble) -> bool {
+        let (kind, want_of_room) = match flight.kind {
+            Kind::Read => (OpKind::Read, false),
+            // On a disk that has failed nothing is placed.
+            Kind::Write => (OpKind::Write, !self.has_room || trouble.has_failed_disk()),
+            Kind::Clear | Kind::Flush => (OpKind::Write, false),
+        };
+        let disks = DiskSet(flight.disks.0 | self.disks_of(&flight.sectors).0);
+        self.leaving
+            || want_of_room
+            || trouble.struck(disks, kind, flight.begun)
+            || (self.writethrough || flight.kind == Kind::Flush) && trouble.keeps_from_flushing(&self.state)
+    }
+
+    /// Where extents are, those of a move that is not over not counted.
+    fn disks_of(&self, sectors: &std::ops::Range<u64>) -> DiskSet {
+        let mut disks = DiskSet::default();
+        let per_extent = self.state.settings.geometry.extent_size() / SECTOR as u64;
+        for extent in sectors.start / per_extent..sectors.end.div_ceil(per_extent) {
+            let extent = ExtentIndex(u32::try_from(extent).expect("few extents"));
+            self.state.map.lookup(extent).replicas.settled().iter().for_each(|replica| disks.insert(replica.disk));
+        }
+        disks
     }
 }
 

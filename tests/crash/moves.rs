@@ -97,7 +97,7 @@ impl World {
     }
 
     pub fn step_copies(&mut self) -> bool {
-        let moved = self.mover.engine.step(&mut self.rng);
+        let moved = self.in_trouble(true, |world| world.mover.engine.step(&mut world.rng));
         self.mover.poll(self.now) || moved
     }
 

@@ -9,6 +9,7 @@ use spanblk::base::ids::{DiskId, ReactorId, VhdId};
 use spanblk::mover::messages::{MoverMessage, MoverOutbox, MoverReport};
 use spanblk::owner::command::{CommandError, CommandId, Reply};
 use spanblk::owner::outbox::{Event, OwnerOutbox, SlotRun};
+use spanblk::placement::job::JobState;
 use spanblk::placement::record::VhdRecord;
 use spanblk::reactor::messages::{Outbox, OwnerRequest, ReactorMessage};
 use spanblk::shared::VhdState;
@@ -38,6 +39,8 @@ pub struct Queues {
     pub replies: VecDeque<(CommandId, Result<Reply, CommandError>)>,
     pub opened: Vec<Arc<VhdState>>,
     pub closed: Vec<VhdId>,
+    /// Jobs that an error has stopped.
+    pub stopped: usize,
 }
 
 /// Where everybody's messages go.
@@ -86,6 +89,13 @@ impl Outbox for Post {
 
 impl MoverOutbox for Post {
     fn to_owner(&mut self, report: MoverReport) {
+        let report = match (report, self.mutation) {
+            (MoverReport::Synced { wave, disk, .. }, Some(Mutation::IgnoreSyncErrors)) => {
+                MoverReport::Synced { wave, disk, result: Ok(()) }
+            }
+            (MoverReport::Failed { id, .. }, Some(Mutation::IgnoreCopyErrors)) => MoverReport::Copied { id },
+            (report, _) => report,
+        };
         self.queues.borrow_mut().mover_reports.push_back(report);
     }
 
@@ -166,5 +176,9 @@ impl OwnerOutbox for Post {
         self.queues.borrow_mut().replies.push_back((command, result));
     }
 
-    fn event(&mut self, _event: Event) {}
+    fn event(&mut self, event: Event) {
+        if let Event::Job { state: JobState::Stopped, .. } = event {
+            self.queues.borrow_mut().stopped += 1;
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use spanblk::base::ids::JobId;
 use spanblk::base::rng::Rng;
 use spanblk::base::units::ExtentIndex;
 use spanblk::disk::sim::SimDisk;
@@ -107,9 +108,13 @@ impl World {
     /// Somebody resumes all jobs that were paused or have stopped, and lets them come to their end.
     pub fn resume_all(&mut self) -> Result<(), String> {
         for job in self.list_jobs().into_iter().filter(|job| !job.is_ended()) {
-            self.command(Command::SetJob(SetJob { job: job.id, paused: Some(false), max_rate: None, urgent: None }));
+            self.resume(job.id);
         }
         self.rest()
+    }
+
+    pub fn resume(&mut self, job: JobId) {
+        self.command(Command::SetJob(SetJob { job, paused: Some(false), max_rate: None, urgent: None }));
     }
 
     /// These jobs have done what they were for: every extent is where its VHD wants it.

@@ -22,6 +22,7 @@ use spanblk::shared::{DiskState, VhdState};
 use spanblk::store::edit::{StoreEdit, StoreReport};
 
 use super::Mutation;
+use super::faults::Trouble;
 use super::growth::Sizes;
 use super::guest::Guest;
 use super::moves::mover;
@@ -60,6 +61,8 @@ pub enum Besides {
     Nothing,
     /// Guests leave their VHDs, which shrink meanwhile.
     Shrinking,
+    /// Disks give errors.
+    Faults,
 }
 
 /// An existing VHD as the outside world was told of it.
@@ -99,6 +102,7 @@ pub struct World {
     pub growth: Rng,
     pub growths: usize,
     pub shrinks: usize,
+    pub trouble: Trouble,
 }
 
 pub fn geometry() -> Geometry {
@@ -157,6 +161,7 @@ impl World {
         let pipelines = (0..scenario.reactors).map(|i| pipeline(ReactorId(i), &disks, &states, &post)).collect();
         let mover = mover(&disks, &states, &post);
         let owner = Owner::new(pool.clone(), states.clone(), vhds, scenario.reactors)?.with_jobs(jobs);
+        let trouble = Trouble::new(scenario, &states);
         let mut world = World {
             trace: disks[0].trace().clone(),
             disks,
@@ -182,6 +187,7 @@ impl World {
             growth: Rng::new(scenario.seed ^ 0x6772_6f77),
             growths: 0,
             shrinks: 0,
+            trouble,
         };
         let mut post = world.post.clone();
         world.owner.start(&mut post);
@@ -197,12 +203,20 @@ impl World {
     /// Runs the scenario. An error is a broken promise that showed without a power cut.
     pub fn run(&mut self) -> Result<(), String> {
         self.create();
-        for _ in 0..self.scenario.steps {
+        for step in 0..self.scenario.steps {
             // What shows that a rule is needed, and what moves most, takes the seeds as they are without growth.
             let shrinks = self.scenario.besides == Besides::Shrinking;
             let grows = !self.scenario.moving && (self.scenario.mutation.is_none() || shrinks);
             if grows && self.growth.chance(1, 50) {
                 self.grow();
+            }
+            if self.scenario.besides == Besides::Faults {
+                self.trouble_comes_and_goes(step);
+                // More of what happens by itself, so that moves get far enough to fail late.
+                for _ in 0..3 {
+                    self.step()?;
+                    self.reap()?;
+                }
             }
             if shrinks {
                 self.come_and_go();
@@ -219,6 +233,7 @@ impl World {
             }
             self.reap()?;
         }
+        self.end_trouble()?;
         self.rest()?;
         let stuck: Vec<_> = self.pipelines.iter().filter(|p| !p.is_idle()).collect();
         // Writes may wait for room; nothing else may wait for ever.
@@ -287,7 +302,7 @@ impl World {
                 let at = self.tick();
                 let mut known = false;
                 for guest in &mut self.guests {
-                    known |= guest.finish(&finished, at)?;
+                    known |= guest.finish(&finished, at, &self.trouble)?;
                 }
                 assert!(known, "an answer to a request that nobody made");
             }
@@ -417,9 +432,8 @@ impl World {
     }
 
     fn step_engine(&mut self, reactor: usize) -> bool {
-        let pipeline = &mut self.pipelines[reactor];
-        let moved = pipeline.engine.step(&mut self.rng);
-        pipeline.poll(self.now) || moved
+        let moved = self.in_trouble(false, |world| world.pipelines[reactor].engine.step(&mut world.rng));
+        self.pipelines[reactor].poll(self.now) || moved
     }
 }
 
