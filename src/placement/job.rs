@@ -41,9 +41,9 @@ pub enum JobKind {
     Evacuate {
         /// The disk.
         disk: DiskId,
-        /// What only failed disks have, this one among them, is given up.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        accept_loss: bool,
+        /// Failed disks: what only they have, this one among them, is given up.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        gives_up: Vec<DiskId>,
     },
     /// Lets another disk take the place of one, which leaves the pool at the end.
     Replace {
@@ -53,9 +53,9 @@ pub enum JobKind {
         uuid: Uuid,
         /// The disk that comes.
         by: DiskId,
-        /// What only failed disks have, the one that goes among them, is given up.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        accept_loss: bool,
+        /// Failed disks: what only they have, the one that goes among them, is given up.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        gives_up: Vec<DiskId>,
         /// The disk stays in the pool, empty.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         keep: bool,
@@ -94,12 +94,20 @@ impl JobKind {
         }
     }
 
-    /// The disk of which it gives up what cannot be read because disks have failed.
+    /// The disks that had failed when the job was ordered, if what only they have is given up. What others have that fail later
+    /// was not named to whoever ordered it.
     #[must_use]
-    pub fn gives_up(&self) -> Option<DiskId> {
+    pub fn gives_up(&self) -> &[DiskId] {
         match self {
-            JobKind::Evacuate { accept_loss: true, .. } | JobKind::Replace { accept_loss: true, .. } => self.empties(),
-            _ => None,
+            JobKind::Evacuate { gives_up, .. } | JobKind::Replace { gives_up, .. } => gives_up,
+            _ => &[],
+        }
+    }
+
+    /// A disk works (again): nothing that it has is given up.
+    pub fn keep_what_is_on(&mut self, works: impl Fn(DiskId) -> bool) {
+        if let JobKind::Evacuate { gives_up, .. } | JobKind::Replace { gives_up, .. } = self {
+            gives_up.retain(|disk| !works(*disk));
         }
     }
 
@@ -210,6 +218,9 @@ impl JobRecord {
         if self.ended.is_some() != self.is_ended() {
             let value = format!("{:?} of a job that is {}", self.ended, self.state.word());
             return Err(impossible(&subject, "time of its end", value));
+        }
+        if let Some(unknown) = self.kind.gives_up().iter().find(|disk| usize::from(disk.0) >= DISKS_MAX) {
+            return Err(impossible(&subject, "set of failed disks", unknown.0));
         }
         match &self.kind {
             JobKind::Span { from } | JobKind::Unspan { from } | JobKind::Migrate { from } => from.check(&subject),

@@ -210,7 +210,8 @@ fn start_replacement(by: &Replacement, accept_loss: bool) -> Result<Reply, Comma
             let mut job = job(1, JobState::Running);
             (job.disk, job.replacement) = (Some("d0".to_owned()), Some("d1".to_owned()));
             let (disk, by) = (DiskId(0), DiskId(1));
-            job.record.kind = JobKind::Replace { disk, uuid: disk_record(0).uuid, by, accept_loss, keep: false };
+            job.record.kind =
+                JobKind::Replace { disk, uuid: disk_record(0).uuid, by, gives_up: vec![disk], keep: false };
             Ok(Reply::Job { outcome: Outcome::Created, job: Box::new(job) })
         }
     }

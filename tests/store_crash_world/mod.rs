@@ -354,7 +354,7 @@ impl World {
             kind: if self.rng.chance(1, 2) {
                 JobKind::Rebalance
             } else {
-                JobKind::Evacuate { disk: DiskId(1), accept_loss: false }
+                JobKind::Evacuate { disk: DiskId(1), gives_up: Vec::new() }
             },
             // Long lists, so that records span pages of the database.
             vhds: (0..self.rng.below(800) as u32).map(VhdId).collect(),

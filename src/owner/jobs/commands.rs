@@ -54,13 +54,14 @@ impl Owner {
             plan.relocations.is_empty() && now == Some((&wanted.layout, wanted.replicas))
         };
         let nothing_to_do = wanted.iter().zip(&plans).all(is_same);
-        let is_useless = match kind {
+        let is_lost = lost.iter().any(|extents| !extents.is_empty());
+        let has_only_moves = match kind {
             JobKind::Evacuate { disk, .. } => self.space.disk(disk).accept == Accept::None,
             // At its end the disk goes.
             JobKind::Replace { .. } => false,
             _ => true,
         };
-        if nothing_to_do && is_useless {
+        if nothing_to_do && !is_lost && has_only_moves {
             return Ok(plan(self));
         }
         let start = self.job_start(start, kind, wanted);

@@ -2,7 +2,7 @@
 
 use super::super::Owner;
 use super::super::outbox::OwnerOutbox;
-use crate::base::ids::{DiskId, JobId};
+use crate::base::ids::JobId;
 use crate::placement::job::JobState;
 use crate::store::edit::StoreEdit;
 
@@ -12,8 +12,8 @@ impl Owner {
         let Some(job) = self.jobs.get_mut(id) else { return };
         if !job.unreadable.is_empty() {
             let mut why = format!("{} extents could not be read and stay where they are", job.unreadable.len());
-            let failed = |disk: &DiskId| self.space.disk(*disk).state.is_failed();
-            if job.record.kind.empties().is_some_and(|disk| failed(&disk)) {
+            let emptied = job.record.kind.empties().and_then(|disk| self.space.get(disk));
+            if emptied.is_some_and(|disk| disk.state.is_failed()) {
                 why.push_str(
                     "; cancel the job and order it again with --accept-loss to give up what only failed disks have",
                 );

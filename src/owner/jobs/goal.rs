@@ -100,14 +100,14 @@ impl Owner {
             }
             JobRequest::Evacuate { disk, accept_loss } => {
                 let disk = self.disk_named(disk)?;
-                Ok((JobKind::Evacuate { disk, accept_loss: *accept_loss }, self.evacuated(disk)?))
+                Ok((JobKind::Evacuate { disk, gives_up: self.given_up(disk, *accept_loss) }, self.evacuated(disk)?))
             }
             JobRequest::Replace { disk, by, accept_loss, keep } => {
                 let disk = self.disk_named(disk)?;
                 let by = self.stand_in(disk, by)?;
                 let uuid = self.pool.disk(disk).expect("a disk that was just looked up").uuid;
-                let (accept_loss, keep) = (*accept_loss, *keep);
-                Ok((JobKind::Replace { disk, uuid, by: by.id, accept_loss, keep }, self.replaced(disk, &by)?))
+                let (gives_up, keep) = (self.given_up(disk, *accept_loss), *keep);
+                Ok((JobKind::Replace { disk, uuid, by: by.id, gives_up, keep }, self.replaced(disk, &by)?))
             }
             JobRequest::Rebalance => Ok((JobKind::Rebalance, self.rebalanced())),
         }

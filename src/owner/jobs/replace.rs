@@ -9,7 +9,7 @@ use super::super::command::{CommandError, LostData, Replacement};
 use super::super::outbox::{Event, OwnerOutbox};
 use super::super::vhds::Vhd;
 use super::goal::Wanted;
-use crate::base::ids::{DiskId, JobId, ReactorId, VhdId};
+use crate::base::ids::{DiskId, DiskSet, JobId, ReactorId, VhdId};
 use crate::base::limits::LOST_RANGES_MAX;
 use crate::base::units::{BlockMask, ExtentIndex, Geometry};
 use crate::placement::job::JobKind;
@@ -56,7 +56,7 @@ impl Owner {
     /// Per VHD, extents with written data that only failed disks have, if the job empties one of those.
     pub(super) fn lost_of(&self, kind: &JobKind, wanted: &[Wanted]) -> Vec<Vec<ExtentIndex>> {
         let lost = |wanted: &Wanted| match (kind.empties(), self.vhds.get(wanted.vhd)) {
-            (Some(disk), Some(vhd)) => self.lost_extents(vhd, disk),
+            (Some(disk), Some(vhd)) => self.lost_extents(vhd, disk, DiskSet(u64::MAX)),
             _ => Vec::new(),
         };
         wanted.iter().map(lost).collect()
@@ -69,29 +69,39 @@ impl Owner {
         wanted: &[Wanted],
         lost: &[Vec<ExtentIndex>],
     ) -> Result<(), CommandError> {
-        let JobKind::Replace { disk, accept_loss: false, .. } = *kind else { return Ok(()) };
+        let JobKind::Replace { disk, gives_up, .. } = kind else { return Ok(()) };
+        if !gives_up.is_empty() {
+            return Ok(());
+        }
         let amount = |(wanted, lost): (&Wanted, &Vec<ExtentIndex>)| {
             let vhd = self.vhds.get(wanted.vhd).filter(|_| !lost.is_empty())?;
             Some((vhd.record.name.clone(), self.lost_data(vhd, lost).bytes))
         };
         let lost: Vec<(String, u64)> = wanted.iter().zip(lost).filter_map(amount).collect();
-        if lost.is_empty() { Ok(()) } else { Err(CommandError::LosesData { disk: self.pool.disk_name(disk), lost }) }
+        if lost.is_empty() { Ok(()) } else { Err(CommandError::LosesData { disk: self.pool.disk_name(*disk), lost }) }
     }
 
-    /// Extents of the VHD with written data that only failed disks have, `disk` among them.
-    pub(super) fn lost_extents(&self, vhd: &Vhd, disk: DiskId) -> Vec<ExtentIndex> {
+    /// The disks that have failed, if `disk` has and the loss is accepted.
+    pub(super) fn given_up(&self, disk: DiskId, accept_loss: bool) -> Vec<DiskId> {
+        if !accept_loss || !self.space.disk(disk).state.is_failed() {
+            return Vec::new();
+        }
+        self.space.iter().filter(|disk| disk.state.is_failed()).map(|disk| disk.state.id).collect()
+    }
+
+    /// Extents of the VHD with written data that only disks `among` have, which have failed, and `disk` is one of them.
+    fn lost_extents(&self, vhd: &Vhd, disk: DiskId, among: DiskSet) -> Vec<ExtentIndex> {
         if vhd.counts[disk.index()] == 0 || !self.space.disk(disk).state.is_failed() {
             return Vec::new();
         }
         let map = &vhd.state.map;
-        map.placed_from(ExtentIndex(0)).filter(|extent| self.is_lost(&map.lookup(*extent), disk)).collect()
+        map.placed_from(ExtentIndex(0)).filter(|extent| self.is_lost(&map.lookup(*extent), disk, among)).collect()
     }
 
-    fn is_lost(&self, seen: &Lookup, disk: DiskId) -> bool {
+    fn is_lost(&self, seen: &Lookup, disk: DiskId, among: DiskSet) -> bool {
         let replicas = seen.replicas.settled();
-        replicas.on(disk).is_some()
-            && replicas.iter().all(|replica| self.space.disk(replica.disk).state.is_failed())
-            && !seen.present.is_empty()
+        let is_gone = |disk| among.contains(disk) && self.space.disk(disk).state.is_failed();
+        replicas.on(disk).is_some() && replicas.iter().all(|replica| is_gone(replica.disk)) && !seen.present.is_empty()
     }
 
     /// What would be lost with these extents.
@@ -104,11 +114,14 @@ impl Owner {
         lost
     }
 
-    /// Drops what only failed disks have, `disk` among them. An extent that a request of a guest is just about stays until the
-    /// job comes by again.
-    pub(super) fn give_up_lost(&mut self, job: JobId, id: VhdId, disk: DiskId, out: &mut impl OwnerOutbox) {
+    /// Drops what only the disks have that had failed when the job was ordered, if it is to be given up. An extent that a request
+    /// of a guest is just about stays until the job comes by again.
+    pub(super) fn give_up_lost(&mut self, job: JobId, id: VhdId, out: &mut impl OwnerOutbox) {
+        let kind = self.jobs.get(job).map(|job| &job.record.kind);
+        let Some((disk, kind)) = kind.and_then(|kind| Some((kind.empties()?, kind))) else { return };
+        let among: DiskSet = kind.gives_up().iter().copied().collect();
         let Some(vhd) = self.vhds.get(id) else { return };
-        let extents = self.lost_extents(vhd, disk);
+        let extents = self.lost_extents(vhd, disk, among);
         let (name, size, state) = (vhd.record.name.clone(), vhd.record.size, vhd.state.clone());
         let mut lost = LostData::default();
         for extent in extents {

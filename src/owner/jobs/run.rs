@@ -20,8 +20,17 @@ const PASSES_MAX: u32 = 4;
 const RATE_INTERVAL_NS: u64 = 500_000_000;
 
 impl Owner {
-    /// At start: goes on with the jobs that a restart interrupted.
+    /// At start: goes on with the jobs that a restart interrupted. A disk that has come back may get data again, and should it fail
+    /// once more, nobody has accepted the loss of that.
     pub(in crate::owner) fn resume_jobs(&mut self, out: &mut impl OwnerOutbox) {
+        let gives_up = |job: &&super::Job| !job.record.is_ended() && !job.record.kind.gives_up().is_empty();
+        let jobs: Vec<JobId> = self.jobs.iter().filter(gives_up).map(|job| job.record.id).collect();
+        for id in jobs {
+            let Some(job) = self.jobs.get_mut(id) else { continue };
+            let failed = |disk| self.space.get(disk).is_some_and(|disk| disk.state.is_failed());
+            job.record.kind.keep_what_is_on(|disk| !failed(disk));
+            self.save_job(id, out);
+        }
         self.run_jobs(out);
     }
 
@@ -86,9 +95,7 @@ impl Owner {
                 // Its room is being taken: it is moved once all of it is.
                 return self.job_waits(id);
             }
-            if let Some(disk) = job.record.kind.gives_up() {
-                self.give_up_lost(id, vhd, disk, out);
-            }
+            self.give_up_lost(id, vhd, out);
             match self.plan_for(vhd) {
                 Ok(plan) if plan.relocations.is_empty() => self.next_vhd(id),
                 Ok(plan) => {

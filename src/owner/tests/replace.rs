@@ -4,7 +4,7 @@ use super::super::command::{JobRequest, JoiningDisk, PlanInfo, RemovalStep, Repl
 use super::*;
 use crate::base::ids::JobId;
 use crate::mover::messages::Speed;
-use crate::placement::job::JobState;
+use crate::placement::job::{JobKind, JobState};
 use crate::placement::record::{Accept, Layout};
 
 fn by(name: &str) -> Replacement {
@@ -211,4 +211,72 @@ fn an_extent_that_cannot_be_read_is_not_tried_for_ever() {
     assert_eq!(world.state(job), JobState::Stopped);
     assert!(world.owner.job_info(job).record.reason.unwrap().contains("1 extents could not be read"));
     world.check();
+}
+
+/// Whoever accepted a loss was told of what the disk had that was dead by then, and of nothing else.
+#[test]
+fn what_fails_after_the_order_is_not_given_up() {
+    // Two replicas: the disk that goes has failed, the one with the other replica fails while the job runs.
+    let mut world = World::new(&[20, 20, 20], 1);
+    let vhd = world.create(CreateVhd { replicas: 2, ..create("r", 4, spanned(&["d0", "d1"])) });
+    (0..4).for_each(|extent| world.write(&vhd, extent, BlockMask::ALL));
+    world.owner.space.disk(DiskId(0)).state.fail();
+    let job = world.begin(replace(by("d2"), true));
+    world.owner.space.disk(DiskId(1)).state.fail();
+    world.move_all();
+    assert_eq!(world.state(job), JobState::Stopped);
+    assert!((0..4).all(|extent| vhd.state.map.lookup(ExtentIndex(extent)).present == BlockMask::ALL));
+    world.check();
+
+    // A disk that works when it is ordered, and dies.
+    let mut world = World::new(&[20, 20], 1);
+    let vhd = world.create(create("a", 4, LayoutRequest::Isolated { disk: Some("d0".to_owned()) }));
+    (0..4).for_each(|extent| world.write(&vhd, extent, BlockMask::ALL));
+    let job = world.begin(replace(by("d1"), true));
+    world.owner.space.disk(DiskId(0)).state.fail();
+    world.move_all();
+    assert_eq!(world.state(job), JobState::Stopped);
+    assert!((0..4).all(|extent| vhd.state.map.lookup(ExtentIndex(extent)).present == BlockMask::ALL));
+    assert!(!world.mail.events.iter().any(|event| matches!(event, Event::DataLost { .. })));
+    world.check();
+
+    // Ordered again, with the dead disk named: what it had goes, although the layout is the new one already.
+    world.run(Command::CancelJob { job, revert: false, now: 2 }).unwrap();
+    world.settle();
+    let evacuate = |accept_loss| JobRequest::Evacuate { disk: "d0".to_owned(), accept_loss };
+    let stops = world.begin(evacuate(false));
+    world.move_all();
+    assert_eq!(world.state(stops), JobState::Stopped);
+    world.run(Command::CancelJob { job: stops, revert: false, now: 3 }).unwrap();
+    world.settle();
+    let job = world.begin(evacuate(true));
+    world.move_all();
+    assert_eq!(world.state(job), JobState::Done);
+    assert!((0..4).all(|extent| vhd.state.map.lookup(ExtentIndex(extent)).replicas.is_absent()));
+    world.check();
+}
+
+/// Its loss was accepted while it was away; it is back after a restart, and fails again.
+#[test]
+fn a_disk_that_came_back_loses_nothing_by_an_old_order() {
+    let mut world = World::new(&[20, 20], 1);
+    let vhd = world.create(create("a", 4, LayoutRequest::Isolated { disk: Some("d0".to_owned()) }));
+    (0..4).for_each(|extent| world.write(&vhd, extent, BlockMask::ALL));
+    let job = world.begin(JobRequest::Evacuate { disk: "d0".to_owned(), accept_loss: false });
+    let pause = |paused| SetJob { job, paused: Some(paused), max_rate: None, urgent: None };
+    world.run(Command::SetJob(pause(true))).unwrap();
+    let stored = world.owner.jobs.get_mut(job).unwrap();
+    let (disk, other) = (DiskId(0), DiskId(1));
+    stored.record.kind = JobKind::Evacuate { disk, gives_up: vec![disk, other] };
+    world.owner.start(&mut world.mail);
+    assert!(world.owner.jobs.get(job).unwrap().record.kind.gives_up().is_empty());
+    let saved = |(_, rows): &(EditId, Vec<StoreEdit>)| {
+        rows.iter().any(|row| matches!(row, StoreEdit::PutJob(record) if record.kind.gives_up().is_empty()))
+    };
+    assert!(world.mail.edits.iter().any(saved));
+    world.owner.space.disk(disk).state.fail();
+    world.run(Command::SetJob(pause(false))).unwrap();
+    world.move_all();
+    assert_eq!(world.state(job), JobState::Stopped);
+    assert!((0..4).all(|extent| vhd.state.map.lookup(ExtentIndex(extent)).present == BlockMask::ALL));
 }

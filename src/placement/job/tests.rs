@@ -41,13 +41,17 @@ fn any_kind() -> impl Strategy<Value = JobKind> {
         any_layout().prop_map(|from| JobKind::Migrate { from }),
         Just(JobKind::Settle),
         (1u8..=3).prop_map(|from| JobKind::Replicas { from }),
-        (0u8..64, any::<bool>()).prop_map(|(disk, accept_loss)| JobKind::Evacuate { disk: DiskId(disk), accept_loss }),
-        (0u8..32, any::<u128>(), 32u8..64, any::<[bool; 2]>()).prop_map(|(disk, uuid, by, [accept_loss, keep])| {
+        (0u8..64, any_disks()).prop_map(|(disk, gives_up)| JobKind::Evacuate { disk: DiskId(disk), gives_up }),
+        (0u8..32, any::<u128>(), 32u8..64, any_disks(), any::<bool>()).prop_map(|(disk, uuid, by, gives_up, keep)| {
             let uuid = uuid::Uuid::from_u128(uuid);
-            JobKind::Replace { disk: DiskId(disk), uuid, by: DiskId(by), accept_loss, keep }
+            JobKind::Replace { disk: DiskId(disk), uuid, by: DiskId(by), gives_up, keep }
         }),
         Just(JobKind::Rebalance),
     ]
+}
+
+fn any_disks() -> impl Strategy<Value = Vec<DiskId>> {
+    proptest::collection::vec((0u8..64).prop_map(DiskId), 0..3)
 }
 
 fn any_state() -> impl Strategy<Value = JobState> {
@@ -151,10 +155,12 @@ fn impossible_values_are_refused() {
     assert_eq!(refused(&|r| r.state = JobState::Cancelled), "time of its end");
     assert_eq!(refused(&|r| r.kind = JobKind::Replicas { from: 0 }), "number of replicas");
     assert_eq!(refused(&|r| r.kind = JobKind::Replicas { from: 4 }), "number of replicas");
-    assert_eq!(refused(&|r| r.kind = JobKind::Evacuate { disk: DiskId(64), accept_loss: false }), "disk");
+    assert_eq!(refused(&|r| r.kind = JobKind::Evacuate { disk: DiskId(64), gives_up: vec![] }), "disk");
+    let lost = JobKind::Evacuate { disk: DiskId(1), gives_up: vec![DiskId(1), DiskId(64)] };
+    assert_eq!(refused(&|r| r.kind = lost.clone()), "set of failed disks");
     for (disk, by) in [(0, 64), (64, 0), (3, 3)] {
         let (disk, by, uuid) = (DiskId(disk), DiskId(by), uuid::Uuid::nil());
-        let kind = JobKind::Replace { disk, uuid, by, accept_loss: false, keep: false };
+        let kind = JobKind::Replace { disk, uuid, by, gives_up: vec![], keep: false };
         assert_eq!(refused(&|r| r.kind = kind.clone()), "pair of disks");
     }
     for disks in [vec![], vec![DiskId(1), DiskId(1)], vec![DiskId(64)]] {
