@@ -6,25 +6,14 @@
 #[path = "common/daemon_host.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod daemon_host;
+#[path = "common/pool_host.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod pool_host;
 
 use daemon_host::{Host, pattern, read, text};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
-
-/// Names of the disks that carry the placement table.
-fn members(host: &Host) -> Vec<String> {
-    let pool = host.json(&["pool", "show"]);
-    let members = pool["store"]["members"].as_array().unwrap().iter();
-    let mut members: Vec<String> = members.map(|member| member["disk"].as_str().unwrap().to_owned()).collect();
-    members.sort();
-    members
-}
-
-fn disks(host: &Host) -> Vec<String> {
-    let list = host.json(&["disk", "list"]);
-    list["disks"].as_array().unwrap().iter().map(|disk| disk["name"].as_str().unwrap().to_owned()).collect()
-}
 
 fn create(host: &Host, name: &str, more: &[&str]) {
     host.ok(&[&["vhd", "create", name, "--size", "24MiB"], more].concat());
@@ -60,7 +49,7 @@ fn an_empty_disk_leaves_under_guest_io_and_is_blank() {
     guest.flush().unwrap();
     assert!(read(&mut guest, 0, data.len()) == data);
     assert_eq!(
-        (disks(&host), members(&host)),
+        (host.disks(), host.members()),
         (vec!["d0".into(), "d1".into(), "d2".into()], vec!["d0".into(), "d1".into(), "d2".into()])
     );
     assert!(host.ok(&["events"]).contains("disk_removed"));
@@ -68,7 +57,7 @@ fn an_empty_disk_leaves_under_guest_io_and_is_blank() {
     // Its path can be used for anything, and be added again.
     assert!(host.refused(&["check", "d3.img"], 3).contains("belongs to no pool"));
     assert!(host.ok(&["disk", "add", "d3.img"]).contains("added"));
-    assert_eq!(disks(&host), ["d0", "d1", "d2", "d3"]);
+    assert_eq!(host.disks(), ["d0", "d1", "d2", "d3"]);
     host.ok(&["vhd", "span", "s", "--wait"]);
     guest.flush().unwrap();
     assert!(read(&mut guest, 0, data.len()) == data);
@@ -89,15 +78,15 @@ fn disks_that_carry_the_placement_table_leave_down_to_the_last_one() {
     let mut guest = host.attach("a").unwrap();
     guest.write_at(0, &pattern(1, 4096)).unwrap();
     guest.flush().unwrap();
-    assert_eq!(members(&host), ["d0", "d1", "d2"]);
+    assert_eq!(host.members(), ["d0", "d1", "d2"]);
     let output = host.run(&["disk", "remove", "d0"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("two disks carry the placement table"), "{}", text(&output.stderr));
-    assert_eq!(members(&host), ["d1", "d2"]);
+    assert_eq!(host.members(), ["d1", "d2"]);
     create(&host, "b", &["--layout", "isolated", "--disks", "d3"]);
     let removed = host.json(&["disk", "remove", "d2"]);
     assert!(removed["warnings"][0].as_str().unwrap().contains("one disk carries the placement table"), "{removed}");
-    assert_eq!(members(&host), ["d1"]);
+    assert_eq!(host.members(), ["d1"]);
     let said = host.refused(&["disk", "remove", "d1"], 4);
     assert!(said.contains("only one that carries the placement table") && said.contains("disk replace"), "{said}");
     create(&host, "c", &["--layout", "isolated", "--disks", "d3"]);
@@ -105,20 +94,20 @@ fn disks_that_carry_the_placement_table_leave_down_to_the_last_one() {
 
     // The disks that are left are the pool, and the others are none of it.
     host.serve(&[], &["d?.img"]);
-    assert_eq!((disks(&host), members(&host)), (vec!["d1".to_owned(), "d3".into()], vec!["d1".to_owned()]));
+    assert_eq!((host.disks(), host.members()), (vec!["d1".to_owned(), "d3".into()], vec!["d1".to_owned()]));
     assert_eq!(host.json(&["vhd", "list"])["vhds"].as_array().unwrap().len(), 3);
     assert!(read(&mut host.attach("a").unwrap(), 0, 4096) == pattern(1, 4096));
     // With a disk more there is one that can take its place.
     host.ok(&["disk", "add", "d0.img"]);
-    assert_eq!(members(&host), ["d1"]);
+    assert_eq!(host.members(), ["d1"]);
     let said = text(&host.run(&["disk", "remove", "d1"]).stderr);
     assert!(said.contains("one disk carries"), "{said}");
-    assert_eq!(members(&host), ["d0"]);
+    assert_eq!(host.members(), ["d0"]);
     // Three disks that can carry the table do.
     host.ok(&["disk", "add", "d1.img"]);
-    assert_eq!(members(&host), ["d0"]);
+    assert_eq!(host.members(), ["d0"]);
     host.ok(&["disk", "add", "d2.img"]);
-    assert_eq!(members(&host), ["d0", "d1", "d2"]);
+    assert_eq!(host.members(), ["d0", "d1", "d2"]);
     create(&host, "d", &["--layout", "isolated", "--disks", "d3"]);
     host.kill();
     std::fs::rename(host.path("d0.img"), host.path("away")).unwrap();
@@ -142,15 +131,15 @@ fn a_missing_disk_with_nothing_on_it_can_be_removed() {
     for (gone, left) in [("d3", 3), ("d0", 2)] {
         let said = text(&host.run(&["disk", "remove", gone]).stderr);
         assert!(said.contains("not here") && said.contains("disk wipe"), "{said}");
-        assert_eq!(disks(&host).len(), left);
+        assert_eq!(host.disks().len(), left);
     }
-    assert_eq!(members(&host), ["d1", "d2"]);
+    assert_eq!(host.members(), ["d1", "d2"]);
     host.stop();
     for away in ["d0", "d3"] {
         std::fs::rename(host.path(&format!("{away}.away")), host.path(&format!("{away}.img"))).unwrap();
     }
     host.serve(&[], &["d?.img"]);
-    assert_eq!(disks(&host), ["d1", "d2"]);
+    assert_eq!(host.disks(), ["d1", "d2"]);
     assert!(host.log().contains("is none of its disks any more"), "{}", host.log());
     host.stop();
     // Alone they are no pool.

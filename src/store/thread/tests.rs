@@ -184,3 +184,22 @@ fn a_store_that_failed_answers_no() {
     world.disk.clear_faults();
     assert_eq!(world.stop(), 0);
 }
+
+/// The labels may have either of two memberships: whoever tries again changes nothing of the rule that covers both.
+#[test]
+fn a_refused_change_leaves_the_undecided_one_as_it_is() {
+    use crate::base::ids::DiskSet;
+    use crate::store::mirror::threads::change::{ChangeError, Joiner};
+    let world = World::new();
+    let other = Arc::new(SimDisk::new(REGION_LEN_MIN, 512));
+    let place = RegionPlace { offset: 0, len: REGION_LEN_MIN };
+    let join = || world.store.join(|filled| Joiner::new(DiskId(1), Arc::clone(&other), place, POOL, filled));
+    join().unwrap();
+    let both: DiskSet = [DiskId(0), DiskId(1)].into_iter().collect();
+    world.store.propose(both).unwrap();
+    assert!(matches!(world.store.propose([DiskId(0)].into_iter().collect()), Err(ChangeError::Unfinished)));
+    assert!(matches!(join(), Err(ChangeError::Unfinished)));
+    assert_eq!(world.store.status().members.len(), 2, "commits need both");
+    world.store.stop();
+    world.thread.join().unwrap();
+}
