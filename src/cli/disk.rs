@@ -7,7 +7,7 @@ use std::path::Path;
 use hyper::Method;
 
 use super::Session;
-use super::args::{DiskAddArgs, DiskCommand, DiskSetArgs};
+use super::args::{DiskAddArgs, DiskCommand, DiskSetArgs, NewDiskArgs};
 use super::client::path_segment;
 use super::job;
 use super::output::{Failure, Outcome, Table, facts, warn};
@@ -41,16 +41,15 @@ pub fn run(session: &Session, command: DiskCommand) -> Outcome {
 }
 
 fn add(session: &Session, args: DiskAddArgs) -> Outcome {
-    let request = DiskAdd {
-        path: absolute(&args.disk)?,
-        name: args.name,
-        size_bytes: args.size,
-        failure_domain: args.failure_domain,
-        accept: args.accept,
-        force: args.force,
-    };
+    let request = disk_to_add(&args.disk, args.new, args.accept)?;
     let result: DiskResult = session.client()?.send(Method::POST, "/disks", &request)?;
     report(session, &result, "added")
+}
+
+/// What the daemon is asked to add.
+fn disk_to_add(path: &Path, new: NewDiskArgs, accept: Accept) -> Result<DiskAdd, Failure> {
+    let NewDiskArgs { name, size: size_bytes, failure_domain, force } = new;
+    Ok(DiskAdd { path: absolute(path)?, name, size_bytes, failure_domain, accept, force })
 }
 
 /// The daemon has a working directory of its own.

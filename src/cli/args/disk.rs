@@ -51,21 +51,37 @@ pub struct DiskAddArgs {
     /// Block device or regular file
     #[arg(value_name = "DISK")]
     pub disk: PathBuf,
-    /// Unique name [default: from the by-id link or the file name]
+    /// How it is formatted.
+    #[command(flatten)]
+    pub new: NewDiskArgs,
+    /// What new extents it takes
+    #[arg(long, value_enum, default_value_t = Accept::Any)]
+    pub accept: Accept,
+}
+
+/// How a disk is formatted that is added to the pool.
+#[derive(Debug, Args)]
+pub struct NewDiskArgs {
+    /// Unique name of the disk that is added [default: from the by-id link or the file name]
     #[arg(long)]
     pub name: Option<String>,
-    /// Create the file if it does not exist, sparse, with this size
+    /// Create its file if it does not exist, sparse, with this size
     #[arg(long, value_name = "SIZE", value_parser = parse_size_arg)]
     pub size: Option<u64>,
     /// What it can fail together with [default: parent device]
     #[arg(long, value_name = "DOMAIN")]
     pub failure_domain: Option<String>,
-    /// What new extents it takes
-    #[arg(long, value_enum, default_value_t = Accept::Any)]
-    pub accept: Accept,
     /// Overwrite a filesystem, partition table or label that is found on it
     #[arg(long)]
     pub force: bool,
+}
+
+impl NewDiskArgs {
+    /// Whether none is given.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        self.name.is_none() && self.size.is_none() && self.failure_domain.is_none() && !self.force
+    }
 }
 
 const REPLACE_HELP: &str = "\
@@ -88,21 +104,12 @@ pub struct DiskReplaceArgs {
     /// The disk that comes: a path (with a '/'), which is formatted and added, or the name of a disk of the pool
     #[arg(value_name = "NEW")]
     pub new: String,
-    /// Name of the disk that is added [default: from the by-id link or the file name]
-    #[arg(long)]
-    pub name: Option<String>,
-    /// Create its file if it does not exist, sparse, with this size
-    #[arg(long, value_name = "SIZE", value_parser = parse_size_arg)]
-    pub size: Option<u64>,
-    /// What it can fail together with [default: parent device]
-    #[arg(long, value_name = "DOMAIN")]
-    pub failure_domain: Option<String>,
+    /// How it is formatted, if it is added.
+    #[command(flatten)]
+    pub format: NewDiskArgs,
     /// What new extents it takes [default: as the disk that goes]
     #[arg(long, value_enum)]
     pub accept: Option<Accept>,
-    /// Overwrite a filesystem, partition table or label that is found on it
-    #[arg(long)]
-    pub force: bool,
     /// Give up what only failed disks have; it reads as zeros then
     #[arg(long)]
     pub accept_loss: bool,

@@ -5,16 +5,14 @@ use std::time::Duration;
 
 use hyper::Method;
 
-use super::absolute;
+use super::disk_to_add;
 use crate::base::clock;
 use crate::cli::Session;
 use crate::cli::args::{DiskReplaceArgs, Priority};
 use crate::cli::client::{Client, path_segment};
 use crate::cli::job;
 use crate::cli::output::{Failure, Outcome, print, warn};
-use crate::control::wire::{
-    Accept, DiskAdd, DiskInfo, DiskList, DiskReplace, DiskReplaced, ErrorKind, JobInfo, JobState,
-};
+use crate::control::wire::{Accept, DiskInfo, DiskList, DiskReplace, DiskReplaced, ErrorKind, JobInfo, JobState};
 
 /// How long the old disk may take to leave the pool once everything is off it, and how often that is looked at.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(60);
@@ -60,18 +58,9 @@ fn request(args: DiskReplaceArgs, old: &DiskInfo) -> Result<DiskReplace, Failure
     let (by, add) = if args.new.contains('/') {
         // An old disk that is being emptied says nothing of what the new one is for.
         let as_old = if old.accept == Accept::None { Accept::Any } else { old.accept };
-        let add = DiskAdd {
-            path: absolute(Path::new(&args.new))?,
-            name: args.name,
-            size_bytes: args.size,
-            failure_domain: args.failure_domain,
-            accept: args.accept.unwrap_or(as_old),
-            force: args.force,
-        };
-        (None, Some(add))
+        (None, Some(disk_to_add(Path::new(&args.new), args.format, args.accept.unwrap_or(as_old))?))
     } else {
-        let adds = args.name.is_some() || args.size.is_some() || args.failure_domain.is_some();
-        if adds || args.accept.is_some() || args.force {
+        if !args.format.is_default() || args.accept.is_some() {
             let message = format!(
                 "'{}' is the name of a disk, not a path: it is not added, so that --name, --size, \
                 --failure-domain, --accept and --force have no meaning",
