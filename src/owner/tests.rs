@@ -17,6 +17,7 @@ use super::command::{CommandError, CreateVhd, LayoutRequest, Outcome, Reply, Vhd
 use super::outbox::SlotRun;
 use super::*;
 use crate::base::ids::{DiskId, ReactorId};
+use crate::base::limits::REPLICAS_MAX;
 use crate::base::units::{BlockMask, ExtentIndex, SlotIndex};
 use crate::mover::messages::{MoverMessage, MoverReport};
 use crate::placement::record::{Accept, DiskRecord, WhenFull};
@@ -57,6 +58,13 @@ impl OwnerOutbox for Mail {
     }
 
     fn edit(&mut self, edit: EditId, rows: Vec<StoreEdit>) {
+        let moves = rows.iter().filter_map(|row| match row {
+            StoreEdit::Move { moves, .. } => Some(moves),
+            _ => None,
+        });
+        for moved in moves.flatten() {
+            assert!((1..=REPLICAS_MAX).contains(&moved.replicas.len()), "no row has room for {moved:?}");
+        }
         self.edits.push((edit, rows));
     }
 

@@ -223,7 +223,8 @@ fn encode_extent(extent: &ExtentRow, out: &mut Vec<u8>) {
         0x100..=0xffff => (2, 2),
         _ => (3, 4),
     };
-    let count = u8::try_from(replicas.len()).expect("at most three replicas");
+    assert!(replicas.len() <= REPLICAS_MAX, "a row has room for {REPLICAS_MAX} replicas");
+    let count = u8::try_from(replicas.len()).expect("just checked");
     out.push(count | present_form << 2 | generation_form << 4);
     out.extend_from_slice(&generation_bytes[..generation_len]);
     if present_form == PRESENT_MASK {

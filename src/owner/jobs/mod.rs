@@ -20,8 +20,8 @@ use crate::base::clock::Nanos;
 use crate::base::ids::{DiskSet, JobId, VhdId};
 use crate::base::units::ExtentIndex;
 use crate::mover::messages::Speed;
+use crate::owner::moves::wave::Planned;
 use crate::placement::job::{JobRecord, JobState};
-use crate::plan::Relocation;
 
 /// Ended jobs that are remembered.
 const ENDED_MAX: usize = 32;
@@ -33,7 +33,7 @@ pub(super) struct Job {
     /// Index of the VHD being worked on.
     pub next: usize,
     /// What is left of the plan for that VHD.
-    pub todo: VecDeque<Relocation>,
+    pub todo: VecDeque<Planned>,
     /// Plans made for that VHD, and moves begun since the last one.
     passes: u32,
     begun: usize,

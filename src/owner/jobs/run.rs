@@ -10,6 +10,7 @@ use crate::base::ids::{DiskSet, JobId, VhdId};
 use crate::base::limits::{WAVE_EXTENTS, WAVES_MAX};
 use crate::base::units::ExtentIndex;
 use crate::mover::messages::MoverMessage;
+use crate::owner::moves::wave::Planned;
 use crate::placement::job::JobState;
 use crate::plan::Relocation;
 
@@ -125,15 +126,20 @@ impl Owner {
     /// False if plans for this VHD have not got it where it should be.
     fn take_plan(&mut self, id: JobId, vhd: VhdId, plan: crate::plan::Plan) -> bool {
         let extent_size = self.geometry.extent_size();
-        let Some(job) = self.jobs.get_mut(id) else { return true };
+        let (Some(job), Some(of)) = (self.jobs.get_mut(id), self.vhds.get(vhd)) else { return true };
+        let with_content = |relocation: &Relocation| {
+            let generation = of.state.map.lookup(relocation.extent).generation;
+            Planned { relocation: *relocation, generation }
+        };
         let stuck = job.passes > 0 && job.begun == 0;
         if stuck || job.passes >= PASSES_MAX {
             return false;
         }
         job.planned_bytes = job.record.bytes_moved + plan.copies * extent_size;
+        let todo = plan.relocations.iter().map(with_content).collect();
         let ends = plan.relocations.iter().flat_map(|relocation| [relocation.from, relocation.to]);
         job.disks = ends.flatten().collect();
-        job.todo = plan.relocations.into();
+        job.todo = todo;
         job.passes += 1;
         job.begun = 0;
         job.waiting = false;
@@ -255,19 +261,20 @@ impl Owner {
 
 /// Takes the next relocations of a plan, except of extents that are under way already: an extent whose replicas all go elsewhere
 /// is moved once for each of them, one after the other.
-fn take_part(todo: &mut VecDeque<Relocation>, is_under_way: impl Fn(ExtentIndex) -> bool) -> Vec<Relocation> {
-    let mut part: Vec<Relocation> = Vec::with_capacity(WAVE_EXTENTS.min(todo.len()));
+fn take_part(todo: &mut VecDeque<Planned>, is_under_way: impl Fn(ExtentIndex) -> bool) -> Vec<Planned> {
+    let mut part: Vec<Planned> = Vec::with_capacity(WAVE_EXTENTS.min(todo.len()));
     let mut taken = HashSet::new();
     let mut later = Vec::new();
     while part.len() < WAVE_EXTENTS
         && let Some(next) = todo.pop_front()
     {
-        if is_under_way(next.extent) || !taken.insert(next.extent) {
+        let extent = next.relocation.extent;
+        if is_under_way(extent) || !taken.insert(extent) {
             later.push(next);
         } else {
             part.push(next);
         }
     }
-    later.into_iter().rev().for_each(|relocation| todo.push_front(relocation));
+    later.into_iter().rev().for_each(|planned| todo.push_front(planned));
     part
 }

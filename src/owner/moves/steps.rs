@@ -1,6 +1,6 @@
 //! What happens next to a wave.
 
-use super::wave::{Fault, Move, Stage, Wave};
+use super::wave::{Fault, Move, Planned, Stage, Wave};
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, DiskSet, JobId, VhdId};
 use crate::base::units::BLOCKS_PER_EXTENT;
@@ -9,7 +9,6 @@ use crate::mover::messages::{CopyTask, MoveId, MoverMessage, MoverReport, WaveId
 use crate::owner::Owner;
 use crate::owner::outbox::OwnerOutbox;
 use crate::placement::{Replica, ReplicaSet, ReplicaState};
-use crate::plan::Relocation;
 use crate::store::edit::{EditFailed, EditId, MovedExtent, StoreEdit};
 
 impl Owner {
@@ -38,10 +37,10 @@ impl Owner {
         &mut self,
         job: JobId,
         id: VhdId,
-        relocations: &[Relocation],
+        planned: &[Planned],
         out: &mut impl OwnerOutbox,
     ) -> usize {
-        let moves: Vec<Move> = relocations.iter().filter_map(|planned| self.begin_move(id, planned, out)).collect();
+        let moves: Vec<Move> = planned.iter().filter_map(|planned| self.begin_move(id, planned, out)).collect();
         let count = moves.len();
         if count == 0 {
             return 0;
@@ -60,11 +59,13 @@ impl Owner {
     }
 
     /// Takes a slot and publishes the copy.
-    fn begin_move(&mut self, id: VhdId, planned: &Relocation, out: &mut impl OwnerOutbox) -> Option<Move> {
+    fn begin_move(&mut self, id: VhdId, planned: &Planned, out: &mut impl OwnerOutbox) -> Option<Move> {
+        let Planned { relocation: planned, generation } = *planned;
         let vhd = self.vhds.get(id)?;
         let seen = vhd.state.map.lookup(planned.extent);
         let from = planned.from.map(|disk| seen.replicas.on(disk));
-        let is_possible = from.is_none_or(|from| from.is_some())
+        let is_possible = seen.generation == generation
+            && from.is_none_or(|from| from.is_some())
             && planned.to.is_none_or(|to| seen.replicas.on(to).is_none())
             && !seen.replicas.is_moving()
             && self.waves.of_extent(id, planned.extent).is_none()
@@ -84,8 +85,8 @@ impl Owner {
             self.usage.update(&self.space, disk, out);
             to = Some(replica);
         }
-        let (extent, generation, from) = (planned.extent, seen.generation, from.flatten());
-        Some(Move { id: self.waves.next_move(), extent, generation, from, to, copied: false })
+        let id = self.waves.next_move();
+        Some(Move { id, extent: planned.extent, generation, from: from.flatten(), to, copied: false })
     }
 
     /// A fence that a wave waits for was reached.

@@ -8,7 +8,16 @@ use crate::engine::IoError;
 use crate::mover::messages::{MoveId, WaveId};
 use crate::owner::command::MOVE_STEPS;
 use crate::placement::Replica;
+use crate::plan::Relocation;
 use crate::store::edit::EditId;
+
+/// A step of a plan, and the content that the extent had when it was made: what is written after the extent was dropped is
+/// somewhere else, and has as many replicas as it should have by then.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::owner) struct Planned {
+    pub relocation: Relocation,
+    pub generation: Generation,
+}
 
 /// How far a wave is.
 #[derive(Clone, Debug, PartialEq, Eq)]

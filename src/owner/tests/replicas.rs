@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use super::super::command::{JobRequest, SetDisk, StartJob};
 use super::*;
 use crate::base::ids::JobId;
-use crate::base::limits::REPLICAS_MAX;
 use crate::base::rng::Rng;
 use crate::mover::messages::Speed;
 use crate::placement::ReplicaState;
@@ -285,4 +284,26 @@ fn a_job_may_begin_when_its_room_is_on_its_way_back() {
     world.move_all();
     assert_eq!(world.job_state(reply), JobState::Done);
     assert_eq!(vhd.state.map.lookup(ExtentIndex(0)).replicas.iter().next().unwrap().disk, DiskId(1));
+}
+
+/// What a plan says of an extent is about the content that it had then: an extent that guests have dropped and written again has
+/// its replicas already, and where it gets them must not come from two plans.
+#[test]
+fn what_was_written_anew_is_not_moved_by_an_old_plan() {
+    for (before, after) in [(2, 3), (3, 2), (1, 3)] {
+        let mut world = world(&[(400, "a"), (400, "b"), (400, "c"), (400, "d")]);
+        let vhd = world.create(replicated(200, before));
+        fill(&mut world, &vhd, 200);
+        let filler = world.create(create("filler", 400, LayoutRequest::Isolated { disk: Some("d3".to_owned()) }));
+        let reply = world.set_replicas(after).unwrap();
+        // Those that are not on their way yet; and they are written anew while one of the disks is full.
+        (100..200).for_each(|extent| world.discard(&vhd, extent));
+        let taken = world.free_slots(3);
+        fill(&mut world, &filler, taken);
+        (100..200).for_each(|extent| assert_eq!(world.allocate(&vhd, extent), Some(Ok(()))));
+        (0..taken).for_each(|extent| world.discard(&filler, extent));
+        world.move_all();
+        assert_eq!(world.job_state(reply), JobState::Done);
+        world.assert_replicas(&vhd, usize::from(after));
+    }
 }
