@@ -130,6 +130,9 @@ pub const COPY_CHUNKS_MAX: usize = 16;
 /// Chunks that it copies at the same time on one disk while guests use it: they wait behind each of them.
 pub const COPY_CHUNKS_BUSY: usize = 2;
 
+/// The same of an urgent job: guests keep a share of a disk that it has to do all it can.
+pub const COPY_CHUNKS_URGENT: usize = 4;
+
 /// Extents of one job that are moved together: they share fences, a sync and a commit.
 pub const WAVE_EXTENTS: usize = 32;
 

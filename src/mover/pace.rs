@@ -12,7 +12,7 @@ use self::guests::{Guests, Verdict};
 use super::messages::Speed;
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, JobId};
-use crate::base::limits::{COPY_CHUNKS_BUSY, COPY_CHUNKS_MAX};
+use crate::base::limits::{COPY_CHUNKS_BUSY, COPY_CHUNKS_MAX, COPY_CHUNKS_URGENT};
 use crate::shared::DiskState;
 
 mod guests;
@@ -135,7 +135,11 @@ impl Pace {
 
     /// Chunks that it may have in flight on a disk. Behind each of them guests may have to wait.
     fn depth(&self) -> usize {
-        if self.adaptive().is_some() { COPY_CHUNKS_BUSY } else { COPY_CHUNKS_MAX / 2 }
+        match self.rate {
+            None => COPY_CHUNKS_MAX / 2,
+            Some(_) if self.speed.urgent => COPY_CHUNKS_URGENT,
+            Some(_) => COPY_CHUNKS_BUSY,
+        }
     }
 
     /// Whether it is time to look at guests again.

@@ -172,11 +172,12 @@ fn while_guests_are_busy_few_chunks_are_in_flight() {
 }
 
 #[test]
-fn an_urgent_job_does_not_care() {
+fn an_urgent_job_does_not_care_and_leaves_guests_a_share() {
     let mut world = World::new(Speed { max_rate: None, urgent: true });
     let latency = |rate: u64| 200_000 + rate;
     let moved = world.run(1000, 1 << 30, Some(&latency));
     assert!(moved > 900 << 20, "{moved}");
+    assert_eq!(world.pace.depth(), COPY_CHUNKS_URGENT);
 }
 
 #[test]
