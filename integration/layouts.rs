@@ -1,5 +1,5 @@
-//! Layout changes of all kinds while every VHD is under a load that checks each answer; with resizes, cancels, pauses, and SIGKILL
-//! of the daemon in between.
+//! Layout changes of all kinds while every VHD is under a load that checks each answer; with resizes, cancels, pauses, disks that
+//! come and go, and SIGKILL of the daemon in between.
 //!
 //! `LAB_CHANGES` sets the number of changes (60), `LAB_SEED` repeats a run's choices (not its timing).
 
@@ -8,9 +8,9 @@ mod layout_parts;
 
 use std::process::ExitCode;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::daemon::Pool;
 use lab::load::{Load, Terms};
 use lab::model::Random;
@@ -18,17 +18,9 @@ use lab::report::Report;
 use lab::tools::{RunDir, number_from_env};
 use layout_parts::counters::Counters;
 use layout_parts::guest::Guest;
+use layout_parts::jobs::{begin, wait};
 use layout_parts::resize::{self, SMALLEST, Way};
-use layout_parts::{Tally, ask};
-
-const DISKS: u64 = 4;
-
-/// A VHD under load: name, options of `vhd create`, sectors of a block, whether the guest makes it writethrough.
-const VHDS: [(&str, &[&str], u64, bool); 3] = [
-    ("iso", &["--layout", "isolated", "--block-size", "512"], 1, false),
-    ("span", &["--layout", "spanned", "--block-size", "4096"], 8, false),
-    ("through", &["--layout", "spanned", "--width", "2"], 1, true),
-];
+use layout_parts::{Tally, VHDS, Vhd, ask, disks};
 
 /// Jobs that are cancelled one after the other.
 const CANCELS: u64 = 10;
@@ -36,8 +28,21 @@ const CANCELS: u64 = 10;
 /// Changes after which each step of a move must have been met by something that ends the move.
 const MANY: u64 = 500;
 
-/// Longest a job may take, with this load on a small machine.
-const JOB_LIMIT: Duration = Duration::from_secs(120);
+/// What must have been done after so many changes.
+const KINDS: [&str; 12] = [
+    "span",
+    "unspan",
+    "migrate",
+    "rebalance",
+    "evacuate",
+    "replicas",
+    "replace",
+    "removed",
+    "added",
+    "cancelled",
+    "reverted",
+    "paused",
+];
 
 fn main() -> ExitCode {
     let mut report = Report::new("layouts");
@@ -55,14 +60,14 @@ fn main() -> ExitCode {
 
 fn run(dir: &RunDir, changes: u64, seed: u64) -> Result<Vec<String>> {
     let mut random = Random::new(seed);
-    let disks = (0..DISKS).map(|i| dir.disks().join(format!("disk{i}.img"))).collect();
-    let mut pool = Pool::create(dir.sockets(), disks, &["--size", "448MiB", "--extent-size", "256KiB"])?;
+    let mut pool = disks::create(dir.sockets(), dir.disks())?;
     pool.serve_all()?;
     let mut guests = Vec::new();
-    for ((name, options, block, writethrough), disk) in VHDS.into_iter().zip(1..) {
-        pool.create_vhd(name, SMALLEST * 512, options)?;
-        let terms = Terms { block, discard: 64, writethrough };
-        guests.push(Guest::new(name, disk, SMALLEST, terms, random.next()));
+    for (vhd, disk) in VHDS.iter().zip(1..) {
+        pool.create_vhd(vhd.name, SMALLEST * 512, vhd.options)?;
+        let Vhd { block, writethrough, replicated, .. } = *vhd;
+        let terms = Terms { block, discard: 64, writethrough, replicated };
+        guests.push(Guest::new(vhd.name, disk, SMALLEST, terms, random.next()));
     }
     let (mut tally, mut counters) = (Tally::default(), Counters::default());
     while tally.of("changes") < changes {
@@ -76,7 +81,9 @@ fn run(dir: &RunDir, changes: u64, seed: u64) -> Result<Vec<String>> {
     }
     counters.add_last(&pool)?;
     pool.check()?;
+    let members = disks::members(&pool)?;
     pool.stop()?;
+    pool.disks.retain(|path| path.file_stem().is_some_and(|name| members.iter().any(|member| *name == **member)));
     pool.check()?;
     summary(&guests, &tally, &counters)
 }
@@ -96,6 +103,8 @@ fn summary(guests: &[Guest], tally: &Tally, counters: &Counters) -> Result<Vec<S
     ensure!(counters.waits > 0, "no guest request ever met a block being copied: nothing was proved; {lines:?}");
     let (never, changes) = (counters.never_ended_early(), tally.of("changes"));
     ensure!(never.is_empty() || changes < MANY, "no move ended early while {}; {lines:?}", never.join(", "));
+    let missing: Vec<&str> = KINDS.into_iter().filter(|kind| tally.of(kind) == 0).collect();
+    ensure!(missing.is_empty() || changes < MANY, "not done even once: {}; {lines:?}", missing.join(", "));
     ensure!(tally.of("grown") > 0 && tally.of("shrunk") > 0 && beyond > 0, "too few resizes; {lines:?}");
     Ok(lines)
 }
@@ -207,57 +216,5 @@ impl Round<'_> {
             _ => {}
         }
         Ok(())
-    }
-}
-
-/// Begins a change at random. `None` if it was refused, or there was nothing to do.
-fn begin(pool: &Pool, random: &mut Random, tally: &mut Tally) -> Result<Option<(&'static str, u64)>> {
-    let vhd = VHDS[usize::try_from(random.below(VHDS.len() as u64))?].0;
-    let disk = format!("disk{}", random.below(DISKS));
-    let width = (2 + random.below(3)).to_string();
-    let (kind, mut args): (_, Vec<&str>) = match random.below(12) {
-        0..3 => ("span", vec!["vhd", "span", vhd]),
-        3 => ("span", vec!["vhd", "span", vhd, "--width", &width]),
-        4..7 => ("unspan", vec!["vhd", "unspan", vhd, "--disk", &disk]),
-        7 => ("unspan", vec!["vhd", "unspan", vhd, "--width", "2"]),
-        8 | 9 => ("migrate", vec!["vhd", "migrate", vhd]),
-        10 => ("rebalance", vec!["pool", "rebalance"]),
-        _ => ("evacuate", vec!["disk", "evacuate", &disk]),
-    };
-    match random.below(4) {
-        0 => args.extend(["--max-rate", "64MiB"]),
-        1 => args.extend(["--priority", "urgent"]),
-        _ => {}
-    }
-    let result = ask(pool, &args)?;
-    if kind == "evacuate" {
-        // Its role is put right at once; what is on it goes away all the same.
-        ask(pool, &["disk", "set", &disk, "--accept", "any"])?;
-    }
-    let Some(result) = result else {
-        tally.count("refused");
-        return Ok(None);
-    };
-    match result["job"]["id"].as_u64() {
-        Some(job) => Ok(Some((kind, job))),
-        None => {
-            tally.count("nothing to do");
-            Ok(None)
-        }
-    }
-}
-
-/// Waits until a job has ended.
-fn wait(pool: &Pool, job: u64) -> Result<()> {
-    let started = Instant::now();
-    loop {
-        let info = pool.json(&["job", "show", &job.to_string()])?;
-        match info["state"].as_str() {
-            Some("done" | "cancelled") => return Ok(()),
-            Some("running") => {}
-            state => bail!("job {job} is {state:?}: {info}"),
-        }
-        ensure!(started.elapsed() < JOB_LIMIT, "job {job} does not end: {info}");
-        thread::sleep(Duration::from_millis(10));
     }
 }

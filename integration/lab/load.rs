@@ -26,6 +26,8 @@ pub struct Terms {
     pub discard: u64,
     /// Whether a completed write is durable without a flush.
     pub writethrough: bool,
+    /// Whether there may be several replicas. What was not flushed may differ between them after a crash, until it is written again.
+    pub replicated: bool,
 }
 
 /// A load on one disk.
@@ -129,7 +131,9 @@ impl Load {
         for first in (0..self.model.sectors()).step_by(usize::try_from(SECTORS_MAX)?) {
             let count = SECTORS_MAX.min(self.model.sectors() - first);
             let data = frontend.ring().read(first, count * 512)?;
-            self.model.check_after_crash(first, &data)?;
+            if self.model.check_after_crash(first, &data)? && self.terms.replicated {
+                frontend.ring().write(first, &data)?;
+            }
         }
         frontend.ring().flush()?;
         self.model.settled();

@@ -126,11 +126,13 @@ impl Model {
         Ok(())
     }
 
-    /// Checks what a read returned after a crash, and takes it for the state from now on. Flush before relying on it.
+    /// Checks what a read returned after a crash, and takes it for the state from now on. Flush before relying on it. Whether
+    /// anything else could have been there.
     ///
     /// # Errors
     /// It is neither the last flushed content nor anything newer.
-    pub fn check_after_crash(&mut self, first: u64, data: &[u8]) -> Result<()> {
+    pub fn check_after_crash(&mut self, first: u64, data: &[u8]) -> Result<bool> {
+        let mut doubtful = false;
         for (sector, bytes) in (first..).zip(data.chunks(SECTOR)) {
             let found = self.value_of(sector, bytes)?;
             let durable = self.durable[index(sector)];
@@ -139,10 +141,11 @@ impl Model {
             if found != durable.value && !newer.iter().any(|c| c.value == found) {
                 bail!("sector {sector} of disk {} reads as write {found}; {durable:?}, newer: {newer:?}", self.disk);
             }
+            doubtful |= newer.iter().any(|c| c.value != durable.value);
             self.durable[index(sector)] = Durable { sequence: self.sequence, value: found };
             self.current[index(sector)] = found;
         }
-        Ok(())
+        Ok(doubtful)
     }
 
     /// All sectors have been checked and flushed after a crash: nothing is in doubt any more.
@@ -211,6 +214,11 @@ impl Random {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
+    }
+
+    /// One of several.
+    pub fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[usize::try_from(self.below(all.len() as u64)).expect("fewer than an address space has")]
     }
 
     /// A number below `bound`.
