@@ -14,8 +14,11 @@ pub const COPIES_MAX: usize = REPLICAS_MAX + 1;
 /// Regions that carry the placement store.
 pub const STORE_MEMBERS_MAX: usize = 3;
 
-/// Commits that one store member may be behind the others before it is given up.
+/// Commits that one store member may be behind the others before they wait for it.
 pub const STORE_MEMBER_QUEUE: usize = 64;
+
+/// Seconds that they wait at most without seeing it get on.
+pub const STORE_BEHIND_SECS: u64 = 5;
 
 /// Commits that a new store member may be behind the others while it is being filled.
 pub const STORE_FILLING_QUEUE: usize = 4096;

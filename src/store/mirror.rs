@@ -29,8 +29,8 @@ pub enum Lost {
         /// How long.
         secs: u64,
     },
-    /// It is too far behind.
-    #[error("it is {commits} commits behind")]
+    /// It is too far behind, and does not get on.
+    #[error("it is {commits} commits behind and does not get on")]
     Behind {
         /// How far.
         commits: usize,

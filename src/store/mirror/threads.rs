@@ -1,8 +1,8 @@
 //! A thread per member.
 //!
 //! Each member gets every batch through a queue of its own. A commit returns as soon as a majority has answered; whoever is
-//! slower catches up in its own time, within limits: a member that is too far behind, or has not answered for too long, is
-//! given up. It is cut off from its disk first, so that it cannot write later.
+//! slower catches up in its own time, within limits: the others wait for a member that is too far behind as long as it gets on,
+//! and one that has not answered for too long is given up. It is cut off from its disk first, so that it cannot write later.
 //!
 //! [`change`]: other members while the store goes on.
 
@@ -21,7 +21,7 @@ use super::quorum::{Quorum, Rule};
 use super::{Applied, Dropped, Lost, MemberStatus, Members, status_of};
 use crate::base::clock::{self, Nanos};
 use crate::base::ids::{DiskId, DiskSet};
-use crate::base::limits::{STORE_MEMBER_QUEUE, STORE_MEMBER_TIMEOUT_SECS};
+use crate::base::limits::{STORE_BEHIND_SECS, STORE_MEMBER_QUEUE, STORE_MEMBER_TIMEOUT_SECS};
 use crate::disk::BlockDev;
 use crate::store::batch::Batch;
 use crate::store::dump::{self, DumpError};
@@ -31,6 +31,9 @@ use crate::store::region::Fuse;
 
 /// How long a store that is closed waits for members that are behind.
 const DROP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long commits wait for a member that is too far behind and does not get on.
+const BEHIND_PATIENCE: Duration = Duration::from_secs(STORE_BEHIND_SECS);
 
 /// To a member's thread.
 enum Order {
@@ -53,10 +56,23 @@ struct Link {
     orders: Sender<Order>,
     /// When the unanswered batches were sent.
     sent: VecDeque<Nanos>,
+    /// When it answered last.
+    answered: Nanos,
     fuse: Arc<Fuse>,
     thread: Option<JoinHandle<()>>,
     /// It is being filled, and may take its time.
     filling: bool,
+}
+
+impl Link {
+    fn new(status: MemberStatus, orders: Sender<Order>, fuse: Arc<Fuse>, thread: Option<JoinHandle<()>>) -> Link {
+        Link { status, orders, sent: VecDeque::new(), answered: Nanos(0), fuse, thread, filling: false }
+    }
+
+    /// Since when an answer is due.
+    fn waited_for_since(&self) -> Nanos {
+        self.sent.front().copied().unwrap_or(self.answered).max(self.answered)
+    }
 }
 
 /// Members that have a thread each.
@@ -101,8 +117,7 @@ impl MemberThreads {
             let thread = std::thread::Builder::new()
                 .name(format!("spanblk-store{index}"))
                 .spawn(move || run(index, disk, member, &receiver, &answer))?;
-            let (thread, sent) = (Some(thread), VecDeque::new());
-            links.push(Some(Link { status, orders, sent, fuse, thread, filling: false }));
+            links.push(Some(Link::new(status, orders, fuse, Some(thread))));
         }
         Ok(MemberThreads { links, gone: Vec::new(), answer, answers, rule, timeout })
     }
@@ -125,21 +140,34 @@ impl MemberThreads {
     fn send(&mut self, batch: &Arc<Batch>, dropped: &mut Vec<Dropped>) -> DiskSet {
         let mut have = DiskSet::default();
         for index in 0..self.links.len() {
-            let Some(link) = self.links[index].as_mut().filter(|link| link.status.lost.is_none()) else { continue };
-            match link.orders.try_send(Order::Apply(Arc::clone(batch))) {
-                Ok(()) => link.sent.push_back(clock::now()),
-                Err(TrySendError::Full(_)) => {
-                    let commits = link.sent.len();
-                    self.drop_member(index, Lost::Behind { commits }, dropped);
-                }
-                Err(TrySendError::Disconnected(_)) => {
-                    // Why it ended is in its last answer.
-                    self.take_all(batch.stamp, &mut have, dropped);
-                    self.drop_member(index, Lost::Ended, dropped);
+            while let Some(link) = self.links[index].as_mut().filter(|link| link.status.lost.is_none()) {
+                match link.orders.try_send(Order::Apply(Arc::clone(batch))) {
+                    Ok(()) => {
+                        link.sent.push_back(clock::now());
+                        break;
+                    }
+                    Err(TrySendError::Full(_)) => self.let_catch_up(index, batch.stamp, &mut have, dropped),
+                    Err(TrySendError::Disconnected(_)) => {
+                        // Why it ended is in its last answer.
+                        self.take_all(batch.stamp, &mut have, dropped);
+                        self.drop_member(index, Lost::Ended, dropped);
+                    }
                 }
             }
         }
         have
+    }
+
+    /// Waits until a member that is too far behind has got on, or gives it up.
+    fn let_catch_up(&mut self, index: usize, stamp: Stamp, have: &mut DiskSet, dropped: &mut Vec<Dropped>) {
+        let Some(link) = &self.links[index] else { return };
+        let (commits, answered) = (link.sent.len(), link.waited_for_since());
+        let patience = if link.filling { Duration::ZERO } else { self.timeout.min(BEHIND_PATIENCE) };
+        let left = Duration::from_nanos(answered.after(patience).since(clock::now()));
+        match self.answers.recv_timeout(left) {
+            Ok(answer) => self.take(answer, stamp, have, dropped),
+            Err(_) => self.drop_member(index, Lost::Behind { commits }, dropped),
+        }
     }
 
     /// Takes in the answers that are there; adds those to `have` that say that `stamp` is durable.
@@ -153,7 +181,10 @@ impl MemberThreads {
         let link = self.links[answer.member].as_mut();
         let Some(link) = link.filter(|link| link.status.lost.is_none()) else { return };
         match answer.done {
-            Some(_) => drop(link.sent.pop_front()),
+            Some(_) => {
+                link.sent.pop_front();
+                link.answered = clock::now();
+            }
             // It has been filled: from now on it has to keep up.
             None if std::mem::take(&mut link.filling) => link.sent.iter_mut().for_each(|sent| *sent = clock::now()),
             None => {}
@@ -173,8 +204,7 @@ impl MemberThreads {
         let now = clock::now();
         for index in 0..self.links.len() {
             let Some(link) = self.links[index].as_ref().filter(|link| !link.filling) else { continue };
-            let hangs = |sent: &Nanos| u128::from(now.since(*sent)) >= self.timeout.as_nanos();
-            if link.sent.front().is_some_and(hangs) {
+            if !link.sent.is_empty() && u128::from(now.since(link.waited_for_since())) >= self.timeout.as_nanos() {
                 self.drop_member(index, Lost::Hung { secs: self.timeout.as_secs() }, dropped);
             }
         }

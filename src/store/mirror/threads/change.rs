@@ -10,7 +10,6 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -157,7 +156,7 @@ impl MemberThreads {
         let Joiner { status, fuse, start } = joiner;
         let ways = Ways { index: self.links.len(), source, orders: receiver, answers: self.answer.clone() };
         let thread = Some(start(ways).map_err(ChangeError::Thread)?);
-        self.links.push(Some(Link { status, orders, sent: VecDeque::new(), fuse, thread, filling: true }));
+        self.links.push(Some(Link { filling: true, ..Link::new(status, orders, fuse, thread) }));
         Ok(())
     }
 

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
 use crate::disk::sim::{Fault, FaultKind, OpKind, SimDisk};
 use crate::store::batch::Step;
@@ -130,9 +132,32 @@ fn a_hung_majority_fails_the_commit_in_time() {
     store.disks[1].set_paused(false);
 }
 
+/// A disk that is slow for a while, or always, costs time and no redundancy.
 #[test]
-fn a_member_too_far_behind_is_given_up() {
+fn commits_wait_for_a_member_that_is_too_far_behind_and_gets_on() {
     let mut store = Store::new(3, LONG, 4);
+    let (disk, stop) = (store.disks[2].clone(), Arc::new(AtomicBool::new(false)));
+    let stopped = Arc::clone(&stop);
+    let stutters = std::thread::spawn(move || {
+        while !stopped.load(Ordering::Relaxed) {
+            disk.set_paused(true);
+            std::thread::sleep(Duration::from_millis(20));
+            disk.set_paused(false);
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    });
+    for vhd in 1..40 {
+        let applied = store.commit(vhd);
+        assert!(applied.committed && applied.dropped.is_empty(), "{applied:?}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    stutters.join().unwrap();
+    assert_eq!(store.reopened(None), (1..40).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_member_too_far_behind_that_does_not_get_on_is_given_up() {
+    let mut store = Store::new(3, Duration::from_millis(300), 4);
     assert!(store.commit(1).committed);
     store.disks[2].set_paused(true);
     let mut dropped = Vec::new();
