@@ -1,6 +1,7 @@
 //! fio command lines, inside a guest and on the host.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -37,31 +38,52 @@ impl Verify<'_> {
     }
 }
 
-/// What one timed fio job reached.
+/// Requests at random places.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    pub write: bool,
+    /// Bytes of a request.
+    pub len: u64,
+    /// Requests in flight, of each job.
+    pub depth: u16,
+    /// Threads.
+    pub jobs: u16,
+}
+
+/// What a timed fio run reached, all jobs together.
 #[derive(Clone, Copy, Debug)]
 pub struct Measured {
     /// Requests per second.
     pub iops: f64,
-    /// Mean latency from submission to completion, in microseconds.
-    pub latency_us: f64,
+    /// Percentiles of the latency from submission to completion, in microseconds.
+    pub p50_us: f64,
+    pub p99_us: f64,
+    pub p999_us: f64,
 }
 
-/// Random 4 KiB requests on the host, with io_uring past the page cache.
+/// Random requests on the first `size` bytes of a file, with io_uring past the page cache.
 ///
 /// # Errors
 /// What fio says.
-pub fn measure(file: &Path, write: bool, depth: u32, offset: u64, size: u64, secs: u64) -> Result<Measured> {
+pub fn measure(file: &Path, load: Load, size: u64, time: Duration) -> Result<Measured> {
     let output = run(command("fio")
-        .args(["--name=m", "--thread", "--direct=1", "--ioengine=io_uring", "--bs=4k", "--time_based", "--norandommap"])
-        .args(["--output-format=json", "--randrepeat=0", "--overwrite=1"])
+        .args(["--name=m", "--thread", "--direct=1", "--ioengine=io_uring", "--time_based", "--norandommap"])
+        .args(["--output-format=json", "--randrepeat=0", "--overwrite=1", "--group_reporting"])
         .arg(format!("--filename={}", file.display()))
-        .arg(format!("--rw={}", if write { "randwrite" } else { "randread" }))
-        .arg(format!("--iodepth={depth}"))
-        .arg(format!("--offset={offset}"))
+        .arg(format!("--rw={}", if load.write { "randwrite" } else { "randread" }))
+        .arg(format!("--bs={}", load.len))
+        .arg(format!("--iodepth={}", load.depth))
+        .arg(format!("--numjobs={}", load.jobs))
         .arg(format!("--size={size}"))
-        .arg(format!("--runtime={secs}")))?;
+        .arg(format!("--runtime={}ms", time.as_millis())))?;
     let report: Value = serde_json::from_str(output.trim_start_matches(|c| c != '{')).context("fio's JSON")?;
-    let side = &report["jobs"][0][if write { "write" } else { "read" }];
-    let number = |v: &Value| v.as_f64().context("fio's JSON lacks a number");
-    Ok(Measured { iops: number(&side["iops"])?, latency_us: number(&side["clat_ns"]["mean"])? / 1000.0 })
+    let side = &report["jobs"][0][if load.write { "write" } else { "read" }];
+    let number = |value: &Value| value.as_f64().context("fio's JSON lacks a number");
+    let percentile = |name: &str| Ok::<_, anyhow::Error>(number(&side["clat_ns"]["percentile"][name])? / 1000.0);
+    Ok(Measured {
+        iops: number(&side["iops"])?,
+        p50_us: percentile("50.000000")?,
+        p99_us: percentile("99.000000")?,
+        p999_us: percentile("99.900000")?,
+    })
 }

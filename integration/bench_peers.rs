@@ -1,0 +1,44 @@
+//! spanblk side by side with its peers: `qemu-storage-daemon` behind the same frontend, and fio straight on the same disk.
+//!
+//! In memory (a file on ext4 on zram, which shows what the daemons themselves cost), and on the machine's own disk.
+//! `LAB_BENCH_SECS` is the length of one measurement (3), `LAB_BENCH_ROUNDS` how often each is repeated, in turns (3; medians count),
+//! `LAB_BENCH_ONLY` a part of the names of the workloads to run (as they stand in the table, with the disk, such as "randread" or
+//! "RAM 4k randread depth 1"), `LAB_BENCH_OUT` where results go (`target/bench`). With `LAB_BENCH_POLL=1` the frontend looks for
+//! completions all the time; else it sleeps until it is told, as a guest does. Goals are printed, and whether they are met;
+//! no number fails the run. Build with `--release`.
+
+mod lab;
+mod peers_parts;
+
+use std::process::ExitCode;
+
+use lab::report::Report;
+use lab::tools::RunDir;
+use peers_parts::disks::{self, RamDisk};
+use peers_parts::{Bench, frontend, results};
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    if args.next().as_deref() == Some(frontend::ARGUMENT) {
+        return frontend::main(&args.next().unwrap_or_default());
+    }
+    let mut report = Report::new("bench_peers");
+    if cfg!(debug_assertions) {
+        report.note("not a release build: these numbers say little");
+    }
+    let Some(dir) = report.check("directories", RunDir::new) else { return report.finish() };
+    let mut bench = Bench::new();
+    report.note(&bench.machine());
+    match RamDisk::unavailable() {
+        Some(reason) => report.skip("disks in memory (left out)", reason),
+        None if !bench.wants(disks::Kind::Ram) => {}
+        None => {
+            report.check("against peers, in memory", || bench.in_memory(&dir));
+        }
+    }
+    if bench.wants(disks::Kind::Ssd) {
+        report.check("against peers, on the machine's disk", || bench.on_disk(&dir));
+    }
+    report.check("results", || results::publish(&bench));
+    report.finish()
+}
