@@ -3,7 +3,7 @@
 //! In memory (a file on ext4 on zram, which shows what the daemons themselves cost), and on the machine's own disk.
 //! `LAB_BENCH_SECS` is the length of one measurement (3), `LAB_BENCH_ROUNDS` how often each is repeated, in turns (3; medians count),
 //! `LAB_BENCH_ONLY` a part of the names of the workloads to run (as they stand in the table, with the disk, such as "randread" or
-//! "RAM 4k randread depth 1"), `LAB_BENCH_OUT` where results go (`target/bench`). With `LAB_BENCH_POLL=1` the frontend looks for
+//! "RAM 4k randread depth 32"), `LAB_BENCH_OUT` where results go (`target/bench`). With `LAB_BENCH_POLL=1` the frontend looks for
 //! completions all the time; else it sleeps until it is told, as a guest does. Goals are printed, and whether they are met;
 //! no number fails the run. Build with `--release`.
 
@@ -28,7 +28,10 @@ fn main() -> ExitCode {
     }
     let Some(dir) = report.check("directories", RunDir::new) else { return report.finish() };
     let mut bench = Bench::new();
-    report.note(&bench.machine());
+    report.note(&bench.machine);
+    if let Some(reason) = &bench.no_syscalls {
+        report.note(&format!("system calls are not counted: {reason}"));
+    }
     match RamDisk::unavailable() {
         Some(reason) => report.skip("disks in memory (left out)", reason),
         None if !bench.wants(disks::Kind::Ram) => {}
@@ -39,6 +42,6 @@ fn main() -> ExitCode {
     if bench.wants(disks::Kind::Ssd) {
         report.check("against peers, on the machine's disk", || bench.on_disk(&dir));
     }
-    report.check("results", || results::publish(&bench));
+    report.check("results and a picture of them", || results::save(&bench));
     report.finish()
 }

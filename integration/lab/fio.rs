@@ -59,6 +59,8 @@ pub struct Measured {
     pub p50_us: f64,
     pub p99_us: f64,
     pub p999_us: f64,
+    /// CPU time for a request, in microseconds, fio's own included.
+    pub cpu_us: f64,
 }
 
 /// Random requests on the first `size` bytes of a file, with io_uring past the page cache.
@@ -77,11 +79,15 @@ pub fn measure(file: &Path, load: Load, size: u64, time: Duration) -> Result<Mea
         .arg(format!("--size={size}"))
         .arg(format!("--runtime={}ms", time.as_millis())))?;
     let report: Value = serde_json::from_str(output.trim_start_matches(|c| c != '{')).context("fio's JSON")?;
-    let side = &report["jobs"][0][if load.write { "write" } else { "read" }];
+    let job = &report["jobs"][0];
+    let side = &job[if load.write { "write" } else { "read" }];
     let number = |value: &Value| value.as_f64().context("fio's JSON lacks a number");
     let percentile = |name: &str| Ok::<_, anyhow::Error>(number(&side["clat_ns"]["percentile"][name])? / 1000.0);
+    // Of the time of all jobs together, which is in milliseconds.
+    let cpu_percent = number(&job["usr_cpu"])? + number(&job["sys_cpu"])?;
     Ok(Measured {
         iops: number(&side["iops"])?,
+        cpu_us: cpu_percent / 100.0 * number(&job["job_runtime"])? * 1000.0 / number(&side["total_ios"])?,
         p50_us: percentile("50.000000")?,
         p99_us: percentile("99.000000")?,
         p999_us: percentile("99.900000")?,

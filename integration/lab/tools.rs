@@ -39,6 +39,16 @@ pub fn number_from_env(name: &str, default: u64) -> u64 {
     }
 }
 
+/// Processors and kernel of this machine.
+#[must_use]
+pub fn machine() -> String {
+    let cpus = thread::available_parallelism().map_or(0, usize::from);
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':')).map_or("?", |(_, m)| m);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    format!("{cpus} x {}, Linux {}", model.trim(), kernel.trim())
+}
+
 /// A command that dies with this process, so that a run which is interrupted leaves nothing behind.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");

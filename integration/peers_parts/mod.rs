@@ -4,6 +4,7 @@ pub mod backends;
 pub mod cost;
 pub mod disks;
 pub mod frontend;
+pub mod plot;
 pub mod relay;
 pub mod results;
 pub mod rows;
@@ -11,7 +12,6 @@ pub mod syscalls;
 pub mod tally;
 pub mod workloads;
 
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::lab::fio;
-use crate::lab::tools::{RunDir, number_from_env};
+use crate::lab::tools::{RunDir, machine, number_from_env};
 use backends::Backends;
 use cost::Threads;
 use disks::{Kind, RamDisk};
@@ -42,6 +42,7 @@ const SYSCALLS_TIME: Duration = Duration::from_secs(1);
 
 /// How a run is made, and what has been found.
 pub struct Bench {
+    pub machine: String,
     pub time: Duration,
     pub rounds: usize,
     pub poll: bool,
@@ -57,6 +58,7 @@ impl Bench {
     #[must_use]
     pub fn new() -> Bench {
         Bench {
+            machine: machine(),
             time: Duration::from_secs(number_from_env("LAB_BENCH_SECS", 3)),
             rounds: usize::try_from(number_from_env("LAB_BENCH_ROUNDS", 3)).unwrap_or(1).max(1),
             poll: number_from_env("LAB_BENCH_POLL", 0) != 0,
@@ -65,16 +67,6 @@ impl Bench {
             disks: Vec::new(),
             no_syscalls: syscalls::unavailable(),
         }
-    }
-
-    /// What this is measured on, and how.
-    #[must_use]
-    pub fn machine(&self) -> String {
-        let cpus = std::thread::available_parallelism().map_or(0, usize::from);
-        let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = text.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':')).map_or("?", |(_, m)| m);
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        format!("{cpus} x {}, Linux {}", model.trim(), kernel.trim())
     }
 
     /// Whether there is anything to be measured on such a disk.
@@ -114,6 +106,7 @@ impl Bench {
     fn compare(&mut self, kind: Kind, dir: &Path, sockets: &Path, size: u64) -> Result<()> {
         let backends = Backends::start(dir, sockets, size)?;
         rows::print_heading();
+        let first = self.rows.len();
         for workload in self.chosen(kind) {
             let mut row = Row::new(kind, workload);
             for round in 0..self.rounds {
@@ -132,6 +125,7 @@ impl Bench {
             row.print();
             self.rows.push(row);
         }
+        results::print_goals(&self.rows[first..]);
         backends.stop()
     }
 

@@ -1,42 +1,73 @@
-//! Goals, and the files that a run leaves.
+//! The goals of a run, and the files that it leaves.
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::Bench;
-use crate::lab::tools::target_dir;
+use super::rows::Row;
+use super::{Bench, plot};
+use crate::lab::daemon::SPANBLK;
+use crate::lab::tools::{run, target_dir};
 
-/// Prints the goals and writes all results.
-///
-/// # Errors
-/// As of the file system.
-pub fn publish(bench: &Bench) -> Result<()> {
-    for row in &bench.rows {
-        for (goal, reached, met) in row.goals() {
-            let verdict = if met { "ok" } else { "MISSED" };
-            println!("   {:<26}{:<5}{goal:<16}{reached:>6.2}  {verdict}", row.workload.name, row.kind.name());
+/// Prints the goals, and whether they are met.
+pub fn print_goals(rows: &[Row]) {
+    println!("   workload                  disk  goal           reached");
+    for row in rows {
+        for reached in row.goals() {
+            println!(
+                "   {:<26}{:<6}{:<15}{:>7.2}  {}",
+                row.workload.name,
+                row.kind.name(),
+                format!("{} {} {}", reached.what, if reached.at_least { ">=" } else { "<=" }, reached.bound),
+                reached.value,
+                if reached.met() { "ok" } else { "MISSED" },
+            );
         }
     }
-    let dir = out_dir();
-    fs::create_dir_all(&dir)?;
-    let path = dir.join("peers.json");
-    let rows: Vec<_> = bench.rows.iter().map(super::rows::Row::json).collect();
-    let all = json!({
-        "machine": bench.machine(),
+}
+
+/// Writes all results, and draws them.
+///
+/// # Errors
+/// As of the file system, or a peer does not tell its version.
+pub fn save(bench: &Bench) -> Result<()> {
+    let dir = std::env::var_os("LAB_BENCH_OUT").map_or_else(|| target_dir().with_file_name("bench"), PathBuf::from);
+    fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    let results = json!({
+        "machine": bench.machine,
+        "versions": {
+            "spanblk": version(SPANBLK)?,
+            "qemu-storage-daemon": version("qemu-storage-daemon")?,
+            "fio": version("fio")?,
+        },
         "secs": bench.time.as_secs_f64(),
         "rounds": bench.rounds,
         "poll": bench.poll,
         "disks": bench.disks,
-        "rows": rows,
+        "rows": bench.rows.iter().map(Row::json).collect::<Vec<Value>>(),
     });
-    fs::write(&path, serde_json::to_string_pretty(&all)?).with_context(|| format!("writing {}", path.display()))?;
-    println!("   {}", path.display());
+    let subtitle = format!(
+        "{}; {} x {} s each, medians{}",
+        bench.machine,
+        bench.rounds,
+        bench.time.as_secs(),
+        if bench.poll { "; the frontend polls" } else { "" }
+    );
+    let files =
+        [("peers.json", serde_json::to_string_pretty(&results)?), ("peers.svg", plot::svg(&bench.rows, &subtitle))];
+    for (name, text) in files {
+        let path = dir.join(name);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        println!("   {}", path.display());
+    }
     Ok(())
 }
 
-fn out_dir() -> PathBuf {
-    std::env::var_os("LAB_BENCH_OUT").map_or_else(|| target_dir().with_file_name("bench"), PathBuf::from)
+/// The first line of what a program says of its version.
+fn version(program: &str) -> Result<String> {
+    let text = run(Command::new(program).arg("--version"))?;
+    Ok(text.lines().next().unwrap_or("?").to_owned())
 }

@@ -6,7 +6,7 @@ use super::cost::Cost;
 use super::count;
 use super::disks::Kind;
 use super::frontend::Outcome;
-use super::workloads::Workload;
+use super::workloads::{Goals, Workload};
 use crate::lab::fio::Measured;
 
 /// Who serves the requests.
@@ -30,14 +30,14 @@ impl Backend {
     }
 }
 
-/// A figure of a sample: name, and whether it is known of fio, too.
+/// A figure of a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Figure {
     Iops,
     P50,
     P99,
     P999,
-    /// CPU time of the daemon for a request, in microseconds.
+    /// CPU time of the daemon for a request, in microseconds; of fio, which is its own frontend, all.
     Cpu,
     /// Context switches of the daemon for a request.
     Switches,
@@ -96,12 +96,29 @@ impl Sample {
     #[must_use]
     pub fn of_fio(measured: &Measured) -> Sample {
         let unknown = f64::NAN;
-        let Measured { iops, p50_us, p99_us, p999_us } = *measured;
-        Sample([iops, p50_us, p99_us, p999_us, unknown, unknown, unknown, unknown])
+        let Measured { iops, p50_us, p99_us, p999_us, cpu_us } = *measured;
+        Sample([iops, p50_us, p99_us, p999_us, cpu_us, unknown, unknown, unknown])
     }
 
     fn get(&self, figure: Figure) -> f64 {
         self.0[figure as usize]
+    }
+}
+
+/// A goal and what was reached, as multiples of what `qemu-storage-daemon` does.
+#[derive(Clone, Copy, Debug)]
+pub struct Reached {
+    pub what: &'static str,
+    pub bound: f64,
+    /// Whether more than the bound is better.
+    pub at_least: bool,
+    pub value: f64,
+}
+
+impl Reached {
+    #[must_use]
+    pub fn met(&self) -> bool {
+        if self.at_least { self.value >= self.bound } else { self.value <= self.bound }
     }
 }
 
@@ -140,21 +157,16 @@ impl Row {
         self.median(backend, figure) / self.median(Backend::Qsd, figure)
     }
 
-    /// Each goal: what it is, what was reached, and whether that is enough.
+    /// Each goal, and what was reached.
     #[must_use]
-    pub fn goals(&self) -> Vec<(String, f64, bool)> {
-        let goals = self.workload.goals(self.kind);
-        let mut all = Vec::new();
-        let mut at_least = |what: &str, figure: Figure, goal: Option<f64>, more: bool| {
-            let Some(goal) = goal else { return };
-            let reached = self.ratio(Backend::Spanblk, figure);
-            let (sign, met) = if more { (">=", reached >= goal) } else { ("<=", reached <= goal) };
-            all.push((format!("{what} {sign} {goal}"), reached, met));
-        };
-        at_least("IOPS", Figure::Iops, goals.iops, true);
-        at_least("CPU/IO", Figure::Cpu, goals.cpu, false);
-        at_least("p99", Figure::P99, goals.p99, false);
-        all
+    pub fn goals(&self) -> Vec<Reached> {
+        let Goals { iops, cpu, p99 } = self.workload.goals(self.kind);
+        let all =
+            [("IOPS", Figure::Iops, iops, true), ("CPU/IO", Figure::Cpu, cpu, false), ("p99", Figure::P99, p99, false)];
+        let reached = all.into_iter().filter_map(|(what, figure, bound, at_least)| {
+            Some(Reached { what, bound: bound?, at_least, value: self.ratio(Backend::Spanblk, figure) })
+        });
+        reached.collect()
     }
 
     pub fn print(&self) {
@@ -162,7 +174,7 @@ impl Row {
         let ours = |figure| self.median(Backend::Spanblk, figure);
         let calls = |backend: Backend| self.syscalls[backend as usize].map_or("-".to_owned(), |n| format!("{n:.2}"));
         println!(
-            "   {:<26}{:<5}{:>8.0}{:>7.2}{:>7.0}{:>7.0}{:>7}{:>7.2} |{:>6.2}{:>6.2}{:>9.0}{:>7.2}{:>7.0}{:>7.0}{:>7}{:>7.2} |{:>6.2}",
+            "   {:<26}{:<5}{:>8.0}{:>7.2}{:>7.0}{:>7.0}{:>7}{:>7.2} |{:>6.2}{:>6.2}{:>9.0}{:>7.2}{:>7.0}{:>7.0}{:>7}{:>7.2} |{:>6.2}{:>6.2}",
             self.workload.name,
             self.kind.name(),
             qsd(Figure::Iops),
@@ -180,6 +192,7 @@ impl Row {
             calls(Backend::Spanblk),
             ours(Figure::Switches),
             self.ratio(Backend::Fio, Figure::Iops),
+            self.ratio(Backend::Fio, Figure::Cpu),
         );
     }
 
@@ -200,39 +213,24 @@ impl Row {
                 "rounds": rounds,
             })
         };
-        let goals = self.goals().into_iter();
+        let goal = |reached: &Reached| {
+            let Reached { what, bound, at_least, value } = *reached;
+            json!({ "goal": what, "bound": bound, "at_least": at_least, "reached": value, "met": reached.met() })
+        };
         json!({
             "workload": self.workload.name,
             "disk": self.kind.name(),
             "backends": Backend::ALL.map(backend),
-            "goals": goals.map(|(goal, reached, met)| json!({ "goal": goal, "reached": reached, "met": met })).collect::<Vec<_>>(),
+            "goals": self.goals().iter().map(goal).collect::<Vec<Value>>(),
         })
     }
 }
 
 pub fn print_heading() {
     println!(
-        "   {:<31}{:^43} |{:^56} |{:>6}",
-        "", "qemu-storage-daemon: every ratio is to it", "spanblk: ratios of IOPS and CPU, then figures", "fio"
+        "   {:<31}{:^43} |{:^56} |{:^12}",
+        "", "qemu-storage-daemon", "spanblk, as a multiple; and its own figures", "fio"
     );
-    println!(
-        "   {:<26}{:<5}{:>8}{:>7}{:>7}{:>7}{:>7}{:>7} |{:>6}{:>6}{:>9}{:>7}{:>7}{:>7}{:>7}{:>7} |{:>6}",
-        "workload",
-        "disk",
-        "IOPS",
-        "us/IO",
-        "p50",
-        "p99",
-        "sys/IO",
-        "ctx/IO",
-        "IOPS",
-        "CPU",
-        "IOPS",
-        "us/IO",
-        "p50",
-        "p99",
-        "sys/IO",
-        "ctx/IO",
-        "IOPS"
-    );
+    let daemon = ["IOPS", "us/IO", "p50", "p99", "sys/IO", "ctx/IO"].map(|name| format!("{name:>7}")).concat();
+    println!("   {:<26}{:<5} {daemon} |  IOPS   CPU  {daemon} |  IOPS   CPU", "workload", "disk");
 }

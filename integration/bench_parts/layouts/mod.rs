@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::lab::daemon::Pool;
 use crate::lab::throttle::{Limit, SlowDisks};
-use crate::lab::tools::{RunDir, number_from_env, target_dir};
+use crate::lab::tools::{RunDir, machine, number_from_env, target_dir};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -103,12 +103,7 @@ impl<'a> Bench<'a> {
     /// What this was measured on.
     #[must_use]
     pub fn machine(&self) -> String {
-        let cpus = std::thread::available_parallelism().map_or(0, usize::from);
-        let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = text.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':')).map_or("?", |(_, m)| m);
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let (secs, rounds) = (self.time.as_secs(), self.rounds);
-        format!("{cpus} x {}, Linux {}; {secs} s, {rounds} rounds", model.trim(), kernel.trim())
+        format!("{}; {} s, {} rounds", machine(), self.time.as_secs(), self.rounds)
     }
 
     /// From now on each disk can do this.
