@@ -1,11 +1,15 @@
 //! spanblk side by side with its peers: `qemu-storage-daemon` behind the same frontend, and fio straight on the same disk.
 //!
-//! In memory (a file on ext4 on zram, which shows what the daemons themselves cost), and on the machine's own disk.
-//! `LAB_BENCH_SECS` is the length of one measurement (3), `LAB_BENCH_ROUNDS` how often each is repeated, in turns (3; medians count),
-//! `LAB_BENCH_ONLY` a part of the names of the workloads to run (as they stand in the table, with the disk, such as "randread" or
-//! "RAM 4k randread depth 32"), `LAB_BENCH_OUT` where results go (`target/bench`). With `LAB_BENCH_POLL=1` the frontend looks for
-//! completions all the time; else it sleeps until it is told, as a guest does. Goals are printed, and whether they are met;
-//! no number fails the run. Build with `--release`.
+//! In memory (a file on ext4 on zram, which shows what the daemons themselves cost), and on the machine's own disk. Both daemons
+//! run as they come, with one frontend (`peers_parts/frontend.rs`) that sleeps until it is told of completions, as a guest does.
+//!
+//! * `LAB_BENCH_SECS`: length of one measurement (3)
+//! * `LAB_BENCH_ROUNDS`: how often each is repeated, in turns (3); medians count
+//! * `LAB_BENCH_ONLY`: a part of the name of what to run, with the disk before or behind it: "RAM", "randwrite", "depth 1 SSD"
+//! * `LAB_BENCH_POLL=1`: the frontend looks for completions all the time
+//! * `LAB_BENCH_OUT`: where `peers.json` and `peers.svg` go (`target/bench`)
+//!
+//! Goals are printed, and whether they are met; no number fails the run. Build with `--release`.
 
 mod lab;
 mod peers_parts;

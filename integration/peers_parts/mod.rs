@@ -13,13 +13,14 @@ pub mod tally;
 pub mod workloads;
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::lab::fio;
-use crate::lab::tools::{RunDir, machine, number_from_env};
+use crate::lab::tools::{RunDir, machine, number_from_env, run};
 use backends::Backends;
 use cost::Threads;
 use disks::{Kind, RamDisk};
@@ -99,7 +100,10 @@ impl Bench {
     /// # Errors
     /// What the peers say.
     pub fn on_disk(&mut self, dir: &RunDir) -> Result<()> {
-        self.disks.push(json!({ "disk": "SSD", "what": "the machine's disk", "size": SSD_SIZE }));
+        let what = run(Command::new("findmnt").args(["-n", "-r", "-o", "FSTYPE,SOURCE", "-T"]).arg(dir.disks()))?;
+        let what = what.trim().replacen(' ', " on ", 1);
+        println!("   {what}");
+        self.disks.push(json!({ "disk": "SSD", "what": what, "size": SSD_SIZE }));
         self.compare(Kind::Ssd, dir.disks(), &dir.sockets().join("ssd"), SSD_SIZE)
     }
 

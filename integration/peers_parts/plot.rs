@@ -17,7 +17,7 @@ const BESIDE: f64 = 50.0;
 const HEAD: f64 = 66.0;
 
 /// Colors by [`Backend`]: told apart in shades of gray, too.
-const COLORS: [&str; Backend::ALL.len()] = ["#9a9a9a", "#1f5fa8", "#e0b050"];
+const COLORS: [&str; Backend::ALL.len()] = ["#b0b0b0", "#6aa5e0", "#e8c468"];
 
 /// What a panel shows: figure, title, and which goals stand in it.
 const PANELS: [(Figure, &str, &str); 2] = [
@@ -73,7 +73,8 @@ fn draw(out: &mut String, rows: &[Row], figure: Figure, goal: &str, top: f64, wi
             let x = left + BAR * float(backend as usize);
             if ratio.is_finite() {
                 rect(out, x, y(ratio), BAR - 2.0, y(0.0) - y(ratio), COLORS[backend as usize]);
-                text(out, x + BAR / 2.0 - 1.0, y(ratio) - 4.0, "middle", 11, &format!("{ratio:.2}"));
+                // At the foot of the bar, where no goal is.
+                text(out, x + BAR / 2.0 - 1.0, y(0.0) - 5.0, "middle", 11, &format!("{ratio:.2}"));
             }
         }
         for bound in row.goals().iter().filter(|reached| reached.what == goal).map(|reached| reached.bound) {
