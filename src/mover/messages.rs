@@ -40,7 +40,7 @@ pub struct CopyTask {
 pub struct Speed {
     /// Bytes per second at most; `None`: as fast as guests allow.
     pub max_rate: Option<u64>,
-    /// Whether it goes on at full speed whatever guests feel of it.
+    /// Whether it goes on as fast as the disks can, leaving guests little.
     pub urgent: bool,
 }
 

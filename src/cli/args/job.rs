@@ -78,7 +78,7 @@ const SET_HELP: &str = "\
 Examples:
   spanblk job set 3 --max-rate 50MiB         at most 50 MiB per second
   spanblk job set 3 --max-rate none          as fast as guests bear
-  spanblk job set 3 --priority urgent        at full speed, whatever guests feel of it";
+  spanblk job set 3 --priority urgent        as fast as the disks can, leaving guests little";
 
 const CANCEL_HELP: &str = "\
 Examples:
@@ -94,7 +94,7 @@ pub struct JobOptions {
     /// Bytes per second at most [default: as fast as guests bear]
     #[arg(long, value_name = "SIZE", value_parser = parse_size_arg)]
     pub max_rate: Option<u64>,
-    /// urgent: at full speed, whatever guests feel of it; for a disk that is dying
+    /// urgent: as fast as the disks can, leaving guests little; for a disk that is dying
     #[arg(long, value_enum, default_value = "normal")]
     pub priority: Priority,
     /// Wait for the end, with a progress bar

@@ -159,7 +159,7 @@ pub struct DiskReplace {
     /// Bytes per second at most; as fast as guests bear when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rate_bytes: Option<u64>,
-    /// Go at full speed whatever guests feel of it: for a disk that is dying.
+    /// Go as fast as the disks can, leaving guests little: for a disk that is dying.
     #[serde(default)]
     pub urgent: bool,
 }

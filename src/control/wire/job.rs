@@ -75,7 +75,7 @@ pub struct JobCreate {
     /// Bytes per second at most; as fast as guests bear when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rate_bytes: Option<u64>,
-    /// Go at full speed whatever guests feel of it: for a disk that is dying.
+    /// Go as fast as the disks can, leaving guests little: for a disk that is dying.
     #[serde(default)]
     pub urgent: bool,
 }
@@ -91,7 +91,7 @@ pub struct JobUpdate {
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<u64>)]
     pub max_rate_bytes: Option<Option<u64>>,
-    /// Go at full speed whatever guests feel of it.
+    /// Go as fast as the disks can, leaving guests little.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub urgent: Option<bool>,
 }
@@ -158,7 +158,7 @@ pub struct JobInfo {
     /// Bytes per second at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rate_bytes: Option<u64>,
-    /// Whether it goes at full speed whatever guests feel of it.
+    /// Whether it goes as fast as the disks can, leaving guests little.
     pub urgent: bool,
     /// When it was created, seconds since 1970.
     pub created_secs: u64,
