@@ -452,7 +452,7 @@ fn reactors_are_named_pinned_and_refused_on_cpus_that_do_not_exist() {
     use spanblk::reactor::thread::{ReactorConfig, StartError, spawn};
     let start = |cpu| {
         let (handle, inbox) = spanblk::reactor::inbox::channel().unwrap();
-        (handle, spawn(ReactorConfig { id: ReactorId(7), cpu }, inbox, host::Nowhere))
+        (handle, spawn(ReactorConfig { id: ReactorId(7), cpu, poll_max: Duration::ZERO }, inbox, host::Nowhere))
     };
     for cpu in [100_000, 1023] {
         assert!(matches!(start(Some(cpu)).1, Err(StartError::Cpu { cpu: refused, .. }) if refused == cpu));

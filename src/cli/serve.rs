@@ -25,6 +25,7 @@ pub fn run(session: &Session, args: ServeArgs) -> Outcome {
         socket_dir: args.socket_dir,
         reactors: args.reactors,
         pin: args.pin,
+        poll_max_us: args.poll_max_us,
         metrics_listen: args.metrics_listen,
         accept_stale: args.accept_stale,
         pool: args.pool,

@@ -45,13 +45,19 @@ impl Inboxes {
     ///
     /// # Errors
     /// See [`StartError`]; those that run already are told to end.
-    pub fn start(self, pin: bool, owner: &OwnerSender, store: &StoreHandle) -> Result<Threads, StartError> {
+    pub fn start(
+        self,
+        pin: bool,
+        poll_max: Duration,
+        owner: &OwnerSender,
+        store: &StoreHandle,
+    ) -> Result<Threads, StartError> {
         let handles = self.handles();
         let mut threads = Threads { handles: handles.clone(), threads: Vec::new() };
         let cpus = if pin { allowed_cpus() } else { Vec::new() };
         for (inbox, number) in self.inboxes.into_iter().zip(0u16..) {
             let cpu = cpus.get(usize::from(number) % cpus.len().max(1)).copied();
-            let config = ReactorConfig { id: ReactorId(number), cpu };
+            let config = ReactorConfig { id: ReactorId(number), cpu, poll_max };
             let outbox = Ways { owner: owner.clone(), store: store.clone(), reactors: handles.clone() };
             match spawn(config, inbox, outbox) {
                 Ok(thread) => threads.threads.push(thread),

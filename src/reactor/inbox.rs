@@ -56,6 +56,12 @@ impl<M> Inbox<M> {
         self.messages.try_recv().ok()
     }
 
+    /// Whether there is no message.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
     /// Announces that the reactor is about to block. False if there is a message: do not block.
     #[must_use]
     pub fn prepare_to_sleep(&self) -> bool {

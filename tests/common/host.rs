@@ -186,7 +186,12 @@ impl Host {
             .zip(ends)
             .map(|(id, (_, inbox))| {
                 let outbox = ToDoubles { double: double.clone(), reactors: handles.clone() };
-                spawn(ReactorConfig { id: ReactorId(id), cpu: None }, inbox, outbox).unwrap()
+                spawn(
+                    ReactorConfig { id: ReactorId(id), cpu: None, poll_max: Duration::from_micros(20) },
+                    inbox,
+                    outbox,
+                )
+                .unwrap()
             })
             .collect();
         for handle in &handles {

@@ -13,7 +13,8 @@ Examples:
   spanblk serve --reactors 4 --pin --metrics-listen 127.0.0.1:9464 '/dev/disk/by-id/nvme-*'
 
 DISKs are paths or globs, in any order: disks of the pool are found by their labels. Options win over the configuration
-file, whose keys are: disks (list), pool, control, socket_dir, reactors, pin, metrics_listen, log_level.
+file, whose keys are: disks (list), pool, control, socket_dir, reactors, pin, poll_max_us, metrics_listen,
+log_level.
 The first SIGTERM or SIGINT finishes what guests have asked for, syncs and stops; the second stops at once.";
 
 /// Runs the daemon.
@@ -41,6 +42,9 @@ pub struct ServeArgs {
     /// Pin each reactor to a core
     #[arg(long)]
     pub pin: bool,
+    /// Longest time in microseconds that a reactor keeps looking for requests before it sleeps, if that pays; 0: never [default: 20]
+    #[arg(long, value_name = "US")]
+    pub poll_max_us: Option<u32>,
     /// Open a pool without a majority of its placement store: commits that only missing disks have are lost
     #[arg(long)]
     pub accept_stale: bool,

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use glob::Pattern;
 use log::LevelFilter;
@@ -20,6 +21,12 @@ pub const SOCKET_DIR_DEFAULT: &str = "/run/spanblk/vhost";
 
 /// Reactors at most, unless told otherwise: more rarely help, and each costs memory.
 const REACTORS_DEFAULT_MAX: usize = 8;
+
+/// Microseconds that a reactor looks for something to do before it sleeps, at most, unless told otherwise.
+const POLL_MAX_US_DEFAULT: u32 = 20;
+
+/// More would not be a short wait any more.
+const POLL_MAX_US_LIMIT: u32 = 1000;
 
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +64,9 @@ pub enum ConfigError {
     /// The number of reactors is not possible.
     #[error("there cannot be {0} reactors: give 1 to {REACTORS_MAX}")]
     Reactors(u16),
+    /// Reactors would look for too long.
+    #[error("poll-max-us cannot be {0}: give 0 (never poll) to {POLL_MAX_US_LIMIT}")]
+    PollMax(u32),
     /// Paths must mean the same wherever the daemon is started.
     #[error("'{key}' in the configuration file is not an absolute path: {}", path.display())]
     Relative {
@@ -84,6 +94,8 @@ pub struct ConfigFile {
     pub reactors: Option<u16>,
     /// Whether each reactor is pinned to a core.
     pub pin: Option<bool>,
+    /// Microseconds that a reactor looks before it sleeps, at most.
+    pub poll_max_us: Option<u32>,
     /// TCP address for metrics.
     pub metrics_listen: Option<SocketAddr>,
     /// How much to log.
@@ -129,6 +141,8 @@ pub struct Options {
     pub reactors: Option<u16>,
     /// Whether each reactor is pinned to a core.
     pub pin: bool,
+    /// Microseconds that a reactor looks before it sleeps, at most.
+    pub poll_max_us: Option<u32>,
     /// TCP address for metrics.
     pub metrics_listen: Option<SocketAddr>,
     /// Open a pool without a majority of its placement store.
@@ -150,6 +164,8 @@ pub struct Config {
     pub reactors: u16,
     /// Whether each reactor is pinned to a core.
     pub pin: bool,
+    /// Longest time that a reactor looks for something to do before it sleeps; zero: it sleeps at once.
+    pub poll_max: Duration,
     /// TCP address for metrics.
     pub metrics_listen: Option<SocketAddr>,
     /// Open a pool without a majority of its placement store.
@@ -168,6 +184,10 @@ impl Config {
         if reactors == 0 || usize::from(reactors) > REACTORS_MAX {
             return Err(ConfigError::Reactors(reactors));
         }
+        let poll_max_us = options.poll_max_us.or(file.poll_max_us).unwrap_or(POLL_MAX_US_DEFAULT);
+        if poll_max_us > POLL_MAX_US_LIMIT {
+            return Err(ConfigError::PollMax(poll_max_us));
+        }
         let disks = if options.disks.is_empty() { file.disks } else { options.disks };
         if disks.is_empty() {
             return Err(ConfigError::NoDisks);
@@ -180,6 +200,7 @@ impl Config {
             socket_dir: absolute(socket_dir)?,
             reactors,
             pin: options.pin || file.pin.unwrap_or(false),
+            poll_max: Duration::from_micros(poll_max_us.into()),
             metrics_listen: options.metrics_listen.or(file.metrics_listen),
             accept_stale: options.accept_stale,
             pool: options.pool.or(file.pool),
@@ -227,10 +248,10 @@ mod tests {
     fn a_full_file_is_read() {
         let file = parse(
             "disks = ['/dev/sda', '/dev/disk/by-id/nvme-*']\ncontrol = '/run/a.sock'\nsocket_dir = '/run/v'\n\
-             reactors = 4\npin = true\nmetrics_listen = '127.0.0.1:9464'\nlog_level = 'debug'\n",
+             reactors = 4\npin = true\npoll_max_us = 0\nmetrics_listen = '127.0.0.1:9464'\nlog_level = 'debug'\n",
         )
         .unwrap();
-        assert_eq!(file.reactors, Some(4));
+        assert_eq!((file.reactors, file.poll_max_us), (Some(4), Some(0)));
         assert_eq!(file.log_level, Some(LevelFilter::Debug));
     }
 
@@ -267,6 +288,17 @@ mod tests {
     fn a_daemon_without_disks_is_refused() {
         let refused = Config::new(ConfigFile::default(), Options::default(), Path::new("/s"));
         assert!(matches!(refused, Err(ConfigError::NoDisks)));
+    }
+
+    #[test]
+    fn polling_has_a_limit_and_can_be_switched_off() {
+        for (poll_max_us, fine) in [(Some(0), true), (None, true), (Some(1000), true), (Some(1001), false)] {
+            let options = Options { disks: vec!["/o".into()], poll_max_us, ..Options::default() };
+            let config = Config::new(ConfigFile::default(), options, Path::new("/s"));
+            assert_eq!(config.is_ok(), fine, "{poll_max_us:?}");
+            let us = u64::from(poll_max_us.unwrap_or(POLL_MAX_US_DEFAULT));
+            assert!(config.is_err() || config.is_ok_and(|config| config.poll_max == Duration::from_micros(us)));
+        }
     }
 
     #[test]

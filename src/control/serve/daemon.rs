@@ -120,7 +120,7 @@ impl Daemon {
         let server = Arc::new(start_server(&config, &handles, &owner)?);
         let problems = Arc::new(Problems::default());
         let workers = start_workers(&disks, table.pool.extent_size, &owner)?;
-        let reactors = inboxes.start(config.pin, &owner, &store)?;
+        let reactors = inboxes.start(config.pin, config.poll_max, &owner, &store)?;
         let mover = Mover::start(&owner, &handles)?;
         for disk in &disks {
             handles.tell_all(announcement(disk));

@@ -50,7 +50,7 @@ pub enum Event {
         /// As given to [`UringEngine::watch`].
         tag: EventTag,
     },
-    /// A signal has been delivered (or cannot be: then nobody listens).
+    /// A signal that can wait has been delivered (or cannot be: then nobody listens).
     Signalled {
         /// As given to [`UringEngine::signal`].
         tag: EventTag,
@@ -143,12 +143,19 @@ impl UringEngine {
         self.push(remove.user_data(user_data(KIND_IGNORED, 0)));
     }
 
-    /// Adds one to an eventfd with the next submission; [`Event::Signalled`] follows. `may_block`: the descriptor is in
-    /// blocking mode, so that a frontend could make the write wait; a worker thread does it.
-    pub fn signal(&mut self, fd: BorrowedFd<'_>, tag: EventTag, may_block: bool) {
-        let write = opcode::Write::new(types::Fd(fd.as_raw_fd()), (&raw const ONE).cast(), 8).build();
-        let flags = if may_block { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
-        self.push(write.flags(flags).user_data(user_data(KIND_SIGNAL, tag.0)));
+    /// Adds one to an eventfd with the next submission, at once: the descriptor is not in blocking mode. If that fails the eventfd
+    /// is full of signals that nobody has taken, or broken, or its owner has put it into blocking mode; nobody is told.
+    pub fn signal(&mut self, fd: BorrowedFd<'_>) {
+        // A completion would wake us from the very wait that submits the signal.
+        let write = signal_entry(fd, libc::RWF_NOWAIT).flags(squeue::Flags::SKIP_SUCCESS);
+        self.push(write.user_data(user_data(KIND_IGNORED, 0)));
+    }
+
+    /// The same for a descriptor in blocking mode, where a frontend could make the write wait: a worker thread does it, and
+    /// [`Event::Signalled`] follows.
+    pub fn signal_patiently(&mut self, fd: BorrowedFd<'_>, tag: EventTag) {
+        let write = signal_entry(fd, 0).flags(squeue::Flags::ASYNC);
+        self.push(write.user_data(user_data(KIND_SIGNAL, tag.0)));
     }
 
     /// Gives up a signal that has not been delivered: a frontend can keep its eventfd full for ever, and the kernel would keep
@@ -161,6 +168,18 @@ impl UringEngine {
     /// The next event.
     pub fn take_event(&mut self) -> Option<Event> {
         self.events.pop_front()
+    }
+
+    /// Whether there is something to take, without waiting. A system call is made only if the kernel says that it has something.
+    pub fn take_news(&mut self) -> bool {
+        let submission = self.ring.submission();
+        let deferred = submission.taskrun();
+        drop(submission);
+        if deferred {
+            self.enter(Wait::No);
+        }
+        self.reap();
+        !self.completions.is_empty() || !self.events.is_empty()
     }
 
     /// Operations submitted whose completion the kernel owes.
@@ -264,6 +283,10 @@ impl UringEngine {
             self.enter(Wait::No);
         }
     }
+}
+
+fn signal_entry(fd: BorrowedFd<'_>, flags: i32) -> squeue::Entry {
+    opcode::Write::new(types::Fd(fd.as_raw_fd()), (&raw const ONE).cast(), 8).rw_flags(flags).build()
 }
 
 fn user_data(kind: u64, name: u64) -> u64 {

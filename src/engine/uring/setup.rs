@@ -2,6 +2,7 @@
 
 use std::io;
 
+use io_uring::squeue::Flags;
 use io_uring::{IoUring, opcode, register};
 
 use crate::base::limits::{COMPLETION_ENTRIES, DISKS_MAX, IO_WORKERS_MAX, SUBMISSION_ENTRIES};
@@ -60,8 +61,8 @@ pub(super) fn create() -> Result<IoUring, SetupError> {
     Ok(ring)
 }
 
-/// Fixed files for disks, plain ones for eventfds; workers from the start where asked for.
-const FLAGS_ALLOWED: u8 = io_uring::squeue::Flags::FIXED_FILE.bits() | io_uring::squeue::Flags::ASYNC.bits();
+/// Fixed files for disks, plain ones for eventfds; workers from the start, and silence about success, where asked for.
+const FLAGS_ALLOWED: u8 = Flags::FIXED_FILE.bits() | Flags::ASYNC.bits() | Flags::SKIP_SUCCESS.bits();
 
 /// The ring with the best way of running completions that this kernel has: in our own `io_uring_enter` only (6.1), without
 /// interrupting us (5.19), or any time.

@@ -254,12 +254,21 @@ fn what_cannot_be_watched_is_told() {
 #[test]
 fn signals_reach_eventfds_of_both_modes() {
     let mut engine = UringEngine::new().unwrap();
-    for (flags, may_block) in [(libc::EFD_NONBLOCK, false), (0, true)] {
-        let call = eventfd(flags);
-        engine.signal(call.as_fd(), EventTag(5), may_block);
+    for may_block in [false, true] {
+        let call = eventfd(if may_block { 0 } else { libc::EFD_NONBLOCK });
+        if may_block {
+            engine.signal_patiently(call.as_fd(), EventTag(5));
+        } else {
+            engine.signal(call.as_fd());
+        }
         engine.flush();
-        engine.wait(Wait::AtMost(Duration::from_secs(5)));
-        assert_eq!(engine.take_event(), Some(Event::Signalled { tag: EventTag(5) }));
+        if may_block {
+            engine.wait(Wait::AtMost(Duration::from_secs(5)));
+            assert_eq!(engine.take_event(), Some(Event::Signalled { tag: EventTag(5) }));
+        } else {
+            engine.wait(Wait::No);
+            assert_eq!(engine.take_event(), None, "it would wake who waits for something else");
+        }
         let mut count = [0; 8];
         File::from(call).read_exact(&mut count).unwrap();
         assert_eq!(u64::from_ne_bytes(count), 1);
@@ -269,10 +278,14 @@ fn signals_reach_eventfds_of_both_modes() {
 #[test]
 fn a_frontend_that_fills_its_eventfd_does_not_block_us() {
     let mut engine = UringEngine::new().unwrap();
-    for (flags, may_block) in [(libc::EFD_NONBLOCK, false), (0, true), (0, false)] {
+    for (flags, patiently) in [(libc::EFD_NONBLOCK, false), (0, true), (0, false)] {
         let call = eventfd(flags);
         File::from(call.try_clone().unwrap()).write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
-        engine.signal(call.as_fd(), EventTag(5), may_block);
+        if patiently {
+            engine.signal_patiently(call.as_fd(), EventTag(5));
+        } else {
+            engine.signal(call.as_fd());
+        }
         engine.flush();
         // Whoever reads it lets the worker go, so that the test can end.
         engine.wait(Wait::AtMost(Duration::from_millis(10)));

@@ -62,12 +62,12 @@ struct Head {
     kind: RequestKind,
 }
 
-/// What [`Ring::pop`] left.
+/// What [`Ring::pop`] left. The guest is not to kick as long as [`Ring::arm`] has not asked it to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Popped {
-    /// Nothing: the guest will kick.
+    /// Nothing.
     All,
-    /// Maybe more: pop again, the guest will not kick.
+    /// Maybe more: pop again.
     More,
 }
 
@@ -96,6 +96,10 @@ pub(super) struct Ring {
     heads: Box<[Option<Head>]>,
     in_flight: u16,
     malformed: Option<Malformed>,
+    /// The guest has been asked to kick.
+    armed: bool,
+    /// There were chains when it was: a guest that takes them back would keep us awake.
+    announced: bool,
     /// [`guest_memory::losses`] when we looked last; `None`: not yet at this memory.
     losses: Option<u64>,
     /// Some of our memory is gone, and zeros are in its place: nothing read there may count.
@@ -132,6 +136,8 @@ impl Ring {
             heads: vec![None; usize::from(size)].into_boxed_slice(),
             in_flight: 0,
             malformed: None,
+            armed: true,
+            announced: false,
             losses: None,
             memory_lost: false,
         })
@@ -208,57 +214,63 @@ impl Ring {
         let memory = Arc::clone(&self.memory);
         let memory: &GuestMemoryMmap = &memory;
         let (mut budget, mut bytes) = (POP_BATCH, POP_BYTES);
-        let mut more_announced = false;
-        loop {
+        if std::mem::take(&mut self.armed) {
             self.queue.disable_notification(memory)?;
-            let before = budget;
-            while budget > 0 && bytes > 0 {
-                // The slot comes first: what there is no room for stays in the guest's ring.
-                let slot = if self.in_flight < self.size { pipeline.prepare() } else { None };
-                let chain = match self.next_chain(memory) {
-                    Ok(Some(chain)) => chain,
-                    none_or_fault => {
-                        slot.into_iter().for_each(|slot| pipeline.abandon(slot));
-                        none_or_fault?;
-                        break;
-                    }
-                };
-                // As many chains are in flight as there are descriptors.
-                let slot = slot.ok_or(RingFault::AvailableIndex)?;
-                budget -= 1;
-                let head = chain.head_index();
-                let mut descriptors = 0;
-                // After the chain was seen: whoever made it may have been told of more bytes just before.
-                self.limits.capacity = self.vhd.size();
-                let counted = chain.inspect(|_| descriptors += 1);
-                let parsed = parse(counted, memory, &self.limits, pipeline.request_mut(slot));
-                bytes = bytes.saturating_sub(descriptors * POP_STEP_BYTES);
-                if self.memory_is_lost() {
-                    pipeline.abandon(slot);
-                    return Err(RingFault::MemoryLost);
-                }
-                match parsed {
-                    Ok(parsed) => {
-                        bytes = bytes.saturating_sub(self.cost(pipeline.request_mut(slot)));
-                        self.start(pipeline, slot, head, parsed, token(head), now);
-                    }
-                    Err(rejected) => {
-                        pipeline.abandon(slot);
-                        self.reject(reactor, head, rejected.error, rejected.answer)?;
-                    }
-                }
-            }
-            if budget == 0 || bytes == 0 {
-                return Ok(Popped::More);
-            }
-            if !self.queue.enable_notification(memory)? {
-                return Ok(Popped::All);
-            }
-            if more_announced && budget == before {
-                return Err(RingFault::AvailableIndex);
-            }
-            more_announced = true;
         }
+        while budget > 0 && bytes > 0 {
+            // The slot comes first: what there is no room for stays in the guest's ring.
+            let slot = if self.in_flight < self.size { pipeline.prepare() } else { None };
+            let chain = match self.next_chain(memory) {
+                Ok(Some(chain)) => chain,
+                none_or_fault => {
+                    slot.into_iter().for_each(|slot| pipeline.abandon(slot));
+                    none_or_fault?;
+                    break;
+                }
+            };
+            // As many chains are in flight as there are descriptors.
+            let slot = slot.ok_or(RingFault::AvailableIndex)?;
+            budget -= 1;
+            let head = chain.head_index();
+            let mut descriptors = 0;
+            // After the chain was seen: whoever made it may have been told of more bytes just before.
+            self.limits.capacity = self.vhd.size();
+            let counted = chain.inspect(|_| descriptors += 1);
+            let parsed = parse(counted, memory, &self.limits, pipeline.request_mut(slot));
+            bytes = bytes.saturating_sub(descriptors * POP_STEP_BYTES);
+            if self.memory_is_lost() {
+                pipeline.abandon(slot);
+                return Err(RingFault::MemoryLost);
+            }
+            match parsed {
+                Ok(parsed) => {
+                    bytes = bytes.saturating_sub(self.cost(pipeline.request_mut(slot)));
+                    self.start(pipeline, slot, head, parsed, token(head), now);
+                }
+                Err(rejected) => {
+                    pipeline.abandon(slot);
+                    self.reject(reactor, head, rejected.error, rejected.answer)?;
+                }
+            }
+        }
+        if std::mem::take(&mut self.announced) && budget == POP_BATCH {
+            return Err(RingFault::AvailableIndex);
+        }
+        Ok(if budget == 0 || bytes == 0 { Popped::More } else { Popped::All })
+    }
+
+    /// Whether the guest has made chains available since the last pop. One load; what it says may be nonsense.
+    pub fn has_available(&self) -> bool {
+        let index = self.queue.avail_idx(&*self.memory, Ordering::Acquire);
+        index.is_ok_and(|index| index.0 != self.queue.next_avail())
+    }
+
+    /// Asks the guest to kick when it makes chains available. True if there are some already: pop them.
+    pub fn arm(&mut self) -> Result<bool, RingFault> {
+        self.armed = true;
+        let more = self.queue.enable_notification(&*self.memory).map_err(RingFault::from);
+        self.announced = self.unless_lost(more)?;
+        Ok(self.announced)
     }
 
     /// What a request counts among [`POP_BYTES`].

@@ -104,7 +104,17 @@ impl Bench {
         Bench { guest, ring, pipeline, disk }
     }
 
+    /// Pops as a reactor does that sleeps when there is nothing left.
     fn pop(&mut self) -> Result<Popped, RingFault> {
+        loop {
+            let popped = self.pop_once()?;
+            if popped == Popped::More || !self.ring.arm()? {
+                return Ok(popped);
+            }
+        }
+    }
+
+    fn pop_once(&mut self) -> Result<Popped, RingFault> {
         self.ring.pop(&mut self.pipeline, REACTOR, |head| Token(u64::from(head)), NOW)
     }
 
@@ -364,4 +374,28 @@ fn memory_that_requests_in_flight_point_into_stays_mapped() {
     assert!(watch.upgrade().is_none(), "let go once nothing is in flight");
     let nowhere = GuestMemoryMmap::from_ranges(&[(GuestAddress(1 << 40), 4096)]).unwrap();
     assert!(matches!(bench.ring.set_memory(Arc::new(nowhere)), Err(RingFault::Address { .. })));
+}
+
+/// While a ring is looked at its guest need not kick; before that ends the guest is asked to, and what it made available just
+/// before is seen.
+#[test]
+fn a_guest_kicks_only_once_the_ring_is_armed() {
+    for event_idx in [false, true] {
+        let mut bench = Bench::new(8, event_idx, 0);
+        assert_eq!(bench.pop().unwrap(), Popped::All);
+        bench.guest.submit(0, READ, 0, 512, 0);
+        assert!(bench.guest.needs_kick(), "armed");
+        assert!(bench.ring.has_available());
+        assert_eq!(bench.pop_once().unwrap(), Popped::All);
+        assert!(!bench.ring.has_available());
+        bench.guest.submit(1, READ, 0, 512, 0);
+        assert!(!bench.guest.needs_kick() && bench.ring.has_available(), "it is looked at");
+        assert!(bench.ring.arm().unwrap(), "it came before the guest was asked to kick");
+        assert_eq!(bench.pop_once().unwrap(), Popped::All);
+        assert!(!bench.ring.arm().unwrap());
+        bench.guest.submit(2, READ, 0, 512, 0);
+        assert!(bench.guest.needs_kick());
+        assert_eq!(bench.pop().unwrap(), Popped::All);
+        bench.finish_all();
+    }
 }

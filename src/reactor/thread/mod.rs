@@ -2,8 +2,11 @@
 //!
 //! Each turn takes messages and events, pops from the rings that were kicked, lets the pipeline go on, gives back what is
 //! done, and ends in the one system call that submits the batch and waits for the next.
+//!
+//! * `rings`: the rings and what they wait for. `poll`: when to keep looking instead of sleeping.
 
 mod gate;
+mod poll;
 mod rings;
 mod signal;
 
@@ -21,6 +24,7 @@ use crate::base::ids::{DiskId, ReactorId};
 use crate::base::limits::{MESSAGES_PER_TURN, TICK_MILLIS};
 use crate::engine::uring::{Event, EventTag, SetupError, UringEngine, Wait};
 use crate::shared::DiskState;
+use poll::{For, Polling};
 use rings::{Rings, UringPipeline};
 
 /// The inbox's own event.
@@ -39,6 +43,8 @@ pub struct ReactorConfig {
     pub id: ReactorId,
     /// The CPU to run on; `None` leaves it to the kernel.
     pub cpu: Option<usize>,
+    /// Longest time that it keeps looking for requests and completions before it sleeps; zero: it always sleeps at once.
+    pub poll_max: Duration,
 }
 
 /// Why a reactor did not start.
@@ -73,7 +79,7 @@ where
     let body = move || match prepare(config) {
         Ok(engine) => {
             let _ = started.send(Ok(()));
-            Reactor::new(config.id, inbox, engine, outbox).run();
+            Reactor::new(config, inbox, engine, outbox).run();
         }
         Err(error) => {
             let _ = started.send(Err(error));
@@ -115,10 +121,12 @@ struct Reactor<O: Outbox> {
     leaving: bool,
     /// When the pipeline last looked at what waits for a disk.
     ticked: Nanos,
+    polling: Polling,
 }
 
 impl<O: Outbox> Reactor<O> {
-    fn new(id: ReactorId, inbox: Inbox, mut engine: UringEngine, outbox: O) -> Reactor<O> {
+    fn new(config: ReactorConfig, inbox: Inbox, mut engine: UringEngine, outbox: O) -> Reactor<O> {
+        let id = config.id;
         engine.watch(inbox.wake_fd(), INBOX);
         Reactor {
             inbox,
@@ -126,6 +134,7 @@ impl<O: Outbox> Reactor<O> {
             pipeline: Pipeline::new(id, engine, outbox),
             leaving: false,
             ticked: Nanos(0),
+            polling: Polling::new(u64::try_from(config.poll_max.as_nanos()).unwrap_or(u64::MAX)),
         }
     }
 
@@ -134,6 +143,7 @@ impl<O: Outbox> Reactor<O> {
             let now = clock::now();
             let messages_left = self.take_messages(now);
             self.take_events(now);
+            self.rings.queue_available();
             if self.rings.has_polled() {
                 self.rings.queue_polled();
             }
@@ -148,14 +158,44 @@ impl<O: Outbox> Reactor<O> {
                 self.pipeline.engine.flush();
                 return;
             }
-            self.wait(messages_left);
+            self.wait(messages_left, now);
         }
     }
 
     /// Submits the batch, and blocks if nothing is left to do.
-    fn wait(&mut self, messages_left: bool) {
+    fn wait(&mut self, messages_left: bool, now: Nanos) {
         let busy = messages_left || self.rings.has_ready() || self.pipeline.has_ready();
-        let wait = if busy || !self.inbox.prepare_to_sleep() {
+        if busy {
+            return self.pipeline.engine.wait(Wait::No);
+        }
+        let what = if self.pipeline.engine.in_flight() > 0 { For::Disks } else { For::Guests };
+        if self.look(what) {
+            return;
+        }
+        let begun = clock::now();
+        self.sleep(now);
+        self.polling.slept(what, clock::now().since(begun));
+    }
+
+    /// Looks for something to do for a while, if that mostly comes to something. Whether it has.
+    fn look(&mut self, what: For) -> bool {
+        let begun = clock::now();
+        let Some(limit_ns) = self.polling.look(what, begun) else { return false };
+        self.pipeline.engine.wait(Wait::No);
+        loop {
+            let came = self.pipeline.engine.take_news() || self.rings.sees_available() || !self.inbox.is_empty();
+            let spent_ns = clock::now().since(begun);
+            if came || spent_ns >= limit_ns {
+                self.polling.looked(what, spent_ns, came);
+                return came;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Submits what is queued and sleeps until there is something to do.
+    fn sleep(&mut self, now: Nanos) {
+        let wait = if self.rings.arm(&mut self.pipeline.engine, now) || !self.inbox.prepare_to_sleep() {
             Wait::No
         } else if self.rings.has_polled() {
             Wait::AtMost(POLL_INTERVAL)

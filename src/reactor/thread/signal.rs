@@ -1,4 +1,4 @@
-//! Interrupting guests: at most one write to a call eventfd under way, and none forgotten.
+//! Interrupting guests: of a call eventfd that can make us wait, at most one write under way, and none forgotten.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -22,12 +22,15 @@ impl CallFd {
 
     /// Interrupts the guest with the next submission.
     pub fn signal(&mut self, engine: &mut UringEngine) {
+        if !self.may_block {
+            return engine.signal(self.fd.as_fd());
+        }
         if self.under_way {
             self.again = true;
             return;
         }
         self.under_way = true;
-        engine.signal(self.fd.as_fd(), self.tag, self.may_block);
+        engine.signal_patiently(self.fd.as_fd(), self.tag);
     }
 
     /// Lets go of the descriptor. A signal under way is still delivered, unless the eventfd is full of those before it.

@@ -80,6 +80,7 @@ impl Rings {
             error: config.error.filter(|error| is_eventfd(error.as_fd())),
             queued: false,
             unpublished: false,
+            hot: false,
             stop: None,
             switching: Vec::new(),
             flushing: false,
@@ -87,6 +88,7 @@ impl Rings {
         // Room for every ring at once, so that serving them allocates nothing.
         self.ready.reserve(self.places.len());
         self.unpublished.reserve(self.places.len());
+        self.hot.reserve(self.places.len());
         self.set_call(config.key, config.call, &mut pipeline.engine, now);
         self.set_kick(config.key, config.kick, &mut pipeline.engine, now);
     }
@@ -164,6 +166,9 @@ impl Rings {
         self.by_key.remove(&served.key);
         if served.queued {
             self.ready.retain(|&queued| queued != place);
+        }
+        if served.hot {
+            self.hot.retain(|&hot| hot != place);
         }
         self.free.push(place);
         pipeline.unreserve(served.ring.slots());

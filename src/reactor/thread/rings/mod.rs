@@ -26,6 +26,8 @@ const FLUSH: u64 = 1 << 16;
 const TOKEN_PLACE_SHIFT: u32 = 17;
 /// Bits of an event tag: the place of the ring, then a number that makes tags of earlier descriptors meet nobody.
 const TAG_PLACE_BITS: u32 = 24;
+/// Rings that are looked at without end while the reactor polls; with more of them it does not.
+const HOT_POLLED_MAX: usize = 16;
 /// An event that nobody waits for.
 const NOBODY: EventTag = EventTag((1 << 56) - 1);
 
@@ -47,6 +49,8 @@ struct Served {
     queued: bool,
     /// In the list of rings with something to publish.
     unpublished: bool,
+    /// In the list of rings whose guest does not kick.
+    hot: bool,
     stop: Option<Sender<RingStopped>>,
     /// Who waits for the switch to writethrough: no popping until it is done.
     switching: Vec<Sender<bool>>,
@@ -56,6 +60,10 @@ struct Served {
 impl Served {
     fn is_polled(&self) -> bool {
         self.kick.is_none() && matches!(self.mode, Mode::Running)
+    }
+
+    fn pops(&self) -> bool {
+        matches!(self.mode, Mode::Running) && self.switching.is_empty()
     }
 }
 
@@ -69,6 +77,8 @@ pub(super) struct Rings {
     ready: VecDeque<u32>,
     /// Rings with something to publish.
     unpublished: Vec<u32>,
+    /// Rings popped from since we slept last: their guests do not kick, so they are looked at.
+    hot: Vec<u32>,
     next_tag: u64,
     /// Rings that pop and have no kick eventfd.
     polled: usize,
@@ -86,6 +96,7 @@ impl Rings {
             by_key: HashMap::new(),
             ready: VecDeque::new(),
             unpublished: Vec::new(),
+            hot: Vec::new(),
             next_tag: 0,
             polled: 0,
             leaving: false,
@@ -143,6 +154,43 @@ impl Rings {
         }
     }
 
+    /// Whether the guest of a ring that was popped from lately has made chains available. False if there are so many of those
+    /// rings that looking at all of them would take long.
+    pub fn sees_available(&self) -> bool {
+        self.hot.len() <= HOT_POLLED_MAX && self.hot.iter().any(|&place| self.has_available(place))
+    }
+
+    fn has_available(&self, place: u32) -> bool {
+        self.places[place as usize].as_ref().is_some_and(|served| served.pops() && served.ring.has_available())
+    }
+
+    /// Queues the rings popped from lately whose guests have made chains available.
+    pub fn queue_available(&mut self) {
+        for at in 0..self.hot.len() {
+            let place = self.hot[at];
+            if self.has_available(place) {
+                self.queue(place);
+            }
+        }
+    }
+
+    /// Asks the guests that do not kick to do so, before the reactor sleeps. True if one of them has made chains available.
+    pub fn arm(&mut self, engine: &mut UringEngine, now: Nanos) -> bool {
+        while let Some(place) = self.hot.pop() {
+            let Some(served) = &mut self.places[place as usize] else { continue };
+            served.hot = false;
+            if !served.pops() || served.is_polled() {
+                continue;
+            }
+            match served.ring.arm() {
+                Ok(false) => {}
+                Ok(true) => self.queue(place),
+                Err(fault) => self.break_ring(place, &fault, engine, now),
+            }
+        }
+        self.has_ready()
+    }
+
     /// Pops from every ring that is ready, once.
     pub fn pop_ready<O: Outbox>(&mut self, pipeline: &mut UringPipeline<O>, now: Nanos) {
         for _ in 0..self.ready.len() {
@@ -150,8 +198,11 @@ impl Rings {
             let reactor = self.reactor;
             let Some(served) = &mut self.places[place as usize] else { continue };
             served.queued = false;
-            if matches!(served.mode, Mode::Ended) || !served.switching.is_empty() {
+            if !served.pops() {
                 continue;
+            }
+            if !std::mem::replace(&mut served.hot, true) {
+                self.hot.push(place);
             }
             let token = |head| Token(u64::from(place) << TOKEN_PLACE_SHIFT | u64::from(head));
             let result = served.ring.pop(pipeline, reactor, token, now);
@@ -293,5 +344,9 @@ fn signal_error(error: &OwnedFd, engine: &mut UringEngine) {
     if is_full(error.as_fd()) {
         return;
     }
-    engine.signal(error.as_fd(), NOBODY, may_block(error.as_fd()));
+    if may_block(error.as_fd()) {
+        engine.signal_patiently(error.as_fd(), NOBODY);
+    } else {
+        engine.signal(error.as_fd());
+    }
 }
