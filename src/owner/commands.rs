@@ -113,8 +113,12 @@ impl Owner {
                 Ok(Step::Joined) => {}
                 Ok(Step::Commit { rows, action }) => {
                     let edit = self.next_edit();
+                    let deleted = if let Action::Delete { vhd } = action { Some(vhd) } else { None };
                     self.current = Some(Current { command, edit, action });
                     out.edit(edit, rows);
+                    if let Some(vhd) = deleted {
+                        self.leave_jobs(vhd, out);
+                    }
                 }
                 Err(error) => out.reply(command, Err(error)),
             }
@@ -157,7 +161,6 @@ impl Owner {
         // No part of it may be written after its deletion.
         let deleted = CommandError::Deleted { vhd: vhd.record.name.clone() };
         self.stop_fill(id, &deleted, out);
-        self.leave_jobs(id, out);
         Ok(Step::Commit { rows: vec![StoreEdit::DeleteVhd(id)], action: Action::Delete { vhd: id } })
     }
 

@@ -230,7 +230,8 @@ impl Owner {
         }
     }
 
-    /// The VHD is about to be deleted.
+    /// The deletion of the VHD has just been handed to the committer. Not before: a power cut in between would leave the VHD
+    /// where it was, and no job that is about it.
     pub(in crate::owner) fn leave_jobs(&mut self, vhd: VhdId, out: &mut impl OwnerOutbox) {
         let Some(job) = self.jobs.about(vhd) else { return };
         let id = job.record.id;

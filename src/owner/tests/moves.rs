@@ -344,6 +344,19 @@ fn a_deleted_vhd_takes_its_moves_along() {
     }
 }
 
+/// A power cut in between would bring back a VHD that is not where it should be, with no job that is about it.
+#[test]
+fn a_job_does_without_a_vhd_not_before_its_deletion() {
+    for stage in STAGES {
+        let mut moving = Moving::at(3, stage);
+        moving.world.command(Command::DeleteVhd { vhd: "vm".to_owned(), force: true });
+        let mut rows = moving.world.mail.edits.iter().flat_map(|(_, rows)| rows);
+        let is_end = |row: &&StoreEdit| matches!(row, StoreEdit::DeleteVhd(_) | StoreEdit::PutJob(_));
+        assert!(matches!(rows.find(is_end), Some(StoreEdit::DeleteVhd(_))), "{stage:?}");
+        assert!(matches!(rows.find(is_end), Some(StoreEdit::PutJob(job)) if job.vhds.is_empty()), "{stage:?}");
+    }
+}
+
 #[test]
 fn a_cancelled_job_leaves_each_extent_where_it_is() {
     for stage in STAGES {
