@@ -15,12 +15,18 @@ mod faults;
 mod growth;
 #[path = "crash/guest.rs"]
 mod guest;
+#[path = "crash/losses.rs"]
+mod losses;
 #[path = "crash/moves.rs"]
 mod moves;
 #[path = "crash/oracle.rs"]
 mod oracle;
+#[path = "crash/orders.rs"]
+mod orders;
 #[path = "crash/post.rs"]
 mod post;
+#[path = "crash/replace.rs"]
+mod replace;
 #[path = "crash/resume.rs"]
 mod resume;
 #[path = "crash/shrink.rs"]
@@ -33,6 +39,7 @@ mod verify;
 mod world;
 
 use resume::{Resumed, go_on};
+use spanblk::base::ids::DiskSet;
 use spanblk::disk::sim::SimDisk;
 use verify::check_cut;
 use world::{Besides, Scenario, World};
@@ -129,6 +136,7 @@ fn scenario(seed: u64, members: usize, mutation: Option<Mutation>) -> Scenario {
         moving: false,
         replicated: false,
         besides: Besides::Nothing,
+        dead: DiskSet::default(),
         mutation,
     }
 }

@@ -26,12 +26,16 @@ impl World {
         if self.guests.len() + self.creating.len() >= 3 {
             return;
         }
-        let id = CommandId(self.next);
-        self.next += 1;
         let layout = match self.rng.below(3) {
             0 => LayoutRequest::Isolated { disk: None },
             _ => LayoutRequest::Spanned { disks: None, width: None },
         };
+        self.create_with(layout);
+    }
+
+    pub fn create_with(&mut self, layout: LayoutRequest) {
+        let id = CommandId(self.next);
+        self.next += 1;
         let replicas = self.replicas_for(&layout, id);
         let create = CreateVhd {
             name: format!("vhd{}", id.0),
@@ -74,6 +78,9 @@ impl World {
     }
 
     pub fn replied(&mut self, id: CommandId, result: Result<Reply, CommandError>) -> Result<(), String> {
+        if self.administrator.as_mut().is_some_and(|administrator| administrator.hears(id, &result)) {
+            return Ok(());
+        }
         let at = self.tick();
         if self.resized(id, &result, at) {
             return Ok(());
@@ -86,7 +93,7 @@ impl World {
             let ignored = self.scenario.mutation == Some(Mutation::IgnoreWritethrough);
             let writethrough = self.rng.chance(1, 3);
             let mut guest = Guest::new(state, writethrough, ignored);
-            guest.has_room = self.scenario.besides == Besides::Faults;
+            guest.has_room = matches!(self.scenario.besides, Besides::Faults | Besides::Emptying);
             self.guests.push(guest);
             self.told.insert(
                 number,

@@ -26,7 +26,8 @@ pub struct Trouble {
 
 impl std::fmt::Debug for Trouble {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "now {:?}, before {:?}, {:?} failed", self.now, self.strikes, self.failed().collect::<Vec<_>>())
+        let failed: DiskSet = self.failed().map(|disk| disk.id).collect();
+        write!(f, "now {:?}, before {:?}, {failed:?} failed", self.now, self.strikes)
     }
 }
 

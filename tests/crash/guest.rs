@@ -27,6 +27,11 @@ struct Flight {
     steps: Vec<(u64, StepId)>,
     /// Where the extents that it touches were when it began.
     disks: DiskSet,
+    /// The disks that were dead then, and whether all that it touches was somewhere else, too.
+    dead: DiskSet,
+    is_readable: bool,
+    /// Whether a FLUSH could not succeed then.
+    is_kept: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +57,10 @@ pub struct Guest {
     pub detaching: bool,
     /// Whether there is room for all that it can write.
     pub has_room: bool,
+    /// Disks that do nothing any more.
+    pub dead: DiskSet,
+    /// Whether one of them has something of it that is not synced.
+    pub is_kept: bool,
     flights: Vec<Flight>,
     next_write: u64,
 }
@@ -70,9 +79,16 @@ impl Guest {
             attached: true,
             detaching: false,
             has_room: false,
+            dead: DiskSet::default(),
+            is_kept: false,
             flights: Vec::new(),
             next_write: 1,
         }
+    }
+
+    /// A guest that goes on with what it finds. `first_write`: the number of its first write, above those of all before it.
+    pub fn finding(state: Arc<VhdState>, writethrough: bool, history: History, first_write: u64) -> Guest {
+        Guest { history, next_write: first_write, ..Guest::new(state, writethrough, false) }
     }
 
     fn id(&self) -> u32 {
@@ -195,7 +211,7 @@ impl Guest {
         self.note(token, Kind::Clear, at, sectors, AlignedBuf::zeroed(1), steps);
     }
 
-    fn flush(&mut self, pipeline: &mut TestPipeline, token: Token, at: usize) {
+    pub fn flush(&mut self, pipeline: &mut TestPipeline, token: Token, at: usize) {
         self.start(pipeline, token, RequestKind::Flush, None, None);
         self.note(token, Kind::Flush, at, 0..0, AlignedBuf::zeroed(1), Vec::new());
     }
@@ -209,8 +225,9 @@ impl Guest {
         memory: AlignedBuf,
         steps: Vec<(u64, StepId)>,
     ) {
-        let disks = self.disks_of(&sectors);
-        self.flights.push(Flight { token, kind, begun, sectors, memory, steps, disks });
+        let (disks, is_readable) = (self.disks_of(&sectors), self.is_readable(&sectors));
+        let (dead, is_kept) = (self.dead, self.is_kept);
+        self.flights.push(Flight { token, kind, begun, sectors, memory, steps, disks, dead, is_readable, is_kept });
     }
 
     fn start(
@@ -278,18 +295,36 @@ impl Guest {
             Kind::Clear | Kind::Flush => (OpKind::Write, false),
         };
         let disks = DiskSet(flight.disks.0 | self.disks_of(&flight.sectors).0);
+        let one_died = flight.dead != self.dead;
+        let is_readable = flight.is_readable && self.is_readable(&flight.sectors);
+        if flight.kind == Kind::Read && !self.dead.is_empty() && !one_died && is_readable {
+            return self.leaving;
+        }
+        let is_kept = flight.is_kept || one_died || trouble.keeps_from_flushing(&self.state);
         self.leaving
             || want_of_room
             || trouble.struck(disks, kind, flight.begun)
-            || (self.writethrough || flight.kind == Kind::Flush) && trouble.keeps_from_flushing(&self.state)
+            || (self.writethrough || flight.kind == Kind::Flush) && is_kept
+    }
+
+    /// Whether all of it is absent, or has a replica on a disk that is not dead.
+    fn is_readable(&self, sectors: &std::ops::Range<u64>) -> bool {
+        self.extents_of(sectors).all(|extent| {
+            let replicas = self.state.map.lookup(extent).replicas.settled();
+            replicas.is_absent() || replicas.iter().any(|replica| !self.dead.contains(replica.disk))
+        })
+    }
+
+    fn extents_of(&self, sectors: &std::ops::Range<u64>) -> impl Iterator<Item = ExtentIndex> + use<> {
+        let per_extent = self.state.settings.geometry.extent_size() / SECTOR as u64;
+        let extents = sectors.start / per_extent..sectors.end.div_ceil(per_extent);
+        extents.map(|extent| ExtentIndex(u32::try_from(extent).expect("few extents")))
     }
 
     /// Where extents are, those of a move that is not over not counted.
     fn disks_of(&self, sectors: &std::ops::Range<u64>) -> DiskSet {
         let mut disks = DiskSet::default();
-        let per_extent = self.state.settings.geometry.extent_size() / SECTOR as u64;
-        for extent in sectors.start / per_extent..sectors.end.div_ceil(per_extent) {
-            let extent = ExtentIndex(u32::try_from(extent).expect("few extents"));
+        for extent in self.extents_of(sectors) {
             self.state.map.lookup(extent).replicas.settled().iter().for_each(|replica| disks.insert(replica.disk));
         }
         disks

@@ -35,6 +35,17 @@ struct Step {
     writethrough: bool,
 }
 
+impl Step {
+    /// Whether a power cut at event `cut` may not take it away. `flush`: see [`History::last_flush`].
+    fn is_durable(&self, flush: Option<usize>, cut: usize) -> bool {
+        match self.done {
+            Some(done) if self.writethrough && done <= cut => true,
+            Some(done) => flush.is_some_and(|begun| done <= begun),
+            None => false,
+        }
+    }
+}
+
 /// A FLUSH that succeeded.
 #[derive(Clone, Copy, Debug)]
 struct Flush {
@@ -76,6 +87,23 @@ impl History {
         self.flushes.push(Flush { begun, done: at });
     }
 
+    /// A sector was found like this at the beginning; replicas that were cut off from each other may differ.
+    pub fn found(&mut self, sector: u64, contents: Vec<Content>) {
+        let step = Step { contents, begun: 0, done: Some(0), over: true, writethrough: true };
+        self.sectors.insert(sector, vec![step]);
+    }
+
+    /// What was written to the sector was given up with the disk that had it.
+    pub fn lose(&mut self, sector: u64, at: usize) {
+        let step = self.begin(sector, Content::Zeros, at, false);
+        self.done(sector, step, at);
+    }
+
+    /// The FLUSHes that succeeded.
+    pub fn flushes(&self) -> usize {
+        self.flushes.len()
+    }
+
     /// The VHD shrinks, so that sectors from `first` on are gone, and new ones if it grows again. Nobody uses it meanwhile.
     pub fn begin_shrink(&mut self, first: u64, at: usize) {
         for steps in self.sectors.range_mut(first..).map(|(_, steps)| steps) {
@@ -107,17 +135,24 @@ impl History {
 
     /// Checks what was found in a sector after a power cut at event `cut`. `shrinks`: see `Sizes::shrinks_around`.
     pub fn check_cut(&self, sector: u64, found: Content, cut: usize, shrinks: &Range<usize>) -> Result<(), String> {
-        let steps = self.steps(sector);
-        let flush = self.flushes.iter().filter(|f| f.done <= cut).map(|f| f.begun).max();
-        let is_durable = |step: &Step| match step.done {
-            _ if step.begun == shrinks.start => true,
-            Some(done) if step.writethrough && done <= cut => true,
-            Some(done) => flush.is_some_and(|begun| done <= begun),
-            None => false,
-        };
+        let (steps, flush) = (self.steps(sector), self.last_flush(cut));
+        let is_durable = |step: &Step| step.begun == shrinks.start || step.is_durable(flush, cut);
         // As if nothing had been asked for from a shrink on that is not in the table.
         let until = cut.min(shrinks.end.saturating_sub(1));
         check(sector, found, steps, steps.iter().rposition(is_durable), until, "power cut")
+    }
+
+    /// Whether a power cut at event `cut` may not take away everything that was written to the sectors since the beginning.
+    pub fn has_news(&self, mut sectors: Range<u64>, cut: usize) -> bool {
+        let flush = self.last_flush(cut);
+        let is_data = |step: &Step| step.contents.iter().all(|content| *content != Content::Zeros);
+        let is_new = |step: &Step| step.begun > 0 && is_data(step) && step.is_durable(flush, cut);
+        sectors.any(|sector| self.steps(sector).iter().any(is_new))
+    }
+
+    /// When the last FLUSH began that was told before event `cut`.
+    fn last_flush(&self, cut: usize) -> Option<usize> {
+        self.flushes.iter().filter(|f| f.done <= cut).map(|f| f.begun).max()
     }
 
     fn steps(&self, sector: u64) -> &[Step] {
@@ -161,7 +196,7 @@ pub fn stamp(vhd: u32, sector: u64, number: u64) -> [u8; SECTOR] {
 
 /// Reads a sector back. An error if the bytes were never written there.
 pub fn identify(vhd: u32, sector: u64, bytes: &[u8]) -> Result<Content, String> {
-    if bytes.iter().all(|&b| b == 0) {
+    if bytes == [0; SECTOR] {
         return Ok(Content::Zeros);
     }
     let number = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));

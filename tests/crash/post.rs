@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use spanblk::base::ids::{DiskId, ReactorId, VhdId};
 use spanblk::mover::messages::{MoverMessage, MoverOutbox, MoverReport};
-use spanblk::owner::command::{CommandError, CommandId, Reply};
+use spanblk::owner::command::{CommandError, CommandId, LostData, Reply};
 use spanblk::owner::outbox::{Event, OwnerOutbox, SlotRun};
 use spanblk::placement::job::JobState;
 use spanblk::placement::record::VhdRecord;
@@ -41,6 +41,8 @@ pub struct Queues {
     pub closed: Vec<VhdId>,
     /// Jobs that an error has stopped.
     pub stopped: usize,
+    /// VHDs, and what was given up of them.
+    pub lost: Vec<(String, LostData)>,
 }
 
 /// Where everybody's messages go.
@@ -177,8 +179,10 @@ impl OwnerOutbox for Post {
     }
 
     fn event(&mut self, event: Event) {
-        if let Event::Job { state: JobState::Stopped, .. } = event {
-            self.queues.borrow_mut().stopped += 1;
+        match event {
+            Event::Job { state: JobState::Stopped, .. } => self.queues.borrow_mut().stopped += 1,
+            Event::DataLost { vhd, lost, .. } => self.queues.borrow_mut().lost.push((vhd, lost)),
+            _ => {}
         }
     }
 }

@@ -83,7 +83,7 @@ fn contents(found: &Recovered, images: &[SimDisk]) -> Result<Contents, String> {
 
 impl World {
     /// A daemon that has found this on the disks.
-    fn opened(scenario: Scenario, disks: Vec<SimDisk>, found: Recovered) -> Result<World, String> {
+    pub fn opened(scenario: Scenario, disks: Vec<SimDisk>, found: Recovered) -> Result<World, String> {
         let (pool, jobs) = (found.pool().clone(), found.jobs().to_vec());
         let vhds = found.vhds.clone();
         let store = found.serve()?;
@@ -91,7 +91,7 @@ impl World {
     }
 
     /// Asks what is answered at once.
-    fn ask_owner(&mut self, command: Command) -> Reply {
+    pub fn ask_owner(&mut self, command: Command) -> Reply {
         let id = self.command(command);
         match self.post.queues.borrow_mut().replies.pop_back() {
             Some((answered, Ok(reply))) if answered == id => reply,

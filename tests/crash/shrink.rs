@@ -3,7 +3,6 @@
 use spanblk::owner::command::{Command, CommandId, ResizeVhd};
 
 use super::growth::EXTENTS_MAX;
-use super::guest::Guest;
 use super::oracle::SECTOR;
 use super::world::{EXTENT, World};
 
@@ -53,12 +52,8 @@ impl World {
 
     /// The answer to a shrink: when it was told done, if it was not refused.
     pub fn shrink_answered(&mut self, number: u32, asked_at: usize, done: Option<usize>) {
-        let guest = self.guests.iter_mut().find(|guest: &&mut Guest| guest.state.id().0 == number);
-        let history = match guest {
-            Some(guest) => &mut guest.history,
-            // Of a VHD that is about to be deleted.
-            None => self.histories.get_mut(&number).expect("every VHD has had a guest"),
-        };
+        // The VHD may be about to be deleted.
+        let history = self.history_of(number).expect("every VHD has had a guest");
         history.end_shrink(asked_at, done);
     }
 }

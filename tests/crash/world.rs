@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use spanblk::base::clock::Nanos;
-use spanblk::base::ids::{DiskId, ReactorId};
+use spanblk::base::ids::{DiskId, DiskSet, ReactorId};
 use spanblk::base::rng::Rng;
 use spanblk::base::units::Geometry;
 use spanblk::disk::sim::{Fault, FaultKind, OpKind, SimDisk, SimTrace};
@@ -25,8 +25,10 @@ use super::Mutation;
 use super::faults::Trouble;
 use super::growth::Sizes;
 use super::guest::Guest;
+use super::losses::{Losses, close, die};
 use super::moves::mover;
 use super::oracle::History;
+use super::orders::Administrator;
 use super::post::{Post, ToCommitter};
 use super::store::Store;
 
@@ -52,6 +54,8 @@ pub struct Scenario {
     /// Whether VHDs have replicas.
     pub replicated: bool,
     pub besides: Besides,
+    /// Disks that are dead from the beginning.
+    pub dead: DiskSet,
     pub mutation: Option<Mutation>,
 }
 
@@ -63,6 +67,8 @@ pub enum Besides {
     Shrinking,
     /// Disks give errors.
     Faults,
+    /// Disks are emptied and leave the pool.
+    Emptying,
 }
 
 /// An existing VHD as the outside world was told of it.
@@ -103,6 +109,8 @@ pub struct World {
     pub growths: usize,
     pub shrinks: usize,
     pub trouble: Trouble,
+    pub losses: Losses,
+    pub administrator: Option<Administrator>,
 }
 
 pub fn geometry() -> Geometry {
@@ -156,6 +164,7 @@ impl World {
         jobs: Vec<JobRecord>,
     ) -> Result<World, OpenError> {
         let states = disk_states(scenario.disks, scenario.slots);
+        scenario.dead.iter().for_each(|dead| die(&states[dead.index()], &disks[dead.index()]));
         let post = Post::new(usize::from(scenario.reactors), scenario.mutation);
         post.queues.borrow_mut().opened.extend(vhds.iter().map(|(_, state)| Arc::clone(state)));
         let pipelines = (0..scenario.reactors).map(|i| pipeline(ReactorId(i), &disks, &states, &post)).collect();
@@ -188,6 +197,8 @@ impl World {
             growths: 0,
             shrinks: 0,
             trouble,
+            losses: Losses::default(),
+            administrator: None,
         };
         let mut post = world.post.clone();
         world.owner.start(&mut post);
@@ -274,7 +285,7 @@ impl World {
         }
     }
 
-    fn ask(&mut self) {
+    pub fn ask(&mut self) {
         if self.guests.is_empty() {
             return;
         }
@@ -287,11 +298,12 @@ impl World {
             let state = &self.guests[guest].state;
             self.states.iter().for_each(|disk| state.excuse_copies(disk.id, SyncNumber(u64::MAX)));
         }
+        self.guests[guest].is_kept = self.trouble.keeps_from_flushing(&self.guests[guest].state);
         self.guests[guest].begin(&mut self.pipelines[reactor], token, &mut self.rng, at);
     }
 
     /// Delivers answers to commands and to requests.
-    fn reap(&mut self) -> Result<(), String> {
+    pub fn reap(&mut self) -> Result<(), String> {
         loop {
             let reply = self.post.queues.borrow_mut().replies.pop_front();
             let Some((id, result)) = reply else { break };
@@ -316,7 +328,13 @@ impl World {
     }
 
     /// Lets one thing happen. False if nothing can.
-    fn step(&mut self) -> Result<bool, String> {
+    pub fn step(&mut self) -> Result<bool, String> {
+        let moved = self.step_something()?;
+        self.note_losses()?;
+        Ok(moved)
+    }
+
+    fn step_something(&mut self) -> Result<bool, String> {
         let count = FIXED_SOURCES + 2 * self.pipelines.len();
         let mut sources: Vec<usize> = (0..count).collect();
         sources.rotate_left(self.rng.index(count));
@@ -361,8 +379,11 @@ impl World {
             self.free_early(&message);
         }
         if let ToCommitter::Edit(_, rows) = &message {
-            let moved = |row: &StoreEdit| if let StoreEdit::Move { moves, .. } = row { moves.len() } else { 0 };
-            self.moves_done += rows.iter().map(moved).sum::<usize>();
+            for row in rows {
+                if let StoreEdit::Move { moves, .. } = row {
+                    self.note_moves(moves);
+                }
+            }
         }
         if self.scenario.mutation == Some(Mutation::SwitchBeforeCommit) {
             self.switch_early(&message);
@@ -422,10 +443,14 @@ impl World {
             ReactorMessage::ClaimReleased { vhd } => PipelineMessage::ClaimReleased { vhd },
             ReactorMessage::CopyDropped { by, ok } => PipelineMessage::CopyDropped { by, ok },
             ReactorMessage::Fence { fence, disk } => PipelineMessage::Fence { fence, disk },
-            ReactorMessage::AddDisk { .. }
-            | ReactorMessage::RemoveDisk { .. }
-            | ReactorMessage::Ring(_)
-            | ReactorMessage::Shutdown => unreachable!("nobody sends these here"),
+            ReactorMessage::RemoveDisk { disk } => {
+                self.pipelines[reactor].remove_disk(disk);
+                close(&self.disks[disk.index()]);
+                return true;
+            }
+            ReactorMessage::AddDisk { .. } | ReactorMessage::Ring(_) | ReactorMessage::Shutdown => {
+                unreachable!("nobody sends these here")
+            }
         };
         self.pipelines[reactor].handle(message, self.now);
         true
