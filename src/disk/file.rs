@@ -232,7 +232,9 @@ impl FileDisk {
             path: path.to_owned(),
             size: size / u64::from(alignment.block) * u64::from(alignment.block),
             block_size: alignment.block,
-            memory_alignment: alignment.memory,
+            // A device may say less than it needs: zram (6.18) takes memory that is aligned to 512 bytes, and writes whole blocks
+            // past the end of it. Every device bears memory that is aligned to its blocks.
+            memory_alignment: alignment.memory.max(alignment.block),
             is_device,
             access,
             identity,

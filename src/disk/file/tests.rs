@@ -212,3 +212,53 @@ fn a_failed_sync_is_never_tried_again_with_success() {
     other.failed().store(true, Ordering::SeqCst);
     assert!(other.sync().is_err(), "a store member there no longer counts");
 }
+
+/// A zram device; `None` (said loudly) where the system has none to give.
+struct ZramDevice(String);
+
+impl ZramDevice {
+    fn new(size: u64) -> Option<ZramDevice> {
+        match fs::read_to_string("/sys/class/zram-control/hot_add") {
+            Ok(number) => {
+                let zram = ZramDevice(number.trim().to_owned());
+                fs::write(format!("/sys/block/zram{}/disksize", zram.0), size.to_string()).unwrap();
+                Some(zram)
+            }
+            Err(error) => {
+                println!("SKIPPED: no zram device here: {error}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for ZramDevice {
+    fn drop(&mut self) {
+        let _ = fs::write("/sys/class/zram-control/hot_remove", &self.0);
+    }
+}
+
+/// zram takes memory that is aligned to 512 bytes, and writes whole blocks.
+#[test]
+fn nothing_is_read_past_a_buffer() {
+    let Some(zram) = ZramDevice::new(16 * MIB) else { return };
+    {
+        let disk = FileDisk::open(Path::new(&format!("/dev/zram{}", zram.0)), Access::Write).unwrap();
+        let mut content = AlignedBuf::zeroed(16 << 10);
+        Rng::new(1).fill(&mut content);
+        disk.write_at(0, &content).unwrap();
+        for shift in [0, 16, 512, 2048] {
+            let mut memory = AlignedBuf::zeroed(64 << 10);
+            memory.fill(0xaa);
+            let buffer = (8 << 10) + shift..(16 << 10) + shift;
+            disk.read_at(4096, &mut memory[buffer.clone()]).unwrap();
+            assert!(memory[buffer.clone()] == content[4096..12 << 10], "shift {shift}");
+            assert!(memory[..buffer.start].iter().all(|byte| *byte == 0xaa), "before, shift {shift}");
+            assert!(memory[buffer.end..].iter().all(|byte| *byte == 0xaa), "behind, shift {shift}");
+            disk.write_at(4096, &memory[buffer]).unwrap();
+        }
+        let mut found = vec![0; 16 << 10];
+        disk.read_at(0, &mut found).unwrap();
+        assert!(found == content[..]);
+    }
+}
