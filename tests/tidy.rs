@@ -222,7 +222,7 @@ fn counts(code: &str, name: &str) -> bool {
             });
             rest = end.map_or("", |(at, _)| &rest[at + 1..]);
         }
-        [".fetch_add(", ".fetch_max(", ".store("].iter().any(|call| rest.starts_with(call))
+        [".fetch_add(", ".fetch_max(", ".store(", ".add_alone("].iter().any(|call| rest.starts_with(call))
     })
 }
 

@@ -89,8 +89,9 @@ pub const IO_WORKERS_MAX: u32 = ENGINE_SLOTS as u32;
 /// Times that an operation interrupted or refused for lack of kernel resources is submitted again.
 pub const IO_RETRIES_MAX: u8 = 32;
 
-/// Chains popped from one virtqueue before the next one has its turn.
-pub const POP_BATCH: usize = 128;
+/// Chains popped from one virtqueue before they are submitted, what is done is given back, and the next virtqueue has its turn.
+/// Few, so that where requests complete as they are submitted the guest works on some while the reactor works on others.
+pub const POP_BATCH: usize = 8;
 
 /// Bytes that these chains may ask for before the next virtqueue has its turn: what was never written is answered at once with
 /// zeros, which takes a reactor's time. The last chain may exceed it.

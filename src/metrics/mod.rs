@@ -60,14 +60,14 @@ impl IoMetrics {
     /// Counts a completed request. Only the reactor that these counters belong to may.
     pub fn record(&self, kind: IoKind, bytes: u64, latency_ns: u64, ok: bool) {
         let metrics = self.kind(kind);
-        add(&metrics.requests, 1);
+        metrics.requests.add_alone(1);
         if ok {
-            add(&metrics.bytes, bytes);
+            metrics.bytes.add_alone(bytes);
         } else {
-            add(&metrics.errors, 1);
+            metrics.errors.add_alone(1);
         }
-        add(&metrics.latency_ns_sum, latency_ns);
-        add(&metrics.latency_buckets[latency_bucket(latency_ns)], 1);
+        metrics.latency_ns_sum.add_alone(latency_ns);
+        metrics.latency_buckets[latency_bucket(latency_ns)].add_alone(1);
     }
 
     /// The counters of one kind.
@@ -77,9 +77,16 @@ impl IoMetrics {
     }
 }
 
-/// Adds to a counter that only the caller writes: cheaper than an atomic addition, several of which each request would cost.
-fn add(counter: &AtomicU64, by: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+/// A counter that only the caller writes.
+trait AddAlone {
+    /// Cheaper than an atomic addition, several of which each request would cost.
+    fn add_alone(&self, by: u64);
+}
+
+impl AddAlone for AtomicU64 {
+    fn add_alone(&self, by: u64) {
+        self.store(self.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+    }
 }
 
 /// The histogram bucket of a latency.

@@ -23,7 +23,7 @@ pub const SOCKET_DIR_DEFAULT: &str = "/run/spanblk/vhost";
 const REACTORS_DEFAULT_MAX: usize = 8;
 
 /// Microseconds that a reactor looks for something to do before it sleeps, at most, unless told otherwise.
-const POLL_MAX_US_DEFAULT: u32 = 20;
+const POLL_MAX_US_DEFAULT: u32 = 50;
 
 /// More would not be a short wait any more.
 const POLL_MAX_US_LIMIT: u32 = 1000;

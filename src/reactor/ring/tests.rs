@@ -180,7 +180,7 @@ fn every_chain_is_given_back_exactly_once_in_any_order() {
                         under_way.insert(slot);
                     }
                 }
-                1 => assert_eq!(bench.pop().unwrap(), Popped::All),
+                1 => while bench.pop().unwrap() == Popped::More {},
                 2 => {
                     bench.pipeline.engine.step(&mut rng);
                 }
@@ -193,7 +193,7 @@ fn every_chain_is_given_back_exactly_once_in_any_order() {
                 assert!(under_way.remove(&slot), "seed {seed}: given back twice");
             }
         }
-        bench.pop().unwrap();
+        while bench.pop().unwrap() == Popped::More {}
         bench.finish_all();
         while let Some((slot, _)) = bench.guest.take() {
             assert!(under_way.remove(&slot), "seed {seed}: given back twice");
@@ -248,7 +248,7 @@ fn large_rings_take_turns() {
     (0..200).for_each(|slot| bench.guest.submit(slot, READ, u64::from(slot), 512, 0));
     assert_eq!(bench.pop().unwrap(), Popped::More);
     assert_eq!(usize::from(bench.ring.in_flight()), POP_BATCH);
-    assert_eq!(bench.pop().unwrap(), Popped::All);
+    while bench.pop().unwrap() == Popped::More {}
     assert_eq!(bench.ring.in_flight(), 200);
     for _ in 0..20 {
         bench.finish_all();
