@@ -29,8 +29,8 @@ pub enum Lost {
         /// How long.
         secs: u64,
     },
-    /// It is too far behind, and does not get on.
-    #[error("it is {commits} commits behind and does not get on")]
+    /// It is too far behind, and does not catch up.
+    #[error("it is {commits} commits behind and does not catch up")]
     Behind {
         /// How far.
         commits: usize,

@@ -35,6 +35,9 @@ const DROP_PATIENCE: Duration = Duration::from_secs(2);
 /// How long commits wait for a member that is too far behind and does not get on.
 const BEHIND_PATIENCE: Duration = Duration::from_secs(STORE_BEHIND_SECS);
 
+/// How long they wait in all for one that gets on, and never catches up.
+const BEHIND_LIMIT: Duration = Duration::from_secs(4 * STORE_MEMBER_TIMEOUT_SECS);
+
 /// To a member's thread.
 enum Order {
     Apply(Arc<Batch>),
@@ -58,6 +61,8 @@ struct Link {
     sent: VecDeque<Nanos>,
     /// When it answered last.
     answered: Nanos,
+    /// How long commits have waited for it since it had all of them.
+    held_up: Duration,
     fuse: Arc<Fuse>,
     thread: Option<JoinHandle<()>>,
     /// It is being filled, and may take its time.
@@ -66,7 +71,16 @@ struct Link {
 
 impl Link {
     fn new(status: MemberStatus, orders: Sender<Order>, fuse: Arc<Fuse>, thread: Option<JoinHandle<()>>) -> Link {
-        Link { status, orders, sent: VecDeque::new(), answered: Nanos(0), fuse, thread, filling: false }
+        Link {
+            status,
+            orders,
+            sent: VecDeque::new(),
+            answered: Nanos(0),
+            held_up: Duration::ZERO,
+            fuse,
+            thread,
+            filling: false,
+        }
     }
 
     /// Since when an answer is due.
@@ -139,34 +153,47 @@ impl MemberThreads {
     /// Returns those that have answered already.
     fn send(&mut self, batch: &Arc<Batch>, dropped: &mut Vec<Dropped>) -> DiskSet {
         let mut have = DiskSet::default();
-        for index in 0..self.links.len() {
-            while let Some(link) = self.links[index].as_mut().filter(|link| link.status.lost.is_none()) {
-                match link.orders.try_send(Order::Apply(Arc::clone(batch))) {
-                    Ok(()) => {
-                        link.sent.push_back(clock::now());
-                        break;
-                    }
-                    Err(TrySendError::Full(_)) => self.let_catch_up(index, batch.stamp, &mut have, dropped),
-                    Err(TrySendError::Disconnected(_)) => {
-                        // Why it ended is in its last answer.
-                        self.take_all(batch.stamp, &mut have, dropped);
-                        self.drop_member(index, Lost::Ended, dropped);
-                    }
-                }
+        let members = 0..self.links.len();
+        // Those that are too far behind come last, so that the others have the batch meanwhile.
+        let behind: Vec<usize> = members.filter(|&index| !self.send_to(index, batch, &mut have, dropped)).collect();
+        for index in behind {
+            while !self.send_to(index, batch, &mut have, dropped) {
+                self.let_catch_up(index, batch.stamp, &mut have, dropped);
             }
         }
         have
     }
 
+    /// False if the member is too far behind. One that is lost is done with.
+    fn send_to(&mut self, index: usize, batch: &Arc<Batch>, have: &mut DiskSet, dropped: &mut Vec<Dropped>) -> bool {
+        let Some(link) = self.links[index].as_mut().filter(|link| link.status.lost.is_none()) else { return true };
+        match link.orders.try_send(Order::Apply(Arc::clone(batch))) {
+            Ok(()) => link.sent.push_back(clock::now()),
+            Err(TrySendError::Full(_)) => return false,
+            Err(TrySendError::Disconnected(_)) => {
+                // Why it ended is in its last answer.
+                self.take_all(batch.stamp, have, dropped);
+                self.drop_member(index, Lost::Ended, dropped);
+            }
+        }
+        true
+    }
+
     /// Waits until a member that is too far behind has got on, or gives it up.
     fn let_catch_up(&mut self, index: usize, stamp: Stamp, have: &mut DiskSet, dropped: &mut Vec<Dropped>) {
+        let begun = clock::now();
         let Some(link) = &self.links[index] else { return };
         let (commits, answered) = (link.sent.len(), link.waited_for_since());
         let patience = if link.filling { Duration::ZERO } else { self.timeout.min(BEHIND_PATIENCE) };
-        let left = Duration::from_nanos(answered.after(patience).since(clock::now()));
+        let left = Duration::from_nanos(answered.after(patience).since(begun));
         match self.answers.recv_timeout(left) {
             Ok(answer) => self.take(answer, stamp, have, dropped),
-            Err(_) => self.drop_member(index, Lost::Behind { commits }, dropped),
+            Err(_) => return self.drop_member(index, Lost::Behind { commits }, dropped),
+        }
+        let Some(link) = &mut self.links[index] else { return };
+        link.held_up += Duration::from_nanos(clock::now().since(begun));
+        if link.held_up >= BEHIND_LIMIT {
+            self.drop_member(index, Lost::Behind { commits }, dropped);
         }
     }
 
@@ -184,6 +211,9 @@ impl MemberThreads {
             Some(_) => {
                 link.sent.pop_front();
                 link.answered = clock::now();
+                if link.sent.is_empty() {
+                    link.held_up = Duration::ZERO;
+                }
             }
             // It has been filled: from now on it has to keep up.
             None if std::mem::take(&mut link.filling) => link.sent.iter_mut().for_each(|sent| *sent = clock::now()),
@@ -216,9 +246,12 @@ impl MemberThreads {
 
     /// Waits until a commit counts, or cannot count any more. `have`: the members that have it.
     fn wait(&mut self, stamp: Stamp, have: &mut DiskSet, dropped: &mut Vec<Dropped>) {
-        let deadline = clock::now().after(self.timeout);
         while !self.rule.is_met(*have) && self.rule.is_met(self.working()) {
-            match self.answers.recv_timeout(Duration::from_nanos(deadline.since(clock::now()))) {
+            // Who is behind and gets on is waited for, however long that takes: without it nothing would be durable any more.
+            let owing =
+                self.links().filter(|link| link.status.lost.is_none() && !link.filling && !link.sent.is_empty());
+            let Some(due) = owing.map(|link| link.waited_for_since().after(self.timeout)).min() else { break };
+            match self.answers.recv_timeout(Duration::from_nanos(due.since(clock::now()))) {
                 Ok(answer) => self.take(answer, stamp, have, dropped),
                 Err(RecvTimeoutError::Timeout) => self.drop_hung(dropped),
                 Err(RecvTimeoutError::Disconnected) => break,

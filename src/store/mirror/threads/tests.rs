@@ -155,6 +155,43 @@ fn commits_wait_for_a_member_that_is_too_far_behind_and_gets_on() {
     assert_eq!(store.reopened(None), (1..40).collect::<Vec<_>>());
 }
 
+/// Time that this thread has been running, in hundredths of a second.
+fn ticks() -> u64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+    let fields = stat.rsplit_once(") ").unwrap().1;
+    // utime and stime, fields 14 and 15.
+    fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
+}
+
+/// A member that is far behind and needed for the majority: the commit waits for all that it has to do first, without a rush.
+#[test]
+fn a_commit_waits_for_a_member_that_is_behind_and_needed() {
+    let mut store = Store::new(3, Duration::from_millis(300), 64);
+    assert!(store.commit(1).committed);
+    store.disks[2].set_paused(true);
+    (2..40).for_each(|vhd| assert!(store.commit(vhd).committed));
+    store.disks[1].inject(Fault::always(OpKind::Write, FaultKind::Error(libc::EIO)));
+    let (disk, stop) = (store.disks[2].clone(), Arc::new(AtomicBool::new(false)));
+    let stopped = Arc::clone(&stop);
+    let stutters = std::thread::spawn(move || {
+        while !stopped.load(Ordering::Relaxed) {
+            disk.set_paused(false);
+            std::thread::sleep(Duration::from_micros(1));
+            disk.set_paused(true);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        disk.set_paused(false);
+    });
+    let (begun, ran) = (clock::now(), ticks());
+    let applied = store.commit(40);
+    let (took, ran) = (clock::now().since(begun) / 10_000_000, ticks() - ran);
+    stop.store(true, Ordering::Relaxed);
+    stutters.join().unwrap();
+    assert!(applied.committed, "{applied:?}");
+    assert!(took > 30, "it took {took} ticks: the member was not behind");
+    assert!(ran < took / 4, "{ran} of {took} ticks were spent running");
+}
+
 #[test]
 fn a_member_too_far_behind_that_does_not_get_on_is_given_up() {
     let mut store = Store::new(3, Duration::from_millis(300), 4);
