@@ -37,6 +37,8 @@ pub(super) struct Job {
     /// Plans made for that VHD, and moves begun since the last one.
     passes: u32,
     begun: usize,
+    /// Steps of that plan that were void: their extents had been written anew.
+    outdated: usize,
     /// Disks that the plan takes from and gives to.
     pub disks: DiskSet,
     /// Bytes that the plans so far were about.
@@ -62,6 +64,7 @@ impl Job {
             todo: VecDeque::new(),
             passes: 0,
             begun: 0,
+            outdated: 0,
             disks: DiskSet::default(),
             planned_bytes: 0,
             rate: 0,

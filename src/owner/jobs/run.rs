@@ -78,9 +78,11 @@ impl Owner {
             if !std::mem::replace(&mut job.announced, true) {
                 out.to_mover(MoverMessage::SetSpeed { job: id, speed });
             }
+            let outdated = part.iter().filter(|planned| self.is_outdated(vhd, planned)).count();
             let begun = self.begin_wave(id, vhd, &part, out);
             if let Some(job) = self.jobs.get_mut(id) {
                 job.begun += begun;
+                job.outdated += outdated;
             }
         }
     }
@@ -131,7 +133,7 @@ impl Owner {
             let generation = of.state.map.lookup(relocation.extent).generation;
             Planned { relocation: *relocation, generation }
         };
-        let stuck = job.passes > 0 && job.begun == 0;
+        let stuck = job.passes > 0 && job.begun == 0 && job.outdated == 0;
         if stuck || job.passes >= PASSES_MAX {
             return false;
         }
@@ -141,7 +143,7 @@ impl Owner {
         job.disks = ends.flatten().collect();
         job.todo = todo;
         job.passes += 1;
-        job.begun = 0;
+        (job.begun, job.outdated) = (0, 0);
         job.waiting = false;
         debug_assert_eq!(job.record.vhds.get(job.next), Some(&vhd));
         true

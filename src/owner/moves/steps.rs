@@ -58,6 +58,12 @@ impl Owner {
         count
     }
 
+    /// Whether the extent has been dropped since the plan was made.
+    pub(in crate::owner) fn is_outdated(&self, id: VhdId, planned: &Planned) -> bool {
+        let extent = planned.relocation.extent;
+        self.vhds.get(id).is_none_or(|vhd| vhd.state.map.lookup(extent).generation != planned.generation)
+    }
+
     /// Takes a slot and publishes the copy.
     fn begin_move(&mut self, id: VhdId, planned: &Planned, out: &mut impl OwnerOutbox) -> Option<Move> {
         let Planned { relocation: planned, generation } = *planned;
