@@ -50,7 +50,7 @@ pub enum Event {
         /// As given to [`UringEngine::watch`].
         tag: EventTag,
     },
-    /// A signal that can wait has been delivered (or cannot be: then nobody listens).
+    /// A signal that can wait has been delivered (or cannot be: then nobody listens); one that cannot wait has failed.
     Signalled {
         /// As given to [`UringEngine::signal`].
         tag: EventTag,
@@ -143,12 +143,13 @@ impl UringEngine {
         self.push(remove.user_data(user_data(KIND_IGNORED, 0)));
     }
 
-    /// Adds one to an eventfd with the next submission, at once: the descriptor is not in blocking mode. If that fails the eventfd
-    /// is full of signals that nobody has taken, or broken, or its owner has put it into blocking mode; nobody is told.
-    pub fn signal(&mut self, fd: BorrowedFd<'_>) {
+    /// Adds one to an eventfd with the next submission, at once: the descriptor is not in blocking mode. [`Event::Signalled`]
+    /// comes only if that *fails*: the eventfd is full of signals that nobody has taken, or broken, or somebody has put it into
+    /// blocking mode.
+    pub fn signal(&mut self, fd: BorrowedFd<'_>, tag: EventTag) {
         // A completion would wake us from the very wait that submits the signal.
         let write = signal_entry(fd, libc::RWF_NOWAIT).flags(squeue::Flags::SKIP_SUCCESS);
-        self.push(write.user_data(user_data(KIND_IGNORED, 0)));
+        self.push(write.user_data(user_data(KIND_SIGNAL, tag.0)));
     }
 
     /// The same for a descriptor in blocking mode, where a frontend could make the write wait: a worker thread does it, and

@@ -259,7 +259,7 @@ fn signals_reach_eventfds_of_both_modes() {
         if may_block {
             engine.signal_patiently(call.as_fd(), EventTag(5));
         } else {
-            engine.signal(call.as_fd());
+            engine.signal(call.as_fd(), EventTag(5));
         }
         engine.flush();
         if may_block {
@@ -284,7 +284,7 @@ fn a_frontend_that_fills_its_eventfd_does_not_block_us() {
         if patiently {
             engine.signal_patiently(call.as_fd(), EventTag(5));
         } else {
-            engine.signal(call.as_fd());
+            engine.signal(call.as_fd(), EventTag(5));
         }
         engine.flush();
         // Whoever reads it lets the worker go, so that the test can end.

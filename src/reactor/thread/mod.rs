@@ -143,7 +143,7 @@ impl<O: Outbox> Reactor<O> {
             let now = clock::now();
             let messages_left = self.take_messages(now);
             self.take_events(now);
-            self.rings.queue_available();
+            self.rings.queue_available(&mut self.pipeline.engine, now);
             if self.rings.has_polled() {
                 self.rings.queue_polled();
             }
@@ -173,12 +173,15 @@ impl<O: Outbox> Reactor<O> {
             return;
         }
         let begun = clock::now();
-        self.sleep(now);
-        self.polling.slept(what, clock::now().since(begun));
+        let came = self.sleep(now);
+        self.polling.slept(what, clock::now().since(begun), came);
     }
 
     /// Looks for something to do for a while, if that mostly comes to something. Whether it has.
     fn look(&mut self, what: For) -> bool {
+        if self.rings.are_many() {
+            return false;
+        }
         let begun = clock::now();
         let Some(limit_ns) = self.polling.look(what, begun) else { return false };
         self.pipeline.engine.wait(Wait::No);
@@ -193,8 +196,8 @@ impl<O: Outbox> Reactor<O> {
         }
     }
 
-    /// Submits what is queued and sleeps until there is something to do.
-    fn sleep(&mut self, now: Nanos) {
+    /// Submits what is queued and sleeps until there is something to do, or it is time to look at something. Whether there is.
+    fn sleep(&mut self, now: Nanos) -> bool {
         let wait = if self.rings.arm(&mut self.pipeline.engine, now) || !self.inbox.prepare_to_sleep() {
             Wait::No
         } else if self.rings.has_polled() {
@@ -206,6 +209,7 @@ impl<O: Outbox> Reactor<O> {
         };
         self.pipeline.engine.wait(wait);
         self.inbox.awake();
+        wait == Wait::No || self.pipeline.engine.take_news()
     }
 
     fn take_events(&mut self, now: Nanos) {

@@ -97,9 +97,9 @@ impl Polling {
         learned.hits = (learned.hits * (WEIGHT - 1) + one) / WEIGHT;
     }
 
-    /// A sleep has ended after `slept_ns`.
-    pub fn slept(&mut self, what: For, slept_ns: u64) {
-        let short = slept_ns <= self.longest_ns + SLEEP_NS;
+    /// A sleep has ended after `slept_ns`, because something came, or because it was time.
+    pub fn slept(&mut self, what: For, slept_ns: u64, came: bool) {
+        let short = came && slept_ns <= self.longest_ns + SLEEP_NS;
         let learned = self.learned(what);
         learned.short_sleeps = if short { learned.short_sleeps.saturating_add(1) } else { 0 };
     }
@@ -125,7 +125,7 @@ mod tests {
             if left > 0 {
                 let slept = left + 8_000;
                 now.0 += slept;
-                polling.slept(what, slept);
+                polling.slept(what, slept, true);
             }
             // The work in between.
             now.0 += 10_000;

@@ -23,7 +23,7 @@ impl CallFd {
     /// Interrupts the guest with the next submission.
     pub fn signal(&mut self, engine: &mut UringEngine) {
         if !self.may_block {
-            return engine.signal(self.fd.as_fd());
+            return engine.signal(self.fd.as_fd(), self.tag);
         }
         if self.under_way {
             self.again = true;
@@ -42,9 +42,17 @@ impl CallFd {
         }
     }
 
-    /// A signal has been delivered.
+    /// A signal that can wait has been delivered, or one that cannot has failed.
     pub fn delivered(&mut self, tag: EventTag, engine: &mut UringEngine) {
         if tag != self.tag {
+            return;
+        }
+        if !self.may_block {
+            // Whoever shares the descriptor can put it into blocking mode; and a full one has a signal in it.
+            if may_block(self.fd.as_fd()) {
+                self.may_block = true;
+                self.signal(engine);
+            }
             return;
         }
         self.under_way = false;
@@ -74,5 +82,42 @@ pub(super) fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
     match std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())) {
         Ok(target) => target.as_os_str() == "anon_inode:[eventfd]",
         Err(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::{FromRawFd, IntoRawFd};
+    use std::time::Duration;
+
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    use super::*;
+    use crate::engine::uring::{Event, Wait};
+
+    /// O_NONBLOCK belongs to all who share a descriptor.
+    #[test]
+    fn an_interrupt_is_not_lost_when_the_frontend_changes_the_mode_of_its_eventfd() {
+        const TAG: EventTag = EventTag(7);
+        let mut engine = UringEngine::new().unwrap();
+        let theirs = EventFd::new(EFD_NONBLOCK).unwrap();
+        // SAFETY: nobody else owns the descriptor that is given away here.
+        let ours = unsafe { OwnedFd::from_raw_fd(theirs.try_clone().unwrap().into_raw_fd()) };
+        let mut call = CallFd::new(ours, TAG);
+        // SAFETY: takes no pointer.
+        assert_eq!(unsafe { libc::fcntl(theirs.as_raw_fd(), libc::F_SETFL, 0) }, 0);
+        call.signal(&mut engine);
+        for _ in 0..2 {
+            engine.wait(Wait::AtMost(Duration::from_secs(5)));
+            while let Some(event) = engine.take_event() {
+                assert_eq!(event, Event::Signalled { tag: TAG });
+                call.delivered(TAG, &mut engine);
+            }
+        }
+        let mut count = [0; 8];
+        File::from(call.fd).read_exact(&mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), 1);
     }
 }

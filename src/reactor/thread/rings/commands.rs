@@ -81,6 +81,7 @@ impl Rings {
             queued: false,
             unpublished: false,
             hot: false,
+            quiet_turns: 0,
             stop: None,
             switching: Vec::new(),
             flushing: false,
@@ -160,6 +161,7 @@ impl Rings {
         self.drop_kick(place, &mut pipeline.engine);
         pipeline.engine.flush();
         let mut served = self.places[place as usize].take().expect("looked at just now");
+        served.hand_back();
         if let Some(call) = served.call.take() {
             call.retire(&mut pipeline.engine);
         }

@@ -28,6 +28,8 @@ const TOKEN_PLACE_SHIFT: u32 = 17;
 const TAG_PLACE_BITS: u32 = 24;
 /// Rings that are looked at without end while the reactor polls; with more of them it does not.
 const HOT_POLLED_MAX: usize = 16;
+/// Turns after which a ring that nobody used is not looked at any more.
+const QUIET_TURNS_MAX: u8 = 64;
 /// An event that nobody waits for.
 const NOBODY: EventTag = EventTag((1 << 56) - 1);
 
@@ -51,6 +53,8 @@ struct Served {
     unpublished: bool,
     /// In the list of rings whose guest does not kick.
     hot: bool,
+    /// Turns since it was popped from.
+    quiet_turns: u8,
     stop: Option<Sender<RingStopped>>,
     /// Who waits for the switch to writethrough: no popping until it is done.
     switching: Vec<Sender<bool>>,
@@ -60,6 +64,12 @@ struct Served {
 impl Served {
     fn is_polled(&self) -> bool {
         self.kick.is_none() && matches!(self.mode, Mode::Running)
+    }
+
+    /// Whoever serves the ring next may not look at it before its guest kicks, and not every backend asks for that.
+    fn hand_back(&mut self) {
+        // A fault here is a fault of whoever comes next.
+        let _ = self.ring.arm();
     }
 
     fn pops(&self) -> bool {
@@ -118,7 +128,10 @@ impl Rings {
     /// No ring pops any more.
     pub fn leave(&mut self) {
         self.leaving = true;
-        self.places.iter_mut().flatten().for_each(|served| served.mode = Mode::Ended);
+        for served in self.places.iter_mut().flatten() {
+            served.mode = Mode::Ended;
+            served.hand_back();
+        }
     }
 
     /// Takes what happened on a descriptor of a ring.
@@ -154,22 +167,36 @@ impl Rings {
         }
     }
 
-    /// Whether the guest of a ring that was popped from lately has made chains available. False if there are so many of those
-    /// rings that looking at all of them would take long.
+    /// Whether there are so many rings to look at that doing so again and again would take long.
+    pub fn are_many(&self) -> bool {
+        self.hot.len() > HOT_POLLED_MAX
+    }
+
+    /// Whether the guest of a ring that was popped from lately has made chains available.
     pub fn sees_available(&self) -> bool {
-        self.hot.len() <= HOT_POLLED_MAX && self.hot.iter().any(|&place| self.has_available(place))
+        self.hot.iter().any(|&place| self.has_available(place))
     }
 
     fn has_available(&self, place: u32) -> bool {
         self.places[place as usize].as_ref().is_some_and(|served| served.pops() && served.ring.has_available())
     }
 
-    /// Queues the rings popped from lately whose guests have made chains available.
-    pub fn queue_available(&mut self) {
-        for at in 0..self.hot.len() {
-            let place = self.hot[at];
+    /// Queues the rings popped from lately whose guests have made chains available. A ring that has been quiet for many turns is
+    /// armed: on a reactor that never sleeps it would be looked at for ever.
+    pub fn queue_available(&mut self, engine: &mut UringEngine, now: Nanos) {
+        let mut at = 0;
+        while let Some(&place) = self.hot.get(at) {
+            at += 1;
             if self.has_available(place) {
                 self.queue(place);
+                continue;
+            }
+            let Some(served) = &mut self.places[place as usize] else { continue };
+            served.quiet_turns = served.quiet_turns.saturating_add(1);
+            if served.quiet_turns > QUIET_TURNS_MAX {
+                at -= 1;
+                self.hot.swap_remove(at);
+                self.arm_one(place, engine, now);
             }
         }
     }
@@ -177,18 +204,23 @@ impl Rings {
     /// Asks the guests that do not kick to do so, before the reactor sleeps. True if one of them has made chains available.
     pub fn arm(&mut self, engine: &mut UringEngine, now: Nanos) -> bool {
         while let Some(place) = self.hot.pop() {
-            let Some(served) = &mut self.places[place as usize] else { continue };
-            served.hot = false;
-            if !served.pops() || served.is_polled() {
-                continue;
-            }
-            match served.ring.arm() {
-                Ok(false) => {}
-                Ok(true) => self.queue(place),
-                Err(fault) => self.break_ring(place, &fault, engine, now),
-            }
+            self.arm_one(place, engine, now);
         }
         self.has_ready()
+    }
+
+    /// Arms a ring that has been taken off the list.
+    fn arm_one(&mut self, place: u32, engine: &mut UringEngine, now: Nanos) {
+        let Some(served) = &mut self.places[place as usize] else { return };
+        served.hot = false;
+        if !served.pops() || served.is_polled() {
+            return;
+        }
+        match served.ring.arm() {
+            Ok(false) => {}
+            Ok(true) => self.queue(place),
+            Err(fault) => self.break_ring(place, &fault, engine, now),
+        }
     }
 
     /// Pops from every ring that is ready, once.
@@ -201,6 +233,7 @@ impl Rings {
             if !served.pops() {
                 continue;
             }
+            served.quiet_turns = 0;
             if !std::mem::replace(&mut served.hot, true) {
                 self.hot.push(place);
             }
@@ -347,6 +380,6 @@ fn signal_error(error: &OwnedFd, engine: &mut UringEngine) {
     if may_block(error.as_fd()) {
         engine.signal_patiently(error.as_fd(), NOBODY);
     } else {
-        engine.signal(error.as_fd());
+        engine.signal(error.as_fd(), NOBODY);
     }
 }
