@@ -157,6 +157,39 @@ fn no_kick_and_no_interrupt_is_lost() {
     host.shut_down();
 }
 
+/// More rings than a reactor looks at without end, one of which never lets it sleep; the others come and go.
+#[test]
+fn many_rings_beside_a_busy_one_are_all_served() {
+    let (_directory, mut host) = host(1, 1);
+    let vhd = host.prefilled_vhd(1, 8, 0);
+    let mut busy = host.connect(guest(true), &vhd, 0);
+    let mut others: Vec<Connection> = (0..24).map(|i| host.connect(guest(i % 2 == 0), &vhd, 0)).collect();
+    let mut rng = Rng::new(3);
+    let mut kicks = 0;
+    (0..16).for_each(|slot| busy.guest.submit(slot, READ, u64::from(slot) * 8, 4096, 0));
+    busy.kick();
+    for _ in 0..300 {
+        let chosen: Vec<usize> = (0..others.len()).filter(|_| rng.chance(1, 4)).collect();
+        for &i in &chosen {
+            others[i].guest.submit(0, READ, 0, 4096, 0);
+            kicks += u32::from(others[i].kick());
+        }
+        for _ in 0..20 {
+            let (slot, status) = busy.take();
+            assert_eq!(status, 0);
+            busy.guest.submit(slot, READ, u64::from(slot) * 8, 4096, 0);
+            busy.kick();
+        }
+        for i in chosen {
+            assert_eq!(others[i].take(), (0, 0), "guest {i}");
+        }
+    }
+    assert!(kicks > 0, "quiet rings are looked at for ever");
+    (0..16).for_each(|_| assert_eq!(busy.take().1, 0));
+    drop((busy, others));
+    host.shut_down();
+}
+
 #[test]
 fn identity_discard_and_bad_requests() {
     let (_directory, mut host) = host(2, 1);

@@ -303,11 +303,13 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Kicks if the device wants it.
-    pub fn kick(&mut self) {
-        if self.guest.needs_kick() {
+    /// Kicks if the device wants it; whether it did.
+    pub fn kick(&mut self) -> bool {
+        let wanted = self.guest.needs_kick();
+        if wanted {
             self.kick.write_all(&1u64.to_ne_bytes()).unwrap();
         }
+        wanted
     }
 
     /// Waits for an interrupt, as a sleeping guest does; panics after ten seconds.
