@@ -166,7 +166,7 @@ fn ticks() -> u64 {
 /// A member that is far behind and needed for the majority: the commit waits for all that it has to do first, without a rush.
 #[test]
 fn a_commit_waits_for_a_member_that_is_behind_and_needed() {
-    let mut store = Store::new(3, Duration::from_millis(300), 64);
+    let mut store = Store::new(3, Duration::from_millis(500), 64);
     assert!(store.commit(1).committed);
     store.disks[2].set_paused(true);
     (2..40).for_each(|vhd| assert!(store.commit(vhd).committed));
@@ -178,7 +178,7 @@ fn a_commit_waits_for_a_member_that_is_behind_and_needed() {
             disk.set_paused(false);
             std::thread::sleep(Duration::from_micros(1));
             disk.set_paused(true);
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(60));
         }
         disk.set_paused(false);
     });
@@ -188,7 +188,7 @@ fn a_commit_waits_for_a_member_that_is_behind_and_needed() {
     stop.store(true, Ordering::Relaxed);
     stutters.join().unwrap();
     assert!(applied.committed, "{applied:?}");
-    assert!(took > 30, "it took {took} ticks: the member was not behind");
+    assert!(took > 50, "it took {took} ticks: the member was not behind for longer than the time-out");
     assert!(ran < took / 4, "{ran} of {took} ticks were spent running");
 }
 
