@@ -69,6 +69,11 @@ impl SimDisk {
         self.trace.shared.resumed.notify_all();
     }
 
+    /// How long each sync through [`BlockDev`] takes from now on.
+    pub fn set_slow(&self, sync: std::time::Duration) {
+        self.trace.lock().slow[self.index] = sync;
+    }
+
     /// Changes the medium behind everybody's back, any offset: durable at once. For corruption and for initial content.
     ///
     /// # Panics
@@ -248,6 +253,8 @@ impl BlockDev for SimDisk {
 
     fn sync(&self) -> io::Result<()> {
         self.wait_until_resumed();
+        let takes = self.trace.lock().slow[self.index];
+        std::thread::sleep(takes);
         let op = self.begin_sync();
         self.end_sync(op)
     }

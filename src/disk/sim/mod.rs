@@ -51,6 +51,8 @@ struct State {
     next_op: u64,
     faults: Vec<FaultPlan>,
     paused: Vec<bool>,
+    /// How long each sync takes.
+    slow: Vec<std::time::Duration>,
 }
 
 #[derive(Debug, Default)]
@@ -90,6 +92,7 @@ impl SimTrace {
         state.specs.push(spec.clone());
         state.faults.push(FaultPlan::default());
         state.paused.push(false);
+        state.slow.push(std::time::Duration::ZERO);
         SimDisk::new_on(self.clone(), state.specs.len() - 1, spec)
     }
 

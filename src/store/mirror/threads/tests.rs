@@ -1,5 +1,3 @@
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use super::*;
 use crate::disk::sim::{Fault, FaultKind, OpKind, SimDisk};
 use crate::store::batch::Step;
@@ -136,22 +134,11 @@ fn a_hung_majority_fails_the_commit_in_time() {
 #[test]
 fn commits_wait_for_a_member_that_is_too_far_behind_and_gets_on() {
     let mut store = Store::new(3, LONG, 4);
-    let (disk, stop) = (store.disks[2].clone(), Arc::new(AtomicBool::new(false)));
-    let stopped = Arc::clone(&stop);
-    let stutters = std::thread::spawn(move || {
-        while !stopped.load(Ordering::Relaxed) {
-            disk.set_paused(true);
-            std::thread::sleep(Duration::from_millis(20));
-            disk.set_paused(false);
-            std::thread::sleep(Duration::from_micros(200));
-        }
-    });
+    store.disks[2].set_slow(Duration::from_millis(10));
     for vhd in 1..40 {
         let applied = store.commit(vhd);
         assert!(applied.committed && applied.dropped.is_empty(), "{applied:?}");
     }
-    stop.store(true, Ordering::Relaxed);
-    stutters.join().unwrap();
     assert_eq!(store.reopened(None), (1..40).collect::<Vec<_>>());
 }
 
@@ -166,31 +153,18 @@ fn ticks() -> u64 {
 /// A member that is far behind and needed for the majority: the commit waits for all that it has to do first, without a rush.
 #[test]
 fn a_commit_waits_for_a_member_that_is_behind_and_needed() {
-    let mut store = Store::new(3, Duration::from_millis(600), 64);
+    const BEHIND: u32 = 40;
+    let timeout = Duration::from_millis(600);
+    let mut store = Store::new(3, timeout, 64);
     assert!(store.commit(1).committed);
     store.disks[2].set_paused(true);
-    (2..40).for_each(|vhd| assert!(store.commit(vhd).committed));
+    (2..BEHIND).for_each(|vhd| assert!(store.commit(vhd).committed));
     store.disks[1].inject(Fault::always(OpKind::Write, FaultKind::Error(libc::EIO)));
-    let (disk, stop) = (store.disks[2].clone(), Arc::new(AtomicBool::new(false)));
-    let stopped = Arc::clone(&stop);
-    let stutters = std::thread::spawn(move || {
-        while !stopped.load(Ordering::Relaxed) {
-            // About one commit at a time.
-            let syncs = disk.op_counts().syncs;
-            disk.set_paused(false);
-            while disk.op_counts().syncs == syncs && !stopped.load(Ordering::Relaxed) {
-                std::thread::yield_now();
-            }
-            disk.set_paused(true);
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        disk.set_paused(false);
-    });
+    store.disks[2].set_slow(Duration::from_millis(20));
+    store.disks[2].set_paused(false);
     let (begun, ran) = (clock::now(), ticks());
-    let applied = store.commit(40);
+    let applied = store.commit(BEHIND);
     let (took, ran) = (clock::now().since(begun) / 10_000_000, ticks() - ran);
-    stop.store(true, Ordering::Relaxed);
-    stutters.join().unwrap();
     assert!(applied.committed, "{applied:?}");
     assert!(took > 60, "it took {took} ticks: the member was not behind for longer than the time-out");
     assert!(ran < took / 4, "{ran} of {took} ticks were spent running");
