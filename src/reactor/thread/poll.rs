@@ -25,9 +25,6 @@ const SLEEP_NS: u64 = 30_000;
 /// Time spent looking is at most one part in so many.
 const SHARE: u64 = 2;
 
-/// Looks for disks are so many times shorter: all that they save is our own sleep, while a guest also saves its kick.
-const DISKS_SHORTER: u64 = 4;
-
 /// Unused time for looking is kept for so long.
 const SAVED_NS: u64 = 1_000_000;
 
@@ -77,13 +74,6 @@ impl Polling {
         }
     }
 
-    fn longest(&self, what: For) -> u64 {
-        match what {
-            For::Guests => self.longest_ns,
-            For::Disks => self.longest_ns / DISKS_SHORTER,
-        }
-    }
-
     /// How long to look at `now` before sleeping; `None`: not at all.
     pub fn look(&mut self, what: For, now: Nanos) -> Option<u64> {
         if self.longest_ns == 0 {
@@ -91,13 +81,12 @@ impl Polling {
         }
         self.budget_ns = (self.budget_ns + now.since(self.filled) / SHARE).min(SAVED_NS.max(self.longest_ns));
         self.filled = now;
-        let longest_ns = self.longest(what);
         let learned = self.learned(what);
         if learned.hits < ENOUGH && learned.short_sleeps < PROBE_EVERY {
             return None;
         }
         learned.short_sleeps = 0;
-        (self.budget_ns >= longest_ns).then_some(longest_ns)
+        (self.budget_ns >= self.longest_ns).then_some(self.longest_ns)
     }
 
     /// A look has ended after `spent_ns`.
@@ -110,7 +99,7 @@ impl Polling {
 
     /// A sleep has ended after `slept_ns`, because something came, or because it was time.
     pub fn slept(&mut self, what: For, slept_ns: u64, came: bool) {
-        let short = came && slept_ns <= self.longest(what) + SLEEP_NS;
+        let short = came && slept_ns <= self.longest_ns + SLEEP_NS;
         let learned = self.learned(what);
         learned.short_sleeps = if short { learned.short_sleeps.saturating_add(1) } else { 0 };
     }
@@ -165,8 +154,6 @@ mod tests {
         let (_, _, hits) = run(&mut polling, &mut now, For::Guests, 100, 5_000);
         let (spent, ..) = run(&mut polling, &mut now, For::Disks, 100, 80_000);
         assert!(hits > 95 && spent == 0, "{hits} {spent}");
-        let (_, _, hits) = run(&mut Polling::new(LONGEST), &mut now, For::Disks, 100, LONGEST / DISKS_SHORTER);
-        assert!(hits > 95, "{hits} of 100 answers of a fast disk");
     }
 
     #[test]
