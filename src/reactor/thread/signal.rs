@@ -8,7 +8,8 @@ use crate::engine::uring::{EventTag, UringEngine};
 pub(super) struct CallFd {
     fd: OwnedFd,
     tag: EventTag,
-    may_block: bool,
+    /// Its signals may have to wait, and are told of.
+    patient: bool,
     under_way: bool,
     again: bool,
 }
@@ -16,13 +17,13 @@ pub(super) struct CallFd {
 impl CallFd {
     /// Signals of this descriptor are named `tag`.
     pub fn new(fd: OwnedFd, tag: EventTag) -> CallFd {
-        let may_block = may_block(fd.as_fd());
-        CallFd { fd, tag, may_block, under_way: false, again: false }
+        let patient = may_block(fd.as_fd());
+        CallFd { fd, tag, patient, under_way: false, again: false }
     }
 
     /// Interrupts the guest with the next submission.
     pub fn signal(&mut self, engine: &mut UringEngine) {
-        if !self.may_block {
+        if !self.patient {
             return engine.signal(self.fd.as_fd(), self.tag);
         }
         if self.under_way {
@@ -47,10 +48,11 @@ impl CallFd {
         if tag != self.tag {
             return;
         }
-        if !self.may_block {
-            // Whoever shares the descriptor can put it into blocking mode; and a full one has a signal in it.
-            if may_block(self.fd.as_fd()) {
-                self.may_block = true;
+        if !self.patient {
+            // A full eventfd has a signal in it. Else the signal is lost: whoever shares the descriptor may have put it into
+            // blocking mode, or the kernel lacked something for a moment. What can wait is told of, and not forgotten.
+            if !is_full(self.fd.as_fd()) {
+                self.patient = true;
                 self.signal(engine);
             }
             return;

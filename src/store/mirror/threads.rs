@@ -35,8 +35,8 @@ const DROP_PATIENCE: Duration = Duration::from_secs(2);
 /// How long commits wait for a member that is too far behind and does not get on.
 const BEHIND_PATIENCE: Duration = Duration::from_secs(STORE_BEHIND_SECS);
 
-/// How long they wait in all for one that gets on, and never catches up.
-const BEHIND_LIMIT: Duration = Duration::from_secs(4 * STORE_MEMBER_TIMEOUT_SECS);
+/// How long they wait in all for one that gets on, and never catches up: so many times as long as for one that hangs.
+const BEHIND_TIMES: u32 = 4;
 
 /// To a member's thread.
 enum Order {
@@ -179,12 +179,20 @@ impl MemberThreads {
         true
     }
 
-    /// Waits until a member that is too far behind has got on, or gives it up.
+    /// Waits until a member that is too far behind has got on, or gives it up. One without which nothing would be durable any more
+    /// is given up only if it hangs.
     fn let_catch_up(&mut self, index: usize, stamp: Stamp, have: &mut DiskSet, dropped: &mut Vec<Dropped>) {
         let begun = clock::now();
         let Some(link) = &self.links[index] else { return };
         let (commits, answered) = (link.sent.len(), link.waited_for_since());
-        let patience = if link.filling { Duration::ZERO } else { self.timeout.min(BEHIND_PATIENCE) };
+        let mut others = self.working();
+        others.remove(link.status.disk);
+        let is_needed = !self.rule.is_met(others);
+        let patience = match (link.filling, is_needed) {
+            (true, _) => Duration::ZERO,
+            (false, true) => self.timeout,
+            (false, false) => self.timeout.min(BEHIND_PATIENCE),
+        };
         let left = Duration::from_nanos(answered.after(patience).since(begun));
         match self.answers.recv_timeout(left) {
             Ok(answer) => self.take(answer, stamp, have, dropped),
@@ -192,7 +200,7 @@ impl MemberThreads {
         }
         let Some(link) = &mut self.links[index] else { return };
         link.held_up += Duration::from_nanos(clock::now().since(begun));
-        if link.held_up >= BEHIND_LIMIT {
+        if link.held_up >= self.timeout * BEHIND_TIMES && !is_needed {
             self.drop_member(index, Lost::Behind { commits }, dropped);
         }
     }

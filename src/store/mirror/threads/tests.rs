@@ -142,6 +142,44 @@ fn commits_wait_for_a_member_that_is_too_far_behind_and_gets_on() {
     assert_eq!(store.reopened(None), (1..40).collect::<Vec<_>>());
 }
 
+#[test]
+fn a_member_that_never_catches_up_is_given_up_in_the_end() {
+    let mut store = Store::new(3, Duration::from_millis(200), 4);
+    store.disks[2].set_slow(Duration::from_millis(20));
+    let begun = clock::now();
+    let mut dropped = Vec::new();
+    let mut vhd = 0;
+    while dropped.is_empty() && clock::now().since(begun) < 20_000_000_000 {
+        vhd += 1;
+        let applied = store.commit(vhd);
+        assert!(applied.committed);
+        dropped.extend(applied.dropped);
+    }
+    assert!(matches!(dropped[..], [Dropped { disk: DiskId(2), why: Lost::Behind { .. }, .. }]), "{dropped:?}");
+    assert!(clock::now().since(begun) > 800_000_000, "it was waited for");
+}
+
+/// One that becomes needed while it is far behind: its queue is full, and it does nothing for a while.
+#[test]
+fn a_member_that_is_needed_is_not_given_up_before_it_hangs() {
+    let mut store = Store::new(3, Duration::from_secs(30), 4);
+    assert!(store.commit(1).committed);
+    store.disks[2].set_paused(true);
+    // One is being written, and its queue is full.
+    (2..7).for_each(|vhd| assert!(store.commit(vhd).committed));
+    store.disks[1].inject(Fault::always(OpKind::Write, FaultKind::Error(libc::EIO)));
+    let disk = store.disks[2].clone();
+    let waker = std::thread::spawn(move || {
+        std::thread::sleep(BEHIND_PATIENCE + Duration::from_secs(2));
+        disk.set_paused(false);
+    });
+    for vhd in 7..10 {
+        assert!(store.commit(vhd).committed, "{vhd}");
+    }
+    waker.join().unwrap();
+    assert_eq!(store.reopened(None), (1..10).collect::<Vec<_>>());
+}
+
 /// Time that this thread has been running, in hundredths of a second.
 fn ticks() -> u64 {
     let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
