@@ -1,8 +1,9 @@
 //! The guest of a measurement: a vhost-user-blk frontend in a process of its own, so that nothing of it is counted as the
 //! daemon's. It keeps a number of requests in flight on each of its queues, a thread for each.
 //!
-//! It treats its rings as Linux does: sleeps until it is signalled, wants no more signals while it takes what has completed, asks
-//! for the next lot in one go, and rings the bell if the device wants to hear it.
+//! It treats its rings as Linux does: sleeps until it is signalled, wants no more signals while it takes what has completed but
+//! wants them again while it asks for the next lot (in Linux the handler of the interrupt does the former, and others the latter),
+//! and rings the bell if the device wants to hear it.
 
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -138,7 +139,7 @@ pub fn fill(socket: &std::path::Path, size: u64) -> Result<()> {
         }
         lane.ring_bell(&mut tally)?;
         lane.await_completion(false, &mut tally)?;
-        lane.take(&mut tally, &mut idle)?;
+        lane.take(false, &mut tally, &mut idle)?;
     }
 }
 
@@ -239,7 +240,7 @@ impl Lane {
                 return Ok(tally);
             }
             self.await_completion(order.poll, &mut tally)?;
-            now = self.take(&mut tally, &mut idle)?;
+            now = self.take(order.poll, &mut tally, &mut idle)?;
         }
     }
 
@@ -282,25 +283,17 @@ impl Lane {
         Ok(())
     }
 
-    /// Returns when something has completed, with signals switched off.
+    /// Returns when something has completed.
     fn await_completion(&mut self, poll: bool, tally: &mut Tally) -> Result<()> {
-        if poll {
-            while !self.queue.completions().has_next() {
+        while !self.queue.completions().has_next() {
+            if poll {
                 std::hint::spin_loop();
-            }
-            return Ok(());
-        }
-        loop {
-            self.queue.set_used_notif_enabled(true);
-            if !self.queue.completions().has_next() {
+            } else {
                 self.sleep()?;
                 tally.wakeups += 1;
             }
-            self.queue.set_used_notif_enabled(false);
-            if self.queue.completions().has_next() {
-                return Ok(());
-            }
         }
+        Ok(())
     }
 
     /// Sleeps until the device gives a signal.
@@ -313,8 +306,19 @@ impl Lane {
         Ok(())
     }
 
-    /// Takes all that has completed; when that was.
-    fn take(&mut self, tally: &mut Tally, idle: &mut Vec<u16>) -> Result<Instant> {
+    /// Takes all that has completed; when that was. Signals are off meanwhile; if this one sleeps at all, they are on afterwards.
+    fn take(&mut self, poll: bool, tally: &mut Tally, idle: &mut Vec<u16>) -> Result<Instant> {
+        loop {
+            self.queue.set_used_notif_enabled(false);
+            let now = self.take_all(tally, idle)?;
+            self.queue.set_used_notif_enabled(!poll);
+            if poll || !self.queue.completions().has_next() {
+                return Ok(now);
+            }
+        }
+    }
+
+    fn take_all(&mut self, tally: &mut Tally, idle: &mut Vec<u16>) -> Result<Instant> {
         let now = Instant::now();
         for completion in self.queue.completions() {
             let Request { slot, submitted } = completion.context;
