@@ -7,6 +7,7 @@
 //! * `LAB_BENCH_ROUNDS`: how often each is repeated, in turns (3); medians count
 //! * `LAB_BENCH_ONLY`: a part of the name of what to run, with the disk before or behind it: "RAM", "randwrite", "depth 1 SSD"
 //! * `LAB_BENCH_POLL=1`: the frontend looks for completions all the time
+//! * `LAB_BENCH_HALT_POLL=0`: idle CPUs halt at once if this machine has it so (`lab/idle.rs`)
 //! * `LAB_BENCH_OUT`: where `peers.json` and `peers.svg` go (`target/bench`)
 //!
 //! Goals are printed, and whether they are met; no number fails the run. Build with `--release`.
@@ -16,8 +17,9 @@ mod peers_parts;
 
 use std::process::ExitCode;
 
+use lab::idle::HaltPolling;
 use lab::report::Report;
-use lab::tools::RunDir;
+use lab::tools::{RunDir, number_from_env};
 use peers_parts::disks::{self, RamDisk};
 use peers_parts::{Bench, frontend, results};
 
@@ -33,6 +35,8 @@ fn main() -> ExitCode {
     let Some(dir) = report.check("directories", RunDir::new) else { return report.finish() };
     let mut bench = Bench::new();
     report.note(&bench.machine);
+    let idle = (number_from_env("LAB_BENCH_HALT_POLL", 1) != 0).then(HaltPolling::ensure);
+    report.note(idle.as_ref().map_or("idle CPUs: as the machine has it", |idle| &idle.note));
     if let Some(reason) = &bench.no_syscalls {
         report.note(&format!("system calls are not counted: {reason}"));
     }

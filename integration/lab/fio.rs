@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::tools::{command, run};
+use super::tools::{Fill, command, run};
 
 /// A job that writes random ranges, then reads them all back and compares CRC-32C sums.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +48,8 @@ pub struct Load {
     pub depth: u16,
     /// Threads.
     pub jobs: u16,
+    /// What is written.
+    pub fill: Fill,
 }
 
 /// What a timed fio run reached, all jobs together.
@@ -68,7 +70,11 @@ pub struct Measured {
 /// # Errors
 /// What fio says.
 pub fn measure(file: &Path, load: Load, size: u64, time: Duration) -> Result<Measured> {
-    let output = run(command("fio")
+    let mut fio = command("fio");
+    if load.fill == Fill::Word {
+        fio.arg(format!("--buffer_pattern={:#x}", Fill::WORD[0]));
+    }
+    let output = run(fio
         .args(["--name=m", "--thread", "--direct=1", "--ioengine=io_uring", "--time_based", "--norandommap"])
         .args(["--output-format=json", "--randrepeat=0", "--overwrite=1", "--group_reporting"])
         .arg(format!("--filename={}", file.display()))

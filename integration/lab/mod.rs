@@ -7,6 +7,7 @@ pub mod agent;
 pub mod daemon;
 pub mod fio;
 pub mod frontend;
+pub mod idle;
 pub mod image;
 pub mod load;
 pub mod machine;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::nbd::NbdDisk;
-use super::tools::{command, filled_file, is_root, run};
+use super::tools::{Fill, command, filled_file, is_root, run};
 
 /// Where control groups are: those of version 1 that throttle, or all of version 2.
 const GROUPS_V1: &str = "/sys/fs/cgroup/blkio";
@@ -62,7 +62,7 @@ impl SlowDisks {
         let mut disks = SlowDisks::none()?;
         for index in 0..count {
             let file = dir.join(format!("slow{index}.img"));
-            filled_file(&file, size)?;
+            filled_file(&file, size, Fill::Random)?;
             disks.attach(&file)?;
             // It stays until nobody has the device open any more.
             fs::remove_file(&file)?;

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use serde::{Deserialize, Serialize};
+
 use super::model::Random;
 
 /// The user that guests run as when the run itself is root's: `nobody`.
@@ -230,17 +232,41 @@ pub fn sparse_file(path: &Path, size: u64) -> Result<()> {
     fs::File::create(path).and_then(|f| f.set_len(size)).with_context(|| format!("creating {}", path.display()))
 }
 
-/// A file without holes and without anything that compresses.
+/// What a disk is filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fill {
+    /// Data that does not compress.
+    Random,
+    /// One word over and over. zram keeps nothing but the word of such a page, so the disk itself takes next to no time.
+    Word,
+}
+
+impl Fill {
+    /// The word of [`Fill::Word`].
+    pub const WORD: [u8; 8] = [0x5a; 8];
+
+    /// Fills a buffer.
+    pub fn put(self, random: &mut Random, into: &mut [u8]) {
+        into.chunks_exact_mut(8).for_each(|word| {
+            word.copy_from_slice(&match self {
+                Fill::Random => random.next().to_le_bytes(),
+                Fill::Word => Fill::WORD,
+            });
+        });
+    }
+}
+
+/// A file without holes.
 ///
 /// # Errors
 /// As of the file system.
-pub fn filled_file(path: &Path, size: u64) -> Result<()> {
+pub fn filled_file(path: &Path, size: u64, fill: Fill) -> Result<()> {
     const CHUNK: u64 = 8 << 20;
     let mut file = fs::File::create(path).with_context(|| format!("creating {}", path.display()))?;
     let mut random = Random::new(1);
     let mut chunk = vec![0; usize::try_from(CHUNK)?];
     for _ in 0..size.div_ceil(CHUNK) {
-        chunk.chunks_exact_mut(8).for_each(|w| w.copy_from_slice(&random.next().to_le_bytes()));
+        fill.put(&mut random, &mut chunk);
         file.write_all(&chunk)?;
     }
     file.set_len(size)?;

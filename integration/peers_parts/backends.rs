@@ -10,7 +10,7 @@ use super::disks::{ensure_filled, prefilled};
 use super::frontend;
 use super::rows::Backend;
 use crate::lab::daemon::Pool;
-use crate::lab::tools::{Process, command, wait_for};
+use crate::lab::tools::{Fill, Process, command, wait_for};
 
 /// Room on a disk of spanblk besides the VHD: labels, placement table.
 const OVERHEAD: u64 = 32 << 20;
@@ -40,13 +40,17 @@ impl Backends {
     ///
     /// # Errors
     /// No room, or what the daemons say.
-    pub fn start(dir: &Path, sockets: &Path, size: u64) -> Result<Backends> {
+    pub fn start(dir: &Path, sockets: &Path, size: u64, fill: Fill) -> Result<Backends> {
         fs::create_dir(sockets)?;
         let file = dir.join("peer.img");
-        prefilled(&file, size)?;
+        prefilled(&file, size, fill)?;
         let qsd = Qsd::start(&file, &sockets.join("qsd.sock"))?;
-        let spanblk = Spanblk::start(&dir.join("spanblk.img"), sockets, size)?;
-        println!("   disks of {} MiB, prefilled with random data, without holes: peers' and spanblk's", size >> 20);
+        let spanblk = Spanblk::start(&dir.join("spanblk.img"), sockets, size, fill)?;
+        let with = match fill {
+            Fill::Random => "random data",
+            Fill::Word => "one word over and over",
+        };
+        println!("   disks of {} MiB, prefilled with {with}, without holes: peers' and spanblk's", size >> 20);
         Ok(Backends { qsd, spanblk, file })
     }
 
@@ -106,13 +110,13 @@ struct Spanblk {
 }
 
 impl Spanblk {
-    fn start(file: &Path, sockets: &Path, size: u64) -> Result<Spanblk> {
-        prefilled(file, size + OVERHEAD)?;
+    fn start(file: &Path, sockets: &Path, size: u64, fill: Fill) -> Result<Spanblk> {
+        prefilled(file, size + OVERHEAD, fill)?;
         let mut pool = Pool::create(sockets, vec![file.to_owned()], &["--force"])?;
         pool.serve_all()?;
         pool.create_vhd(VHD, size, &["--layout", "isolated", "--thick"])?;
         let socket = pool.socket(VHD);
-        frontend::fill(&socket, size)?;
+        frontend::fill(&socket, size, fill)?;
         ensure_filled(file)?;
         Ok(Spanblk { id: pool.id()?, pool, socket })
     }

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::lab::tools::{filled_file, is_root, run};
+use crate::lab::tools::{Fill, filled_file, is_root, run};
 
 /// Where zram devices are made.
 const CONTROL: &str = "/sys/class/zram-control";
@@ -27,6 +27,15 @@ impl Kind {
         match self {
             Kind::Ram => "RAM",
             Kind::Ssd => "SSD",
+        }
+    }
+
+    /// What such a disk is filled with, and what is written to it.
+    #[must_use]
+    pub fn fill(self) -> Fill {
+        match self {
+            Kind::Ram => Fill::Word,
+            Kind::Ssd => Fill::Random,
         }
     }
 }
@@ -65,7 +74,7 @@ impl RamDisk {
         let number = number.trim();
         let janitor = janitor(number, mount)?;
         let sys = Path::new("/sys/block").join(format!("zram{number}"));
-        // What does not compress is stored as it is, whatever the algorithm; this one finds out fastest.
+        // What is one word over and over is not compressed at all; for anything else this one is the fastest.
         let _ = fs::write(sys.join("comp_algorithm"), "lz4");
         let algorithms = fs::read_to_string(sys.join("comp_algorithm"))?;
         let algorithm = algorithms.split(['[', ']']).nth(1).unwrap_or("?").to_owned();
@@ -107,12 +116,12 @@ fn janitor(number: &str, mount: &Path) -> Result<Child> {
     command.spawn().context("starting sh")
 }
 
-/// A file that was written from end to end, with data that does not compress.
+/// A file that was written from end to end.
 ///
 /// # Errors
 /// It has holes nevertheless, or as of the file system.
-pub fn prefilled(path: &Path, size: u64) -> Result<()> {
-    filled_file(path, size)?;
+pub fn prefilled(path: &Path, size: u64, fill: Fill) -> Result<()> {
+    filled_file(path, size, fill)?;
     ensure_filled(path)
 }
 

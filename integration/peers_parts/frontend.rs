@@ -24,6 +24,7 @@ use vm_memory::mmap::MmapRegion;
 use super::relay::Relay;
 use super::tally::Tally;
 use crate::lab::model::Random;
+use crate::lab::tools::Fill;
 
 /// What a process is told that is to be a frontend, before its [`Order`].
 pub const ARGUMENT: &str = "--as-frontend";
@@ -53,6 +54,8 @@ pub struct Order {
     pub time: Duration,
     /// Look for completions all the time rather than sleep.
     pub poll: bool,
+    /// What is written.
+    pub fill: Fill,
     pub seed: u64,
 }
 
@@ -105,11 +108,11 @@ fn watch(limit: Duration) {
     });
 }
 
-/// Writes a whole disk once, with data that does not compress.
+/// Writes a whole disk once.
 ///
 /// # Errors
 /// What the backend refuses.
-pub fn fill(socket: &std::path::Path, size: u64) -> Result<()> {
+pub fn fill(socket: &std::path::Path, size: u64, fill: Fill) -> Result<()> {
     const CHUNK: u64 = 1 << 20;
     let order = Order {
         socket: socket.to_owned(),
@@ -121,6 +124,7 @@ pub fn fill(socket: &std::path::Path, size: u64) -> Result<()> {
         warm_up: Duration::ZERO,
         time: Duration::ZERO,
         poll: false,
+        fill,
         seed: 7,
     };
     let mut disk = Disk::attach(&order)?;
@@ -252,12 +256,12 @@ impl Lane {
         Ok((self.buffers.as_ptr().wrapping_add(at), len))
     }
 
-    /// Puts data that does not compress into a buffer.
+    /// Puts new data into a buffer.
     fn renew(&mut self, order: &Order, slot: u16) -> Result<()> {
         let (pointer, len) = self.buffer(order, slot)?;
         // SAFETY: within the mapping, which `self` owns and nobody else in this process looks at; the slot is idle.
         let buffer = unsafe { std::slice::from_raw_parts_mut(pointer, len) };
-        buffer.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&self.random.next().to_le_bytes()));
+        order.fill.put(&mut self.random, buffer);
         Ok(())
     }
 

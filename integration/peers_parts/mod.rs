@@ -35,6 +35,13 @@ const MIB: u64 = 1 << 20;
 const RAM_SIZE: u64 = 320 * MIB;
 const SSD_SIZE: u64 = 1024 * MIB;
 
+fn size_of(kind: Kind) -> u64 {
+    match kind {
+        Kind::Ram => RAM_SIZE,
+        Kind::Ssd => SSD_SIZE,
+    }
+}
+
 /// Room of a file system in memory besides its files.
 const RAM_SPARE: u64 = 64 * MIB;
 
@@ -92,7 +99,7 @@ impl Bench {
         let ram = RamDisk::new(&dir.disks().join("ram"), Backends::room(RAM_SIZE) + RAM_SPARE)?;
         println!("   ext4 on zram ({})", ram.algorithm);
         self.disks.push(json!({ "disk": "RAM", "what": "ext4 on zram", "algorithm": ram.algorithm, "size": RAM_SIZE }));
-        self.compare(Kind::Ram, &ram.mount, &dir.sockets().join("ram"), RAM_SIZE)
+        self.compare(Kind::Ram, &ram.mount, &dir.sockets().join("ram"))
     }
 
     /// On the file system of the build.
@@ -104,11 +111,11 @@ impl Bench {
         let what = what.trim().replacen(' ', " on ", 1);
         println!("   {what}");
         self.disks.push(json!({ "disk": "SSD", "what": what, "size": SSD_SIZE }));
-        self.compare(Kind::Ssd, dir.disks(), &dir.sockets().join("ssd"), SSD_SIZE)
+        self.compare(Kind::Ssd, dir.disks(), &dir.sockets().join("ssd"))
     }
 
-    fn compare(&mut self, kind: Kind, dir: &Path, sockets: &Path, size: u64) -> Result<()> {
-        let backends = Backends::start(dir, sockets, size)?;
+    fn compare(&mut self, kind: Kind, dir: &Path, sockets: &Path) -> Result<()> {
+        let backends = Backends::start(dir, sockets, size_of(kind), kind.fill())?;
         rows::print_heading();
         let first = self.rows.len();
         for workload in self.chosen(kind) {
@@ -118,12 +125,12 @@ impl Bench {
                 // Whoever comes first has nothing that goes before; so they take turns.
                 order.rotate_left(round % Backend::ALL.len());
                 for backend in order {
-                    row.add(backend, self.sample(&backends, backend, workload, size, round)?);
+                    row.add(backend, self.sample(&backends, backend, workload, kind, round)?);
                 }
             }
             if self.no_syscalls.is_none() {
                 for backend in [Backend::Qsd, Backend::Spanblk] {
-                    row.syscalls[backend as usize] = Some(self.syscalls(&backends, backend, sockets, workload, size)?);
+                    row.syscalls[backend as usize] = Some(self.syscalls(&backends, backend, sockets, workload, kind)?);
                 }
             }
             row.print();
@@ -133,19 +140,19 @@ impl Bench {
         backends.stop()
     }
 
-    fn sample(&self, of: &Backends, backend: Backend, load: &Workload, size: u64, round: usize) -> Result<Sample> {
+    fn sample(&self, of: &Backends, backend: Backend, load: &Workload, kind: Kind, round: usize) -> Result<Sample> {
         let Some((process, socket)) = of.daemon(backend) else {
-            return Ok(Sample::of_fio(&fio::measure(&of.file, load.fio(), size, self.time)?));
+            return Ok(Sample::of_fio(&fio::measure(&of.file, load.fio(kind), size_of(kind), self.time)?));
         };
-        let order = self.order(socket, load, size, 1000 + round as u64);
+        let order = self.order(socket, load, kind, 1000 + round as u64);
         let (outcome, before, after) = frontend::run(&order, || Threads::of(process))?;
         Ok(Sample::of_daemon(&outcome, after.since(&before)))
     }
 
     /// System calls for a request, in a run of its own because counting takes time.
-    fn syscalls(&self, of: &Backends, backend: Backend, dir: &Path, load: &Workload, size: u64) -> Result<f64> {
+    fn syscalls(&self, of: &Backends, backend: Backend, dir: &Path, load: &Workload, kind: Kind) -> Result<f64> {
         let (process, socket) = of.daemon(backend).context("a daemon")?;
-        let mut order = self.order(socket, load, size, 2000);
+        let mut order = self.order(socket, load, kind, 2000);
         order.time = order.time.min(SYSCALLS_TIME);
         let mut counter = None;
         let (outcome, _, calls) = frontend::run(&order, || match counter.take() {
@@ -158,17 +165,18 @@ impl Bench {
         Ok(calls / count(outcome.requests))
     }
 
-    fn order(&self, socket: &Path, load: &Workload, size: u64, seed: u64) -> Order {
+    fn order(&self, socket: &Path, load: &Workload, kind: Kind, seed: u64) -> Order {
         Order {
             socket: socket.to_owned(),
             queues: load.queues,
             depth: load.depth,
             write: load.write,
             len: load.len,
-            size,
+            size: size_of(kind),
             warm_up: self.time / 5,
             time: self.time,
             poll: self.poll,
+            fill: kind.fill(),
             seed,
         }
     }

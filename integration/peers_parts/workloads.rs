@@ -106,7 +106,7 @@ impl Workload {
 
     /// The same for fio.
     #[must_use]
-    pub fn fio(&self) -> fio::Load {
-        fio::Load { write: self.write, len: self.len, depth: self.depth, jobs: self.queues }
+    pub fn fio(&self, kind: Kind) -> fio::Load {
+        fio::Load { write: self.write, len: self.len, depth: self.depth, jobs: self.queues, fill: kind.fill() }
     }
 }
