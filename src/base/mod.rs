@@ -7,5 +7,6 @@ pub mod clock;
 pub mod ids;
 pub mod limits;
 pub mod log_gate;
+pub mod prefetch;
 pub mod rng;
 pub mod units;

@@ -20,6 +20,7 @@ use super::pipeline::{Finished, Pipeline, RequestSlot, Token};
 use crate::base::clock::Nanos;
 use crate::base::ids::ReactorId;
 use crate::base::limits::{POP_BATCH, POP_BYTES, POP_STEP_BYTES, QUEUE_SIZE_MAX};
+use crate::base::prefetch::prefetch;
 use crate::engine::Engine;
 use crate::shared::{VhdState, guest_memory};
 use crate::virtio::device::DeviceLimits;
@@ -80,6 +81,9 @@ pub(super) struct Malformed {
     pub error: ParseError,
 }
 
+/// A chain that was made available.
+type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
+
 /// A vring being served.
 pub(super) struct Ring {
     pub vhd: Arc<VhdState>,
@@ -88,6 +92,8 @@ pub(super) struct Ring {
     size: u16,
     addresses: RingAddresses,
     memory: Arc<GuestMemoryMmap>,
+    /// Where the descriptor table is in our memory, for hints to the cache only.
+    table: usize,
     /// Maps that requests in flight may still point into.
     old_memory: Vec<Arc<GuestMemoryMmap>>,
     limits: DeviceLimits,
@@ -128,6 +134,7 @@ impl Ring {
             writeback: Arc::clone(&config.writeback),
             size,
             addresses: config.addresses,
+            table: host_address(&config.memory, config.addresses.descriptors),
             memory: Arc::clone(&config.memory),
             old_memory: Vec::new(),
             limits: DeviceLimits::new(config.vhd.size(), vhd.block_size, vhd.read_only, vhd.geometry, config.features),
@@ -166,6 +173,7 @@ impl Ring {
     /// Uses another map of guest memory from now on.
     pub fn set_memory(&mut self, memory: Arc<GuestMemoryMmap>) -> Result<(), RingFault> {
         check_addresses(&memory, self.addresses, self.size)?;
+        self.table = host_address(&memory, self.addresses.descriptors);
         let old = std::mem::replace(&mut self.memory, memory);
         self.losses = None;
         if self.in_flight > 0 {
@@ -217,46 +225,95 @@ impl Ring {
         if std::mem::take(&mut self.armed) {
             self.queue.disable_notification(memory)?;
         }
+        // Again and again, so that what comes meanwhile is in the same batch.
         while budget > 0 && bytes > 0 {
-            // The slot comes first: what there is no room for stays in the guest's ring.
-            let slot = if self.in_flight < self.size { pipeline.prepare() } else { None };
-            let chain = match self.next_chain(memory) {
-                Ok(Some(chain)) => chain,
-                none_or_fault => {
-                    slot.into_iter().for_each(|slot| pipeline.abandon(slot));
-                    none_or_fault?;
+            let mut chains = [const { None }; POP_BATCH];
+            let count = self.next_chains(memory, chains.iter_mut().take(budget))?;
+            if count == 0 {
+                break;
+            }
+            let (mut left, mut fault) = (count, None);
+            for chain in chains.into_iter().flatten() {
+                left -= 1;
+                match self.pop_one(pipeline, reactor, chain, memory, &token, now) {
+                    Ok(cost) => bytes = bytes.saturating_sub(cost),
+                    Err(error) => fault = Some(error),
+                }
+                if bytes == 0 || fault.is_some() {
                     break;
                 }
-            };
-            // As many chains are in flight as there are descriptors.
-            let slot = slot.ok_or(RingFault::AvailableIndex)?;
-            budget -= 1;
-            let head = chain.head_index();
-            let mut descriptors = 0;
-            // After the chain was seen: whoever made it may have been told of more bytes just before.
-            self.limits.capacity = self.vhd.size();
-            let counted = chain.inspect(|_| descriptors += 1);
-            let parsed = parse(counted, memory, &self.limits, pipeline.request_mut(slot));
-            bytes = bytes.saturating_sub(descriptors * POP_STEP_BYTES);
-            if self.memory_is_lost() {
-                pipeline.abandon(slot);
-                return Err(RingFault::MemoryLost);
             }
-            match parsed {
-                Ok(parsed) => {
-                    bytes = bytes.saturating_sub(self.cost(pipeline.request_mut(slot)));
-                    self.start(pipeline, slot, head, parsed, token(head), now);
-                }
-                Err(rejected) => {
-                    pipeline.abandon(slot);
-                    self.reject(reactor, head, rejected.error, rejected.answer)?;
-                }
+            // What is left stays in the guest's ring.
+            self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(left));
+            budget -= usize::from(count - left);
+            if let Some(fault) = fault {
+                return Err(fault);
             }
         }
         if std::mem::take(&mut self.announced) && budget == POP_BATCH {
             return Err(RingFault::AvailableIndex);
         }
         Ok(if budget == 0 || bytes == 0 { Popped::More } else { Popped::All })
+    }
+
+    /// Takes chains that the guest has made available; how many.
+    fn next_chains<'m, 'c>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+        into: impl Iterator<Item = &'c mut Option<Chain<'m>>>,
+    ) -> Result<u16, RingFault>
+    where
+        'm: 'c,
+    {
+        let mut count = 0;
+        for (place, chain) in into.zip(self.queue.iter(memory).map_err(available_fault)?) {
+            prefetch(self.table.wrapping_add(usize::from(chain.head_index()) * DESCRIPTOR as usize));
+            *place = Some(chain);
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Starts the request of one chain. What it counts among [`POP_BYTES`].
+    fn pop_one<E: Engine, O: Outbox>(
+        &mut self,
+        pipeline: &mut Pipeline<E, O>,
+        reactor: ReactorId,
+        chain: Chain<'_>,
+        memory: &GuestMemoryMmap,
+        token: &impl Fn(u16) -> Token,
+        now: Nanos,
+    ) -> Result<u64, RingFault> {
+        let head = chain.head_index();
+        match self.heads.get(usize::from(head)) {
+            Some(None) => {}
+            Some(Some(_)) => return Err(RingFault::HeadInUse(head)),
+            None => return Err(RingFault::HeadOutOfRange(head)),
+        }
+        // As many chains are in flight as there are descriptors.
+        let slot = if self.in_flight < self.size { pipeline.prepare() } else { None };
+        let slot = slot.ok_or(RingFault::AvailableIndex)?;
+        let mut descriptors = 0;
+        // After the chain was seen: whoever made it may have been told of more bytes just before.
+        self.limits.capacity = self.vhd.size();
+        let counted = chain.inspect(|_| descriptors += 1);
+        let parsed = parse(counted, memory, &self.limits, pipeline.request_mut(slot));
+        if self.memory_is_lost() {
+            pipeline.abandon(slot);
+            return Err(RingFault::MemoryLost);
+        }
+        let mut cost = descriptors * POP_STEP_BYTES;
+        match parsed {
+            Ok(parsed) => {
+                cost += self.cost(pipeline.request_mut(slot));
+                self.start(pipeline, slot, head, parsed, token(head), now);
+            }
+            Err(rejected) => {
+                pipeline.abandon(slot);
+                self.reject(reactor, head, rejected.error, rejected.answer)?;
+            }
+        }
+        Ok(cost)
     }
 
     /// Whether the guest has made chains available since the last pop. One load; what it says may be nonsense.
@@ -282,21 +339,6 @@ impl Ring {
                 request.ranges().iter().map(|range| range.len.div_ceil(extent) * POP_STEP_BYTES).sum()
             }
             RequestKind::Flush | RequestKind::GetId => 0,
-        }
-    }
-
-    /// Pops one chain, if its head is one that the guest may use now. The index is read again for every chain, so that what
-    /// comes meanwhile is in the same batch.
-    fn next_chain<'m>(
-        &mut self,
-        memory: &'m GuestMemoryMmap,
-    ) -> Result<Option<DescriptorChain<&'m GuestMemoryMmap>>, RingFault> {
-        let Some(chain) = self.queue.iter(memory).map_err(available_fault)?.next() else { return Ok(None) };
-        let head = chain.head_index();
-        match self.heads.get(usize::from(head)) {
-            Some(None) => Ok(Some(chain)),
-            Some(Some(_)) => Err(RingFault::HeadInUse(head)),
-            None => Err(RingFault::HeadOutOfRange(head)),
         }
     }
 
@@ -364,6 +406,11 @@ impl Ring {
         let published = self.used.publish(&self.memory);
         self.unless_lost(published.map_err(RingFault::from))
     }
+}
+
+/// Where a guest address is in our memory; 0: nowhere.
+fn host_address(memory: &GuestMemoryMmap, address: u64) -> usize {
+    vm_memory::GuestMemoryBackend::get_host_address(memory, GuestAddress(address)).map_or(0, |pointer| pointer.addr())
 }
 
 fn available_fault(error: virtio_queue::Error) -> RingFault {
