@@ -168,7 +168,7 @@ impl<O: Outbox> Reactor<O> {
         if busy {
             return self.pipeline.engine.wait(Wait::No);
         }
-        let what = if self.pipeline.engine.in_flight() > 0 { For::Disks } else { For::Guests };
+        let what = For::in_flight(self.pipeline.engine.in_flight());
         if self.look(what) {
             return;
         }

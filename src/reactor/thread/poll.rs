@@ -2,8 +2,9 @@
 //!
 //! Falling asleep and being woken costs more than a few microseconds of looking, for us, and for a guest that need not kick
 //! meanwhile. So when what we wait for has mostly come within that time, we look; if it mostly has not, we sleep at once, and try
-//! again only after sleeps that were short. Waiting for guests and waiting for disks are learned apart. What is spent on looking
-//! in vain and not is at most a share of the time, and nothing while nobody asks for anything.
+//! again only after sleeps that were short, ever more of them as long as it comes to nothing. Waiting for guests, for a disk with
+//! little to do and for one with much are learned apart. What is spent on looking in vain and not is at most a share of the time,
+//! and nothing while nobody asks for anything.
 
 use crate::base::clock::Nanos;
 
@@ -16,8 +17,12 @@ const ENOUGH: u32 = ALL / 2;
 /// Each look counts for an eighth of what is said.
 const WEIGHT: u32 = 8;
 
-/// Of short sleeps, every so many is replaced by a look.
-const PROBE_EVERY: u32 = 16;
+/// After so many short sleeps we look again, to see whether that pays by now.
+const PROBE_AFTER: u32 = 16;
+
+/// After twice as many each time that it did not, but at most so many: a disk that always takes a little longer than the longest
+/// look must not cost one every few requests.
+const PROBE_AFTER_MAX: u32 = 1024;
 
 /// What sleeping itself takes: a sleep that was longer than the longest look by more than this would not have been avoided.
 const SLEEP_NS: u64 = 30_000;
@@ -28,13 +33,32 @@ const SHARE: u64 = 2;
 /// Unused time for looking is kept for so long.
 const SAVED_NS: u64 = 1_000_000;
 
+/// With a request or two in flight, all that is saved is one sleep: looking for longer than this costs more than that.
+const FEW_WORTH_NS: u64 = 20_000;
+
+/// So many are few.
+const FEW: usize = 2;
+
 /// What the reactor waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum For {
     /// Only for guests.
     Guests,
-    /// For disks, too.
-    Disks,
+    /// For a disk that has a request or two.
+    Few,
+    /// For disks with more of them, whose completions come one soon after the other.
+    Many,
+}
+
+impl For {
+    /// What is waited for with so many operations in flight.
+    pub fn in_flight(count: usize) -> For {
+        match count {
+            0 => For::Guests,
+            1..=FEW => For::Few,
+            _ => For::Many,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -43,10 +67,12 @@ struct Learned {
     hits: u32,
     /// Short sleeps since the last look.
     short_sleeps: u32,
+    /// Short sleeps until the next one.
+    probe_after: u32,
 }
 
 impl Learned {
-    const NEW: Learned = Learned { hits: ALL, short_sleeps: 0 };
+    const NEW: Learned = Learned { hits: ALL, short_sleeps: 0, probe_after: PROBE_AFTER };
 }
 
 /// What a reactor knows about its waits.
@@ -55,7 +81,8 @@ pub(super) struct Polling {
     /// Longest look; 0: never looks.
     longest_ns: u64,
     guests: Learned,
-    disks: Learned,
+    few: Learned,
+    many: Learned,
     /// Time that may be spent.
     budget_ns: u64,
     filled: Nanos,
@@ -64,13 +91,29 @@ pub(super) struct Polling {
 impl Polling {
     /// Looks for at most `longest_ns` at a time.
     pub fn new(longest_ns: u64) -> Polling {
-        Polling { longest_ns, guests: Learned::NEW, disks: Learned::NEW, budget_ns: 0, filled: Nanos(0) }
+        Polling {
+            longest_ns,
+            guests: Learned::NEW,
+            few: Learned::NEW,
+            many: Learned::NEW,
+            budget_ns: 0,
+            filled: Nanos(0),
+        }
     }
 
     fn learned(&mut self, what: For) -> &mut Learned {
         match what {
             For::Guests => &mut self.guests,
-            For::Disks => &mut self.disks,
+            For::Few => &mut self.few,
+            For::Many => &mut self.many,
+        }
+    }
+
+    /// Longest look for something.
+    fn longest_ns(&self, what: For) -> u64 {
+        match what {
+            For::Few => self.longest_ns.min(FEW_WORTH_NS),
+            For::Guests | For::Many => self.longest_ns,
         }
     }
 
@@ -81,25 +124,33 @@ impl Polling {
         }
         self.budget_ns = (self.budget_ns + now.since(self.filled) / SHARE).min(SAVED_NS.max(self.longest_ns));
         self.filled = now;
+        let (budget_ns, longest_ns) = (self.budget_ns, self.longest_ns(what));
         let learned = self.learned(what);
-        if learned.hits < ENOUGH && learned.short_sleeps < PROBE_EVERY {
+        let pays = learned.hits >= ENOUGH || learned.short_sleeps >= learned.probe_after;
+        if !pays || budget_ns < longest_ns {
             return None;
         }
         learned.short_sleeps = 0;
-        (self.budget_ns >= self.longest_ns).then_some(self.longest_ns)
+        Some(longest_ns)
     }
 
     /// A look has ended after `spent_ns`.
     pub fn looked(&mut self, what: For, spent_ns: u64, came: bool) {
         self.budget_ns = self.budget_ns.saturating_sub(spent_ns);
         let learned = self.learned(what);
+        let is_probe = learned.hits < ENOUGH;
         let one = if came { ALL } else { 0 };
         learned.hits = (learned.hits * (WEIGHT - 1) + one) / WEIGHT;
+        if came {
+            learned.probe_after = PROBE_AFTER;
+        } else if is_probe {
+            learned.probe_after = (learned.probe_after * 2).min(PROBE_AFTER_MAX);
+        }
     }
 
     /// A sleep has ended after `slept_ns`, because something came, or because it was time.
     pub fn slept(&mut self, what: For, slept_ns: u64, came: bool) {
-        let short = came && slept_ns <= self.longest_ns + SLEEP_NS;
+        let short = came && slept_ns <= self.longest_ns(what) + SLEEP_NS;
         let learned = self.learned(what);
         learned.short_sleeps = if short { learned.short_sleeps.saturating_add(1) } else { 0 };
     }
@@ -145,14 +196,36 @@ mod tests {
     }
 
     #[test]
+    fn waits_a_little_longer_than_a_look_are_hardly_looked_at() {
+        let (mut polling, mut now) = (Polling::new(LONGEST), Nanos(1));
+        run(&mut polling, &mut now, For::Many, 2000, 25_000);
+        let (spent, time, _) = run(&mut polling, &mut now, For::Many, 10_000, 25_000);
+        assert!(spent < time / 1000, "{spent} of {time} ns wasted");
+        run(&mut polling, &mut now, For::Many, 5000, 5_000);
+        let (_, _, hits) = run(&mut polling, &mut now, For::Many, 1000, 5_000);
+        assert!(hits > 950, "{hits} of 1000 waits that are short by now");
+    }
+
+    #[test]
+    fn nobody_looks_long_for_one_request() {
+        let (mut polling, mut now) = (Polling::new(50_000), Nanos(1));
+        let (spent, time, hits) = run(&mut polling, &mut now, For::in_flight(1), 1000, 45_000);
+        assert!(spent < time / 100 && hits == 0, "{spent} of {time}, {hits} hits");
+        let (.., hits) = run(&mut polling, &mut now, For::in_flight(1), 1000, 10_000);
+        assert!(hits > 800, "{hits} of 1000 short ones");
+        let (.., hits) = run(&mut Polling::new(50_000), &mut now, For::in_flight(30), 1000, 45_000);
+        assert!(hits > 400, "{hits} hits with many in flight, as far as the share allows");
+    }
+
+    #[test]
     fn waits_for_disks_are_learned_apart() {
         let (mut polling, mut now) = (Polling::new(LONGEST), Nanos(1));
         for _ in 0..100 {
-            run(&mut polling, &mut now, For::Disks, 1, 80_000);
+            run(&mut polling, &mut now, For::Many, 1, 80_000);
             run(&mut polling, &mut now, For::Guests, 1, 5_000);
         }
         let (_, _, hits) = run(&mut polling, &mut now, For::Guests, 100, 5_000);
-        let (spent, ..) = run(&mut polling, &mut now, For::Disks, 100, 80_000);
+        let (spent, ..) = run(&mut polling, &mut now, For::Many, 100, 80_000);
         assert!(hits > 95 && spent == 0, "{hits} {spent}");
     }
 
