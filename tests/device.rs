@@ -485,7 +485,9 @@ fn reactors_are_named_pinned_and_refused_on_cpus_that_do_not_exist() {
     use spanblk::reactor::thread::{ReactorConfig, StartError, spawn};
     let start = |cpu| {
         let (handle, inbox) = spanblk::reactor::inbox::channel().unwrap();
-        (handle, spawn(ReactorConfig { id: ReactorId(7), cpu, poll_max: Duration::ZERO }, inbox, host::Nowhere))
+        let busy = std::sync::Arc::default();
+        let config = ReactorConfig { id: ReactorId(7), cpu, poll_max: Duration::ZERO, busy };
+        (handle, spawn(config, inbox, host::Nowhere))
     };
     for cpu in [100_000, 1023] {
         assert!(matches!(start(Some(cpu)).1, Err(StartError::Cpu { cpu: refused, .. }) if refused == cpu));

@@ -12,22 +12,64 @@ mod vhost_user_support;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::time::{Duration, Instant};
 
 use host::{EXTENT, Host};
+use spanblk::base::ids::ReactorId;
 use spanblk::base::rng::Rng;
 use spanblk::cli::blk_client::{BlkClient, BlkOp, BlkRequest, ClientOptions};
+use spanblk::reactor::handle::ReactorHandle;
+use spanblk::reactor::messages::ReactorMessage;
 use spanblk::shared::VhdState;
-use spanblk::vhost_user::{SocketSettings, VhdEndpoint, VhostUserServer};
+use spanblk::vhost_user::{Reactors, SocketSettings, VhdEndpoint, VhostUserServer};
 use vhost::VhostBackend;
 use vhost_user_support::{Events, eventually, raw};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const SIZE: usize = 8 << 20;
 
+/// Real reactors, of which one says that it works all the time.
+struct Steered {
+    reactors: Vec<ReactorHandle>,
+    /// The one; none if there is no such number.
+    hot: AtomicU16,
+    busy: Mutex<(Instant, Vec<u64>)>,
+}
+
+impl Steered {
+    fn new(reactors: Vec<ReactorHandle>) -> Arc<Steered> {
+        let busy = Mutex::new((Instant::now(), vec![0; reactors.len()]));
+        Arc::new(Steered { reactors, hot: AtomicU16::new(u16::MAX), busy })
+    }
+}
+
+struct Ways(Arc<Steered>);
+
+impl Reactors for Ways {
+    fn count(&self) -> u16 {
+        u16::try_from(self.0.reactors.len()).unwrap()
+    }
+
+    fn busy_ns(&self) -> Vec<u64> {
+        let (since, busy) = &mut *self.0.busy.lock().unwrap();
+        let elapsed = u64::try_from(since.elapsed().as_nanos()).unwrap();
+        *since = Instant::now();
+        if let Some(busy) = busy.get_mut(usize::from(self.0.hot.load(Ordering::SeqCst))) {
+            *busy += elapsed;
+        }
+        busy.clone()
+    }
+
+    fn send(&self, reactor: ReactorId, message: ReactorMessage) {
+        self.0.reactors[usize::from(reactor.0)].send(message);
+    }
+}
+
 struct World {
     server: VhostUserServer,
+    steered: Arc<Steered>,
     host: Host,
     _directory: tempfile::TempDir,
 }
@@ -37,8 +79,9 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let host = Host::new(directory.path(), disks, 64, reactors);
         let sockets = directory.path().join("sockets");
-        let server = VhostUserServer::start(sockets, host.reactors.clone(), Arc::new(Events::default())).unwrap();
-        World { server, host, _directory: directory }
+        let steered = Steered::new(host.reactors.clone());
+        let server = VhostUserServer::start(sockets, Ways(Arc::clone(&steered)), Arc::new(Events::default())).unwrap();
+        World { server, steered, host, _directory: directory }
     }
 
     fn serve(&self, id: u32, disks: &[u8]) -> (Arc<VhdState>, PathBuf) {
@@ -109,6 +152,33 @@ fn a_frontend_finds_after_reconnects_what_it_wrote() {
         let status = world.server.status(spanblk::base::ids::VhdId(id)).unwrap();
         assert_eq!((status.connections, status.refused, status.faults), (5, 0, 0));
     }
+}
+
+/// Rings change their reactors under a guest that compares everything it reads.
+#[test]
+fn rings_move_to_a_reactor_with_less_to_do() {
+    let world = World::new(2, 2);
+    let (_, socket) = world.serve(1, &[0, 1]);
+    let (mut model, mut rng) = (vec![0; SIZE], Rng::new(5));
+    let mut client = BlkClient::connect(&socket, options(4)).unwrap();
+    exercise(&mut client, 4, &mut model, &mut rng, 200);
+    assert_eq!(world.server.reactor_status().ring_moves, 0, "nobody has much to do");
+    // Four rings, two on each: those of the first reactor have to leave it, then those of the second, as far as they may.
+    for (hot, moves) in [(0, 1), (1, 2)] {
+        world.steered.hot.store(hot, Ordering::SeqCst);
+        let begun = Instant::now();
+        while world.server.reactor_status().ring_moves < moves {
+            assert!(begun.elapsed() < Duration::from_secs(30), "no ring has left reactor {hot}");
+            exercise(&mut client, 4, &mut model, &mut rng, 20);
+        }
+        exercise(&mut client, 4, &mut model, &mut rng, 200);
+    }
+    verify(&mut client, &model);
+    drop(client);
+    // Where they are is forgotten with the connection; what was written is not.
+    verify(&mut BlkClient::connect(&socket, options(4)).unwrap(), &model);
+    let status = world.server.status(spanblk::base::ids::VhdId(1)).unwrap();
+    assert_eq!((status.connections, status.faults), (2, 0));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::reactor::handle::ReactorHandle;
 use crate::reactor::inbox::{self, Inbox};
 use crate::reactor::messages::{Outbox, OwnerRequest, ReactorMessage};
 use crate::reactor::thread::{ReactorConfig, StartError, spawn};
+use crate::shared::Load;
 use crate::store::change::{Change, CommitRequest};
 use crate::store::thread::StoreHandle;
 use crate::vhost_user::Reactors;
@@ -22,6 +23,7 @@ const JOIN_PAUSE: Duration = Duration::from_millis(5);
 pub struct Inboxes {
     handles: Vec<ReactorHandle>,
     inboxes: Vec<Inbox>,
+    busy: Arc<[Arc<Load>]>,
 }
 
 impl Inboxes {
@@ -32,13 +34,13 @@ impl Inboxes {
     pub fn new(count: u16) -> std::io::Result<Inboxes> {
         let pairs = (0..count).map(|_| inbox::channel()).collect::<std::io::Result<Vec<_>>>()?;
         let (handles, inboxes) = pairs.into_iter().unzip();
-        Ok(Inboxes { handles, inboxes })
+        Ok(Inboxes { handles, inboxes, busy: (0..count).map(|_| Arc::default()).collect() })
     }
 
     /// The ways to the reactors.
     #[must_use]
     pub fn handles(&self) -> Handles {
-        Handles(self.handles.clone().into())
+        Handles { reactors: self.handles.clone().into(), busy: Arc::clone(&self.busy) }
     }
 
     /// Starts the threads.
@@ -55,9 +57,9 @@ impl Inboxes {
         let handles = self.handles();
         let mut threads = Threads { handles: handles.clone(), threads: Vec::new() };
         let cpus = if pin { allowed_cpus() } else { Vec::new() };
-        for (inbox, number) in self.inboxes.into_iter().zip(0u16..) {
+        for ((inbox, busy), number) in self.inboxes.into_iter().zip(self.busy.iter()).zip(0u16..) {
             let cpu = cpus.get(usize::from(number) % cpus.len().max(1)).copied();
-            let config = ReactorConfig { id: ReactorId(number), cpu, poll_max };
+            let config = ReactorConfig { id: ReactorId(number), cpu, poll_max, busy: Arc::clone(busy) };
             let outbox = Ways { owner: owner.clone(), store: store.clone(), reactors: handles.clone() };
             match spawn(config, inbox, outbox) {
                 Ok(thread) => threads.threads.push(thread),
@@ -89,23 +91,30 @@ fn parse_cpus(list: &str) -> Vec<usize> {
 
 /// The ways to all reactors.
 #[derive(Clone)]
-pub struct Handles(Arc<[ReactorHandle]>);
+pub struct Handles {
+    reactors: Arc<[ReactorHandle]>,
+    busy: Arc<[Arc<Load>]>,
+}
 
 impl Handles {
     /// Sends one message to each.
     pub fn tell_all(&self, message: impl Fn() -> ReactorMessage) {
-        self.0.iter().for_each(|reactor| reactor.send(message()));
+        self.reactors.iter().for_each(|reactor| reactor.send(message()));
     }
 
     /// Sends a message to one.
     pub fn tell(&self, reactor: ReactorId, message: ReactorMessage) {
-        self.0[usize::from(reactor.0)].send(message);
+        self.reactors[usize::from(reactor.0)].send(message);
     }
 }
 
 impl Reactors for Handles {
     fn count(&self) -> u16 {
-        u16::try_from(self.0.len()).expect("reactors are counted in u16")
+        u16::try_from(self.reactors.len()).expect("reactors are counted in u16")
+    }
+
+    fn busy_ns(&self) -> Vec<u64> {
+        self.busy.iter().map(|busy| busy.total()).collect()
     }
 
     fn send(&self, reactor: ReactorId, message: ReactorMessage) {

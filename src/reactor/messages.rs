@@ -7,7 +7,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::base::ids::{DiskId, ReactorId, VhdId};
 use crate::base::units::ExtentIndex;
-use crate::shared::{DiskState, VhdState};
+use crate::shared::{DiskState, Load, VhdState};
 use crate::store::change::{Change, CommitRequest};
 
 /// From a reactor to the owner.
@@ -198,6 +198,8 @@ pub struct RingConfig {
     pub writeback: Arc<std::sync::atomic::AtomicBool>,
     /// Features acknowledged by the driver.
     pub features: u64,
+    /// Counts the chains that are popped.
+    pub load: Arc<Load>,
     /// Guest memory.
     pub memory: Arc<GuestMemoryMmap>,
     /// Readable when the guest has kicked. `None`: poll mode, as the specification allows.

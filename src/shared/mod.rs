@@ -1,12 +1,14 @@
 //! State that reactors, the owner and the committer share without a lock: per host disk and per VHD. Besides, which guest
-//! memory has been taken away from us.
+//! memory has been taken away from us, and how busy reactors and rings are.
 //!
 //! Everything here is atomics or fixed after creation. Uses `base`, `metrics` and `placement`.
 
 pub mod disk;
 pub mod door;
 pub mod guest_memory;
+pub mod load;
 pub mod vhd;
 
 pub use disk::DiskState;
+pub use load::Load;
 pub use vhd::{VhdSettings, VhdState};

@@ -8,11 +8,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 use tokio::task::{JoinError, spawn_blocking};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
+use super::balance::Move;
 use super::device::Device;
+use super::error::DeviceError;
 use super::hub::Hub;
 use super::listener::{Vhd, stopped};
 use super::peek::{self, PeekError};
@@ -29,6 +32,8 @@ enum Fault {
     Peek(#[from] PeekError),
     #[error(transparent)]
     Message(#[from] Error),
+    #[error("a virtqueue could not go on at another reactor: {0}")]
+    Move(#[from] DeviceError),
 }
 
 /// Serves a connection until the frontend leaves, makes a mistake, or `stop` becomes true. Then drains its rings.
@@ -39,11 +44,12 @@ pub(super) async fn serve(
     hub: Arc<Hub>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let device = Arc::new(Mutex::new(Device::new(Arc::clone(&vhd), hub)));
+    let (orders, mut moves) = unbounded_channel();
+    let device = Arc::new(Mutex::new(Device::new(Arc::clone(&vhd), hub, orders)));
     let outcome = match stream.try_clone() {
         Ok(socket) => {
             let handler = BackendReqHandler::from_stream(stream, Arc::clone(&device));
-            let outcome = converse(handler, &device, &socket, &mut stop).await;
+            let outcome = converse(handler, &device, &socket, &mut moves, &mut stop).await;
             // The frontend is to know at once, even if draining takes long.
             let _ = socket.shutdown(Shutdown::Both);
             outcome
@@ -63,8 +69,9 @@ pub(super) async fn serve(
 
 async fn converse(
     mut handler: Handler,
-    device: &Mutex<Device>,
+    device: &Arc<Mutex<Device>>,
     socket: &UnixStream,
+    moves: &mut UnboundedReceiver<Move>,
     stop: &mut watch::Receiver<bool>,
 ) -> Result<(), Fault> {
     let watched = socket.try_clone().and_then(|socket| sys::watch(socket.into())).map_err(PeekError::from)?;
@@ -75,6 +82,10 @@ async fn converse(
             there = peek::message(&watched) => if !there? {
                 return Ok(());
             },
+            Some(order) = moves.recv() => {
+                carry_out(device, order).await?;
+                continue;
+            }
         }
         if let Some(channel) = peek::channel(socket).map_err(PeekError::from)? {
             // Between messages nobody holds the lock.
@@ -99,6 +110,19 @@ async fn converse(
             // It left without waiting for the answer.
             Err(Error::Disconnected | Error::SocketBroken(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Moves a ring to another reactor, between two messages.
+async fn carry_out(device: &Arc<Mutex<Device>>, order: Move) -> Result<(), Fault> {
+    let device = Arc::clone(device);
+    let moved = spawn_blocking(move || device.lock().unwrap_or_else(PoisonError::into_inner).move_ring(order)).await;
+    match moved {
+        Ok(moved) => Ok(moved?),
+        Err(error) => {
+            pass_on(error);
+            Ok(())
         }
     }
 }

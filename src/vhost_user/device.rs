@@ -8,14 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::Receiver;
+use tokio::sync::mpsc::UnboundedSender;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
+use super::balance::Move;
 use super::error::DeviceError;
-use super::hub::{Hub, Place};
+use super::hub::{Asking, Hub, Place};
 use super::listener::Vhd;
 use super::memory::Memory;
 use super::vring::{Kick, Vring};
 use crate::base::clock;
+use crate::base::ids::ReactorId;
 use crate::reactor::messages::{RingAddresses, RingCommand, RingConfig, RingStopped};
 use crate::virtio::config;
 use crate::virtio::device::DeviceSettings;
@@ -47,10 +50,12 @@ pub(super) struct Device {
     size_read: Option<u64>,
     /// Switched to writethrough while no ring ran: what was written before is flushed through the first one that does.
     owes_flush: bool,
+    /// For orders to move its rings to other reactors.
+    orders: UnboundedSender<Move>,
 }
 
 impl Device {
-    pub(super) fn new(vhd: Arc<Vhd>, hub: Arc<Hub>) -> Device {
+    pub(super) fn new(vhd: Arc<Vhd>, hub: Arc<Hub>, orders: UnboundedSender<Move>) -> Device {
         let settings = vhd.device_settings();
         Device {
             rings: (0..settings.queues).map(|_| Vring::default()).collect(),
@@ -64,6 +69,7 @@ impl Device {
             offered_channel: None,
             size_read: None,
             owes_flush: false,
+            orders,
         }
     }
 
@@ -296,7 +302,7 @@ impl Device {
         for index in 0..self.rings.len() {
             let ring = &self.rings[index];
             if ring.place.is_none() && ring.wants_to_run(enabled_by_default) {
-                self.start(index, acknowledged)?;
+                self.start(index, acknowledged, None)?;
                 started = true;
             }
         }
@@ -319,13 +325,32 @@ impl Device {
         }
     }
 
-    fn start(&mut self, index: usize, acknowledged: u64) -> Result<(), DeviceError> {
+    /// Moves a ring that runs to another reactor, if it still does. It is drained first, which takes as long as the slowest of its
+    /// requests.
+    pub(super) fn move_ring(&mut self, order: Move) -> Result<(), DeviceError> {
+        let at = |ring: &Vring| ring.place.is_some_and(|place| place.key == order.ring);
+        let (Some(index), Some(acknowledged)) = (self.rings.iter().position(at), self.acknowledged) else {
+            return Ok(());
+        };
+        if let Some(answer) = self.ask_to_stop(index) {
+            self.await_stopped(index, &answer);
+        }
+        self.start(index, acknowledged, Some(order.to))?;
+        if let Some(place) = self.rings[index].place {
+            log::debug!("VHD {}: queue {index} is served by reactor {} from now on", self.vhd.name(), place.reactor.0);
+            self.hub.moved(place.key);
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, index: usize, acknowledged: u64, wanted: Option<ReactorId>) -> Result<(), DeviceError> {
         let ring = &self.rings[index];
         let addresses = ring.guest_addresses(index, &self.memory)?;
         let (kick, call) = (ring.duplicate_kick()?, Vring::duplicate(ring.call.as_ref())?);
         let error = Vring::duplicate(ring.error.as_ref())?;
         // Nothing can fail from here on: the place is given back when the ring stops.
-        let place = self.hub.place(self.rings.iter().filter_map(|ring| ring.place).map(|place| place.reactor));
+        let siblings = self.rings.iter().filter_map(|ring| ring.place).map(|place| place.reactor).collect();
+        let (place, load) = self.hub.place(&Asking { siblings, wanted, orders: &self.orders });
         let config = RingConfig {
             key: place.key,
             vhd: Arc::clone(self.vhd.state()),
@@ -337,6 +362,7 @@ impl Device {
             indirect: acknowledged & features::INDIRECT_DESC != 0,
             writeback: Arc::clone(&self.writeback),
             features: acknowledged,
+            load,
             memory: Arc::clone(self.memory.map()),
             kick,
             call,

@@ -4,7 +4,7 @@
 //!   `connection`: messages of one frontend, from the first to the last. `channel`: what we say to it. `peek`: whether a message is there as a whole.
 //! * `device`: what one frontend has negotiated. `handler`: its messages, mapped to the device. `vring`: one virtqueue's
 //!   settings. `memory`: guest memory.
-//! * [`hub`]: the reactors, and which of them serves which ring. `socket`: paths, owners and permissions. `sys`: system
+//! * [`hub`]: the reactors, and which of them serves which ring. `balance`: which ring should move to another. `socket`: paths, owners and permissions. `sys`: system
 //!   calls that the standard library lacks.
 //!
 //! Invariants: a frontend's mistakes and malice end its own connection, and nothing else. No thread waits for a frontend to
@@ -13,6 +13,7 @@
 //!
 //! Uses `base`, `virtio`, `placement::record`, `shared`, `reactor::messages` and `reactor::handle`.
 
+mod balance;
 mod channel;
 mod connection;
 mod device;
@@ -29,5 +30,5 @@ mod vring;
 
 pub use error::{ServerError, SocketError};
 pub use hub::Reactors;
-pub use server::{Frontend, Removal, ServerEvents, VhdEndpoint, VhdStatus, VhostUserServer};
+pub use server::{Frontend, ReactorStatus, Removal, ServerEvents, VhdEndpoint, VhdStatus, VhostUserServer};
 pub use socket::SocketSettings;

@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
 use super::error::{ServerError, SocketError};
-use super::hub::{Hub, Reactors};
+use super::hub::{self, Hub, Reactors};
 use super::listener::{self, Vhd};
 use super::socket::{self, BoundPath, SocketSettings};
 use crate::base::clock;
@@ -87,6 +87,15 @@ pub struct VhdStatus {
     pub faults: u64,
 }
 
+/// What the reactors have done since they began.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReactorStatus {
+    /// How long each has worked, in nanoseconds: neither slept nor looked for something to do.
+    pub busy_ns: Vec<u64>,
+    /// How often a virtqueue was moved from one to another.
+    pub ring_moves: u64,
+}
+
 struct Entry {
     vhd: Arc<Vhd>,
     path: BoundPath,
@@ -138,6 +147,7 @@ impl VhostUserServer {
             .build()
             .map_err(ServerError::Runtime)?;
         let hub = Arc::new(Hub::new(reactors));
+        runtime.spawn(hub::spread(Arc::downgrade(&hub)));
         Ok(VhostUserServer { runtime: Some(runtime), hub, events, directory, entries: Mutex::default() })
     }
 
@@ -241,6 +251,12 @@ impl VhostUserServer {
     #[must_use]
     pub fn statuses(&self) -> Vec<VhdStatus> {
         self.entries().values().map(Entry::status).collect()
+    }
+
+    /// What the reactors have done.
+    #[must_use]
+    pub fn reactor_status(&self) -> ReactorStatus {
+        ReactorStatus { busy_ns: self.hub.busy_ns(), ring_moves: self.hub.moves() }
     }
 
     /// The path that the socket of a VHD of this name has.

@@ -414,6 +414,10 @@ impl Host for FakeHost {
         vec![Connections { vhd: "old".to_owned(), accepted: 3, refused: 1, faults: 0 }]
     }
 
+    fn reactors(&self) -> spanblk::vhost_user::ReactorStatus {
+        spanblk::vhost_user::ReactorStatus { busy_ns: vec![1_500_000_000, 7], ring_moves: 2 }
+    }
+
     fn disk_changed(&self, disk: &DiskRecord) {
         RELABELLED.lock().unwrap().push(disk.name.clone());
     }

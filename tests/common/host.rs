@@ -187,7 +187,12 @@ impl Host {
             .map(|(id, (_, inbox))| {
                 let outbox = ToDoubles { double: double.clone(), reactors: handles.clone() };
                 spawn(
-                    ReactorConfig { id: ReactorId(id), cpu: None, poll_max: Duration::from_micros(20) },
+                    ReactorConfig {
+                        id: ReactorId(id),
+                        cpu: None,
+                        poll_max: Duration::from_micros(20),
+                        busy: Arc::default(),
+                    },
                     inbox,
                     outbox,
                 )
@@ -269,6 +274,7 @@ impl Host {
             indirect: false,
             writeback,
             features: 1 << 13 | 1 << 14,
+            load: Arc::default(),
             memory: Arc::clone(&guest.memory),
             kick: Some(duplicate(&kick)),
             call: Some(duplicate(&call)),

@@ -2,13 +2,14 @@
 
 #![allow(dead_code, reason = "not every test uses all of it")]
 
+mod log;
 pub mod raw;
 
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
@@ -189,6 +190,10 @@ impl Reactors for Handle {
         self.0.count
     }
 
+    fn busy_ns(&self) -> Vec<u64> {
+        vec![0; usize::from(self.0.count)]
+    }
+
     fn send(&self, reactor: ReactorId, message: ReactorMessage) {
         assert!(reactor.0 < self.0.count);
         match message {
@@ -228,30 +233,6 @@ impl ServerEvents for Events {
     }
 }
 
-/// Everything that is logged in this process.
-struct Log(Mutex<Vec<String>>);
-
-impl log::Log for Log {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        self.0.lock().unwrap().push(record.args().to_string());
-    }
-
-    fn flush(&self) {}
-}
-
-fn captured() -> &'static Log {
-    static LOG: OnceLock<Log> = OnceLock::new();
-    let log = LOG.get_or_init(|| Log(Mutex::new(Vec::new())));
-    if log::set_logger(log).is_ok() {
-        log::set_max_level(log::LevelFilter::Info);
-    }
-    log
-}
-
 /// A server, its reactors, and a directory for sockets.
 pub struct Host {
     pub server: VhostUserServer,
@@ -263,7 +244,7 @@ pub struct Host {
 
 impl Host {
     pub fn new(reactors: u16) -> Host {
-        captured();
+        log::capture();
         let directory = tempfile::tempdir().unwrap();
         let reactors = Arc::new(FakeReactors {
             count: reactors,
@@ -329,15 +310,12 @@ impl Host {
 
     /// How many lines of the log begin like this.
     pub fn count_logged(&self, begin: &str) -> usize {
-        captured().0.lock().unwrap().iter().filter(|line| line.starts_with(begin)).count()
+        log::lines().iter().filter(|line| line.starts_with(begin)).count()
     }
 
     /// A line of the log that begins and continues like this.
     pub fn logged(&self, begin: &str, part: &str) -> String {
-        let find = || {
-            let lines = captured().0.lock().unwrap();
-            lines.iter().find(|line| line.starts_with(begin) && line.contains(part)).cloned()
-        };
+        let find = || log::lines().iter().find(|line| line.starts_with(begin) && line.contains(part)).cloned();
         eventually("the log has the line", || find().is_some());
         find().unwrap()
     }

@@ -17,6 +17,10 @@ use crate::control::wire::{ErrorBody, MemberHealth, StoreInfo};
 use crate::metrics::{IO_KINDS, IoKind, IoMetricsSet, KindMetrics, LATENCY_BUCKETS};
 use crate::owner::command::{Command, JobInfo, MOVE_STEPS, PoolInfo, Reply, VhdInfo};
 use crate::placement::job::JobState;
+use crate::vhost_user::ReactorStatus;
+
+/// Nanoseconds of a second.
+const NANOS: u64 = 1_000_000_000;
 
 /// The first bucket that is told: latencies below 8 microseconds are all alike.
 const FIRST_BUCKET: usize = 3;
@@ -32,6 +36,7 @@ pub async fn text(State(api): State<Api>) -> Result<impl IntoResponse, ApiError>
     let text = blocking(move || {
         let mut out = render(&pool, &vhds, &host.store_info(), &host.connections());
         move_metrics(&mut out, &pool, &vhds, &jobs);
+        reactor_counters(&mut out, &host.reactors());
         out.text
     });
     let text = text.await?;
@@ -199,6 +204,17 @@ fn vhd_gauges(out: &mut Exposition, vhds: &[VhdInfo]) {
         "vhd",
         each().map(|(name, vhd)| (name, sum(&vhd.state.metrics, |m| m.malformed.load(Ordering::Relaxed)))),
     );
+}
+
+fn reactor_counters(out: &mut Exposition, reactors: &ReactorStatus) {
+    let name = "spanblk_reactor_busy_seconds_total";
+    out.family(name, "counter", "Time that a reactor has worked: neither slept nor looked for something to do.");
+    for (reactor, busy_ns) in reactors.busy_ns.iter().enumerate() {
+        out.line(format_args!("{name}{{reactor=\"{reactor}\"}} {}.{:09}", busy_ns / NANOS, busy_ns % NANOS));
+    }
+    let name = "spanblk_virtqueue_moves_total";
+    out.family(name, "counter", "Virtqueues that went on at a reactor with less to do.");
+    out.line(format_args!("{name} {}", reactors.ring_moves));
 }
 
 fn connection_counters(out: &mut Exposition, connections: &[Connections]) {

@@ -37,6 +37,7 @@ use crate::base::ids::{DiskId, VhdId};
 use crate::base::limits::API_BODY_MAX;
 use crate::owner::command::{AddDisk, JoiningDisk, PoolInfo};
 use crate::placement::record::{DiskRecord, SocketOwner, VhdRecord};
+use crate::vhost_user::ReactorStatus;
 
 /// How long a request may take, streams apart. Longer than the wait for the owner's answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
@@ -93,6 +94,9 @@ pub trait Host: Send + Sync {
 
     /// What happened at the sockets of the VHDs that are served, in no order.
     fn connections(&self) -> Vec<Connections>;
+
+    /// What the reactors have done.
+    fn reactors(&self) -> ReactorStatus;
 
     /// The disk of the pool that a path leads to.
     fn disk_at(&self, path: &str) -> Option<DiskId>;

@@ -28,7 +28,7 @@ use crate::placement::record::{DiskRecord, SocketOwner};
 use crate::shared::DiskState;
 use crate::store::mirror::MemberStatus;
 use crate::store::thread::StoreHandle;
-use crate::vhost_user::{SocketError, VhdStatus, VhostUserServer};
+use crate::vhost_user::{ReactorStatus, SocketError, VhdStatus, VhostUserServer};
 
 /// How long a disk that was removed may take until nobody has it open any more.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
@@ -230,6 +230,10 @@ impl Host for DaemonHost {
             faults: status.faults,
         };
         self.server.statuses().into_iter().map(of).collect()
+    }
+
+    fn reactors(&self) -> ReactorStatus {
+        self.server.reactor_status()
     }
 
     fn disk_changed(&self, disk: &DiskRecord) {

@@ -22,7 +22,7 @@ use crate::base::ids::ReactorId;
 use crate::base::limits::{POP_BATCH, POP_BYTES, POP_STEP_BYTES, QUEUE_SIZE_MAX};
 use crate::base::prefetch::prefetch;
 use crate::engine::Engine;
-use crate::shared::{VhdState, guest_memory};
+use crate::shared::{Load, VhdState, guest_memory};
 use crate::virtio::device::DeviceLimits;
 use crate::virtio::parse::{Answer, ParseError, Parsed, parse};
 use crate::virtio::request::{Request, RequestKind, Status};
@@ -101,6 +101,8 @@ pub(super) struct Ring {
     used: UsedRing,
     heads: Box<[Option<Head>]>,
     in_flight: u16,
+    /// Chains popped.
+    load: Arc<Load>,
     malformed: Option<Malformed>,
     /// The guest has been asked to kick.
     armed: bool,
@@ -142,6 +144,7 @@ impl Ring {
             used: UsedRing::open(&config.memory, config.addresses, size, config.event_idx)?,
             heads: vec![None; usize::from(size)].into_boxed_slice(),
             in_flight: 0,
+            load: Arc::clone(&config.load),
             malformed: None,
             armed: true,
             announced: false,
@@ -250,6 +253,7 @@ impl Ring {
                 return Err(fault);
             }
         }
+        self.load.add((POP_BATCH - budget) as u64);
         if std::mem::take(&mut self.announced) && budget == POP_BATCH {
             return Err(RingFault::AvailableIndex);
         }

@@ -80,6 +80,7 @@ fn config(guest: &Guest, event_idx: bool) -> RingConfig {
         event_idx,
         indirect: false,
         writeback: Arc::new(AtomicBool::new(true)),
+        load: Arc::default(),
         features: 0,
         memory: Arc::clone(&guest.memory),
         kick: None,

@@ -23,7 +23,7 @@ use crate::base::clock::{self, Nanos};
 use crate::base::ids::{DiskId, ReactorId};
 use crate::base::limits::{MESSAGES_PER_TURN, TICK_MILLIS};
 use crate::engine::uring::{Event, EventTag, SetupError, UringEngine, Wait};
-use crate::shared::DiskState;
+use crate::shared::{DiskState, Load};
 use poll::{For, Polling};
 use rings::{Rings, UringPipeline};
 
@@ -37,7 +37,7 @@ const TICK: Duration = Duration::from_millis(TICK_MILLIS);
 const POLL_INTERVAL: Duration = Duration::from_micros(100);
 
 /// A reactor to start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ReactorConfig {
     /// Its number.
     pub id: ReactorId,
@@ -45,6 +45,8 @@ pub struct ReactorConfig {
     pub cpu: Option<usize>,
     /// Longest time that it keeps looking for requests and completions before it sleeps; zero: it always sleeps at once.
     pub poll_max: Duration,
+    /// Counts the nanoseconds that it works: neither sleeps nor looks for something to do.
+    pub busy: Arc<Load>,
 }
 
 /// Why a reactor did not start.
@@ -76,7 +78,8 @@ where
     O: Outbox + Send + 'static,
 {
     let (started, outcome) = crossbeam_channel::bounded(1);
-    let body = move || match prepare(config) {
+    let name = format!("spanblk-r{}", config.id.0);
+    let body = move || match prepare(config.cpu) {
         Ok(engine) => {
             let _ = started.send(Ok(()));
             Reactor::new(config, inbox, engine, outbox).run();
@@ -85,15 +88,14 @@ where
             let _ = started.send(Err(error));
         }
     };
-    let builder = std::thread::Builder::new().name(format!("spanblk-r{}", config.id.0));
-    let thread = builder.spawn(body).map_err(StartError::Thread)?;
+    let thread = std::thread::Builder::new().name(name).spawn(body).map_err(StartError::Thread)?;
     outcome.recv().expect("the thread tells how it started")?;
     Ok(thread)
 }
 
 /// What must happen on the thread itself.
-fn prepare(config: ReactorConfig) -> Result<UringEngine, StartError> {
-    if let Some(cpu) = config.cpu {
+fn prepare(cpu: Option<usize>) -> Result<UringEngine, StartError> {
+    if let Some(cpu) = cpu {
         pin(cpu).map_err(|source| StartError::Cpu { cpu, source })?;
     }
     Ok(UringEngine::new()?)
@@ -122,6 +124,11 @@ struct Reactor<O: Outbox> {
     /// When the pipeline last looked at what waits for a disk.
     ticked: Nanos,
     polling: Polling,
+    busy: Arc<Load>,
+    /// When the turn began.
+    turned: Nanos,
+    /// What of it was spent waiting, in nanoseconds.
+    waited_ns: u64,
 }
 
 impl<O: Outbox> Reactor<O> {
@@ -135,12 +142,17 @@ impl<O: Outbox> Reactor<O> {
             leaving: false,
             ticked: Nanos(0),
             polling: Polling::new(u64::try_from(config.poll_max.as_nanos()).unwrap_or(u64::MAX)),
+            busy: config.busy,
+            turned: clock::now(),
+            waited_ns: 0,
         }
     }
 
     fn run(mut self) {
         loop {
             let now = clock::now();
+            self.busy.add(now.since(self.turned).saturating_sub(std::mem::take(&mut self.waited_ns)));
+            self.turned = now;
             let messages_left = self.take_messages(now);
             self.take_events(now);
             self.rings.queue_available(&mut self.pipeline.engine, now);
@@ -174,7 +186,9 @@ impl<O: Outbox> Reactor<O> {
         }
         let begun = clock::now();
         let came = self.sleep(now);
-        self.polling.slept(what, clock::now().since(begun), came);
+        let slept_ns = clock::now().since(begun);
+        self.waited_ns += slept_ns;
+        self.polling.slept(what, slept_ns, came);
     }
 
     /// Looks for something to do for a while, if that mostly comes to something. Whether it has.
@@ -189,6 +203,7 @@ impl<O: Outbox> Reactor<O> {
             let came = self.pipeline.engine.take_news() || self.rings.sees_available() || !self.inbox.is_empty();
             let spent_ns = clock::now().since(begun);
             if came || spent_ns >= limit_ns {
+                self.waited_ns += spent_ns;
                 self.polling.looked(what, spent_ns, came);
                 return came;
             }
