@@ -84,7 +84,7 @@ impl Bench {
         for (at, name) in names.iter().enumerate() {
             let mut costs: Vec<f64> = turns.iter().map(|turn| turn[at]).collect();
             costs.sort_by(f64::total_cmp);
-            println!("{name:<64}{:>9.1}{:>9.1}", costs[0], costs[costs.len() / 2]);
+            println!("{name:<78}{:>9.1}{:>9.1}", costs[0], costs[costs.len() / 2]);
         }
     }
 }
@@ -105,7 +105,7 @@ fn main() {
         assert!(groups.iter().any(|group| group.0 == name), "there is no part {name:?}");
     }
     let bench = Bench::new(flags.iter().any(|flag| flag == "--quick"));
-    println!("{:<64}{:>9}{:>9}", "nanoseconds per operation", "best", "median");
+    println!("{:<78}{:>9}{:>9}", "nanoseconds per operation", "best", "median");
     for (name, measure) in groups {
         if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
             measure(&bench);
