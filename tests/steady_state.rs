@@ -176,7 +176,12 @@ struct Case {
     writeback: bool,
     /// The guest's VMM made its call descriptor one that can make us wait.
     blocking_call: bool,
+    /// Reactors wait for each other's claims, and are told of their release: by messages, for which there is room in lots.
+    messages: bool,
 }
+
+/// Messages that a queue between reactors has room for after one allocation (`crossbeam_channel`, unbounded).
+const MESSAGES_PER_ALLOCATION: u64 = 31;
 
 const CASES: &[Case] = &[
     Case {
@@ -186,6 +191,7 @@ const CASES: &[Case] = &[
         event_idx: true,
         writeback: true,
         blocking_call: false,
+        messages: false,
     },
     Case {
         name: "isolated, writethrough, with a call descriptor that can make us wait",
@@ -194,6 +200,7 @@ const CASES: &[Case] = &[
         event_idx: true,
         writeback: false,
         blocking_call: true,
+        messages: false,
     },
     Case {
         name: "spanned",
@@ -202,6 +209,7 @@ const CASES: &[Case] = &[
         event_idx: false,
         writeback: true,
         blocking_call: false,
+        messages: false,
     },
     Case {
         name: "spanned, two copies",
@@ -210,6 +218,16 @@ const CASES: &[Case] = &[
         event_idx: true,
         writeback: true,
         blocking_call: false,
+        messages: false,
+    },
+    Case {
+        name: "spanned, two copies, on two reactors that write to the same blocks",
+        copies: |extent| copies(extent, extent, &[ReplicaState::InSync; 2]),
+        reactors: 2,
+        event_idx: true,
+        writeback: true,
+        blocking_call: false,
+        messages: true,
     },
     Case {
         name: "three copies, writethrough",
@@ -218,6 +236,7 @@ const CASES: &[Case] = &[
         event_idx: true,
         writeback: false,
         blocking_call: false,
+        messages: false,
     },
     Case {
         name: "spanned, while every extent is being moved",
@@ -229,6 +248,7 @@ const CASES: &[Case] = &[
         event_idx: true,
         writeback: true,
         blocking_call: false,
+        messages: false,
     },
 ];
 
@@ -277,12 +297,15 @@ fn the_io_path_allocates_nothing() {
         let before = ALLOCATIONS.load(Ordering::SeqCst);
         watch([reactor_thread(0), reactor_thread(1)]);
         // Many wait: for syncs, for bounce buffers, for the claims of others, for all of them.
-        for (flushes, odd, crowded) in [(50, 0, 0), (100, 0, 0), (0, 100, 0), (0, 0, 100), (20, 50, 50)] {
+        let mut requests = 0;
+        for (flushes, odd, crowded) in [(50, 0, 0), (100, 0, 0), (0, 100, 0), (0, 0, 100), (20, 50, 50), (5, 20, 20)] {
             load_with(&mut connections, &mut rng, Mix { flushes, odd, crowded }, 800);
+            requests += 800 * u64::from(case.reactors);
         }
-        load_with(&mut connections, &mut rng, USUAL, 1600);
         let count = ALLOCATIONS.load(Ordering::SeqCst) - before;
-        assert_eq!(count, 0, "allocations ({})", case.name);
+        // One message a request at most: the release of what it had claimed.
+        let allowed = if case.messages { requests / MESSAGES_PER_ALLOCATION } else { 0 };
+        assert!(count <= allowed, "{count} allocations for {requests} requests ({})", case.name);
         // The counter counts: starting a ring does allocate.
         for reactor in 0..REACTORS {
             let before = ALLOCATIONS.load(Ordering::SeqCst);
