@@ -1,5 +1,8 @@
 //! The rules of the house as tests: what a reviewer would otherwise have to see.
 
+#[path = "tidy/locks.rs"]
+mod locks;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -51,7 +54,10 @@ impl Source {
     fn read(path: &Path) -> Source {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let text = fs::read_to_string(path).expect("a readable source file");
-        let path = path.strip_prefix(root).expect("a file of the repository").display().to_string();
+        Source::new(path.strip_prefix(root).expect("a file of the repository").display().to_string(), text)
+    }
+
+    fn new(path: String, text: String) -> Source {
         let product = if is_test_file(&path) { String::new() } else { without_tests(&text) };
         let code = without_comments_and_strings(&product);
         Source { path, text, code, product }

@@ -7,7 +7,8 @@
 //! * [`inbox`], [`handle`]: the queue of messages to a reactor, and what others hold of it.
 //!
 //! Invariants: a popped chain is completed exactly once; a request slot is reserved before a chain is popped; no lock, no
-//! allocation and no copy of guest data in steady state.
+//! allocation and no copy of guest data in steady state. (Messages to others, for which queues have room in lots, are the exception:
+//! of claims that another reactor waits for, and of what changes the table.)
 //!
 //! Uses `base`, `metrics`, `virtio`, `placement`, `shared`, `store::change` and `engine`.
 

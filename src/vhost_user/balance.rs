@@ -16,6 +16,9 @@ const WHOLE: u64 = 1000;
 /// A reactor that works less than this part of the time needs no help.
 const BUSY: u64 = 700;
 
+/// If all work less than this part of it, they are looked at ever more rarely.
+const QUIET: u64 = 10;
+
 /// It gets none from one that works nearly as much.
 const DIFFERENCE: u64 = 300;
 
@@ -53,6 +56,8 @@ pub(super) struct Balance {
     round: u64,
     /// Observations in a row that called for a move.
     called: u32,
+    /// The part of the time that the busiest reactor has worked since the observation before.
+    busiest: u64,
     /// Rings that were moved, under their new names, and when.
     rests: HashMap<RingKey, u64>,
 }
@@ -73,11 +78,17 @@ impl Balance {
         let work: Vec<(RingSeen, u64)> = rings.iter().map(|seen| (*seen, done(seen))).collect();
         (self.at, self.busy_ns) = (now, busy_ns);
         self.chains = rings.iter().map(|seen| (seen.ring, seen.chains)).collect();
+        self.busiest = shares.iter().max().copied().unwrap_or(0);
         let round = self.round;
         self.rests.retain(|_, since| *since + REST > round);
         let found = if is_first { None } else { self.best_move(&shares, &work) };
         self.called = if found.is_some() { self.called + 1 } else { 0 };
         found.filter(|_| self.called >= OBSERVATIONS)
+    }
+
+    /// Whether some reactor had something to do when it was looked at last.
+    pub(super) fn is_awake(&self) -> bool {
+        self.busiest >= QUIET
     }
 
     /// A ring has been moved, and has another name since.
@@ -178,6 +189,15 @@ mod tests {
         }
         assert_eq!(world.seconds(10, &[690, 0], &[10, 10, 0, 0]), [None; 10], "not busy");
         assert_eq!(world.seconds(10, &[1000, 800], &[10, 10, 10, 10]), [None; 10], "no help");
+    }
+
+    #[test]
+    fn quiet_reactors_are_known() {
+        let mut world = World::new(2, &[0, 1]);
+        for (shares, awake) in [([0, 0], false), ([30, 0], true), ([0, 9], false), ([0, 300], true), ([0, 0], false)] {
+            world.second(&shares, &[1, 1]);
+            assert_eq!(world.balance.is_awake(), awake, "{shares:?}");
+        }
     }
 
     #[test]

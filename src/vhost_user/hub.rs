@@ -16,6 +16,9 @@ use crate::shared::Load;
 /// How often what the reactors do is looked at.
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 
+/// How rarely at most, while they do nothing.
+const OBSERVE_AT_LEAST_EVERY: Duration = Duration::from_secs(16);
+
 /// Ways to the reactor threads.
 pub trait Reactors: Send + Sync + 'static {
     /// How many there are; at least 1, and constant.
@@ -116,8 +119,8 @@ impl Hub {
         self.reactors.send(reactor, ReactorMessage::Ring(command));
     }
 
-    /// Looks at what the reactors have done, and orders a ring to be moved if that helps.
-    fn observe(&self) {
+    /// Looks at what the reactors have done, and orders a ring to be moved if that helps. Whether they do anything.
+    fn observe(&self) -> bool {
         let seats = self.seats();
         let see = |(ring, seat): (&RingKey, &Seat)| RingSeen {
             ring: *ring,
@@ -133,6 +136,7 @@ impl Hub {
             // A connection that is about to end takes no orders.
             let _ = seat.orders.send(order);
         }
+        balance.is_awake()
     }
 
     fn seats(&self) -> MutexGuard<'_, HashMap<RingKey, Seat>> {
@@ -142,12 +146,12 @@ impl Hub {
 
 /// Spreads the rings by what they do, as long as there is a hub, and more than one reactor.
 pub(super) async fn spread(hub: Weak<Hub>) {
+    let mut pause = OBSERVE_EVERY;
     loop {
-        tokio::time::sleep(OBSERVE_EVERY).await;
-        match hub.upgrade() {
-            Some(hub) if hub.reactors.count() > 1 => hub.observe(),
-            _ => return,
-        }
+        tokio::time::sleep(pause).await;
+        let Some(hub) = hub.upgrade().filter(|hub| hub.reactors.count() > 1) else { return };
+        // A host whose guests sleep is to sleep as well.
+        pause = if hub.observe() { OBSERVE_EVERY } else { (2 * pause).min(OBSERVE_AT_LEAST_EVERY) };
     }
 }
 

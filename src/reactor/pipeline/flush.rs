@@ -20,9 +20,18 @@ pub(super) struct DiskSyncs {
     waiting: Vec<RequestSlot>,
     /// Wait for the next one: what they need completed after the one in flight began.
     next: Vec<RequestSlot>,
+    /// Empty but while those who waited are told; kept for its room.
+    told: Vec<RequestSlot>,
 }
 
 impl DiskSyncs {
+    /// Makes room for `requests` requests to wait without allocating.
+    pub fn reserve(&mut self, requests: usize) {
+        self.waiting.reserve(requests);
+        self.next.reserve(requests);
+        self.told.reserve(requests);
+    }
+
     /// When the sync in flight began.
     pub fn begun(&self) -> Option<Nanos> {
         self.in_flight.map(|(_, begun)| begun)
@@ -107,7 +116,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         assert!(syncs.in_flight.is_some_and(|(in_flight, _)| in_flight == number));
         syncs.in_flight = None;
         self.syncing.remove(id);
-        let mut told = std::mem::take(&mut syncs.waiting);
+        let mut told = std::mem::take(&mut syncs.told);
+        std::mem::swap(&mut told, &mut syncs.waiting);
         let failed = self.disk(id).is_failed();
         if failed || self.left.contains(id) {
             // Of a disk that has left nobody needs another sync.
@@ -128,13 +138,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             }
             self.run_if_waiting(slot);
         }
-        // Keeps the allocation for the next sync.
-        let syncs = &mut self.syncs[id.index()];
-        if syncs.waiting.capacity() == 0 {
-            syncs.waiting = told;
-        } else if syncs.next.capacity() == 0 {
-            syncs.next = told;
-        }
+        self.syncs[id.index()].told = told;
     }
 
     /// Whether the request needs a sync of the disk for nothing but copies that moves are making there.

@@ -172,8 +172,16 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 
     /// Makes a host disk known. The engine must know it, too.
     pub fn add_disk(&mut self, disk: Arc<DiskState>) {
-        let index = disk.id.index();
-        self.disks[index] = Some(disk);
+        let id = disk.id;
+        self.disks[id.index()] = Some(disk);
+        self.reserve_on(id);
+    }
+
+    /// Makes room for every request to wait for the disk.
+    fn reserve_on(&mut self, disk: DiskId) {
+        let requests = self.slots.request_count();
+        self.syncs[disk.index()].reserve(requests);
+        self.parking.reserve_on(disk, requests);
     }
 
     /// A host disk left the pool, see [`ReactorMessage::RemoveDisk`](crate::reactor::messages::ReactorMessage::RemoveDisk). Its
@@ -187,6 +195,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.slots.reserve_requests(count);
         self.finished.reserve(self.slots.request_count());
         self.parking.reserve(self.slots.request_count());
+        for disk in self.disks.iter().flatten().map(|disk| disk.id).collect::<DiskSet>().iter() {
+            self.reserve_on(disk);
+        }
     }
 
     /// Gives back `count` reserved slots, when a ring has stopped. (Their memory is kept for the next ring.)
@@ -387,7 +398,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if state.cursor > 0 {
             return Step::Exhausted;
         }
-        let uuid = state.vhd().settings.uuid.simple().to_string();
+        let mut digits = [0; uuid::fmt::Simple::LENGTH];
+        let uuid = state.vhd().settings.uuid.simple().encode_lower(&mut digits);
         let id = uuid.as_bytes().get(..GET_ID_LEN as usize).expect("a UUID has 32 hex digits");
         gather::scatter_into(state.request.segments(), 0, id);
         state.cursor = u64::from(GET_ID_LEN);

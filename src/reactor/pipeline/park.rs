@@ -43,11 +43,17 @@ impl Parking {
         }
     }
 
-    /// Makes room for `requests` requests to wait without allocating. (A disk's own queues grow when they are first needed.)
+    /// Makes room for `requests` requests to wait without allocating.
     pub fn reserve(&mut self, requests: usize) {
         self.ready.reserve(requests);
         self.on_claim.reserve(requests);
         self.on_engine.reserve(requests);
+    }
+
+    /// The same for what they wait for on one disk.
+    pub fn reserve_on(&mut self, disk: DiskId, requests: usize) {
+        self.on_disk[disk.index()].reserve(requests);
+        self.on_bounce[disk.index()].reserve(requests);
     }
 
     /// Whether a request waits for the next poll.
