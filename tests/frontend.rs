@@ -130,6 +130,21 @@ fn exercise(client: &mut BlkClient, queues: usize, model: &mut [u8], rng: &mut R
     }
 }
 
+/// Writes one block that is there already, and reads it back, on one queue.
+fn rewrite(client: &mut BlkClient, queue: usize, model: &mut [u8], rng: &mut Rng) {
+    const BLOCK: usize = 4096;
+    let at = rng.index(model.len() / BLOCK) * BLOCK;
+    rng.fill(&mut model[at..at + BLOCK]);
+    let buffer = client.idle_buffer().unwrap();
+    client.buffer_mut(buffer)[..BLOCK].copy_from_slice(&model[at..at + BLOCK]);
+    for op in [BlkOp::Write, BlkOp::Read] {
+        client.submit(queue, BlkRequest { op, offset: at as u64, len: BLOCK as u64, buffer }).unwrap();
+        client.kick(queue).unwrap();
+        client.wait(queue).unwrap().into_iter().for_each(|done| done.result.unwrap());
+    }
+    assert_eq!(client.buffer(buffer)[..BLOCK], model[at..at + BLOCK], "at {at}");
+}
+
 fn verify(client: &mut BlkClient, model: &[u8]) {
     let mut whole = vec![0; model.len()];
     client.read_at(0, &mut whole).unwrap();
@@ -179,6 +194,40 @@ fn rings_move_to_a_reactor_with_less_to_do() {
     verify(&mut BlkClient::connect(&socket, options(4)).unwrap(), &model);
     let status = world.server.status(spanblk::base::ids::VhdId(1)).unwrap();
     assert_eq!((status.connections, status.faults), (2, 0));
+}
+
+/// A ring with a request that waits for room is not drained for ever to be moved: the guest's other requests go on.
+#[test]
+fn a_ring_that_cannot_be_drained_soon_stays_where_it_is() {
+    let world = World::new(1, 2);
+    let (_, socket) = world.serve(1, &[0]);
+    let (mut model, mut rng) = (vec![0; 1 << 20], Rng::new(6));
+    // Three rings: the first and the third are on the first reactor.
+    let mut client = BlkClient::connect(&socket, options(3)).unwrap();
+    client.write_at(0, &model).unwrap();
+    world.host.seen.has_no_room.store(true, Ordering::SeqCst);
+    let waiting = client.idle_buffer().unwrap();
+    client.buffer_mut(waiting)[..4096].fill(7);
+    let write = BlkRequest { op: BlkOp::Write, offset: 4 << 20, len: 4096, buffer: waiting };
+    client.submit(0, write).unwrap();
+    client.kick(0).unwrap();
+    world.steered.hot.store(0, Ordering::SeqCst);
+    let (begun, mut longest) = (Instant::now(), Duration::ZERO);
+    // It takes the balance three seconds to see it, and then it tries the first ring, which does the most.
+    while begun.elapsed() < Duration::from_secs(8) || world.server.reactor_status().ring_moves == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the other ring does not move either");
+        let before = Instant::now();
+        rewrite(&mut client, [0, 0, 0, 1, 2][rng.index(5)], &mut model, &mut rng);
+        longest = longest.max(before.elapsed());
+    }
+    assert!(longest < Duration::from_secs(2), "requests waited for {longest:?}");
+    assert_eq!(client.in_flight(), 1, "the write waits all the while");
+    world.host.seen.has_no_room.store(false, Ordering::SeqCst);
+    client.wait(0).unwrap().into_iter().for_each(|done| done.result.unwrap());
+    verify(&mut client, &model);
+    let mut written = vec![0; 4096];
+    client.read_at(4 << 20, &mut written).unwrap();
+    assert!(written == vec![7; 4096]);
 }
 
 #[test]

@@ -229,6 +229,20 @@ pub enum RingCommand {
         /// Where to answer.
         reply: crossbeam_channel::Sender<RingStopped>,
     },
+    /// As [`RingCommand::Stop`], for a ring that is to go on elsewhere: the reply of one that is broken is dropped, and
+    /// [`RingCommand::GoOn`] takes the command back.
+    Yield {
+        /// The ring.
+        key: RingKey,
+        /// Where to answer.
+        reply: crossbeam_channel::Sender<RingStopped>,
+    },
+    /// What the ring has in flight takes too long: it goes on here, and the reply to [`RingCommand::Yield`] is dropped. Nothing
+    /// happens if it has stopped already.
+    GoOn {
+        /// The ring.
+        key: RingKey,
+    },
     /// The frontend gave another call eventfd (or none).
     SetCall {
         /// The ring.

@@ -28,7 +28,7 @@ const GAIN: u64 = 100;
 /// So many observations in a row must say the same.
 const OBSERVATIONS: u32 = 2;
 
-/// A ring that has been moved stays for so many observations.
+/// A ring that has been moved, or could not be, stays for so many observations.
 const REST: u64 = 10;
 
 /// A ring that should be served by another reactor.
@@ -58,13 +58,14 @@ pub(super) struct Balance {
     called: u32,
     /// The part of the time that the busiest reactor has worked since the observation before.
     busiest: u64,
-    /// Rings that were moved, under their new names, and when.
+    /// Rings that stay where they are for now, and since when.
     rests: HashMap<RingKey, u64>,
 }
 
 impl Balance {
     /// Takes in what was counted by `now`: how long each reactor has worked in all, and what the rings have done. Returns what
-    /// should move; the caller says so with [`Balance::moved`] when it has.
+    /// should move; the caller
+    /// says with [`Balance::stays`] what became of that.
     pub(super) fn observe(&mut self, now: Nanos, busy_ns: Vec<u64>, rings: &[RingSeen]) -> Option<Move> {
         self.round += 1;
         let elapsed = now.since(self.at).max(1);
@@ -91,8 +92,8 @@ impl Balance {
         self.busiest >= QUIET
     }
 
-    /// A ring has been moved, and has another name since.
-    pub(super) fn moved(&mut self, ring: RingKey) {
+    /// A ring has been moved, and has another name since; or it could not be.
+    pub(super) fn stays(&mut self, ring: RingKey) {
         self.rests.insert(ring, self.round);
         self.called = 0;
     }
@@ -206,12 +207,12 @@ mod tests {
         assert_eq!(world.seconds(3, &[900, 0], &[10, 10])[2], to(0, 1));
         // It has another name on its new reactor, where it turns out to be in the way again.
         world.rings[0] = RingSeen { ring: RingKey(7), reactor: ReactorId(0), chains: 0 };
-        world.balance.moved(RingKey(7));
+        world.balance.stays(RingKey(7));
         let moves = world.seconds(4, &[900, 0], &[10, 5]);
         assert_eq!(moves, [None, to(1, 1), to(1, 1), to(1, 1)], "the other one may");
         world.rings.pop();
         world.rings.push(RingSeen { ring: RingKey(8), reactor: ReactorId(0), chains: 0 });
-        world.balance.moved(RingKey(8));
+        world.balance.stays(RingKey(8));
         assert_eq!(world.seconds(4, &[900, 0], &[10, 5]), [None; 4], "both rest");
         assert!(world.seconds(8, &[900, 0], &[10, 5]).contains(&to(7, 1)), "not for ever");
     }

@@ -6,8 +6,9 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use tokio::sync::mpsc::UnboundedSender;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
@@ -23,6 +24,9 @@ use crate::reactor::messages::{RingAddresses, RingCommand, RingConfig, RingStopp
 use crate::virtio::config;
 use crate::virtio::device::DeviceSettings;
 use crate::virtio::features::{self, is_writeback};
+
+/// How long a guest waits at most for one of its rings to change the reactor.
+const YIELD_PATIENCE: Duration = Duration::from_millis(20);
 
 /// The protocol features that we offer.
 pub(super) const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::CONFIG
@@ -325,15 +329,21 @@ impl Device {
         }
     }
 
-    /// Moves a ring that runs to another reactor, if it still does. It is drained first, which takes as long as the slowest of its
-    /// requests.
+    /// Moves a ring that runs to another reactor, if it still does. It is drained first; if that takes long (a request waits for
+    /// room, or for a disk that hangs), it stays where it is.
     pub(super) fn move_ring(&mut self, order: Move) -> Result<(), DeviceError> {
         let at = |ring: &Vring| ring.place.is_some_and(|place| place.key == order.ring);
         let (Some(index), Some(acknowledged)) = (self.rings.iter().position(at), self.acknowledged) else {
             return Ok(());
         };
-        if let Some(answer) = self.ask_to_stop(index) {
-            self.await_stopped(index, &answer);
+        let Some(stopped) = self.ask_to_yield(index) else {
+            self.hub.stays(order.ring);
+            return Ok(());
+        };
+        let ring = &mut self.rings[index];
+        ring.base = stopped.next_available;
+        if let Some(place) = ring.place.take() {
+            self.hub.release(place);
         }
         self.start(index, acknowledged, Some(order.to))?;
         if let Some(place) = self.rings[index].place {
@@ -341,6 +351,22 @@ impl Device {
             self.hub.moved(place.key);
         }
         Ok(())
+    }
+
+    /// Asks a reactor to let go of a ring soon. `None`: it does not, and serves it as before.
+    fn ask_to_yield(&self, index: usize) -> Option<RingStopped> {
+        let Place { key, reactor } = self.rings[index].place?;
+        let (reply, answer) = crossbeam_channel::bounded(1);
+        self.hub.send(reactor, RingCommand::Yield { key, reply });
+        match answer.recv_timeout(YIELD_PATIENCE) {
+            Ok(stopped) => Some(stopped),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => {
+                self.hub.send(reactor, RingCommand::GoOn { key });
+                // Unless it has stopped just before.
+                answer.recv().ok()
+            }
+        }
     }
 
     fn start(&mut self, index: usize, acknowledged: u64, wanted: Option<ReactorId>) -> Result<(), DeviceError> {

@@ -102,7 +102,12 @@ impl Hub {
     /// A ring has changed its reactor, and its name.
     pub(super) fn moved(&self, ring: RingKey) {
         self.moves.fetch_add(1, Ordering::Relaxed);
-        self.balance.lock().unwrap_or_else(PoisonError::into_inner).moved(ring);
+        self.stays(ring);
+    }
+
+    /// A ring stays where it is for a while.
+    pub(super) fn stays(&self, ring: RingKey) {
+        self.balance.lock().unwrap_or_else(PoisonError::into_inner).stays(ring);
     }
 
     /// How many rings have changed their reactor.

@@ -50,6 +50,8 @@ pub struct Seen {
     pub commits: AtomicU64,
     /// Disk errors reported.
     pub disk_errors: Mutex<Vec<OwnerRequest>>,
+    /// There is no room as long as this is set.
+    pub has_no_room: AtomicBool,
 }
 
 struct ToDoubles {
@@ -108,6 +110,9 @@ impl Double {
                 ToDouble::Change(change) => self.pending.push(change),
                 ToDouble::Commit(request) => self.commit(request),
                 ToDouble::Owner(OwnerRequest::Allocate { reactor, ticket, vhd, extent }) => {
+                    while self.seen.has_no_room.load(Ordering::SeqCst) {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
                     self.allocate(vhd, extent);
                     self.reactors[usize::from(reactor.0)].send(ReactorMessage::Allocated { ticket, result: Ok(()) });
                 }

@@ -145,6 +145,7 @@ impl FakeReactors {
                     self.stop(&mut inner, key, &reply);
                 }
             }
+            RingCommand::Yield { .. } | RingCommand::GoOn { .. } => panic!("these reactors are never busy"),
             RingCommand::SetCall { key, .. } => {
                 known(&inner, &key);
                 inner.notes.push(Note::SetCall);

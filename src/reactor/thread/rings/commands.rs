@@ -32,6 +32,24 @@ impl Rings {
                 served.stop = Some(reply);
                 self.settle(place, pipeline, now);
             }
+            RingCommand::Yield { key, reply } => {
+                let Some(place) = self.place(key) else { return };
+                let served = self.served(place);
+                if matches!(served.mode, Mode::Running) {
+                    served.mode = Mode::Yielding;
+                    served.stop = Some(reply);
+                    self.settle(place, pipeline, now);
+                }
+            }
+            RingCommand::GoOn { key } => {
+                let Some(place) = self.place(key) else { return };
+                let served = self.served(place);
+                if matches!(served.mode, Mode::Yielding) {
+                    served.mode = Mode::Running;
+                    served.stop = None;
+                    self.queue(place);
+                }
+            }
             RingCommand::SetCall { key, call } => self.set_call(key, call, &mut pipeline.engine, now),
             RingCommand::SetKick { key, kick } => self.set_kick(key, kick, &mut pipeline.engine, now),
             RingCommand::SetMemory { key, memory } => self.set_memory(key, memory, &mut pipeline.engine, now),

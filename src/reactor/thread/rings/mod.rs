@@ -36,6 +36,8 @@ const NOBODY: EventTag = EventTag((1 << 56) - 1);
 /// Whether a ring pops.
 enum Mode {
     Running,
+    /// No popping until what is in flight has completed, or the ring is told to go on.
+    Yielding,
     /// No more popping: the frontend or the daemon wants it to end, or it is broken.
     Ended,
 }
