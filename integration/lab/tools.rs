@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -245,4 +245,23 @@ pub fn filled_file(path: &Path, size: u64) -> Result<()> {
     }
     file.set_len(size)?;
     Ok(file.sync_all()?)
+}
+
+/// A file that was written from end to end, with data that does not compress.
+///
+/// # Errors
+/// It has holes nevertheless, or as of the file system.
+pub fn prefilled(path: &Path, size: u64) -> Result<()> {
+    filled_file(path, size)?;
+    ensure_filled(path)
+}
+
+/// Proves that a file has no holes.
+///
+/// # Errors
+/// It has.
+pub fn ensure_filled(path: &Path) -> Result<()> {
+    let metadata = fs::metadata(path)?;
+    ensure!(metadata.blocks() * 512 >= metadata.len(), "{} has holes", path.display());
+    Ok(())
 }

@@ -1,7 +1,23 @@
 //! What is measured, and what spanblk should reach.
 
-use super::disks::Kind;
 use crate::lab::fio;
+
+/// What kind of disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Ram,
+    Ssd,
+}
+
+impl Kind {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Ram => "RAM",
+            Kind::Ssd => "SSD",
+        }
+    }
+}
 
 /// Requests at random places.
 #[derive(Debug)]
