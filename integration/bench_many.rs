@@ -12,7 +12,8 @@
 //! * `LAB_BENCH_SECS`: length of one busy measurement (5)
 //! * `LAB_BENCH_ROUNDS`: how often each is repeated (3); medians count
 //! * `LAB_BENCH_IDLE_SECS`: length of the quiet measurement of all VHDs (60); with fewer of them a sixth of that
-//! * `LAB_BENCH_RATE`: requests a second (20000)
+//! * `LAB_BENCH_RATE`: requests a second (20000), as far as the machine has time for the guests
+//! * `LAB_BENCH_VHDS`: other numbers of VHDs, as in "1,256"; goals are about the last of them
 //! * `LAB_BENCH_OUT`: where `many.json` goes (`target/bench`)
 //!
 //! Goals are printed, and whether they are met; no number fails the run. Build with `--release`.

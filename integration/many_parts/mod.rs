@@ -23,8 +23,8 @@ use footprint::Footprint;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// Attached VHDs, step by step.
-pub const STEPS: [usize; 5] = [1, 4, 16, 64, 256];
+/// Attached VHDs, step by step, unless the environment says otherwise.
+const VHDS: &str = "1,4,16,64,256";
 
 /// What a guest sees of a VHD. Thin: what is written is far less.
 const VHD_SIZE: u64 = 10 * GIB;
@@ -72,6 +72,8 @@ pub struct Step {
 /// How a run is made, and what has been found.
 pub struct Bench {
     pub machine: String,
+    /// Attached VHDs, step by step.
+    vhds: Vec<usize>,
     /// Of one busy measurement.
     pub time: Duration,
     pub rounds: usize,
@@ -89,6 +91,7 @@ impl Bench {
     pub fn new() -> Bench {
         Bench {
             machine: machine(),
+            vhds: vhds_from_env(),
             time: Duration::from_secs(number_from_env("LAB_BENCH_SECS", 5)),
             rounds: usize::try_from(number_from_env("LAB_BENCH_ROUNDS", 3)).unwrap_or(1).max(1),
             quiet_time: Duration::from_secs(number_from_env("LAB_BENCH_IDLE_SECS", 60).max(1)),
@@ -130,11 +133,12 @@ impl Bench {
             WORKING_SET / MIB
         );
         results::print_heading();
-        for (index, vhds) in STEPS.into_iter().enumerate() {
-            let before = if index == 0 { 0 } else { STEPS[index - 1] };
-            for vhd in before..vhds {
+        let mut there = 0;
+        for vhds in self.vhds.clone() {
+            for vhd in there..vhds {
                 pool.create_vhd(&name(vhd), VHD_SIZE, &["--layout", "isolated", "--queues", "1"])?;
             }
+            there = vhds;
             let step = self.step(&pool, vhds)?;
             results::print_row(&step, self.steps.first().unwrap_or(&step));
             self.steps.push(step);
@@ -148,7 +152,7 @@ impl Bench {
         let process = pool.id()?;
         let order = Order {
             sockets: (0..vhds).map(|vhd| pool.socket(&name(vhd))).collect(),
-            size: WORKING_SET / vhds as u64,
+            size: (WORKING_SET / vhds as u64).next_multiple_of(crowd::FILL_LEN),
             rate: self.rate,
             warm_up: self.time / 5,
             time: self.time,
@@ -161,7 +165,7 @@ impl Bench {
             let outcome = crowd.go()?;
             rounds.push(Busy { outcome, cost: Threads::of(process)?.since(&before) });
         }
-        let all = STEPS.last() == Some(&vhds);
+        let all = self.vhds.last() == Some(&vhds);
         let quiet = quiet(process, if all { self.quiet_time } else { self.quiet_time / 6 })?;
         crowd.finish()?;
         Ok(Step { vhds, rounds, quiet })
@@ -179,6 +183,15 @@ fn quiet(process: u32, time: Duration) -> Result<Quiet> {
         cost: Threads::of(process)?.since(&threads),
         footprint: Footprint::of(process)?,
     })
+}
+
+/// # Panics
+/// If the variable is set to something else than growing numbers: a run with other counts than asked for would mislead.
+fn vhds_from_env() -> Vec<usize> {
+    let text = std::env::var("LAB_BENCH_VHDS").unwrap_or_else(|_| VHDS.to_owned());
+    let vhds: Result<Vec<usize>, _> = text.split(',').map(str::parse).collect();
+    let vhds = vhds.ok().filter(|vhds| vhds.is_sorted_by(|one, next| one < next) && vhds[0] > 0 && vhds.len() > 1);
+    vhds.unwrap_or_else(|| panic!("LAB_BENCH_VHDS={text} are not two or more growing numbers, as in {VHDS}"))
 }
 
 fn name(vhd: usize) -> String {

@@ -65,9 +65,9 @@ impl Step {
 }
 
 pub fn print_heading() {
-    println!("   {:>6} |{:^52} |{:^53}", "", "quiet", "busy");
+    println!("   {:>6} |{:^53} |{:^61}", "", "quiet", "busy");
     println!(
-        "   {:>6} |{:>9}{:>11}{:>11}{:>7}{:>8}{:>6} |{:>7}{:>7}{:>7}{:>6}{:>6}{:>7}{:>7}{:>7}",
+        "   {:>6} |{:>10}{:>12}{:>9}{:>7}{:>9}{:>6} |{:>7}{:>7}{:>7}{:>7}{:>7}{:>9}{:>9}{:>8}",
         "VHDs",
         "ticks/60s",
         "us CPU/60s",
@@ -91,7 +91,7 @@ pub fn print_row(step: &Step, one: &Step) {
     let Quiet { footprint, .. } = &step.quiet;
     let per_request = |figure: fn(&Busy) -> f64| step.median(|busy| figure(busy) / count(busy.outcome.requests));
     println!(
-        "   {:>6} |{:>9.0}{:>11.0}{:>11.0}{:>7.1}{:>8}{:>6} |{:>7.0}{:>7.2}{:>7.2}{:>6.0}{:>6.0}{:>7.2}{:>7.2}{:>7.2}",
+        "   {:>6} |{:>10.0}{:>12.0}{:>9.0}{:>7.1}{:>9}{:>6} |{:>7.0}{:>7.2}{:>7.2}{:>7.0}{:>7.0}{:>9.2}{:>9.2}{:>8.2}",
         step.vhds,
         step.quiet.ticks_a_minute(),
         step.quiet.cpu_us_a_minute(),
