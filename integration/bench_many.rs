@@ -5,6 +5,8 @@
 //!
 //! * Busy: reads of 4 KiB at random places, in turns on all VHDs, at a rate that is the same however many there are. So is the
 //!   data that is read, all of which has been written before: what differs is only over how many VHDs it is spread.
+//!   A reactor that serves one VHD alone may find it worth while to look for requests instead of sleeping, which is CPU time of
+//!   that VHD; without that (`LAB_BENCH_POLL_MAX_US=0`) the ratio shows only what many VHDs add.
 //! * Quiet: connected, rings enabled, nothing to do.
 //!
 //! On ext4 on zram if there can be one, else on the machine's disk, which may not reach the rate.
@@ -13,6 +15,7 @@
 //! * `LAB_BENCH_ROUNDS`: how often each is repeated (3); medians count
 //! * `LAB_BENCH_IDLE_SECS`: length of the quiet measurement of all VHDs (60); with fewer of them a sixth of that
 //! * `LAB_BENCH_RATE`: requests a second (20000), as far as the machine has time for the guests
+//! * `LAB_BENCH_POLL_MAX_US`: the daemon's `--poll-max-us`
 //! * `LAB_BENCH_VHDS`: other numbers of VHDs, as in "1,256"; goals are about the last of them
 //! * `LAB_BENCH_OUT`: where `many.json` goes (`target/bench`)
 //!

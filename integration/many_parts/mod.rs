@@ -81,6 +81,8 @@ pub struct Bench {
     pub quiet_time: Duration,
     /// Requests a second, over all VHDs.
     pub rate: u64,
+    /// How long reactors look for requests, if not as the daemon comes.
+    pub poll_max_us: Option<String>,
     /// What the host disk is.
     pub disk: String,
     pub steps: Vec<Step>,
@@ -96,6 +98,7 @@ impl Bench {
             rounds: usize::try_from(number_from_env("LAB_BENCH_ROUNDS", 3)).unwrap_or(1).max(1),
             quiet_time: Duration::from_secs(number_from_env("LAB_BENCH_IDLE_SECS", 60).max(1)),
             rate: number_from_env("LAB_BENCH_RATE", 20_000).max(1),
+            poll_max_us: std::env::var("LAB_BENCH_POLL_MAX_US").ok().filter(|number| !number.is_empty()),
             disk: String::new(),
             steps: Vec::new(),
         }
@@ -125,7 +128,10 @@ impl Bench {
         let disk = files.join("disk.img");
         prefilled(&disk, DISK_SIZE)?;
         let mut pool = Pool::create(sockets, vec![disk], &["--force"])?;
-        pool.serve_all()?;
+        match &self.poll_max_us {
+            Some(poll_max_us) => pool.serve(&[0], &["--poll-max-us", poll_max_us])?,
+            None => pool.serve_all()?,
+        };
         println!("   {}", self.disk);
         println!(
             "   VHDs of {} GiB. What is read, {} MiB over all of them, is written before, with random data",

@@ -148,6 +148,7 @@ pub fn save(bench: &Bench) -> Result<()> {
         "secs": bench.time.as_secs_f64(),
         "rounds": bench.rounds,
         "rate": bench.rate,
+        "poll_max_us": bench.poll_max_us,
         "steps": bench.steps.iter().map(Step::json).collect::<Vec<Value>>(),
         "goals": goals(&bench.steps).iter().map(goal).collect::<Vec<Value>>(),
     });
