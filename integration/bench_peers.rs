@@ -18,9 +18,10 @@ mod peers_parts;
 use std::process::ExitCode;
 
 use lab::idle::HaltPolling;
+use lab::ram_disk::RamDisk;
 use lab::report::Report;
 use lab::tools::{RunDir, number_from_env};
-use peers_parts::disks::{self, RamDisk};
+use peers_parts::workloads::Kind;
 use peers_parts::{Bench, frontend, results};
 
 fn main() -> ExitCode {
@@ -42,12 +43,12 @@ fn main() -> ExitCode {
     }
     match RamDisk::unavailable() {
         Some(reason) => report.skip("disks in memory (left out)", reason),
-        None if !bench.wants(disks::Kind::Ram) => {}
+        None if !bench.wants(Kind::Ram) => {}
         None => {
             report.check("against peers, in memory", || bench.in_memory(&dir));
         }
     }
-    if bench.wants(disks::Kind::Ssd) {
+    if bench.wants(Kind::Ssd) {
         report.check("against peers, on the machine's disk", || bench.on_disk(&dir));
     }
     report.check("results and a picture of them", || results::save(&bench));

@@ -4,18 +4,23 @@
 #![allow(dead_code)]
 
 pub mod agent;
+pub mod cost;
 pub mod daemon;
 pub mod fio;
 pub mod frontend;
+pub mod helper;
 pub mod idle;
 pub mod image;
 pub mod load;
 pub mod machine;
 pub mod model;
 pub mod nbd;
+pub mod outputs;
 pub mod qmp;
+pub mod ram_disk;
 pub mod reference;
 pub mod report;
 pub mod ring;
+pub mod tally;
 pub mod throttle;
 pub mod tools;

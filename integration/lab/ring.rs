@@ -1,12 +1,12 @@
 //! The driver's side of a split virtqueue in shared memory, with one slot per request: header, data buffer, status.
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const DESC_NEXT: u16 = 1;
@@ -84,7 +84,6 @@ pub struct Ring {
     pub shape: Shape,
     mem: Arc<GuestMemoryMmap>,
     base: u64,
-    epoll: Epoll,
     event_idx: bool,
     next_avail: u16,
     kicked: u16,
@@ -99,10 +98,7 @@ impl Ring {
     pub fn new(mem: Arc<GuestMemoryMmap>, base: u64, shape: Shape) -> Result<Ring> {
         assert!(base.is_multiple_of(PAGE) && shape.buffer_len.is_multiple_of(PAGE) && shape.size.is_power_of_two());
         let (kick, call) = (EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?);
-        let epoll = Epoll::new()?;
-        use std::os::fd::AsRawFd;
-        epoll.ctl(ControlOperation::Add, call.as_raw_fd(), EpollEvent::new(EventSet::IN, 0))?;
-        Ok(Ring { kick, call, shape, mem, base, epoll, event_idx: false, next_avail: 0, kicked: 0, last_used: 0 })
+        Ok(Ring { kick, call, shape, mem, base, event_idx: false, next_avail: 0, kicked: 0, last_used: 0 })
     }
 
     /// Whether both sides say when they want to be signalled (VIRTIO_F_EVENT_IDX).
@@ -174,13 +170,13 @@ impl Ring {
         Ok(())
     }
 
-    /// Tells the device of what was pushed since the last time, if it wants to know.
+    /// Tells the device of what was pushed since the last time, if it wants to know. Whether it did.
     ///
     /// # Errors
     /// Bad addresses.
-    pub fn kick(&mut self) -> Result<()> {
+    pub fn kick(&mut self) -> Result<bool> {
         if self.next_avail == self.kicked {
-            return Ok(());
+            return Ok(false);
         }
         fence(Ordering::SeqCst);
         let used = self.base + self.shape.used();
@@ -196,7 +192,7 @@ impl Ring {
         if wanted {
             self.kick.write(1)?;
         }
-        Ok(())
+        Ok(wanted)
     }
 
     /// The next completed request: its slot and status byte.
@@ -218,11 +214,11 @@ impl Ring {
         Ok(Some((slot, self.mem.read_obj(status)?)))
     }
 
-    /// Waits until something may have completed; false after `limit`.
+    /// Asks the device to signal the next completion. True if there is one already, which it may not signal.
     ///
     /// # Errors
     /// Bad addresses.
-    pub fn wait(&mut self, limit: Duration) -> Result<bool> {
+    pub fn arm(&mut self) -> Result<bool> {
         let avail = self.base + self.shape.avail();
         if self.event_idx {
             let event = GuestAddress(avail + 4 + u64::from(self.shape.size) * 2);
@@ -230,15 +226,27 @@ impl Ring {
             fence(Ordering::SeqCst);
         }
         let index: u16 = self.mem.load(GuestAddress(self.base + self.shape.used() + 2), Ordering::Acquire)?;
-        if index != self.last_used {
+        Ok(index != self.last_used)
+    }
+
+    /// Waits until something may have completed; false after `limit`.
+    ///
+    /// # Errors
+    /// Bad addresses.
+    pub fn wait(&mut self, limit: Duration) -> Result<bool> {
+        if self.arm()? {
             return Ok(true);
         }
-        let mut events = [EpollEvent::default()];
+        let limit = i32::try_from(limit.as_millis())?;
+        let mut entry = libc::pollfd { fd: self.call.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let count = loop {
-            match self.epoll.wait(i32::try_from(limit.as_millis())?, &mut events) {
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                other => break other?,
+            // SAFETY: one valid entry that outlives the call.
+            let count = unsafe { libc::poll(&raw mut entry, 1, limit) };
+            if count >= 0 {
+                break count;
             }
+            let error = std::io::Error::last_os_error();
+            ensure!(error.kind() == std::io::ErrorKind::Interrupted, error);
         };
         if count > 0 {
             self.call.read()?;

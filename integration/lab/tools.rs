@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -271,4 +271,23 @@ pub fn filled_file(path: &Path, size: u64, fill: Fill) -> Result<()> {
     }
     file.set_len(size)?;
     Ok(file.sync_all()?)
+}
+
+/// A file that was written from end to end.
+///
+/// # Errors
+/// It has holes nevertheless, or as of the file system.
+pub fn prefilled(path: &Path, size: u64, fill: Fill) -> Result<()> {
+    filled_file(path, size, fill)?;
+    ensure_filled(path)
+}
+
+/// Proves that a file has no holes.
+///
+/// # Errors
+/// It has.
+pub fn ensure_filled(path: &Path) -> Result<()> {
+    let metadata = fs::metadata(path)?;
+    ensure!(metadata.blocks() * 512 >= metadata.len(), "{} has holes", path.display());
+    Ok(())
 }

@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::disks::{ensure_filled, prefilled};
 use super::frontend;
 use super::rows::Backend;
 use crate::lab::daemon::Pool;
-use crate::lab::tools::{Fill, Process, command, wait_for};
+use crate::lab::tools::{Fill, Process, command, ensure_filled, prefilled, wait_for};
 
 /// Room on a disk of spanblk besides the VHD: labels, placement table.
 const OVERHEAD: u64 = 32 << 20;

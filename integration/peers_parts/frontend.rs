@@ -5,7 +5,6 @@
 //! wants them again while it asks for the next lot (in Linux the handler of the interrupt does the former, and others the latter),
 //! and rings the bell if the device wants to hear it.
 
-use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,15 +21,13 @@ use vm_memory::FileOffset;
 use vm_memory::mmap::MmapRegion;
 
 use super::relay::Relay;
-use super::tally::Tally;
+use crate::lab::helper::{self, Helper};
 use crate::lab::model::Random;
+use crate::lab::tally::{Outcome, Tally};
 use crate::lab::tools::Fill;
 
 /// What a process is told that is to be a frontend, before its [`Order`].
 pub const ARGUMENT: &str = "--as-frontend";
-
-/// What it says when it is attached and has warmed up. Then it waits for a line.
-pub const READY: &str = "ready";
 
 /// Descriptors of a ring. A request takes three.
 const QUEUE_SIZE: u16 = 128;
@@ -59,53 +56,17 @@ pub struct Order {
     pub seed: u64,
 }
 
-/// What came of it.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Outcome {
-    pub iops: f64,
-    pub p50_us: f64,
-    pub p99_us: f64,
-    pub p999_us: f64,
-    /// Completed requests.
-    pub requests: u64,
-    /// How often the device was told of new requests.
-    pub kicks: u64,
-    /// How often the frontend was woken.
-    pub wakeups: u64,
-}
-
-/// Takes part in a conversation on standard input and output: says that it is ready, waits for a line, measures, says what came
-/// of it, and lets go of the disk when its input ends.
+/// As [`Helper`] wants it: says that it is ready, measures once when told to, and lets go of the disk when its input ends.
 pub fn main(order: &str) -> ExitCode {
-    match talk(order) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("frontend: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    helper::main("frontend", || talk(order))
 }
 
 fn talk(order: &str) -> Result<()> {
     let order: Order = serde_json::from_str(order).context("what to measure")?;
-    watch(order.warm_up + order.time + PATIENCE);
+    helper::watch(order.warm_up + order.time + PATIENCE);
     let mut disk = Disk::attach(&order)?;
     disk.run(&order, order.warm_up)?;
-    println!("{READY}");
-    std::io::stdin().read_line(&mut String::new())?;
-    let outcome = disk.run(&order, order.time)?;
-    println!("{}", serde_json::to_string(&outcome)?);
-    std::io::stdin().read_to_end(&mut Vec::new())?;
-    Ok(())
-}
-
-/// Ends this process if it takes too long: a device that does not answer would hold up the run for ever.
-fn watch(limit: Duration) {
-    std::thread::spawn(move || {
-        std::thread::sleep(limit);
-        eprintln!("frontend: no end after {} s", limit.as_secs());
-        std::process::exit(3);
-    });
+    helper::serve(|| disk.run(&order, order.time))
 }
 
 /// Writes a whole disk once.
@@ -342,24 +303,10 @@ impl Lane {
 /// # Errors
 /// What the frontend says.
 pub fn run<T>(order: &Order, mut measured: impl FnMut() -> Result<T>) -> Result<(Outcome, T, T)> {
-    use std::io::{BufRead, BufReader};
-    use std::process::Stdio;
-
-    let mut command = crate::lab::tools::command(std::env::current_exe()?);
-    command.arg(ARGUMENT).arg(serde_json::to_string(order)?);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting the frontend")?;
-    let (mut to, mut from) = (child.stdin.take().context("a pipe")?, child.stdout.take().context("a pipe")?);
-    let mut from = BufReader::new(&mut from);
-    let mut line = String::new();
-    from.read_line(&mut line)?;
-    ensure!(line.trim() == READY, "the frontend is not ready: {line}");
+    let mut helper = Helper::start(ARGUMENT, order)?;
     let before = measured()?;
-    to.write_all(b"go\n")?;
-    line.clear();
-    from.read_line(&mut line)?;
+    let outcome = helper.go()?;
     let after = measured()?;
-    drop(to);
-    let status = child.wait()?;
-    ensure!(status.success(), "the frontend: {status}");
-    Ok((serde_json::from_str(&line).context("what the frontend says")?, before, after))
+    helper.finish()?;
+    Ok((outcome, before, after))
 }

@@ -1,15 +1,12 @@
 //! The measurements of `bench_peers.rs`.
 
 pub mod backends;
-pub mod cost;
-pub mod disks;
 pub mod frontend;
 pub mod plot;
 pub mod relay;
 pub mod results;
 pub mod rows;
 pub mod syscalls;
-pub mod tally;
 pub mod workloads;
 
 use std::path::Path;
@@ -19,15 +16,16 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use crate::lab::cost::Threads;
 use crate::lab::fio;
+use crate::lab::ram_disk::RamDisk;
+use crate::lab::tally::count;
 use crate::lab::tools::{RunDir, machine, number_from_env, run};
 use backends::Backends;
-use cost::Threads;
-use disks::{Kind, RamDisk};
 use frontend::Order;
 use rows::{Backend, Row, Sample};
 use syscalls::Counter;
-use workloads::{WORKLOADS, Workload};
+use workloads::{Kind, WORKLOADS, Workload};
 
 const MIB: u64 = 1 << 20;
 
@@ -180,11 +178,4 @@ impl Bench {
             seed,
         }
     }
-}
-
-/// A number of requests, to divide by.
-#[must_use]
-#[allow(clippy::cast_precision_loss, reason = "far fewer requests than a double counts exactly")]
-pub fn count(requests: u64) -> f64 {
-    requests as f64
 }

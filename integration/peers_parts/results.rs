@@ -1,16 +1,12 @@
 //! The goals of a run, and the files that it leaves.
 
-use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::rows::Row;
 use super::{Bench, plot};
 use crate::lab::daemon::SPANBLK;
-use crate::lab::tools::{run, target_dir};
+use crate::lab::outputs::{self, version};
 
 /// Prints the goals, and whether they are met.
 pub fn print_goals(rows: &[Row]) {
@@ -34,8 +30,6 @@ pub fn print_goals(rows: &[Row]) {
 /// # Errors
 /// As of the file system, or a peer does not tell its version.
 pub fn save(bench: &Bench) -> Result<()> {
-    let dir = std::env::var_os("LAB_BENCH_OUT").map_or_else(|| target_dir().with_file_name("bench"), PathBuf::from);
-    fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     let results = json!({
         "machine": bench.machine,
         "versions": {
@@ -56,18 +50,6 @@ pub fn save(bench: &Bench) -> Result<()> {
         bench.time.as_secs(),
         if bench.poll { "; the frontend polls" } else { "" }
     );
-    let files =
-        [("peers.json", serde_json::to_string_pretty(&results)?), ("peers.svg", plot::svg(&bench.rows, &subtitle))];
-    for (name, text) in files {
-        let path = dir.join(name);
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-        println!("   {}", path.display());
-    }
-    Ok(())
-}
-
-/// The first line of what a program says of its version.
-fn version(program: &str) -> Result<String> {
-    let text = run(Command::new(program).arg("--version"))?;
-    Ok(text.lines().next().unwrap_or("?").to_owned())
+    outputs::save("peers.json", &serde_json::to_string_pretty(&results)?)?;
+    outputs::save("peers.svg", &plot::svg(&bench.rows, &subtitle))
 }

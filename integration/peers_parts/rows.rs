@@ -2,12 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::cost::Cost;
-use super::count;
-use super::disks::Kind;
-use super::frontend::Outcome;
-use super::workloads::{Goals, Workload};
+use super::workloads::{Goals, Kind, Workload};
+use crate::lab::cost::Cost;
 use crate::lab::fio::Measured;
+use crate::lab::tally::{Outcome, count};
 
 /// Who serves the requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

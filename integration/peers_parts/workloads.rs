@@ -1,7 +1,33 @@
 //! What is measured, and what spanblk should reach.
 
-use super::disks::Kind;
 use crate::lab::fio;
+use crate::lab::tools::Fill;
+
+/// What kind of disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Ram,
+    Ssd,
+}
+
+impl Kind {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Ram => "RAM",
+            Kind::Ssd => "SSD",
+        }
+    }
+
+    /// What such a disk is filled with, and what is written to it.
+    #[must_use]
+    pub fn fill(self) -> Fill {
+        match self {
+            Kind::Ram => Fill::Word,
+            Kind::Ssd => Fill::Random,
+        }
+    }
+}
 
 /// Requests at random places.
 #[derive(Debug)]

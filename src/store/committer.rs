@@ -138,6 +138,12 @@ impl Committer {
         !self.requests.is_empty() || !self.queue.is_empty()
     }
 
+    /// Whether there is something to commit, now or once its data is synced.
+    #[must_use]
+    pub fn has_pending(&self) -> bool {
+        self.is_urgent() || !self.pending.is_empty()
+    }
+
     /// Disks whose syncs pending changes wait for. Changes of a guest that never flushes stay here until somebody syncs.
     #[must_use]
     pub fn waits_for_disks(&self) -> DiskSet {

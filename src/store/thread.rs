@@ -1,7 +1,7 @@
 //! The committer's thread: one queue in, answers out.
 //!
 //! It takes everything that is in the queue, makes one commit of it, and answers: many flushes share a commit without waiting
-//! for each other. What nobody asks for is committed every second, as far as its data is synced.
+//! for each other. What nobody asks for is committed every second, as far as its data is synced; without such the thread sleeps.
 
 mod change;
 #[cfg(test)]
@@ -199,7 +199,15 @@ impl<R: Replies> Shell<R> {
         let mut due = clock::now().after(interval);
         self.tell_fill();
         while !self.stop {
-            let first = match queue.recv_timeout(Duration::from_nanos(due.since(clock::now()))) {
+            let message = if self.committer.has_pending() {
+                queue.recv_timeout(Duration::from_nanos(due.since(clock::now())))
+            } else {
+                // A daemon whose guests are quiet sleeps. What wakes it may wait for others, as always.
+                let message = queue.recv().map_err(RecvTimeoutError::from);
+                due = clock::now().after(interval);
+                message
+            };
+            let first = match message {
                 Ok(message) => Some(message),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,

@@ -81,6 +81,7 @@ fn without_anything_covered_there_is_no_commit_but_an_answer() {
     let outcome = committer.commit(&mut members, |need| need.number.0 < 5);
     assert_eq!((outcome.commits, outcome.requests.len(), outcome.counts.len()), (0, 1, 0));
     assert!(members.batches.is_empty() && committer.waits_for_disks().contains(DiskId(0)));
+    assert!(committer.has_pending());
     assert_eq!(committer.stamp(), EPOCH);
 }
 

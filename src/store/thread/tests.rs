@@ -157,6 +157,32 @@ fn what_is_not_synced_stays_pending_until_it_is_and_needs_no_flush() {
 }
 
 #[test]
+fn what_comes_after_a_quiet_time_needs_no_flush_and_waits_for_others() {
+    let world = World::new();
+    for round in 0..2 {
+        std::thread::sleep(Duration::from_millis(STORE_COMMIT_INTERVAL_MILLIS + 200));
+        let (before, begun) = (world.store.status().stamp.commit, clock::now());
+        for extent in 0..4 {
+            world.write(round * 4 + extent);
+            world.sync();
+        }
+        let in_time = !is_past(begun.after(Duration::from_millis(STORE_COMMIT_INTERVAL_MILLIS / 2)));
+        let deadline = clock::now().after(Duration::from_secs(20));
+        while world.vhd.has_pending_changes() && clock::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(!world.vhd.has_pending_changes());
+        // The status is renewed a moment later, but before anybody is answered.
+        assert!(world.flush(u64::from(round)));
+        // On a machine that was busy with something else they may have come one by one.
+        if in_time {
+            assert_eq!(world.store.status().stamp.commit, before + 1, "one commit for all");
+        }
+    }
+    assert_eq!(world.stop(), 8);
+}
+
+#[test]
 fn slots_and_edits_are_reported_and_a_dump_shows_them() {
     let world = World::new();
     let freed = ReplicaSet::single(DiskId(0), SlotIndex(5));

@@ -1,44 +1,16 @@
-//! The disks that peers are compared on: a file system in memory, which is gone after the run however that ends, and files that
-//! were written before.
+//! A file system in memory, which is gone after the run however that ends: what is measured there is what daemons cost.
 
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use crate::lab::tools::{Fill, filled_file, is_root, run};
+use super::tools::{is_root, run};
 
 /// Where zram devices are made.
 const CONTROL: &str = "/sys/class/zram-control";
-
-/// What kind of disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Ram,
-    Ssd,
-}
-
-impl Kind {
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Ram => "RAM",
-            Kind::Ssd => "SSD",
-        }
-    }
-
-    /// What such a disk is filled with, and what is written to it.
-    #[must_use]
-    pub fn fill(self) -> Fill {
-        match self {
-            Kind::Ram => Fill::Word,
-            Kind::Ssd => Fill::Random,
-        }
-    }
-}
 
 /// ext4 on a zram device: a block device with blocks of 4 KiB that takes next to no time.
 #[derive(Debug)]
@@ -114,23 +86,4 @@ fn janitor(number: &str, mount: &Path) -> Result<Child> {
     let mut command = Command::new("sh");
     command.args(["-c", SCRIPT, "sh", number]).arg(mount).stdin(Stdio::piped()).stdout(Stdio::null());
     command.spawn().context("starting sh")
-}
-
-/// A file that was written from end to end.
-///
-/// # Errors
-/// It has holes nevertheless, or as of the file system.
-pub fn prefilled(path: &Path, size: u64, fill: Fill) -> Result<()> {
-    filled_file(path, size, fill)?;
-    ensure_filled(path)
-}
-
-/// Proves that a file has no holes.
-///
-/// # Errors
-/// It has.
-pub fn ensure_filled(path: &Path) -> Result<()> {
-    let metadata = fs::metadata(path)?;
-    ensure!(metadata.blocks() * 512 >= metadata.len(), "{} has holes", path.display());
-    Ok(())
 }

@@ -2,10 +2,25 @@
 
 use std::time::{Duration, Instant};
 
-use super::frontend::Outcome;
+use serde::{Deserialize, Serialize};
 
 /// Bits of a latency that are told apart: it is known to 1.6 %.
 const PRECISION: u32 = 6;
+
+/// What came of a measurement.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Outcome {
+    pub iops: f64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+    pub p999_us: f64,
+    /// Completed requests.
+    pub requests: u64,
+    /// How often the device was told of new requests.
+    pub kicks: u64,
+    /// How often the frontend was woken.
+    pub wakeups: u64,
+}
 
 /// Counts, and how many requests took how long.
 pub struct Tally {
@@ -86,4 +101,11 @@ fn middle(bucket: usize) -> f64 {
     let shift = (bucket >> PRECISION).saturating_sub(1);
     let leading = bucket - (shift << PRECISION);
     (leading as f64 + 0.5) * (1_u64 << shift) as f64
+}
+
+/// A number of requests, to divide by.
+#[must_use]
+#[allow(clippy::cast_precision_loss, reason = "far fewer requests than a double counts exactly")]
+pub fn count(requests: u64) -> f64 {
+    requests as f64
 }
