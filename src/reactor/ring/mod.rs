@@ -334,6 +334,17 @@ impl Ring {
         Ok(self.announced)
     }
 
+    /// Takes that back: somebody will look. The guest may have kicked already.
+    pub fn disarm(&mut self) -> Result<(), RingFault> {
+        if !std::mem::take(&mut self.armed) {
+            return Ok(());
+        }
+        self.announced = false;
+        self.queue.disable_notification(&*self.memory)?;
+        let forgotten = self.used.forget_kicks(&self.memory, self.queue.next_avail());
+        self.unless_lost(forgotten.map_err(RingFault::from))
+    }
+
     /// What a request counts among [`POP_BYTES`].
     fn cost(&self, request: &Request) -> u64 {
         match request.kind {

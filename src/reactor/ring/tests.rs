@@ -397,6 +397,17 @@ fn a_guest_kicks_only_once_the_ring_is_armed() {
         bench.guest.submit(2, READ, 0, 512, 0);
         assert!(bench.guest.needs_kick());
         assert_eq!(bench.pop().unwrap(), Popped::All);
+        for slot in 3..6 {
+            bench.ring.disarm().unwrap();
+            bench.guest.submit(slot, READ, 0, 512, 0);
+            assert!(!bench.guest.needs_kick() && bench.ring.has_available(), "it is looked at again");
+            assert_eq!(bench.pop().unwrap(), Popped::All);
+        }
+        bench.guest.submit(6, READ, 0, 512, 0);
+        bench.ring.disarm().unwrap();
+        bench.guest.submit(7, READ, 0, 512, 0);
+        assert!(bench.ring.arm().unwrap(), "what came before and after is there");
+        assert_eq!(bench.pop().unwrap(), Popped::All);
         bench.finish_all();
     }
 }

@@ -55,6 +55,16 @@ impl UsedRing {
         Ok(())
     }
 
+    /// Asks the guest not to kick for what it makes available after `index`, if it may say so by indices: a place that it has
+    /// passed is not passed again.
+    pub fn forget_kicks(&self, memory: &GuestMemoryMmap, index: u16) -> Result<(), GuestMemoryError> {
+        if !self.event_idx {
+            return Ok(());
+        }
+        let offset = ENTRIES + u64::from(self.size) * USED_ENTRY;
+        memory.store(index.wrapping_sub(1).to_le(), GuestAddress(self.used.0 + offset), Ordering::Relaxed)
+    }
+
     /// Whether there are entries that the guest does not see yet.
     pub fn has_unpublished(&self) -> bool {
         self.next != self.published

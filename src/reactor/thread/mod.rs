@@ -165,7 +165,9 @@ impl<O: Outbox> Reactor<O> {
                 self.pipeline.tick(now);
                 self.ticked = now;
             }
-            self.rings.deliver(&mut self.pipeline, now);
+            // Once nothing is in flight any more, the next that comes is a guest.
+            let look = self.pipeline.engine.in_flight() == 0 && self.polling.pays(For::Guests);
+            self.rings.deliver(&mut self.pipeline, look, now);
             if self.leaving && self.pipeline.is_idle() && !self.pipeline.has_ready() {
                 self.pipeline.engine.flush();
                 return;

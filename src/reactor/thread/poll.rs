@@ -117,6 +117,16 @@ impl Polling {
         }
     }
 
+    /// Whether looking for something has mostly come to something.
+    pub fn pays(&self, what: For) -> bool {
+        let learned = match what {
+            For::Guests => &self.guests,
+            For::Few => &self.few,
+            For::Many => &self.many,
+        };
+        self.longest_ns > 0 && learned.hits >= ENOUGH
+    }
+
     /// How long to look at `now` before sleeping; `None`: not at all.
     pub fn look(&mut self, what: For, now: Nanos) -> Option<u64> {
         if self.longest_ns == 0 {

@@ -225,6 +225,20 @@ impl Rings {
         }
     }
 
+    /// Looks at a ring that was armed.
+    fn disarm(&mut self, place: u32, engine: &mut UringEngine, now: Nanos) {
+        let served = self.served(place);
+        if served.hot || !served.pops() || served.is_polled() {
+            return;
+        }
+        (served.hot, served.quiet_turns) = (true, 0);
+        let disarmed = served.ring.disarm();
+        self.hot.push(place);
+        if let Err(fault) = disarmed {
+            self.break_ring(place, &fault, engine, now);
+        }
+    }
+
     /// Pops from every ring that is ready, once.
     pub fn pop_ready<O: Outbox>(&mut self, pipeline: &mut UringPipeline<O>, now: Nanos) {
         for _ in 0..self.ready.len() {
@@ -254,8 +268,9 @@ impl Rings {
         }
     }
 
-    /// Gives back every chain whose request is done, and interrupts the guests that want to know.
-    pub fn deliver<O: Outbox>(&mut self, pipeline: &mut UringPipeline<O>, now: Nanos) {
+    /// Gives back every chain whose request is done, and interrupts the guests that want to know. `look`: somebody will look for
+    /// what they ask for next, so they need not kick.
+    pub fn deliver<O: Outbox>(&mut self, pipeline: &mut UringPipeline<O>, look: bool, now: Nanos) {
         while let Some(finished) = pipeline.next_finished() {
             let place = u32::try_from(finished.token.0 >> TOKEN_PLACE_SHIFT).expect("our own token");
             if finished.token.0 & FLUSH == 0 {
@@ -271,6 +286,9 @@ impl Rings {
                 Ok(true) => served.call.iter_mut().for_each(|call| call.signal(&mut pipeline.engine)),
                 Ok(false) => {}
                 Err(fault) => self.break_ring(place, &fault, &mut pipeline.engine, now),
+            }
+            if look && self.hot.len() < HOT_POLLED_MAX {
+                self.disarm(place, &mut pipeline.engine, now);
             }
             self.settle(place, pipeline, now);
         }
