@@ -222,6 +222,27 @@ pub fn target_dir() -> PathBuf {
     target.join("lab")
 }
 
+/// Where results of benchmarks go, created: `target/bench`, or what `LAB_BENCH_OUT` says.
+///
+/// # Errors
+/// As of the file system.
+pub fn results_dir() -> Result<PathBuf> {
+    let dir = std::env::var_os("LAB_BENCH_OUT").map_or_else(|| target_dir().with_file_name("bench"), PathBuf::from);
+    fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// Memory of a process in bytes: `VmRSS`, what is resident, or `VmHWM`, the most that ever was.
+///
+/// # Errors
+/// There is no such process.
+pub fn memory_of(process: u32, field: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(':'));
+    let kib: u64 = line.with_context(|| format!("{field} in /proc"))?.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib << 10)
+}
+
 /// A file of `size` bytes without any data in it.
 ///
 /// # Errors

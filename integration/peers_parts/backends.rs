@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use super::disks::{ensure_filled, prefilled};
-use super::frontend;
+use super::frontend::{self, Data};
 use super::rows::Backend;
 use crate::lab::daemon::Pool;
 use crate::lab::tools::{Process, command, wait_for};
@@ -112,7 +112,7 @@ impl Spanblk {
         pool.serve_all()?;
         pool.create_vhd(VHD, size, &["--layout", "isolated", "--thick"])?;
         let socket = pool.socket(VHD);
-        frontend::fill(&socket, size)?;
+        frontend::fill(&socket, size, Data::Random)?;
         ensure_filled(file)?;
         Ok(Spanblk { id: pool.id()?, pool, socket })
     }

@@ -21,6 +21,7 @@ use virtio_driver::{
 use vm_memory::FileOffset;
 use vm_memory::mmap::MmapRegion;
 
+use super::places::{Course, Places};
 use super::relay::Relay;
 use super::tally::Tally;
 use crate::lab::model::Random;
@@ -54,6 +55,20 @@ pub struct Order {
     /// Look for completions all the time rather than sleep.
     pub poll: bool,
     pub seed: u64,
+    pub places: Places,
+    pub data: Data,
+    /// Each write is followed by a FLUSH, and has completed with that.
+    pub flush: bool,
+}
+
+/// What is written.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub enum Data {
+    /// What does not compress.
+    Random,
+    /// One word again and again. Disks in memory (zram) keep no page of it, and so take hardly any time of whoever writes or reads
+    /// it; else most of the time for a write is theirs.
+    Uniform,
 }
 
 /// What came of it.
@@ -105,11 +120,11 @@ fn watch(limit: Duration) {
     });
 }
 
-/// Writes a whole disk once, with data that does not compress.
+/// Writes a whole disk once.
 ///
 /// # Errors
 /// What the backend refuses.
-pub fn fill(socket: &std::path::Path, size: u64) -> Result<()> {
+pub fn fill(socket: &std::path::Path, size: u64, data: Data) -> Result<()> {
     const CHUNK: u64 = 1 << 20;
     let order = Order {
         socket: socket.to_owned(),
@@ -122,6 +137,9 @@ pub fn fill(socket: &std::path::Path, size: u64) -> Result<()> {
         time: Duration::ZERO,
         poll: false,
         seed: 7,
+        places: Places::Random,
+        data,
+        flush: false,
     };
     let mut disk = Disk::attach(&order)?;
     let lane = &mut disk.lanes[0];
@@ -155,6 +173,8 @@ struct Disk {
 struct Request {
     slot: u16,
     submitted: Instant,
+    /// A FLUSH is to follow.
+    flush: bool,
 }
 
 /// A queue with the buffers of its requests.
@@ -165,6 +185,8 @@ struct Lane {
     buffers: MmapRegion,
     random: Random,
     in_flight: u16,
+    /// Writes that have completed and wait for their FLUSH to be asked for.
+    unflushed: Vec<Request>,
 }
 
 impl Disk {
@@ -189,6 +211,7 @@ impl Disk {
             buffers,
             random: Random::new(order.seed + index as u64),
             in_flight: 0,
+            unflushed: Vec::new(),
         };
         let mut lanes: Vec<Lane> = queues.into_iter().zip(regions?).enumerate().map(lane).collect();
         for lane in &mut lanes {
@@ -227,15 +250,19 @@ impl Lane {
     fn run(&mut self, order: &Order, time: Duration) -> Result<Tally> {
         let mut tally = Tally::new();
         let mut idle: Vec<u16> = (0..order.depth).collect();
+        // Before the clock starts: an order of all places takes a while to make.
+        let mut course = Course::new(order, &mut self.random);
+        tally.started = Instant::now();
         let mut now = tally.started;
         loop {
+            self.push_flushes()?;
             if now - tally.started < time {
                 for slot in idle.drain(..) {
-                    let offset = self.random.below(order.size / order.len) * order.len;
+                    let Some(offset) = course.next(&mut self.random) else { break };
                     self.push(order, slot, offset, now)?;
                 }
-                self.ring_bell(&mut tally)?;
             }
+            self.ring_bell(&mut tally)?;
             if self.in_flight == 0 {
                 return Ok(tally);
             }
@@ -252,18 +279,23 @@ impl Lane {
         Ok((self.buffers.as_ptr().wrapping_add(at), len))
     }
 
-    /// Puts data that does not compress into a buffer.
+    /// Puts data into a buffer.
     fn renew(&mut self, order: &Order, slot: u16) -> Result<()> {
         let (pointer, len) = self.buffer(order, slot)?;
         // SAFETY: within the mapping, which `self` owns and nobody else in this process looks at; the slot is idle.
         let buffer = unsafe { std::slice::from_raw_parts_mut(pointer, len) };
-        buffer.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&self.random.next().to_le_bytes()));
+        match order.data {
+            Data::Random => {
+                buffer.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&self.random.next().to_le_bytes()));
+            }
+            Data::Uniform => buffer.fill(0x5a),
+        }
         Ok(())
     }
 
     fn push(&mut self, order: &Order, slot: u16, offset: u64, submitted: Instant) -> Result<()> {
         let (pointer, len) = self.buffer(order, slot)?;
-        let request = Request { slot, submitted };
+        let request = Request { slot, submitted, flush: order.flush };
         if order.write {
             // SAFETY: the buffer lies in the mapping, which outlives the queue; nobody else uses it until completion.
             unsafe { self.queue.write_raw(offset, pointer, len, request) }?;
@@ -272,6 +304,14 @@ impl Lane {
             unsafe { self.queue.read_raw(offset, pointer, len, request) }?;
         }
         self.in_flight += 1;
+        Ok(())
+    }
+
+    /// Asks for those FLUSHes that follow writes.
+    fn push_flushes(&mut self) -> Result<()> {
+        for request in self.unflushed.drain(..) {
+            self.queue.flush(Request { flush: false, ..request })?;
+        }
         Ok(())
     }
 
@@ -321,8 +361,12 @@ impl Lane {
     fn take_all(&mut self, tally: &mut Tally, idle: &mut Vec<u16>) -> Result<Instant> {
         let now = Instant::now();
         for completion in self.queue.completions() {
-            let Request { slot, submitted } = completion.context;
             ensure!(completion.ret == 0, "a request failed: {}", std::io::Error::from_raw_os_error(-completion.ret));
+            if completion.context.flush {
+                self.unflushed.push(completion.context);
+                continue;
+            }
+            let Request { slot, submitted, .. } = completion.context;
             tally.add(now - submitted);
             idle.push(slot);
             self.in_flight -= 1;

@@ -4,6 +4,7 @@ pub mod backends;
 pub mod cost;
 pub mod disks;
 pub mod frontend;
+pub mod places;
 pub mod plot;
 pub mod relay;
 pub mod results;
@@ -24,7 +25,8 @@ use crate::lab::tools::{RunDir, machine, number_from_env, run};
 use backends::Backends;
 use cost::Threads;
 use disks::{Kind, RamDisk};
-use frontend::Order;
+use frontend::{Data, Order};
+use places::Places;
 use rows::{Backend, Row, Sample};
 use syscalls::Counter;
 use workloads::{WORKLOADS, Workload};
@@ -170,6 +172,9 @@ impl Bench {
             time: self.time,
             poll: self.poll,
             seed,
+            places: Places::Random,
+            data: Data::Random,
+            flush: false,
         }
     }
 }

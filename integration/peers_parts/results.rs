@@ -1,7 +1,6 @@
 //! The goals of a run, and the files that it leaves.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -10,7 +9,7 @@ use serde_json::{Value, json};
 use super::rows::Row;
 use super::{Bench, plot};
 use crate::lab::daemon::SPANBLK;
-use crate::lab::tools::{run, target_dir};
+use crate::lab::tools::{results_dir, run};
 
 /// Prints the goals, and whether they are met.
 pub fn print_goals(rows: &[Row]) {
@@ -34,8 +33,7 @@ pub fn print_goals(rows: &[Row]) {
 /// # Errors
 /// As of the file system, or a peer does not tell its version.
 pub fn save(bench: &Bench) -> Result<()> {
-    let dir = std::env::var_os("LAB_BENCH_OUT").map_or_else(|| target_dir().with_file_name("bench"), PathBuf::from);
-    fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    let dir = results_dir()?;
     let results = json!({
         "machine": bench.machine,
         "versions": {
@@ -67,7 +65,10 @@ pub fn save(bench: &Bench) -> Result<()> {
 }
 
 /// The first line of what a program says of its version.
-fn version(program: &str) -> Result<String> {
+///
+/// # Errors
+/// It cannot be run.
+pub fn version(program: &str) -> Result<String> {
     let text = run(Command::new(program).arg("--version"))?;
     Ok(text.lines().next().unwrap_or("?").to_owned())
 }
