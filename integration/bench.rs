@@ -1,4 +1,4 @@
-//! Numbers: memory, and the time to open a large pool. Build with `--release`.
+//! Numbers: memory of VHDs. Build with `--release`.
 
 mod bench_parts;
 mod lab;
@@ -15,6 +15,5 @@ fn main() -> ExitCode {
     }
     let Some(dir) = report.check("directories", RunDir::new) else { return report.finish() };
     report.check("memory with 1 and with 64 VHDs", || bench_parts::memory(&dir));
-    report.check("opening a pool with 1 TiB of placed extents", || bench_parts::open_large(&dir));
     report.finish()
 }

@@ -2,12 +2,12 @@
 
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::lab::daemon::Pool;
 use crate::lab::frontend::{Frontend, Options};
 use crate::lab::ring::Shape;
-use crate::lab::tools::RunDir;
+use crate::lab::tools::{RunDir, memory_of};
 
 const GIB: u64 = 1 << 30;
 
@@ -42,30 +42,6 @@ pub fn memory(dir: &RunDir) -> Result<()> {
     pool.stop()
 }
 
-/// The time from the start of the daemon to its readiness when 1 TiB is placed.
-///
-/// # Errors
-/// What spanblk says.
-pub fn open_large(dir: &RunDir) -> Result<()> {
-    let (files, sockets) = subdirs(dir, "large")?;
-    let mut pool = Pool::create_files(&sockets, &files, 4, 320 * GIB)?;
-    pool.serve_all()?;
-    pool.create_vhd("isolated", 256 * GIB, &["--layout", "isolated", "--thick"])?;
-    pool.create_vhd("spanned", 768 * GIB, &["--layout", "spanned", "--thick"])?;
-    pool.stop()?;
-    let clean = pool.serve_all()?;
-    let resident = resident_kib(pool.id()?)?;
-    pool.kill();
-    let killed = pool.serve_all()?;
-    pool.stop()?;
-    println!(
-        "   ready {:.0} ms after a clean end, {:.0} ms after SIGKILL; {resident} KiB resident",
-        clean.as_secs_f64() * 1e3,
-        killed.as_secs_f64() * 1e3
-    );
-    Ok(())
-}
-
 fn subdirs(dir: &RunDir, name: &str) -> Result<(std::path::PathBuf, std::path::PathBuf)> {
     let (files, sockets) = (dir.disks().join(name), dir.sockets().join(name));
     fs::create_dir(&files)?;
@@ -74,7 +50,5 @@ fn subdirs(dir: &RunDir, name: &str) -> Result<(std::path::PathBuf, std::path::P
 }
 
 fn resident_kib(process: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS in /proc")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
+    Ok(memory_of(process, "VmRSS")? >> 10)
 }

@@ -224,6 +224,17 @@ pub fn target_dir() -> PathBuf {
     target.join("lab")
 }
 
+/// Memory of a process in bytes: `VmRSS`, what is resident, or `VmHWM`, the most that ever was.
+///
+/// # Errors
+/// There is no such process.
+pub fn memory_of(process: u32, field: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(':'));
+    let kib: u64 = line.with_context(|| format!("{field} in /proc"))?.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib << 10)
+}
+
 /// A file of `size` bytes without any data in it.
 ///
 /// # Errors

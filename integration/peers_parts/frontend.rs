@@ -20,6 +20,7 @@ use virtio_driver::{
 use vm_memory::FileOffset;
 use vm_memory::mmap::MmapRegion;
 
+use super::places::{Course, Places};
 use super::relay::Relay;
 use crate::lab::helper::{self, Helper};
 use crate::lab::model::Random;
@@ -54,6 +55,9 @@ pub struct Order {
     /// What is written.
     pub fill: Fill,
     pub seed: u64,
+    pub places: Places,
+    /// Each write is followed by a FLUSH, and has completed with that.
+    pub flush: bool,
 }
 
 /// As [`Helper`] wants it: says that it is ready, measures once when told to, and lets go of the disk when its input ends.
@@ -87,6 +91,8 @@ pub fn fill(socket: &std::path::Path, size: u64, fill: Fill) -> Result<()> {
         poll: false,
         fill,
         seed: 7,
+        places: Places::Random,
+        flush: false,
     };
     let mut disk = Disk::attach(&order)?;
     let lane = &mut disk.lanes[0];
@@ -120,6 +126,8 @@ struct Disk {
 struct Request {
     slot: u16,
     submitted: Instant,
+    /// A FLUSH is to follow.
+    flush: bool,
 }
 
 /// A queue with the buffers of its requests.
@@ -130,6 +138,8 @@ struct Lane {
     buffers: MmapRegion,
     random: Random,
     in_flight: u16,
+    /// Writes that have completed and wait for their FLUSH to be asked for.
+    unflushed: Vec<Request>,
 }
 
 impl Disk {
@@ -154,6 +164,7 @@ impl Disk {
             buffers,
             random: Random::new(order.seed + index as u64),
             in_flight: 0,
+            unflushed: Vec::new(),
         };
         let mut lanes: Vec<Lane> = queues.into_iter().zip(regions?).enumerate().map(lane).collect();
         for lane in &mut lanes {
@@ -192,15 +203,19 @@ impl Lane {
     fn run(&mut self, order: &Order, time: Duration) -> Result<Tally> {
         let mut tally = Tally::new();
         let mut idle: Vec<u16> = (0..order.depth).collect();
+        // Before the clock starts: an order of all places takes a while to make.
+        let mut course = Course::new(order, &mut self.random);
+        tally.started = Instant::now();
         let mut now = tally.started;
         loop {
+            self.push_flushes()?;
             if now - tally.started < time {
                 for slot in idle.drain(..) {
-                    let offset = self.random.below(order.size / order.len) * order.len;
+                    let Some(offset) = course.next(&mut self.random) else { break };
                     self.push(order, slot, offset, now)?;
                 }
-                self.ring_bell(&mut tally)?;
             }
+            self.ring_bell(&mut tally)?;
             if self.in_flight == 0 {
                 return Ok(tally);
             }
@@ -228,7 +243,7 @@ impl Lane {
 
     fn push(&mut self, order: &Order, slot: u16, offset: u64, submitted: Instant) -> Result<()> {
         let (pointer, len) = self.buffer(order, slot)?;
-        let request = Request { slot, submitted };
+        let request = Request { slot, submitted, flush: order.flush };
         if order.write {
             // SAFETY: the buffer lies in the mapping, which outlives the queue; nobody else uses it until completion.
             unsafe { self.queue.write_raw(offset, pointer, len, request) }?;
@@ -237,6 +252,14 @@ impl Lane {
             unsafe { self.queue.read_raw(offset, pointer, len, request) }?;
         }
         self.in_flight += 1;
+        Ok(())
+    }
+
+    /// Asks for those FLUSHes that follow writes.
+    fn push_flushes(&mut self) -> Result<()> {
+        for request in self.unflushed.drain(..) {
+            self.queue.flush(Request { flush: false, ..request })?;
+        }
         Ok(())
     }
 
@@ -286,8 +309,12 @@ impl Lane {
     fn take_all(&mut self, tally: &mut Tally, idle: &mut Vec<u16>) -> Result<Instant> {
         let now = Instant::now();
         for completion in self.queue.completions() {
-            let Request { slot, submitted } = completion.context;
             ensure!(completion.ret == 0, "a request failed: {}", std::io::Error::from_raw_os_error(-completion.ret));
+            if completion.context.flush {
+                self.unflushed.push(completion.context);
+                continue;
+            }
+            let Request { slot, submitted, .. } = completion.context;
             tally.add(now - submitted);
             idle.push(slot);
             self.in_flight -= 1;

@@ -2,6 +2,7 @@
 
 pub mod backends;
 pub mod frontend;
+pub mod places;
 pub mod plot;
 pub mod relay;
 pub mod results;
@@ -23,6 +24,7 @@ use crate::lab::tally::count;
 use crate::lab::tools::{RunDir, machine, number_from_env, run};
 use backends::Backends;
 use frontend::Order;
+use places::Places;
 use rows::{Backend, Row, Sample};
 use syscalls::Counter;
 use workloads::{Kind, WORKLOADS, Workload};
@@ -176,6 +178,8 @@ impl Bench {
             poll: self.poll,
             fill: kind.fill(),
             seed,
+            places: Places::Random,
+            flush: false,
         }
     }
 }

@@ -275,14 +275,15 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
         Ok(())
     }
 
-    /// Stops reading ahead, and measures how full the member is while its pages are still at hand. Only once.
+    /// Measures how full the member is while its pages are still at hand, then lets go of them: it is opened anew, without reading
+    /// ahead. Memory for pages that were needed once would stay taken for as long as the member is open. Only once.
     ///
     /// # Errors
-    /// The database's.
+    /// The region's or the database's; the member must not be used any more.
     pub fn loaded(&mut self) -> Result<(), MemberError> {
         if !self.loaded {
             self.measure()?;
-            self.region.set_read_ahead(false);
+            self.reopen()?;
             self.loaded = true;
         }
         Ok(())
@@ -313,6 +314,13 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
             }
             result => result,
         }
+    }
+
+    /// Opens the database anew.
+    fn reopen(&mut self) -> Result<(), MemberError> {
+        self.region = self.region.replace()?;
+        self.db = open_database(&self.region, self.tuning)?;
+        Ok(())
     }
 
     fn measure(&mut self) -> Result<(), MemberError> {

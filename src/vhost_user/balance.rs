@@ -221,9 +221,9 @@ mod tests {
     fn the_busiest_reactor_never_becomes_busier_by_a_move() {
         let mut random = crate::base::rng::Rng::new(11);
         for _ in 0..2000 {
-            let reactors = 2 + random.below(6) as usize;
-            let count = random.below(30) as usize;
-            let places: Vec<u16> = (0..count).map(|_| random.below(reactors as u64) as u16).collect();
+            let reactors = 2 + random.index(6);
+            let count = random.index(30);
+            let places: Vec<u16> = (0..count).map(|_| u16::try_from(random.index(reactors)).unwrap()).collect();
             let chains: Vec<u64> = (0..count).map(|_| random.below(1000)).collect();
             let mut shares = vec![0; reactors];
             places.iter().zip(&chains).for_each(|(place, chains)| shares[usize::from(*place)] += chains);

@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::thread;
 
 use uuid::Uuid;
 
+use crate::base::heap;
 use crate::base::ids::{DiskId, VhdId};
 use crate::base::units::Geometry;
 use crate::disk::BlockDev;
@@ -133,7 +135,10 @@ pub fn open_table(pool: &mut OpenPool<FileDisk>, accept_stale: bool, reactors: u
     let (record, jobs) = (store.pool.clone(), store.jobs.clone());
     let region_len = store.members().map(|(place, _)| place.place.len).min().unwrap_or(0);
     let (members_here, total) = (store.into_members(), members.len());
-    Ok(Table { pool: record, vhds, jobs, members: loaded(members_here, total)?, total, state, region_len })
+    let members = loaded(members_here, total)?;
+    // Pages of a large table, each for a moment, in between what stays.
+    heap::give_back();
+    Ok(Table { pool: record, vhds, jobs, members, total, state, region_len })
 }
 
 /// Measures the members. One that cannot be read to the end is left out: as long as the others are a majority, it must not
@@ -144,8 +149,19 @@ fn loaded(
 ) -> Result<Vec<(DiskId, Member<FileDisk>)>, TableError> {
     let mut usable = Vec::new();
     let mut failed = None;
-    for (disk, mut member) in members {
-        match member.loaded() {
+    // Each is read to the end once more: all at the same time, because it is their disks that take a while.
+    let measured: Vec<_> = thread::scope(|scope| {
+        let measure = |(disk, mut member): (DiskId, Member<FileDisk>)| {
+            scope.spawn(move || {
+                let result = member.loaded();
+                (disk, member, result)
+            })
+        };
+        let threads: Vec<_> = members.into_iter().map(measure).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a panic aborts the process")).collect()
+    });
+    for (disk, member, result) in measured {
+        match result {
             Ok(()) => usable.push((disk, member)),
             Err(source) => {
                 log::error!("the placement store on disk #{} cannot be used: {source}", disk.0);

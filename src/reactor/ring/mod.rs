@@ -29,7 +29,7 @@ use crate::virtio::request::{Request, RequestKind, Status};
 use used::{AVAILABLE_ENTRY, RING_EXTRA, USED_ENTRY, UsedRing};
 
 /// Bytes of a descriptor.
-const DESCRIPTOR: u64 = 16;
+const DESCRIPTOR: usize = 16;
 
 /// How a guest (or its VMM) broke a ring.
 #[derive(Debug, thiserror::Error)]
@@ -271,7 +271,7 @@ impl Ring {
     {
         let mut count = 0;
         for (place, chain) in into.zip(self.queue.iter(memory).map_err(available_fault)?) {
-            prefetch(self.table.wrapping_add(usize::from(chain.head_index()) * DESCRIPTOR as usize));
+            prefetch(self.table.wrapping_add(usize::from(chain.head_index()) * DESCRIPTOR));
             *place = Some(chain);
             count += 1;
         }
@@ -438,7 +438,7 @@ fn available_fault(error: virtio_queue::Error) -> RingFault {
 fn check_addresses(memory: &GuestMemoryMmap, addresses: RingAddresses, size: u16) -> Result<(), RingFault> {
     let size = u64::from(size);
     let parts = [
-        ("descriptor table", addresses.descriptors, size * DESCRIPTOR, 16, Permissions::Read),
+        ("descriptor table", addresses.descriptors, size * DESCRIPTOR as u64, 16, Permissions::Read),
         ("available ring", addresses.available, size * AVAILABLE_ENTRY + RING_EXTRA, 2, Permissions::Read),
         ("used ring", addresses.used, size * USED_ENTRY + RING_EXTRA, 4, Permissions::Write),
     ];

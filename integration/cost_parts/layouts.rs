@@ -1,0 +1,153 @@
+//! CPU time for a request: a spanned VHD and a mirrored one beside one that is isolated, in turns, of one daemon on the same disks.
+//!
+//! Other than peers they are compared with data that disks in memory need not keep: those work on the time of whoever writes, for
+//! which no other disk has need, and a mirrored write would mostly show that there are two of them.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::{Bench, Figures, LEN, MIB};
+use crate::lab::cost::Threads;
+use crate::lab::daemon::Pool;
+use crate::lab::tools::{Fill, RunDir, ensure_filled, prefilled};
+use crate::peers_parts::frontend::{self, Order};
+use crate::peers_parts::places::Places;
+
+const PART: &str = "layouts";
+
+/// Bytes of a VHD.
+const SIZE: u64 = 128 * MIB;
+
+const DISKS: u64 = 4;
+
+/// Of a disk: the isolated VHD may be on any of them, the others are on all.
+const DISK_SIZE: u64 = SIZE + 3 * SIZE / DISKS + 48 * MIB;
+
+/// Bytes of all disks.
+pub const ROOM: u64 = DISKS * DISK_SIZE;
+
+const DEPTH: u16 = 32;
+
+/// A VHD that is measured.
+struct Variant {
+    name: &'static str,
+    options: &'static [&'static str],
+    /// CPU time for a write and for a read, at most, as a multiple of the isolated one's.
+    write: Option<f64>,
+    read: Option<f64>,
+}
+
+/// The first is what the others are compared with.
+const VARIANTS: [Variant; 3] = [
+    Variant { name: "isolated", options: &["--layout", "isolated"], write: None, read: None },
+    Variant { name: "spanned", options: &["--layout", "spanned"], write: Some(1.05), read: Some(1.05) },
+    Variant { name: "mirrored", options: &["--layout", "spanned", "--replicas", "2"], write: Some(1.6), read: None },
+];
+
+const LOADS: [(&str, bool); 2] = [("4k randread depth 32", false), ("4k randwrite depth 32", true)];
+
+/// Measures all variants.
+///
+/// # Errors
+/// What spanblk says.
+pub fn measure(bench: &mut Bench, dir: &RunDir) -> Result<()> {
+    let kind = bench.fastest();
+    let (files, sockets) = bench.dirs(dir, kind, PART)?;
+    let disks: Vec<_> = (0..DISKS).map(|index| files.join(format!("d{index}.img"))).collect();
+    disks.iter().try_for_each(|disk| prefilled(disk, DISK_SIZE, Fill::Word))?;
+    let mut pool = Pool::create(&sockets, disks, &["--force"])?;
+    pool.serve_all()?;
+    for index in 0..DISKS {
+        // Files of one file system: nobody would mirror on those.
+        let name = format!("d{index}");
+        pool.cli(&["disk", "set", &name, "--failure-domain", &name])?;
+    }
+    for variant in &VARIANTS {
+        pool.create_vhd(variant.name, SIZE, &[variant.options, &["--thick"]].concat())?;
+        frontend::fill(&pool.socket(variant.name), SIZE, Fill::Word)?;
+    }
+    pool.disks.iter().try_for_each(|disk| ensure_filled(disk))?;
+    println!(
+        "   {DISKS} disks (files on {}); VHDs of {} MiB, thick and written from end to end, with one word; files without holes",
+        kind.name(),
+        SIZE / MIB
+    );
+    println!(
+        "   {:<24}{:<10}{:>9}{:>8}{:>8}{:>8} |  IOPS   CPU   p50   p99",
+        "load", "VHD", "IOPS", "us/IO", "p50", "p99"
+    );
+    for (load, write) in LOADS {
+        let mut samples: [Vec<Figures>; VARIANTS.len()] = Default::default();
+        for round in 0..bench.rounds {
+            // Whoever comes first has nothing that goes before; so they take turns.
+            for turn in 0..VARIANTS.len() {
+                let index = (round + turn) % VARIANTS.len();
+                samples[index].push(sample(bench, &pool, VARIANTS[index].name, write, round)?);
+            }
+        }
+        tell(bench, load, write, &samples);
+    }
+    pool.stop()?;
+    pool.check()?;
+    Ok(std::fs::remove_dir_all(files)?)
+}
+
+fn sample(bench: &Bench, pool: &Pool, vhd: &str, write: bool, round: usize) -> Result<Figures> {
+    let order = Order {
+        socket: pool.socket(vhd),
+        queues: 1,
+        depth: DEPTH,
+        write,
+        len: LEN,
+        size: SIZE,
+        warm_up: bench.time / 5,
+        time: bench.time,
+        poll: false,
+        seed: 1000 + round as u64,
+        places: Places::Random,
+        fill: Fill::Word,
+        flush: false,
+    };
+    let process = pool.id()?;
+    let (outcome, before, after) = frontend::run(&order, || Threads::of(process))?;
+    Ok(Figures::of(&outcome, after.since(&before)))
+}
+
+/// Prints the medians of a load, and what became of the goals. A ratio is the median of those of the rounds: what disturbs a
+/// round mostly disturbs all who have a turn in it.
+fn tell(bench: &mut Bench, load: &str, write: bool, samples: &[Vec<Figures>; VARIANTS.len()]) {
+    let mut goals = Vec::new();
+    for (variant, own) in VARIANTS.iter().zip(samples) {
+        let ratio = |figure: fn(&Figures) -> f64| {
+            super::median(own.iter().zip(&samples[0]).map(|(own, base)| figure(own) / figure(base)).collect())
+        };
+        let ratios = Figures {
+            iops: ratio(|f| f.iops),
+            cpu_us: ratio(|f| f.cpu_us),
+            p50_us: ratio(|f| f.p50_us),
+            p99_us: ratio(|f| f.p99_us),
+        };
+        let Figures { iops, cpu_us, p50_us, p99_us } = Figures::medians(own);
+        println!(
+            "   {load:<24}{:<10}{iops:>9.0}{cpu_us:>8.2}{p50_us:>8.0}{p99_us:>8.0} |{:>6.2}{:>6.2}{:>6.2}{:>6.2}",
+            variant.name, ratios.iops, ratios.cpu_us, ratios.p50_us, ratios.p99_us
+        );
+        let rounds: Vec<Value> = own.iter().map(Figures::json).collect();
+        bench.note(
+            PART,
+            json!({
+                "load": load,
+                "vhd": variant.name,
+                "median": Figures::medians(own).json(),
+                "ratio": ratios.json(),
+                "rounds": rounds,
+            }),
+        );
+        if let Some(bound) = if write { variant.write } else { variant.read } {
+            goals.push((format!("{load}: CPU/IO of {} : isolated", variant.name), bound, ratios.cpu_us));
+        }
+    }
+    for (what, bound, reached) in goals {
+        bench.goal(PART, &what, bound, reached);
+    }
+}
