@@ -63,7 +63,8 @@ fn of_size(bench: &mut Bench, dir: &RunDir, tib: u64) -> Result<()> {
     let (files, sockets) = bench.dirs(dir, Kind::Ssd, &format!("{PART}-{tib}"))?;
     let total = tib << 40;
     // Room for the placement table, and for homes of VHDs that do not end at the same place.
-    let mut pool = Pool::create_files(&sockets, &files, DISKS as usize, total / DISKS + total / DISKS / 64 + 16 * GIB)?;
+    let mut pool =
+        Pool::create_files(&sockets, &files, usize::try_from(DISKS)?, total / DISKS + total / DISKS / 64 + 16 * GIB)?;
     pool.serve_all()?;
     pool.stop()?;
     let empty = open(&mut pool)?;

@@ -220,7 +220,7 @@ fn sync_time(dir: &Path) -> Result<Duration> {
     for _ in 0..SYNCS {
         let started = Instant::now();
         file.seek(SeekFrom::Start(0))?;
-        file.write_all(&[1; LEN as usize])?;
+        file.write_all(&vec![1; usize::try_from(LEN)?])?;
         file.sync_data()?;
         times.push(started.elapsed());
     }
