@@ -10,11 +10,16 @@ use crate::lab::outputs::{self, version};
 
 /// Prints the goals, and whether they are met.
 pub fn print_goals(rows: &[Row]) {
-    println!("   workload                  disk  goal           reached");
+    println!(
+        "   multiples of qemu-storage-daemon's; beside them multiples of raw fio's: what is reached, and what the goal was of"
+    );
+    println!("   fio's on the machine that it comes from");
+    println!("   workload                  disk  goal           reached           of fio's  the goal was");
     for row in rows {
         for reached in row.goals() {
+            let of_fio = reached.of_fio.map_or(String::new(), |(here, there)| format!("{here:>10.2}{there:>14.2}"));
             println!(
-                "   {:<26}{:<6}{:<15}{:>7.2}  {}",
+                "   {:<26}{:<6}{:<15}{:>7.2}  {:<6}{of_fio}",
                 row.workload.name,
                 row.kind.name(),
                 format!("{} {} {}", reached.what, if reached.at_least { ">=" } else { "<=" }, reached.bound),

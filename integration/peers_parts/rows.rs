@@ -111,6 +111,8 @@ pub struct Reached {
     /// Whether more than the bound is better.
     pub at_least: bool,
     pub value: f64,
+    /// The same as a multiple of raw fio's, and what the bound was of that where it comes from.
+    pub of_fio: Option<(f64, f64)>,
 }
 
 impl Reached {
@@ -158,11 +160,16 @@ impl Row {
     /// Each goal, and what was reached.
     #[must_use]
     pub fn goals(&self) -> Vec<Reached> {
-        let Goals { iops, cpu, p99 } = self.workload.goals(self.kind);
-        let all =
-            [("IOPS", Figure::Iops, iops, true), ("CPU/IO", Figure::Cpu, cpu, false), ("p99", Figure::P99, p99, false)];
-        let reached = all.into_iter().filter_map(|(what, figure, bound, at_least)| {
-            Some(Reached { what, bound: bound?, at_least, value: self.ratio(Backend::Spanblk, figure) })
+        let Goals { iops, cpu, p99, fio } = self.workload.goals(self.kind);
+        let all = [
+            ("IOPS", Figure::Iops, iops, true, fio.0),
+            ("CPU/IO", Figure::Cpu, cpu, false, fio.1),
+            ("p99", Figure::P99, p99, false, None),
+        ];
+        let reached = all.into_iter().filter_map(|(what, figure, bound, at_least, fio_there)| {
+            let (bound, value) = (bound?, self.ratio(Backend::Spanblk, figure));
+            let of_fio = fio_there.map(|there| (value / self.ratio(Backend::Fio, figure), bound / there));
+            Some(Reached { what, bound, at_least, value, of_fio })
         });
         reached.collect()
     }
@@ -212,8 +219,11 @@ impl Row {
             })
         };
         let goal = |reached: &Reached| {
-            let Reached { what, bound, at_least, value } = *reached;
-            json!({ "goal": what, "bound": bound, "at_least": at_least, "reached": value, "met": reached.met() })
+            let Reached { what, bound, at_least, value, of_fio } = *reached;
+            let of_fio = of_fio.map(|(here, there)| json!({ "reached": here, "bound": there }));
+            json!({
+                "goal": what, "bound": bound, "at_least": at_least, "reached": value, "met": reached.met(), "of_fio": of_fio
+            })
         };
         json!({
             "workload": self.workload.name,

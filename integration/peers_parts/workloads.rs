@@ -54,16 +54,19 @@ pub struct Goals {
     pub cpu: Option<f64>,
     /// At most so long a 99th percentile.
     pub p99: Option<f64>,
+    /// What raw fio did on the machine that the goals come from: IOPS, and CPU time for a request. What a daemon can reach depends
+    /// on what the peer loses by waiting, which is a machine's matter; how close it comes to raw fio is its own.
+    pub fio: (Option<f64>, Option<f64>),
 }
 
-const NONE: Goals = Goals { iops: None, cpu: None, p99: None };
+const NONE: Goals = Goals { iops: None, cpu: None, p99: None, fio: (None, None) };
 
-const fn ram(iops: f64, cpu: Option<f64>) -> Goals {
-    Goals { iops: Some(iops), cpu, p99: Some(1.0) }
+const fn ram(iops: f64, cpu: Option<f64>, fio: (f64, Option<f64>)) -> Goals {
+    Goals { iops: Some(iops), cpu, p99: Some(1.0), fio: (Some(fio.0), fio.1) }
 }
 
-const fn ssd(iops: f64, cpu: f64) -> Goals {
-    Goals { iops: Some(iops), cpu: Some(cpu), p99: None }
+const fn ssd(iops: f64, cpu: f64, fio: (f64, f64)) -> Goals {
+    Goals { iops: Some(iops), cpu: Some(cpu), p99: Some(1.0), fio: (Some(fio.0), Some(fio.1)) }
 }
 
 const BOTH: &[Kind] = &[Kind::Ram, Kind::Ssd];
@@ -76,8 +79,8 @@ pub const WORKLOADS: &[Workload] = &[
         depth: 1,
         queues: 1,
         disks: BOTH,
-        ram: ram(1.8, None),
-        ssd: ssd(1.24, 1.0),
+        ram: ram(1.8, None, (8.10, None)),
+        ssd: ssd(1.24, 1.0, (1.63, 0.47)),
     },
     Workload {
         name: "4k randread depth 32",
@@ -86,8 +89,8 @@ pub const WORKLOADS: &[Workload] = &[
         depth: 32,
         queues: 1,
         disks: BOTH,
-        ram: ram(3.0, Some(0.33)),
-        ssd: ssd(1.05, 0.65),
+        ram: ram(3.0, Some(0.33), (4.00, Some(0.27))),
+        ssd: ssd(1.05, 0.65, (1.24, 0.56)),
     },
     Workload {
         name: "4k randwrite depth 32",
@@ -96,8 +99,8 @@ pub const WORKLOADS: &[Workload] = &[
         depth: 32,
         queues: 1,
         disks: BOTH,
-        ram: ram(2.8, Some(0.33)),
-        ssd: ssd(1.0, 0.65),
+        ram: ram(2.8, Some(0.33), (3.36, None)),
+        ssd: ssd(1.0, 0.65, (1.04, 0.60)),
     },
     Workload {
         name: "128k randread depth 8",
@@ -106,8 +109,8 @@ pub const WORKLOADS: &[Workload] = &[
         depth: 8,
         queues: 1,
         disks: BOTH,
-        ram: ram(1.3, None),
-        ssd: ssd(1.0, 0.75),
+        ram: ram(1.3, None, (2.25, None)),
+        ssd: ssd(1.0, 0.75, (1.04, 0.67)),
     },
     Workload {
         name: "4k randread depth 32 x 2",
@@ -116,7 +119,7 @@ pub const WORKLOADS: &[Workload] = &[
         depth: 32,
         queues: 2,
         disks: &[Kind::Ram],
-        ram: ram(2.7, Some(0.33)),
+        ram: ram(2.7, Some(0.33), (6.12, None)),
         ssd: NONE,
     },
 ];
