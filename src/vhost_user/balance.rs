@@ -63,10 +63,15 @@ pub(super) struct Balance {
 }
 
 impl Balance {
-    /// Takes in what was counted by `now`: how long each reactor has worked in all, and what the rings have done. Returns what
-    /// should move; the caller
+    /// Takes in what was counted by `now`: how long each reactor has worked in all, and what the rings have done, which nobody asks
+    /// for while the reactors are quiet. Returns what should move; the caller
     /// says with [`Balance::stays`] what became of that.
-    pub(super) fn observe(&mut self, now: Nanos, busy_ns: Vec<u64>, rings: &[RingSeen]) -> Option<Move> {
+    pub(super) fn observe(
+        &mut self,
+        now: Nanos,
+        busy_ns: Vec<u64>,
+        rings: impl FnOnce() -> Vec<RingSeen>,
+    ) -> Option<Move> {
         self.round += 1;
         let elapsed = now.since(self.at).max(1);
         let is_first = self.busy_ns.len() != busy_ns.len();
@@ -75,11 +80,16 @@ impl Balance {
             .zip(self.busy_ns.iter().chain(std::iter::repeat(&0)))
             .map(|(now, before)| (now.saturating_sub(*before).saturating_mul(WHOLE) / elapsed).min(WHOLE))
             .collect();
+        (self.at, self.busy_ns) = (now, busy_ns);
+        self.busiest = shares.iter().max().copied().unwrap_or(0);
+        if !self.is_awake() {
+            self.called = 0;
+            return None;
+        }
+        let rings = rings();
         let done = |seen: &RingSeen| seen.chains.saturating_sub(self.chains.get(&seen.ring).copied().unwrap_or(0));
         let work: Vec<(RingSeen, u64)> = rings.iter().map(|seen| (*seen, done(seen))).collect();
-        (self.at, self.busy_ns) = (now, busy_ns);
         self.chains = rings.iter().map(|seen| (seen.ring, seen.chains)).collect();
-        self.busiest = shares.iter().max().copied().unwrap_or(0);
         let round = self.round;
         self.rests.retain(|_, since| *since + REST > round);
         let found = if is_first { None } else { self.best_move(&shares, &work) };
@@ -150,7 +160,7 @@ mod tests {
             self.now += SECOND;
             self.busy.iter_mut().zip(shares).for_each(|(busy, share)| *busy += share * SECOND / WHOLE);
             self.rings.iter_mut().zip(chains).for_each(|(ring, chains)| ring.chains += chains);
-            self.balance.observe(Nanos(self.now), self.busy.clone(), &self.rings)
+            self.balance.observe(Nanos(self.now), self.busy.clone(), || self.rings.clone())
         }
 
         fn seconds(&mut self, count: usize, shares: &[u64], chains: &[u64]) -> Vec<Option<Move>> {

@@ -132,9 +132,8 @@ impl Hub {
             reactor: seat.reactor,
             chains: seat.load.total(),
         };
-        let rings: Vec<RingSeen> = seats.iter().map(see).collect();
         let mut balance = self.balance.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = balance.observe(clock::now(), self.reactors.busy_ns(), &rings);
+        let found = balance.observe(clock::now(), self.reactors.busy_ns(), || seats.iter().map(see).collect());
         if let Some(order) = found
             && let Some(seat) = seats.get(&order.ring)
         {
