@@ -82,7 +82,11 @@ async fn converse(
             there = peek::message(&watched) => if !there? {
                 return Ok(());
             },
-            Some(order) = moves.recv() => {
+            Some(mut order) = moves.recv() => {
+                // Only the last one counts: the others are of a time when a message took long.
+                while let Ok(newer) = moves.try_recv() {
+                    order = newer;
+                }
                 carry_out(device, order).await?;
                 continue;
             }

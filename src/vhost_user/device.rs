@@ -36,6 +36,14 @@ pub(super) const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtoco
     .union(VhostUserProtocolFeatures::BACKEND_REQ)
     .union(VhostUserProtocolFeatures::RESET_DEVICE);
 
+/// Where a ring is, and its descriptors.
+struct Parts {
+    addresses: RingAddresses,
+    kick: Option<OwnedFd>,
+    call: Option<OwnedFd>,
+    error: Option<OwnedFd>,
+}
+
 /// The device of one connection.
 pub(super) struct Device {
     vhd: Arc<Vhd>,
@@ -306,7 +314,8 @@ impl Device {
         for index in 0..self.rings.len() {
             let ring = &self.rings[index];
             if ring.place.is_none() && ring.wants_to_run(enabled_by_default) {
-                self.start(index, acknowledged, None)?;
+                let parts = self.parts(index)?;
+                self.launch(index, acknowledged, parts, None);
                 started = true;
             }
         }
@@ -336,6 +345,8 @@ impl Device {
         let (Some(index), Some(acknowledged)) = (self.rings.iter().position(at), self.acknowledged) else {
             return Ok(());
         };
+        // All that can fail comes before it stops.
+        let parts = self.parts(index)?;
         let Some(stopped) = self.ask_to_yield(index) else {
             self.hub.stays(order.ring);
             return Ok(());
@@ -345,11 +356,9 @@ impl Device {
         if let Some(place) = ring.place.take() {
             self.hub.release(place);
         }
-        self.start(index, acknowledged, Some(order.to))?;
-        if let Some(place) = self.rings[index].place {
-            log::debug!("VHD {}: queue {index} is served by reactor {} from now on", self.vhd.name(), place.reactor.0);
-            self.hub.moved(place.key);
-        }
+        let place = self.launch(index, acknowledged, parts, Some(order.to));
+        log::debug!("VHD {}: queue {index} is served by reactor {} from now on", self.vhd.name(), place.reactor.0);
+        self.hub.moved(place.key);
         Ok(())
     }
 
@@ -369,20 +378,28 @@ impl Device {
         }
     }
 
-    fn start(&mut self, index: usize, acknowledged: u64, wanted: Option<ReactorId>) -> Result<(), DeviceError> {
+    /// What a reactor gets of a ring.
+    fn parts(&self, index: usize) -> Result<Parts, DeviceError> {
         let ring = &self.rings[index];
-        let addresses = ring.guest_addresses(index, &self.memory)?;
-        let (kick, call) = (ring.duplicate_kick()?, Vring::duplicate(ring.call.as_ref())?);
-        let error = Vring::duplicate(ring.error.as_ref())?;
-        // Nothing can fail from here on: the place is given back when the ring stops.
+        Ok(Parts {
+            addresses: ring.guest_addresses(index, &self.memory)?,
+            kick: ring.duplicate_kick()?,
+            call: Vring::duplicate(ring.call.as_ref())?,
+            error: Vring::duplicate(ring.error.as_ref())?,
+        })
+    }
+
+    /// Has a ring served, by a certain reactor if one is wanted. Its place is given back when it stops.
+    fn launch(&mut self, index: usize, acknowledged: u64, parts: Parts, wanted: Option<ReactorId>) -> Place {
         let siblings = self.rings.iter().filter_map(|ring| ring.place).map(|place| place.reactor).collect();
         let (place, load) = self.hub.place(&Asking { siblings, wanted, orders: &self.orders });
+        let ring = &self.rings[index];
         let config = RingConfig {
             key: place.key,
             vhd: Arc::clone(self.vhd.state()),
             index: u16::try_from(index).expect("queues are counted in u16"),
             size: ring.size,
-            addresses,
+            addresses: parts.addresses,
             next_available: ring.base,
             event_idx: acknowledged & features::EVENT_IDX != 0,
             indirect: acknowledged & features::INDIRECT_DESC != 0,
@@ -390,13 +407,13 @@ impl Device {
             features: acknowledged,
             load,
             memory: Arc::clone(self.memory.map()),
-            kick,
-            call,
-            error,
+            kick: parts.kick,
+            call: parts.call,
+            error: parts.error,
         };
         self.hub.send(place.reactor, RingCommand::Start(Box::new(config)));
         self.rings[index].place = Some(place);
-        Ok(())
+        place
     }
 
     fn stop(&mut self, index: usize) {

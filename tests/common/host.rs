@@ -25,7 +25,7 @@ use spanblk::reactor::messages::{
     Outbox, OwnerRequest, ReactorMessage, RingAddresses, RingCommand, RingConfig, RingKey, RingStopped,
 };
 use spanblk::reactor::thread::{ReactorConfig, spawn};
-use spanblk::shared::{DiskState, VhdSettings, VhdState};
+use spanblk::shared::{DiskState, Load, VhdSettings, VhdState};
 use spanblk::store::change::{Change, ChangeKind, CommitRequest};
 
 use super::guest::Guest;
@@ -162,6 +162,8 @@ pub struct Host {
     pub reactors: Vec<ReactorHandle>,
     /// What the doubles saw.
     pub seen: Arc<Seen>,
+    /// How long each reactor has worked.
+    pub busy: Vec<Arc<Load>>,
     threads: Vec<JoinHandle<()>>,
     double: Sender<ToDouble>,
     next_key: u64,
@@ -187,17 +189,14 @@ impl Host {
         let ends: Vec<_> = (0..reactors).map(|_| inbox::channel().unwrap()).collect();
         let handles: Vec<ReactorHandle> = ends.iter().map(|(handle, _)| handle.clone()).collect();
         let (double, messages) = crossbeam_channel::unbounded();
+        let busy: Vec<Arc<Load>> = (0..reactors).map(|_| Arc::default()).collect();
         let threads = (0..reactors)
             .zip(ends)
             .map(|(id, (_, inbox))| {
+                let busy = Arc::clone(&busy[usize::from(id)]);
                 let outbox = ToDoubles { double: double.clone(), reactors: handles.clone() };
                 spawn(
-                    ReactorConfig {
-                        id: ReactorId(id),
-                        cpu: None,
-                        poll_max: Duration::from_micros(20),
-                        busy: Arc::default(),
-                    },
+                    ReactorConfig { id: ReactorId(id), cpu: None, poll_max: Duration::from_micros(20), busy },
                     inbox,
                     outbox,
                 )
@@ -220,7 +219,7 @@ impl Host {
             seen: Arc::clone(&seen),
         };
         std::thread::spawn(move || doubles.run(&messages));
-        Host { disks: files, reactors: handles, seen, threads, double, next_key: 0 }
+        Host { disks: files, reactors: handles, seen, busy, threads, double, next_key: 0 }
     }
 
     /// A VHD of `extents` absent extents that are placed on `disks` in turn.

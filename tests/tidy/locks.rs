@@ -38,8 +38,16 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ("src/base/clock.rs", "OnceLock", "set at the first call; one load from then on"),
     ("src/placement/view/segments.rs", "OnceLock", "set by the owner before anybody looks there; a look is one load"),
     ("src/reactor/handle.rs", "crossbeam_channel", "reactors, which it sends to, never sleep in the queue"),
-    ("src/reactor/inbox.rs", "crossbeam_channel", "only asked whether there is a message, which locks nothing"),
-    ("src/reactor/messages.rs", "crossbeam_channel", "answers to a connection that stops a ring or switches its mode"),
+    (
+        "src/reactor/inbox.rs",
+        "crossbeam_channel",
+        "only asked whether there is a message: no lock, but a sender that is half way is waited for",
+    ),
+    (
+        "src/reactor/messages.rs",
+        "crossbeam_channel",
+        "answers to a connection that sleeps until a ring has stopped, yielded or switched its mode",
+    ),
     ("src/reactor/thread/mod.rs", "crossbeam_channel", "tells how the thread started, once"),
     ("src/reactor/thread/rings/mod.rs", "crossbeam_channel", "the answers of `messages`"),
     ("src/shared/guest_memory.rs", "Mutex", "locked when guest memory is mapped and unmapped"),

@@ -33,6 +33,9 @@ const INBOX: EventTag = EventTag((1 << 56) - 2);
 /// How often the pipeline looks at what waits for a disk, while something does.
 const TICK: Duration = Duration::from_millis(TICK_MILLIS);
 
+/// How often what the reactor has worked is counted: each time is a system call.
+const COUNT_EVERY: Duration = Duration::from_millis(10);
+
 /// How often rings without a kick eventfd are looked at.
 const POLL_INTERVAL: Duration = Duration::from_micros(100);
 
@@ -45,7 +48,7 @@ pub struct ReactorConfig {
     pub cpu: Option<usize>,
     /// Longest time that it keeps looking for requests and completions before it sleeps; zero: it always sleeps at once.
     pub poll_max: Duration,
-    /// Counts the nanoseconds that it works: neither sleeps nor looks for something to do.
+    /// Counts the nanoseconds that it works: is on a CPU, and not just looking for something to do.
     pub busy: Arc<Load>,
 }
 
@@ -115,6 +118,16 @@ fn pin(cpu: usize) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// How long the calling thread has been on a CPU, in nanoseconds.
+fn thread_cpu_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid for the call, which writes it.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    assert_eq!(result, 0, "every thread has a clock");
+    let part = |number: i64| u64::try_from(number).expect("time does not run backwards");
+    part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)
+}
+
 struct Reactor<O: Outbox> {
     inbox: Inbox,
     /// Before the rings: its engine waits for what is in flight, which uses the memory that they keep mapped.
@@ -125,10 +138,11 @@ struct Reactor<O: Outbox> {
     ticked: Nanos,
     polling: Polling,
     busy: Arc<Load>,
-    /// When the turn began.
-    turned: Nanos,
-    /// What of it was spent waiting, in nanoseconds.
-    waited_ns: u64,
+    /// When the work was counted last, and the time on a CPU then.
+    counted: Nanos,
+    cpu_ns: u64,
+    /// What has been spent since on looking for something to do, in nanoseconds.
+    looked_ns: u64,
 }
 
 impl<O: Outbox> Reactor<O> {
@@ -143,16 +157,18 @@ impl<O: Outbox> Reactor<O> {
             ticked: Nanos(0),
             polling: Polling::new(u64::try_from(config.poll_max.as_nanos()).unwrap_or(u64::MAX)),
             busy: config.busy,
-            turned: clock::now(),
-            waited_ns: 0,
+            counted: clock::now(),
+            cpu_ns: thread_cpu_ns(),
+            looked_ns: 0,
         }
     }
 
     fn run(mut self) {
         loop {
             let now = clock::now();
-            self.busy.add(now.since(self.turned).saturating_sub(std::mem::take(&mut self.waited_ns)));
-            self.turned = now;
+            if now >= self.counted.after(COUNT_EVERY) {
+                self.count(now);
+            }
             let messages_left = self.take_messages(now);
             self.take_events(now);
             self.rings.queue_available(&mut self.pipeline.engine, now);
@@ -176,6 +192,14 @@ impl<O: Outbox> Reactor<O> {
         }
     }
 
+    /// Counts the work since the last time: all that was done on a CPU, but for looking for something to do.
+    fn count(&mut self, now: Nanos) {
+        let cpu_ns = thread_cpu_ns();
+        let worked_ns = cpu_ns.saturating_sub(self.cpu_ns).saturating_sub(std::mem::take(&mut self.looked_ns));
+        self.busy.add(worked_ns);
+        (self.counted, self.cpu_ns) = (now, cpu_ns);
+    }
+
     /// Submits the batch, and blocks if nothing is left to do.
     fn wait(&mut self, messages_left: bool, now: Nanos) {
         let busy = messages_left || self.rings.has_ready() || self.pipeline.has_ready();
@@ -188,9 +212,7 @@ impl<O: Outbox> Reactor<O> {
         }
         let begun = clock::now();
         let came = self.sleep(now);
-        let slept_ns = clock::now().since(begun);
-        self.waited_ns += slept_ns;
-        self.polling.slept(what, slept_ns, came);
+        self.polling.slept(what, clock::now().since(begun), came);
     }
 
     /// Looks for something to do for a while, if that mostly comes to something. Whether it has.
@@ -201,11 +223,13 @@ impl<O: Outbox> Reactor<O> {
         let begun = clock::now();
         let Some(limit_ns) = self.polling.look(what, begun) else { return false };
         self.pipeline.engine.wait(Wait::No);
+        let submitted = clock::now();
         loop {
             let came = self.pipeline.engine.take_news() || self.rings.sees_available() || !self.inbox.is_empty();
-            let spent_ns = clock::now().since(begun);
+            let now = clock::now();
+            let spent_ns = now.since(begun);
             if came || spent_ns >= limit_ns {
-                self.waited_ns += spent_ns;
+                self.looked_ns += now.since(submitted);
                 self.polling.looked(what, spent_ns, came);
                 return came;
             }

@@ -33,6 +33,9 @@ const SHARE: u64 = 2;
 /// Unused time for looking is kept for so long.
 const SAVED_NS: u64 = 1_000_000;
 
+/// A long sleep makes up for one part in so many of the short ones that are needed.
+const LONG_COSTS: u32 = 8;
+
 /// Looks for a guest, or for one or two requests, are at most this part of the longest: all that they save is one sleep.
 const FEW_PART: u64 = 2;
 
@@ -162,7 +165,12 @@ impl Polling {
     pub fn slept(&mut self, what: For, slept_ns: u64, came: bool) {
         let short = came && slept_ns <= self.longest_ns(what) + SLEEP_NS;
         let learned = self.learned(what);
-        learned.short_sleeps = if short { learned.short_sleeps.saturating_add(1) } else { 0 };
+        learned.short_sleeps = if short {
+            learned.short_sleeps.saturating_add(1)
+        } else {
+            // Now and then every disk and every guest takes long: that alone says little about the rest.
+            learned.short_sleeps.saturating_sub(learned.probe_after / LONG_COSTS)
+        };
     }
 }
 
@@ -214,6 +222,20 @@ mod tests {
         run(&mut polling, &mut now, For::Many, 5000, 5_000);
         let (_, _, hits) = run(&mut polling, &mut now, For::Many, 1000, 5_000);
         assert!(hits > 950, "{hits} of 1000 waits that are short by now");
+    }
+
+    #[test]
+    fn a_long_sleep_now_and_then_hides_no_short_waits() {
+        let (mut polling, mut now) = (Polling::new(LONGEST), Nanos(1));
+        run(&mut polling, &mut now, For::Many, 10_000, 25_000);
+        let mut hits = 0;
+        for _ in 0..200 {
+            hits = run(&mut polling, &mut now, For::Many, 249, 5_000).2;
+            run(&mut polling, &mut now, For::Many, 1, 300_000);
+        }
+        assert!(hits > 240, "{hits} of 249 waits that are short by now");
+        let (spent, time, _) = run(&mut polling, &mut now, For::Many, 10_000, 300_000);
+        assert!(spent < time / 1000, "{spent} of {time} ns wasted on long ones");
     }
 
     #[test]

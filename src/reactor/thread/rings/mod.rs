@@ -74,6 +74,14 @@ impl Served {
         let _ = self.ring.arm();
     }
 
+    /// Nothing is popped any more. A ring that was about to go on elsewhere does not: nobody is told that it has stopped.
+    fn end(&mut self) {
+        if matches!(self.mode, Mode::Yielding) {
+            self.stop = None;
+        }
+        self.mode = Mode::Ended;
+    }
+
     fn pops(&self) -> bool {
         matches!(self.mode, Mode::Running) && self.switching.is_empty()
     }
@@ -131,7 +139,7 @@ impl Rings {
     pub fn leave(&mut self) {
         self.leaving = true;
         for served in self.places.iter_mut().flatten() {
-            served.mode = Mode::Ended;
+            served.end();
             served.hand_back();
         }
     }
@@ -322,7 +330,7 @@ impl Rings {
         if matches!(served.mode, Mode::Ended) {
             return;
         }
-        served.mode = Mode::Ended;
+        served.end();
         if let Some(error) = &served.error {
             signal_error(error, engine);
         }

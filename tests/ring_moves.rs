@@ -1,0 +1,110 @@
+//! A reactor lets go of a ring that is to go on at another one; and how reactors count what they work.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "common/guest.rs"]
+mod guest;
+#[path = "common/host.rs"]
+mod host;
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use guest::{Guest, READ, WRITE};
+use host::{Connection, EXTENT, Host};
+use spanblk::reactor::messages::{RingCommand, RingStopped};
+
+const SECOND: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A ring on the first of two reactors, with a first block that is there.
+fn world() -> (tempfile::TempDir, Host, Connection) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut host = Host::new(directory.path(), 1, 64, 2);
+    let vhd = host.vhd(1, 8, &[0]);
+    let mut connection = host.connect(Guest::new(16, 64 << 10, true), &vhd, 0);
+    assert_eq!(connection.run(WRITE, 0, 4096), 0);
+    (directory, host, connection)
+}
+
+/// A write that waits for room, in slot 1.
+fn wait_for_room(host: &Host, connection: &mut Connection) {
+    host.seen.has_no_room.store(true, Ordering::SeqCst);
+    connection.guest.submit(1, WRITE, 4 * EXTENT / 512, 4096, 2048);
+    connection.kick();
+    // The next one is answered, so the first is in flight.
+    connection.guest.submit(2, READ, 0, 512, 0);
+    connection.kick();
+    assert_eq!(connection.take(), (2, 0));
+}
+
+fn ask_to_yield(connection: &Connection) -> Receiver<RingStopped> {
+    let (reply, answer) = crossbeam_channel::bounded(1);
+    connection.command(RingCommand::Yield { key: connection.key, reply });
+    answer
+}
+
+#[test]
+fn a_ring_yields_where_it_is() {
+    let (_directory, host, connection) = world();
+    assert_eq!(ask_to_yield(&connection).recv_timeout(PATIENCE), Ok(RingStopped { next_available: 1 }));
+    // It is unknown from now on.
+    assert_eq!(ask_to_yield(&connection).recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
+    host.shut_down();
+}
+
+#[test]
+fn a_ring_that_cannot_yield_yet_goes_on_when_told_to() {
+    let (_directory, host, mut connection) = world();
+    wait_for_room(&host, &mut connection);
+    let answer = ask_to_yield(&connection);
+    connection.guest.submit(3, READ, 0, 512, 0);
+    connection.kick();
+    assert_eq!(answer.recv_timeout(SECOND / 10), Err(RecvTimeoutError::Timeout), "the write is in flight");
+    assert_eq!(connection.guest.completed_count(), 0, "nothing is popped meanwhile");
+    connection.command(RingCommand::GoOn { key: connection.key });
+    assert_eq!(answer.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
+    assert_eq!(connection.take(), (3, 0));
+    host.seen.has_no_room.store(false, Ordering::SeqCst);
+    assert_eq!(connection.take(), (1, 0));
+    host.shut_down();
+}
+
+#[test]
+fn a_ring_that_breaks_while_it_yields_goes_on_nowhere() {
+    let (_directory, host, mut connection) = world();
+    wait_for_room(&host, &mut connection);
+    let answer = ask_to_yield(&connection);
+    let no_eventfd = tempfile::tempfile().unwrap().into();
+    connection.command(RingCommand::SetCall { key: connection.key, call: Some(no_eventfd) });
+    assert_eq!(answer.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
+    host.seen.has_no_room.store(false, Ordering::SeqCst);
+    // It can still be stopped.
+    assert_eq!(connection.stop().next_available, 3);
+    host.shut_down();
+}
+
+/// Time on a CPU counts, also in the kernel; looking for something to do and sleeping do not.
+#[test]
+fn reactors_count_what_they_work() {
+    let (_directory, host, mut connection) = world();
+    let work = |index: usize| Duration::from_nanos(host.busy[index].total());
+    let begun = Instant::now();
+    let mut requests = 0;
+    while begun.elapsed() < SECOND || work(0) < SECOND / 50 {
+        assert!(begun.elapsed() < 60 * SECOND, "{requests} requests are hardly any work: {:?}", work(0));
+        assert_eq!(connection.run(WRITE, 0, 4096), 0);
+        requests += 1;
+    }
+    assert!(work(0) < begun.elapsed(), "{:?} of {:?}", work(0), begun.elapsed());
+    assert!(work(1) < SECOND / 100, "nobody asked the other one for anything: {:?}", work(1));
+    // Quiet again: what is counted comes to an end.
+    std::thread::sleep(SECOND / 10);
+    assert_eq!(connection.run(READ, 0, 4096), 0);
+    let before = work(0);
+    std::thread::sleep(SECOND / 2);
+    assert_eq!(connection.run(READ, 0, 4096), 0);
+    assert!(work(0) - before < SECOND / 50, "{:?} in a quiet half second", work(0) - before);
+    host.shut_down();
+}
