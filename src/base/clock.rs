@@ -1,4 +1,6 @@
 //! Time as an argument: the only file that reads the clock.
+//!
+//! Unsafe: the clock of a thread, which the standard library lacks.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -33,4 +35,18 @@ pub fn now() -> Nanos {
 #[must_use]
 pub fn wall_secs() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// How long the calling thread has been on a CPU, in nanoseconds. A system call.
+///
+/// # Panics
+/// Never: every thread has that clock.
+#[must_use]
+pub fn thread_cpu_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid for the call, which writes it.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    assert_eq!(result, 0, "every thread has a clock");
+    let part = |number: i64| u64::try_from(number).expect("time does not run backwards");
+    part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)
 }

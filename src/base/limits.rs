@@ -91,7 +91,7 @@ pub const IO_RETRIES_MAX: u8 = 32;
 
 /// Chains popped from one virtqueue before they are submitted, what is done is given back, and the next virtqueue has its turn.
 /// Few, so that where requests complete as they are submitted the guest works on some while the reactor works on others.
-pub const POP_BATCH: usize = 8;
+pub const POP_BATCH: usize = 16;
 
 /// Bytes that these chains may ask for before the next virtqueue has its turn: what was never written is answered at once with
 /// zeros, which takes a reactor's time. The last chain may exceed it.

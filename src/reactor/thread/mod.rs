@@ -118,16 +118,6 @@ fn pin(cpu: usize) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// How long the calling thread has been on a CPU, in nanoseconds.
-fn thread_cpu_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is valid for the call, which writes it.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    assert_eq!(result, 0, "every thread has a clock");
-    let part = |number: i64| u64::try_from(number).expect("time does not run backwards");
-    part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)
-}
-
 struct Reactor<O: Outbox> {
     inbox: Inbox,
     /// Before the rings: its engine waits for what is in flight, which uses the memory that they keep mapped.
@@ -158,7 +148,7 @@ impl<O: Outbox> Reactor<O> {
             polling: Polling::new(u64::try_from(config.poll_max.as_nanos()).unwrap_or(u64::MAX)),
             busy: config.busy,
             counted: clock::now(),
-            cpu_ns: thread_cpu_ns(),
+            cpu_ns: clock::thread_cpu_ns(),
             looked_ns: 0,
         }
     }
@@ -194,7 +184,7 @@ impl<O: Outbox> Reactor<O> {
 
     /// Counts the work since the last time: all that was done on a CPU, but for looking for something to do.
     fn count(&mut self, now: Nanos) {
-        let cpu_ns = thread_cpu_ns();
+        let cpu_ns = clock::thread_cpu_ns();
         let worked_ns = cpu_ns.saturating_sub(self.cpu_ns).saturating_sub(std::mem::take(&mut self.looked_ns));
         self.busy.add(worked_ns);
         (self.counted, self.cpu_ns) = (now, cpu_ns);
