@@ -85,7 +85,7 @@ fn a_ring_that_breaks_while_it_yields_goes_on_nowhere() {
     host.shut_down();
 }
 
-/// Time on a CPU counts, also in the kernel; looking for something to do and sleeping do not.
+/// Work is counted while there is some, by the reactor that does it, and comes to an end with it.
 #[test]
 fn reactors_count_what_they_work() {
     let (_directory, host, mut connection) = world();

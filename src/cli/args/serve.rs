@@ -42,7 +42,8 @@ pub struct ServeArgs {
     /// Pin each reactor to a core
     #[arg(long)]
     pub pin: bool,
-    /// Longest time in microseconds that a reactor keeps looking for requests before it sleeps, if that pays; 0: never [default: 50]
+    /// Longest time in microseconds that a reactor looks for requests before it sleeps, if that pays (half of it while it has
+    /// little to do); 0: never [default: 50]
     #[arg(long, value_name = "US")]
     pub poll_max_us: Option<u32>,
     /// Open a pool without a majority of its placement store: commits that only missing disks have are lost

@@ -83,9 +83,8 @@ impl Learned {
 pub(super) struct Polling {
     /// Longest look; 0: never looks.
     longest_ns: u64,
-    guests: Learned,
-    few: Learned,
-    many: Learned,
+    /// By what was waited for.
+    learned: [Learned; 3],
     /// Time that may be spent.
     budget_ns: u64,
     filled: Nanos,
@@ -94,22 +93,7 @@ pub(super) struct Polling {
 impl Polling {
     /// Looks for at most `longest_ns` at a time.
     pub fn new(longest_ns: u64) -> Polling {
-        Polling {
-            longest_ns,
-            guests: Learned::NEW,
-            few: Learned::NEW,
-            many: Learned::NEW,
-            budget_ns: 0,
-            filled: Nanos(0),
-        }
-    }
-
-    fn learned(&mut self, what: For) -> &mut Learned {
-        match what {
-            For::Guests => &mut self.guests,
-            For::Few => &mut self.few,
-            For::Many => &mut self.many,
-        }
+        Polling { longest_ns, learned: [Learned::NEW; 3], budget_ns: 0, filled: Nanos(0) }
     }
 
     /// Longest look for something.
@@ -122,12 +106,7 @@ impl Polling {
 
     /// Whether looking for something has mostly come to something.
     pub fn pays(&self, what: For) -> bool {
-        let learned = match what {
-            For::Guests => &self.guests,
-            For::Few => &self.few,
-            For::Many => &self.many,
-        };
-        self.longest_ns > 0 && learned.hits >= ENOUGH
+        self.longest_ns > 0 && self.learned[what as usize].hits >= ENOUGH
     }
 
     /// How long to look at `now` before sleeping; `None`: not at all.
@@ -138,7 +117,7 @@ impl Polling {
         self.budget_ns = (self.budget_ns + now.since(self.filled) / SHARE).min(SAVED_NS.max(self.longest_ns));
         self.filled = now;
         let (budget_ns, longest_ns) = (self.budget_ns, self.longest_ns(what));
-        let learned = self.learned(what);
+        let learned = &mut self.learned[what as usize];
         let pays = learned.hits >= ENOUGH || learned.short_sleeps >= learned.probe_after;
         if !pays || budget_ns < longest_ns {
             return None;
@@ -150,7 +129,7 @@ impl Polling {
     /// A look has ended after `spent_ns`.
     pub fn looked(&mut self, what: For, spent_ns: u64, came: bool) {
         self.budget_ns = self.budget_ns.saturating_sub(spent_ns);
-        let learned = self.learned(what);
+        let learned = &mut self.learned[what as usize];
         let is_probe = learned.hits < ENOUGH;
         let one = if came { ALL } else { 0 };
         learned.hits = (learned.hits * (WEIGHT - 1) + one) / WEIGHT;
@@ -164,7 +143,7 @@ impl Polling {
     /// A sleep has ended after `slept_ns`, because something came, or because it was time.
     pub fn slept(&mut self, what: For, slept_ns: u64, came: bool) {
         let short = came && slept_ns <= self.longest_ns(what) + SLEEP_NS;
-        let learned = self.learned(what);
+        let learned = &mut self.learned[what as usize];
         learned.short_sleeps = if short {
             learned.short_sleeps.saturating_add(1)
         } else {
