@@ -140,6 +140,27 @@ pub const COPY_CHUNKS_URGENT: usize = 4;
 /// Extents of one job that are moved together: they share fences, a sync and a commit.
 pub const WAVE_EXTENTS: usize = 32;
 
+/// Rows of one commit that makes replicas stale.
+pub const STALE_ROWS_MAX: usize = 64;
+
+/// Replicas that are made equal again at the same time, and those that wait for it.
+pub const REPAIRS_MAX: usize = 8;
+
+/// Replicas that wait to be made equal again; more are found when somebody reads them.
+pub const REPAIRS_WAITING_MAX: usize = 4096;
+
+/// Milliseconds between two looks for disks that do not answer.
+pub const HANG_LOOK_MILLIS: u64 = 1000;
+
+/// Milliseconds between two looks for replicas to bring back.
+pub const RESTORE_LOOK_MILLIS: u64 = 1000;
+
+/// Seconds after which a job that was to bring replicas back, and stopped, is tried again.
+pub const RESTORE_RETRY_SECS: u64 = 60;
+
+/// Milliseconds without a write after which the write intent of a page is taken back, at the earliest.
+pub const INTENT_IDLE_MILLIS: u64 = 10_000;
+
 /// Groups of extents of one job on their way at the same time, so that one is copied while another is made durable.
 pub const WAVES_MAX: usize = 3;
 

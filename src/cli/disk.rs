@@ -37,6 +37,8 @@ pub fn run(session: &Session, command: DiskCommand) -> Outcome {
             job::start(session, wish, &args.options)
         }
         DiskCommand::Replace(args) => replace::run(session, args),
+        DiskCommand::Rebuild(args) => job::start(session, JobWish::Rebuild { disk: args.disk }, &args.options),
+        DiskCommand::Resync(args) => job::start(session, JobWish::Resync { disk: args.disk }, &args.options),
     }
 }
 

@@ -26,6 +26,8 @@ pub fn run(session: &Session, args: ServeArgs) -> Outcome {
         reactors: args.reactors,
         pin: args.pin,
         poll_max_us: args.poll_max_us,
+        hang_timeout: args.hang_timeout,
+        rebuild_delay: args.rebuild_delay,
         metrics_listen: args.metrics_listen,
         accept_stale: args.accept_stale,
         pool: args.pool,

@@ -268,6 +268,12 @@ impl OwnerOutbox for Outbox {
     }
 
     fn reply(&mut self, command: CommandId, result: Result<Reply, CommandError>) {
+        if command == CommandId::NOBODY {
+            if let Err(error) = result {
+                log::warn!("replicas cannot be brought back now: {error}");
+            }
+            return;
+        }
         let answer = self.answers.remove(&command).expect("each command is answered once");
         self.serve(Service::Answer { answer, result });
     }

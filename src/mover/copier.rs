@@ -13,7 +13,7 @@ use crate::base::aligned::AlignedBuf;
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, DiskSet, ReactorId, VhdId};
 use crate::base::limits::{
-    COPY_BUFFER_LEN, COPY_CHUNK_LEN, COPY_CHUNKS_MAX, COPY_PATIENCE_MILLIS, COPY_TURN_MILLIS, DISKS_MAX,
+    COPY_BUFFER_LEN, COPY_CHUNK_LEN, COPY_CHUNKS_MAX, COPY_PATIENCE_MILLIS, COPY_TURN_MILLIS, DISKS_MAX, REACTORS_MAX,
 };
 use crate::base::units::{BLOCKS_PER_EXTENT, BlockMask, ExtentIndex};
 use crate::engine::fences::Fences;
@@ -24,6 +24,10 @@ use crate::placement::view::Lookup;
 use crate::reactor::messages::ReactorMessage;
 use crate::shared::disk::SyncNumber;
 use crate::shared::{DiskState, VhdState};
+
+/// Its number among the threads that use disks: after all reactors.
+#[allow(clippy::cast_possible_truncation, reason = "at most 63")]
+const MOVER: ReactorId = ReactorId(REACTORS_MAX as u16);
 
 /// Tags of syncs follow those of chunks.
 const SYNC_TAG: u64 = COPY_CHUNKS_MAX as u64;
@@ -163,10 +167,21 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         let late = |begun| now.since(begun) >= COPY_PATIENCE_MILLIS * 1_000_000;
         let mut stuck = DiskSet::default();
         let mut freed = Vec::new();
-        for chunk in self.chunks.iter_mut().flatten().filter(|chunk| chunk.writing && late(chunk.begun)) {
-            stuck.insert(chunk.task.copy.target.disk);
+        let disks = &self.disks;
+        let has_failed = |disk: DiskId| disks[disk.index()].as_ref().is_some_and(|disk| disk.is_failed());
+        for chunk in self.chunks.iter_mut().flatten().filter(|chunk| late(chunk.begun)) {
+            let copy = &chunk.task.copy;
+            let disk = if chunk.writing { copy.target.disk } else { copy.source.disk };
+            // A late write to a replica in sync could land on newer ones, as long as these go there.
+            let failed = has_failed(disk);
+            if !failed && !(chunk.writing && copy.target.state == ReplicaState::Syncing) {
+                continue;
+            }
+            if !failed {
+                stuck.insert(disk);
+            }
             if !std::mem::replace(&mut chunk.given_up, true) {
-                freed.push((chunk.task.copy.clone(), chunk.blocks));
+                freed.push((chunk.task.copy.clone(), chunk.blocks, disk));
             }
         }
         for sync in self.syncs.values_mut().filter(|sync| late(sync.begun) && !sync.told) {
@@ -175,7 +190,11 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         }
         // First the owner, so that nobody takes the copy for complete; then whoever waits for the claim.
         stuck.iter().for_each(|disk| self.outbox.to_owner(MoverReport::Stuck { disk }));
-        for (copy, blocks) in freed {
+        for (copy, blocks, disk) in freed {
+            if !stuck.contains(disk) {
+                let error = IoError::Os(libc::ETIMEDOUT);
+                self.outbox.to_owner(MoverReport::Failed { id: copy.id, disk, error });
+            }
             copy.vhd.map.release(copy.extent, blocks, BlockMask::NONE);
             self.wake(&copy.vhd);
             self.end_turn(&copy);
@@ -287,7 +306,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
     fn begin_chunk(&mut self, mut task: Task, place: usize, now: Nanos) -> (Begin, Option<Task>) {
         let copy = &task.copy;
         let seen = copy.vhd.map.lookup(copy.extent);
-        if copy.vhd.is_deleted() || !is_moving(copy, &seen) {
+        if copy.vhd.is_deleted() || !is_as_planned(copy, &seen) {
             return (Begin::Gone, Some(task));
         }
         let geometry = copy.vhd.settings.geometry;
@@ -346,6 +365,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         } else {
             Op::Read { disk: replica.disk, offset, buffers: &buffers }
         };
+        disk.progress_of(MOVER).begun();
         // SAFETY: the buffer of a place is used by the one chunk in it, lives as long as the engine is in use, and is not freed
         // before the engine (see the order of the fields, and `drop` of the engine).
         unsafe { self.engine.submit(op, OpTag(place as u64)) }.expect("the engine has room for every place and sync");
@@ -361,12 +381,13 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         let (source, target) = (copy.source.disk, copy.target.disk);
         let (disk, kind) = if chunk.writing { (target, IoKind::Write) } else { (source, IoKind::Read) };
         let state = self.disks[disk.index()].as_ref().expect("it was submitted there");
+        state.progress_of(MOVER).completed();
         state.copy_metrics.record(kind, chunk.len, now.since(chunk.begun), completion.result.is_ok());
         if !chunk.writing {
             self.fences[source.index()].leave(chunk.source_epoch);
             self.report_fences(source);
-            if completion.result.is_ok() {
-                let chunk = self.chunks[place].as_mut().expect("still in flight");
+            let chunk = self.chunks[place].as_mut().expect("still in flight");
+            if completion.result.is_ok() && !chunk.given_up {
                 chunk.writing = true;
                 chunk.begun = now;
                 return self.submit(place);
@@ -388,6 +409,11 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         self.wake(&task.copy.vhd);
         match result {
             Ok(()) => {
+                if task.copy.target.state == ReplicaState::InSync {
+                    // Nobody but guests syncs it.
+                    let state = self.disks[target.index()].as_ref().expect("it was written there");
+                    task.copy.vhd.note_written(state.sync_needed());
+                }
                 self.outbox.to_owner(MoverReport::Progress { job: task.copy.job, bytes: len });
                 // The next chunk of the same extent before those of others, so that extents are done one after the other.
                 self.tasks.push_front(task);
@@ -399,6 +425,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
     fn begin_sync(&mut self, wave: WaveId, disk: DiskId, now: Nanos) {
         let state = self.disks[disk.index()].as_ref().expect("copies lie on disks of the pool");
         let number = state.begin_sync();
+        state.progress_of(MOVER).begun();
         let tag = self.next_sync;
         self.next_sync += 1;
         // SAFETY: a sync has no buffers.
@@ -410,6 +437,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
     fn sync_done(&mut self, completion: Completion) {
         let Sync { wave, disk, number, .. } = self.syncs.remove(&completion.tag.0).expect("a sync in flight");
         let state = self.disks[disk.index()].as_ref().expect("it was submitted there");
+        state.progress_of(MOVER).completed();
         match completion.result {
             Ok(()) => state.sync_succeeded(number),
             Err(_) => state.fail(),
@@ -469,15 +497,15 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
 
 /// Whether the copy is still to be filled.
 fn is_wanted(copy: &CopyTask) -> bool {
-    !copy.vhd.is_deleted() && is_moving(copy, &copy.vhd.map.lookup(copy.extent))
+    !copy.vhd.is_deleted() && is_as_planned(copy, &copy.vhd.map.lookup(copy.extent))
 }
 
 /// Whether the extent is where the task says, and the copy is still wanted.
-fn is_moving(copy: &CopyTask, seen: &Lookup) -> bool {
+fn is_as_planned(copy: &CopyTask, seen: &Lookup) -> bool {
     let is = |replica: crate::placement::Replica, state| {
         seen.replicas.on(replica.disk).is_some_and(|found| found.slot == replica.slot && found.state == state)
     };
-    is(copy.source, ReplicaState::InSync) && is(copy.target, ReplicaState::Syncing)
+    is(copy.source, ReplicaState::InSync) && is(copy.target, copy.target.state)
 }
 
 /// The next run of at most `max` present blocks from `from` on, and its first block.

@@ -31,7 +31,8 @@ pub struct CopyTask {
     pub extent: ExtentIndex,
     /// A copy that is in sync.
     pub source: Replica,
-    /// The one to fill. It has been published, and every reactor has passed a fence since.
+    /// The one to fill. One that is syncing has been published, and every reactor has passed a fence since. One that is in sync is
+    /// made equal to the source.
     pub target: Replica,
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Owner;
+use super::moves::wave::Fault;
 use super::outbox::{Event, OwnerOutbox, SlotRun};
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, DiskSet, ReactorId, VhdId};
@@ -214,6 +215,7 @@ impl Owner {
         }
         if disk.state.is_failed() && !std::mem::replace(&mut disk.failure_told, true) {
             out.event(Event::DiskFailed { disk: name, error: error.to_string() });
+            self.disk_failed(Fault { disk: id, error }, out);
         } else if count.is_power_of_two() {
             out.event(Event::DiskError { disk: name, error: error.to_string(), count });
         }

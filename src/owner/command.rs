@@ -22,6 +22,11 @@ pub use job::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CommandId(pub u64);
 
+impl CommandId {
+    /// Of commands that the owner gives itself: whoever carries its answers drops them.
+    pub const NOBODY: CommandId = CommandId(u64::MAX);
+}
+
 /// What the owner can be asked to do. A VHD or a disk is named by its name or its UUID in text form.
 #[derive(Debug)]
 pub enum Command {
@@ -94,12 +99,28 @@ pub enum Command {
         /// Seconds since the Unix epoch.
         now: u64,
     },
+    /// Brings replicas back, of VHDs that no other job is about. Only by the owner itself; nobody is answered.
+    Restore {
+        /// The disk.
+        disk: DiskId,
+        /// What to do about it.
+        what: Restoration,
+    },
     /// Asks for one job. Answered by [`Reply::Job`].
     ShowJob(JobId),
     /// Asks for all jobs that are remembered. Answered by [`Reply::Jobs`].
     ListJobs,
     /// Proves that table and allocator are consistent. Answered by [`Reply::Check`].
     Check,
+}
+
+/// How redundancy comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restoration {
+    /// What a failed disk had is made anew on others.
+    Rebuild,
+    /// What replicas on a disk have missed is copied into them.
+    Resync,
 }
 
 /// Where a new VHD should be; disks by name or UUID.
@@ -351,6 +372,12 @@ pub struct PoolInfo {
     pub moves: [u64; MOVE_STEPS.len()],
     /// Moves that ended before they were durable since the daemon started, by the step they were at.
     pub moves_ended_early: [u64; MOVE_STEPS.len()],
+    /// Replicas made stale since the daemon started, because they missed a write or may have.
+    pub made_stale: u64,
+    /// Replicas made equal to another one where they are since then, and those for which that failed.
+    pub repaired: u64,
+    /// See `repaired`.
+    pub not_repaired: u64,
 }
 
 /// A host disk as it is now.

@@ -8,6 +8,7 @@ use super::command::{AddDisk, Command, CommandError, CommandId, Outcome, Reply, 
 use super::create::Creation;
 use super::jobs::commands::JobStart;
 use super::outbox::{Event, OwnerOutbox};
+use super::replicas::CLEANING;
 use super::resize::{Resize, give_back_from};
 use super::reuse::Reached;
 use crate::base::ids::{DiskId, VhdId, check_name};
@@ -117,6 +118,7 @@ impl Owner {
                     self.current = Some(Current { command, edit, action });
                     out.edit(edit, rows);
                     if let Some(vhd) = deleted {
+                        self.vhds.get_mut(vhd).expect("just looked up").deleting = true;
                         self.leave_jobs(vhd, out);
                     }
                 }
@@ -139,6 +141,7 @@ impl Owner {
             Command::SetDisk(set) => self.begin_set_disk(&set),
             Command::StartJob(start) => self.begin_start_job(&start),
             Command::SetJob(set) => self.begin_set_job(&set, out),
+            Command::Restore { disk, what } => self.begin_restore(disk, what),
             Command::CancelJob { job, revert, now } => self.begin_cancel_job(job, revert, now, out),
             Command::ShowVhd { .. }
             | Command::ListVhds
@@ -281,7 +284,10 @@ impl Owner {
     /// Rows of a command, or of a fill, are durable, or failed.
     pub(super) fn edit_done(&mut self, edit: EditId, result: Result<(), EditFailed>, out: &mut impl OwnerOutbox) {
         let Some(Current { command, action, .. }) = self.current.take_if(|current| current.edit == edit) else {
-            if !self.wave_edit_done(edit, result, out) {
+            let is_done = self.wave_edit_done(edit, result, out)
+                || self.stale_edit_done(edit, result, out)
+                || self.intent_edit_done(edit, result, out);
+            if !is_done {
                 self.fill_edit_done(edit, result, out);
             }
             return;
@@ -375,6 +381,7 @@ impl Owner {
         out.event(Event::VhdDeleted { vhd: name.clone() });
         out.reply(command, Ok(Reply::Deleted { id, name }));
         self.forget_waves(id, out);
+        self.answer_missed(out);
         self.reuse_runs(runs, out);
     }
 
@@ -385,6 +392,10 @@ impl Owner {
             vhd.state.leave_disk(reached.disk);
         }
         for wave in &reached.waves {
+            if *wave == CLEANING {
+                self.cleaning_passed(reached.disk, out);
+                continue;
+            }
             self.wave_fence_reached(*wave, reached.disk, out);
         }
         if reached.closes {

@@ -84,6 +84,12 @@ pub enum CommandError {
     /// The named disk does not take such VHDs.
     #[error("disk '{disk}' does not accept {layout} VHDs, its role is '{}': name another disk, or change its role", accept.word())]
     DiskRefuses { disk: String, layout: &'static str, accept: Accept },
+    /// Only what has failed can be rebuilt.
+    #[error(
+        "disk '{disk}' works: `spanblk disk resync {disk}` fills what it missed, `spanblk disk evacuate {disk}` moves everything \
+         away from it"
+    )]
+    DiskWorks { disk: String },
     /// The named disk has failed.
     #[error("disk '{disk}' has failed: name another disk")]
     DiskFailed { disk: String },
@@ -262,6 +268,7 @@ impl CommandError {
             | E::Deleted { .. }
             | E::DiskIdTaken { .. }
             | E::DiskRefuses { .. }
+            | E::DiskWorks { .. }
             | E::DiskFailed { .. }
             | E::NoDiskAccepts { .. }
             | E::WidthTooLarge { .. }
@@ -327,6 +334,7 @@ impl CommandError {
             E::DiskTwice { .. } => "disk_twice",
             E::NoDisks => "no_disks",
             E::DiskRefuses { .. } => "disk_refuses",
+            E::DiskWorks { .. } => "disk_works",
             E::DiskFailed { .. } => "disk_failed",
             E::NoRoom { .. } | E::NoRoomToGrow { .. } | E::NoRoomFor { .. } | E::NoRoomOn { .. } => "no_room",
             E::GrownTooOften { .. } => "grown_too_often",

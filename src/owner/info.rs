@@ -80,6 +80,9 @@ impl Owner {
             metadata_low: self.metadata.low,
             moves: self.waves.by_step(),
             moves_ended_early: self.waves.ended_early,
+            made_stale: self.stale.made,
+            repaired: self.repairs.made,
+            not_repaired: self.repairs.failed,
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! * [`command`]: commands, their answers and errors. [`outbox`]: what the owner makes happen.
 //! * `allocate`: requests of reactors. `reuse`: how freed slots become free. `space`, `vhds`: what there is.
-//! * `moves`: extents on their way to other disks. `jobs`: what moves them, and why.
+//! * `moves`: extents on their way to other disks. `replicas`: those that missed something. `jobs`: what moves them, and why.
+//! * `hang`: disks that do not answer.
 //! * `commands`, `create`, `resize`, `fill`, `remove`: commands step by step. `info`: answers to questions. `usage`: warnings.
 //!
 //! No thread, no clock, no disk: time is an argument, effects go to an [`outbox::OwnerOutbox`]. The simulation runs the
@@ -23,12 +24,14 @@ mod create;
 mod domains;
 pub mod error;
 mod fill;
+mod hang;
 mod info;
 mod jobs;
 mod moves;
 pub mod outbox;
 mod place;
 mod remove;
+mod replicas;
 mod resize;
 mod reuse;
 mod space;
@@ -37,6 +40,7 @@ mod vhds;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, VhdId};
@@ -53,9 +57,11 @@ use allocate::Waiter;
 use command::{Command, CommandId};
 use commands::Current;
 use fill::Fill;
+use hang::Hangs;
 use jobs::Jobs;
 use moves::wave::{Missed, Waves};
 use outbox::{Event, OwnerOutbox};
+use replicas::{Intents, Repairs, Restore, Stale};
 use reuse::Reuse;
 use space::Space;
 use usage::Usage;
@@ -128,6 +134,11 @@ pub struct Owner {
     usage: Usage,
     waiters: Vec<Waiter>,
     waves: Waves,
+    stale: Stale,
+    intents: Intents,
+    repairs: Repairs,
+    restore: Restore,
+    hangs: Hangs,
     jobs: Jobs,
     fills: BTreeMap<VhdId, Fill>,
     metadata: Metadata,
@@ -157,6 +168,7 @@ impl Owner {
             let state = disks.iter().find(|state| state.id == record.id);
             let state = state.ok_or_else(|| OpenError::DiskMissing { disk: record.name.clone() })?;
             space.add(Arc::clone(state), record, true);
+            space.disk_mut(record.id).missing = state.is_failed();
         }
         let mut owner = Owner {
             pool,
@@ -168,6 +180,11 @@ impl Owner {
             usage: Usage::new(geometry),
             waiters: Vec::new(),
             waves: Waves::default(),
+            stale: Stale::default(),
+            intents: Intents::default(),
+            repairs: Repairs::default(),
+            restore: Restore::default(),
+            hangs: Hangs::default(),
             jobs: Jobs::default(),
             fills: BTreeMap::new(),
             metadata: Metadata::default(),
@@ -214,6 +231,14 @@ impl Owner {
         self
     }
 
+    /// After how long a disk that does not answer has failed, and one that is missing is rebuilt; `None`: never.
+    #[must_use]
+    pub fn with_patience(mut self, hang: Option<Duration>, rebuild: Option<Duration>) -> Owner {
+        self.hangs.patience = hang;
+        self.restore.delay = rebuild;
+        self
+    }
+
     /// Begins: reports how full disks are, gives thick VHDs the room that a crash kept from them, and goes on with jobs.
     pub fn start(&mut self, out: &mut impl OwnerOutbox) {
         for record in &self.pool.disks {
@@ -224,6 +249,8 @@ impl Owner {
         for id in wanting {
             self.resume_fill(id, out);
         }
+        self.look_for_doubt(out);
+        self.look_at_redundancy(None);
         self.resume_jobs(out);
     }
 
@@ -242,6 +269,8 @@ impl Owner {
                     self.fence_reached(reached, out);
                 }
             }
+            OwnerRequest::Intend { reactor, ticket, vhd, extent } => self.intend((reactor, ticket), vhd, extent, out),
+            OwnerRequest::ReadFailed { vhd, extent, disk } => self.read_failed(vhd, extent, disk, out),
             OwnerRequest::DiskError { disk, error, sync } => self.disk_error(disk, error, sync, out),
             OwnerRequest::CopyMissed { reactor, vhd, disk, by } => {
                 self.copy_missed(Missed { reactor, vhd, disk, by }, out);
@@ -295,6 +324,9 @@ impl Owner {
     pub fn tick(&mut self, now: Nanos, out: &mut impl OwnerOutbox) {
         self.expire_waiters(now, out);
         self.reuse.ask_for_commit(now, !self.waiters.is_empty(), out);
+        self.clean_intents(now, out);
+        self.look_for_hangs(now, out);
+        self.restore_redundancy(now, out);
     }
 
     /// Moves that ended before they were durable (dropped content, deleted VHDs, cancelled jobs, failed disks), by the step of
@@ -312,7 +344,14 @@ impl Owner {
     /// When [`Owner::tick`] has something to do; `None`: only after another message.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Nanos> {
-        self.waiters.iter().map(|request| request.deadline).chain(self.reuse.due()).min()
+        self.waiters
+            .iter()
+            .map(|request| request.deadline)
+            .chain(self.reuse.due())
+            .chain(self.intents.due())
+            .chain(self.hangs.due())
+            .chain(self.restore.due())
+            .min()
     }
 
     fn next_edit(&mut self) -> EditId {

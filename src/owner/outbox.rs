@@ -192,6 +192,14 @@ pub enum Event {
         /// The VHD.
         vhd: String,
     },
+    /// Replicas of this VHD on that disk missed a write, or may have: they are not read until they are filled again. Sent once until
+    /// they are.
+    VhdDegraded {
+        /// Its name.
+        vhd: String,
+        /// Name of the disk.
+        disk: String,
+    },
     /// A write of this VHD failed for want of room. Sent once until it gets room again.
     OutOfRoom {
         /// The VHD.

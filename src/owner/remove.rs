@@ -116,6 +116,7 @@ fn names(kind: &JobKind, disk: DiskId) -> bool {
         JobKind::Evacuate { .. } | JobKind::Replace { .. } => {
             kind.empties() == Some(disk) || kind.replacement() == Some(disk)
         }
+        JobKind::Rebuild { disk: of } | JobKind::Resync { disk: of } => *of == disk,
         JobKind::Settle | JobKind::Replicas { .. } | JobKind::Rebalance => false,
     }
 }

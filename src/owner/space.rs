@@ -23,6 +23,8 @@ pub(super) struct DiskSpace {
     pub failure_domain: String,
     /// Errors since the daemon started.
     pub errors: u64,
+    /// It was not there when the pool was opened.
+    pub missing: bool,
     /// Whether its failure has been reported.
     pub failure_told: bool,
     /// Slots promised to thick VHDs that are being given their room.
@@ -96,6 +98,7 @@ impl Space {
             accept: record.accept,
             failure_domain: record.failure_domain.clone(),
             errors: 0,
+            missing: false,
             failure_told: false,
             reserved: 0,
             open,

@@ -38,9 +38,13 @@ pub(super) struct Vhd {
     pub attached: Option<u32>,
     /// Whether it may be served.
     pub ready: bool,
+    /// Its rows are being deleted: none may be written any more.
+    pub deleting: bool,
     /// Whether it has been reported that a write waits for room, or failed for want of it.
     pub told_waiting: bool,
     pub told_out_of_room: bool,
+    /// Disks of which it has been reported that replicas there are not in sync.
+    pub told_degraded: DiskSet,
     /// Slots in use per disk.
     pub counts: PerDisk,
     /// Slots of all disks of the layout.
@@ -55,8 +59,10 @@ impl Vhd {
             state,
             attached: None,
             ready,
+            deleting: false,
             told_waiting: false,
             told_out_of_room: false,
+            told_degraded: DiskSet::default(),
             counts: Box::new([0; DISKS_MAX]),
             layout_slots,
         }

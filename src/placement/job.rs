@@ -62,6 +62,16 @@ pub enum JobKind {
     },
     /// Evens out how full the disks are.
     Rebalance,
+    /// Makes the replicas that were on a failed disk anew, on others.
+    Rebuild {
+        /// The disk.
+        disk: DiskId,
+    },
+    /// Fills replicas on a disk that missed something, where they are.
+    Resync {
+        /// The disk.
+        disk: DiskId,
+    },
 }
 
 impl JobKind {
@@ -77,6 +87,8 @@ impl JobKind {
             JobKind::Evacuate { .. } => "evacuate",
             JobKind::Replace { .. } => "replace",
             JobKind::Rebalance => "rebalance",
+            JobKind::Rebuild { .. } => "rebuild",
+            JobKind::Resync { .. } => "resync",
         }
     }
 
@@ -90,7 +102,9 @@ impl JobKind {
             | JobKind::Migrate { .. }
             | JobKind::Settle
             | JobKind::Replicas { .. }
-            | JobKind::Rebalance => None,
+            | JobKind::Rebalance
+            | JobKind::Rebuild { .. }
+            | JobKind::Resync { .. } => None,
         }
     }
 
@@ -227,7 +241,9 @@ impl JobRecord {
             JobKind::Replicas { from } if !(1..=REPLICAS_MAX).contains(&usize::from(*from)) => {
                 Err(impossible(&subject, "number of replicas", from))
             }
-            JobKind::Evacuate { disk, .. } if usize::from(disk.0) >= DISKS_MAX => {
+            JobKind::Evacuate { disk, .. } | JobKind::Rebuild { disk } | JobKind::Resync { disk }
+                if usize::from(disk.0) >= DISKS_MAX =>
+            {
                 Err(impossible(&subject, "disk", disk.0))
             }
             JobKind::Replace { disk, by, .. } if usize::from(disk.0.max(by.0)) >= DISKS_MAX || disk == by => {
@@ -237,7 +253,9 @@ impl JobRecord {
             | JobKind::Replicas { .. }
             | JobKind::Evacuate { .. }
             | JobKind::Replace { .. }
-            | JobKind::Rebalance => Ok(()),
+            | JobKind::Rebalance
+            | JobKind::Rebuild { .. }
+            | JobKind::Resync { .. } => Ok(()),
         }
     }
 }

@@ -80,9 +80,17 @@ pub struct Plan {
     pub after: Vec<(DiskId, u64)>,
     /// Replicas that are made: what has to be copied, in extents.
     pub copies: u64,
+    /// Stale replicas to fill where they are, before the steps. The planner knows of none.
+    pub refill: Vec<Relocation>,
 }
 
 impl Plan {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.relocations.is_empty() && self.refill.is_empty()
+    }
+
     /// Bytes to copy if all extents are written all over.
     #[must_use]
     pub fn bytes(&self, geometry: Geometry) -> u64 {
@@ -158,7 +166,7 @@ pub fn plan(placed: &[(ExtentIndex, DiskSet)], goal: &Goal) -> Result<Plan, Plan
     let list = |counts: [u64; DISKS_MAX]| (0..DISKS_MAX).filter(named).map(|d| (disk_id(d), counts[d])).collect();
     let relocations = order::relocations(placed, &target, &disks);
     let copies = relocations.iter().filter(|step| step.to.is_some()).count() as u64;
-    Ok(Plan { relocations, before: list(before), after: list(after), copies })
+    Ok(Plan { relocations, before: list(before), after: list(after), copies, refill: Vec::new() })
 }
 
 /// Whether nothing has to be done for `goal`; `false` also if it cannot be reached.

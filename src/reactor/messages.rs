@@ -44,8 +44,9 @@ pub enum OwnerRequest {
         /// Which fence.
         fence: u64,
     },
-    /// A copy that a move is making missed a write or a sync of a guest: give it up, unless it is the extent's place by now.
-    /// Answered by [`ReactorMessage::CopyDropped`]; the guest waits.
+    /// A copy of an extent missed a write or a sync of a guest. One that a move is making: give it up, unless it is the extent's
+    /// place by now. A replica: make it durably stale, unless it is the last one in sync. Answered by
+    /// [`ReactorMessage::CopyDropped`]; the guest waits.
     CopyMissed {
         /// Who asks.
         reactor: ReactorId,
@@ -55,6 +56,26 @@ pub enum OwnerRequest {
         disk: DiskId,
         /// What waits.
         by: MissedBy,
+    },
+    /// A write to several replicas found no write intent for their page: make one. Answered by [`ReactorMessage::Allocated`].
+    Intend {
+        /// Who asks.
+        reactor: ReactorId,
+        /// The reactor's name for the request.
+        ticket: u64,
+        /// The VHD.
+        vhd: VhdId,
+        /// The extent.
+        extent: ExtentIndex,
+    },
+    /// A replica could not be read, and another one answers: write it anew.
+    ReadFailed {
+        /// The VHD.
+        vhd: VhdId,
+        /// The extent.
+        extent: ExtentIndex,
+        /// The disk of the bad replica.
+        disk: DiskId,
     },
     /// A host disk gave an error (counted; the owner decides what it means).
     DiskError {
@@ -86,7 +107,7 @@ pub enum MissedBy {
     },
 }
 
-/// Why an extent could not be placed.
+/// Why an extent could not be placed, or not be written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllocateError {
     /// No room, and none came in time.
@@ -95,15 +116,17 @@ pub enum AllocateError {
     MetadataFull,
     /// The VHD is gone.
     Deleted,
+    /// The placement store has failed.
+    Store,
 }
 
 /// To a reactor.
 pub enum ReactorMessage {
-    /// Answer to [`OwnerRequest::Allocate`]: look again, or fail the write.
+    /// Answer to [`OwnerRequest::Allocate`] and [`OwnerRequest::Intend`]: look again, or fail the write.
     Allocated {
         /// The request.
         ticket: u64,
-        /// Whether the extent has a slot now.
+        /// Whether the extent has a slot, or its page an intent, now.
         result: Result<(), AllocateError>,
     },
     /// Answer to [`OwnerRequest::Free`].
@@ -127,8 +150,15 @@ pub enum ReactorMessage {
     CopyDropped {
         /// What waits.
         by: MissedBy,
-        /// The copy has been given up; false: it is the extent's place by now, which lacks the data.
+        /// The disk of the copy.
+        disk: DiskId,
+        /// Nobody will read the copy as it is; false: it is the extent's only place, which lacks the data.
         ok: bool,
+    },
+    /// A host disk has failed: what can do without it does not wait for it any more.
+    DiskFailed {
+        /// The disk.
+        disk: DiskId,
     },
     /// Answer with [`OwnerRequest::FenceReached`] once every operation on `disk` whose place was looked up before this
     /// message has completed (submitted ones, and ones that wait for an engine slot and will not look up again).

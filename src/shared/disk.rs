@@ -1,9 +1,9 @@
 //! What everybody may know of an open host disk.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use crate::base::ids::DiskId;
+use crate::base::ids::{DiskId, ReactorId};
 use crate::base::limits::REACTORS_MAX;
 use crate::metrics::{IoMetrics, IoMetricsSet};
 
@@ -18,6 +18,33 @@ pub struct SyncPoint {
     pub disk: DiskId,
     /// The first sync that covers the write.
     pub number: SyncNumber,
+}
+
+/// What one thread has asked of a disk. On a cache line of its own: it changes with every operation.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct Progress {
+    in_flight: AtomicU32,
+    done: AtomicU32,
+}
+
+impl Progress {
+    /// One operation more in flight. By the one thread that it is of.
+    pub fn begun(&self) {
+        self.in_flight.store(self.in_flight.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// One of them has completed.
+    pub fn completed(&self) {
+        self.done.store(self.done.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.in_flight.store(self.in_flight.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+    }
+
+    /// Operations that have completed so far, modulo 2^32, if any are in flight.
+    #[must_use]
+    pub fn waiting_since(&self) -> Option<u32> {
+        (self.in_flight.load(Ordering::Relaxed) > 0).then(|| self.done.load(Ordering::Relaxed))
+    }
 }
 
 /// Sets of counters: disks live longer than a choice of how many reactors there are.
@@ -45,6 +72,8 @@ pub struct DiskState {
     pub metrics: IoMetricsSet,
     /// What the mover did on it.
     pub copy_metrics: IoMetrics,
+    /// What each reactor, and after them the mover, has in flight.
+    progress: Box<[Progress]>,
     sync_begun: AtomicU64,
     sync_done: AtomicU64,
     failed: Arc<AtomicBool>,
@@ -70,6 +99,7 @@ impl DiskState {
             memory_alignment,
             metrics: IoMetricsSet::new(REACTORS),
             copy_metrics: IoMetrics::default(),
+            progress: (0..=REACTORS_MAX).map(|_| Progress::default()).collect(),
             sync_begun: AtomicU64::new(0),
             sync_done: AtomicU64::new(0),
             failed: Arc::default(),
@@ -81,6 +111,18 @@ impl DiskState {
     pub fn failing_with(mut self, failed: &Arc<AtomicBool>) -> DiskState {
         self.failed = Arc::clone(failed);
         self
+    }
+
+    /// What a reactor has in flight.
+    #[must_use]
+    pub fn progress_of(&self, reactor: ReactorId) -> &Progress {
+        &self.progress[usize::from(reactor.0)]
+    }
+
+    /// By thread: see [`Progress`].
+    #[must_use]
+    pub fn progress(&self) -> &[Progress] {
+        &self.progress
     }
 
     /// Call when a write has completed: the sync it needs.

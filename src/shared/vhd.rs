@@ -124,6 +124,12 @@ impl VhdState {
         let _ = needed.fetch_update(Ordering::SeqCst, Ordering::SeqCst, excused);
     }
 
+    /// Owner only: what was written to replicas on `disk`, which has failed, is on others that are in sync.
+    pub fn excuse_replicas(&self, disk: DiskId, number: SyncNumber) {
+        let excused = |needed| if needed <= number.0 { Some(0) } else { None };
+        let _ = self.needs_sync[disk.index()].fetch_update(Ordering::SeqCst, Ordering::SeqCst, excused);
+    }
+
     /// The sync of `disk` that a FLUSH beginning now must wait for, moves included.
     #[must_use]
     pub fn sync_wanted_on(&self, disk: DiskId) -> SyncNumber {

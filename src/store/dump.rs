@@ -4,11 +4,11 @@
 //! {"spanblk_metadata_dump":1,"pool":{...}}
 //! {"vhd":{...}}                                                        one per VHD
 //! {"job":{...}}                                                        one per job
-//! {"page":[VHD,PAGE],"extents":[[PLACE,GENERATION,PRESENT,[[DISK,SLOT,STATE],...]],...]}
+//! {"page":[VHD,PAGE],"intent":true,"extents":[[PLACE,GENERATION,PRESENT,[[DISK,SLOT,STATE],...]],...]}
 //! {"end":{"vhds":N,"jobs":N,"pages":N}}
 //! ```
 //!
-//! `PRESENT` is the mask of present blocks as a number, `STATE` is `in-sync`, `syncing` or `stale`. Extents of which the
+//! `intent` is left out if it is false. `PRESENT` is the mask of present blocks as a number, `STATE` is `in-sync`, `syncing` or `stale`. Extents of which the
 //! table says nothing are left out. The last line shows that the dump is whole; it
 //! leaves out `jobs` if there are none, as dumps from before there were jobs.
 
@@ -30,7 +30,7 @@ use crate::placement::{Replica, ReplicaSet, ReplicaState};
 use super::batch::{Batch, ExtentEdit, Step};
 use super::edit::StoreEdit;
 use super::member::{Member, MemberError};
-use super::page::{ExtentRow, PAGE_EXTENTS, PageKey};
+use super::page::{self, ExtentRow, PAGE_EXTENTS, PageKey};
 
 const VERSION: u32 = 1;
 
@@ -139,6 +139,8 @@ enum Line {
 #[serde(deny_unknown_fields)]
 struct PageText {
     page: (VhdId, u32),
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    intent: bool,
     extents: Vec<ExtentText>,
 }
 
@@ -177,22 +179,18 @@ pub fn dump<D: BlockDev + ?Sized + 'static>(member: &Member<D>) -> Result<String
         push_line(&mut text, &JobText { job });
     }
     let mut pages = 0;
-    let mut page: Option<PageText> = None;
-    member.for_each_extent(|key, place, extent| {
-        let at = (key.vhd, key.page);
-        if page.as_ref().is_none_or(|page| page.page != at) {
-            if let Some(done) = page.take() {
-                push_line(&mut text, &done);
-            }
+    member.for_each_row(|key, bytes| {
+        let mut extents = Vec::new();
+        let each = |place, extent: ExtentRow| {
+            extents.push((place, extent.generation.0, extent.present.0, replicas_text(&extent)));
+        };
+        page::visit(bytes, each).map_err(|source| MemberError::Page { key, source })?;
+        if !extents.is_empty() {
             pages += 1;
-            page = Some(PageText { page: at, extents: Vec::new() });
+            push_line(&mut text, &PageText { page: (key.vhd, key.page), intent: page::intends(bytes), extents });
         }
-        let extents = &mut page.as_mut().expect("just made").extents;
-        extents.push((place, extent.generation.0, extent.present.0, replicas_text(extent)));
+        Ok(())
     })?;
-    if let Some(done) = page {
-        push_line(&mut text, &done);
-    }
     push_line(&mut text, &End::Counts { vhds, jobs, pages });
     Ok(text)
 }
@@ -262,6 +260,10 @@ pub fn restore(
             Line::Page(page) => {
                 pages += 1;
                 steps.push(Step::Extents(edits_of(&page).map_err(|what| RestoreError::Nonsense { line, what })?));
+                if page.intent {
+                    let (vhd, page) = page.page;
+                    steps.push(Step::Edit(StoreEdit::Intend { vhd, pages: vec![page], intend: true }));
+                }
             }
             Line::End(End::Counts { vhds, jobs, pages }) => end = Some((vhds, jobs, pages)),
         }

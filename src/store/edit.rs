@@ -57,6 +57,15 @@ pub enum StoreEdit {
         /// In ascending order.
         moves: Vec<MovedExtent>,
     },
+    /// Sets or takes back the write intent of pages of a VHD.
+    Intend {
+        /// The VHD.
+        vhd: VhdId,
+        /// In ascending order.
+        pages: Vec<u32>,
+        /// Set it.
+        intend: bool,
+    },
 }
 
 impl StoreEdit {
@@ -72,9 +81,15 @@ impl StoreEdit {
             // Its list of VHDs may be longer than any row.
             StoreEdit::PutJob(job) => job.vhds.len() / PAGE_EXTENTS + 1,
             StoreEdit::Place { replicas, .. } => replicas.len() / PAGE_EXTENTS + 2,
-            StoreEdit::Move { moves, .. } => moves.len(),
+            // Those of one page share a row.
+            StoreEdit::Move { moves, .. } => moves.chunk_by(|a, b| page_of(a) == page_of(b)).count(),
+            StoreEdit::Intend { pages, .. } => pages.len(),
         }
     }
+}
+
+fn page_of(moved: &MovedExtent) -> usize {
+    moved.extent.0 as usize / PAGE_EXTENTS
 }
 
 /// Where an extent is once its move is durable. Void if its content has been dropped since.

@@ -358,13 +358,27 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
     ///
     /// # Errors
     /// No member can be read to the end, or a row is damaged on all of them. Extents before have been shown.
-    pub fn load(&self, mut each: impl FnMut(PageKey, usize, &ExtentRow)) -> Result<(), OpenError> {
+    pub fn load(&self, each: impl FnMut(PageKey, usize, &ExtentRow)) -> Result<(), OpenError> {
+        self.load_with_intents(each, |_| ())
+    }
+
+    /// As [`OpenStore::load`]; `intent` is shown the pages that have a write intent.
+    ///
+    /// # Errors
+    /// As [`OpenStore::load`].
+    pub fn load_with_intents(
+        &self,
+        mut each: impl FnMut(PageKey, usize, &ExtentRow),
+        mut intent: impl FnMut(PageKey),
+    ) -> Result<(), OpenError> {
         let mut shown: Option<PageKey> = None;
         let mut failed = None;
         for (place, member) in &self.members {
             let loaded = member.for_each_row(|key, bytes| {
                 if shown.is_none_or(|last| last < key) {
-                    self.show_row(place, key, bytes, &mut each)?;
+                    if self.show_row(place, key, bytes, &mut each)? {
+                        intent(key);
+                    }
                     shown = Some(key);
                 }
                 Ok(())
@@ -381,21 +395,24 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
         Err(failed.expect("an open store has a member"))
     }
 
+    /// Whether the row has a write intent.
     fn show_row(
         &self,
         place: &MemberPlace<D>,
         key: PageKey,
         bytes: &[u8],
         each: &mut impl FnMut(PageKey, usize, &ExtentRow),
-    ) -> Result<(), MemberError> {
-        let Err(source) = page::visit(bytes, |place, extent| each(key, place, &extent)) else { return Ok(()) };
+    ) -> Result<bool, MemberError> {
+        let Err(source) = page::visit(bytes, |place, extent| each(key, place, &extent)) else {
+            return Ok(page::intends(bytes));
+        };
         let damaged = MemberError::Page { key, source };
         for (_, other) in self.members.iter().filter(|(other, _)| other.id != place.id) {
             if let Ok(Some(bytes)) = other.row(key)
                 && page::visit(&bytes, |place, extent| each(key, place, &extent)).is_ok()
             {
                 log::warn!("disk '{}': {damaged}; it was read from another member", place.name);
-                return Ok(());
+                return Ok(page::intends(&bytes));
             }
         }
         Err(damaged)

@@ -4,7 +4,7 @@
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
-//! | 0 | 1 | version, 1 |
+//! | 0 | 1 | bits 0..7 version, 1; bit 7 write intent: replicas of its extents may differ in what was not flushed |
 //! | 1 | 8 | epoch of the commit that wrote the row |
 //! | 9 | 8 | number of that commit within its epoch |
 //! | 17 | 64 x 1 to 24 | the extents, in order |
@@ -41,6 +41,7 @@ const PER_PAGE: u32 = EXTENTS_PER_PAGE as u32;
 pub const ROW_LEN_MAX: usize = ROW_HEAD_LEN + PAGE_EXTENTS * EXTENT_LEN_MAX + CRC_LEN;
 
 const ROW_VERSION: u8 = 1;
+const INTENT: u8 = 1 << 7;
 const ROW_HEAD_LEN: usize = 17;
 const CRC_LEN: usize = 4;
 const EXTENT_LEN_MAX: usize = 1 + 4 + 4 + REPLICAS_MAX * REPLICA_LEN;
@@ -108,13 +109,15 @@ pub struct ExtentRow {
 pub struct PageRow {
     /// Who wrote it.
     pub stamp: Stamp,
+    /// Extents with several replicas may be written to: after a power cut these may differ in what was not flushed.
+    pub intent: bool,
     /// The extents.
     pub extents: [ExtentRow; PAGE_EXTENTS],
 }
 
 impl Default for PageRow {
     fn default() -> PageRow {
-        PageRow { stamp: Stamp::default(), extents: [ExtentRow::default(); PAGE_EXTENTS] }
+        PageRow { stamp: Stamp::default(), intent: false, extents: [ExtentRow::default(); PAGE_EXTENTS] }
     }
 }
 
@@ -150,7 +153,7 @@ impl PageRow {
     /// If an extent cannot exist: absent with present blocks, or of an odd generation.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.clear();
-        out.push(ROW_VERSION);
+        out.push(ROW_VERSION | if self.intent { INTENT } else { 0 });
         out.extend_from_slice(&self.stamp.epoch.to_le_bytes());
         out.extend_from_slice(&self.stamp.commit.to_le_bytes());
         for extent in &self.extents {
@@ -168,6 +171,7 @@ impl PageRow {
     pub fn decode(bytes: &[u8]) -> Result<PageRow, PageError> {
         let mut row = PageRow::default();
         row.stamp = visit(bytes, |place, extent| row.extents[place] = extent)?;
+        row.intent = intends(bytes);
         Ok(row)
     }
 }
@@ -200,11 +204,17 @@ pub fn stamp_of(bytes: &[u8]) -> Result<Stamp, PageError> {
     if bytes.len() < ROW_HEAD_LEN + PAGE_EXTENTS + CRC_LEN {
         return Err(PageError::Short);
     }
-    if bytes[0] != ROW_VERSION {
-        return Err(PageError::Version(bytes[0]));
+    if bytes[0] & !INTENT != ROW_VERSION {
+        return Err(PageError::Version(bytes[0] & !INTENT));
     }
     let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
     Ok(Stamp { epoch: word(1), commit: word(9) })
+}
+
+/// Whether a row that was found valid has the write intent.
+#[must_use]
+pub fn intends(bytes: &[u8]) -> bool {
+    bytes.first().is_some_and(|first| first & INTENT != 0)
 }
 
 fn encode_extent(extent: &ExtentRow, out: &mut Vec<u8>) {

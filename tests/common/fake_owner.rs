@@ -95,6 +95,7 @@ fn answer(command: Command, script: Script) -> Result<Reply, CommandError> {
                 one(Outcome::Created, new)
             }
         },
+        Command::Restore { .. } => unreachable!("only the owner gives this command"),
         Command::DeleteVhd { vhd, force } => match known(&vhd)?.attached {
             Some(pid) if !force => Err(CommandError::Attached { vhd, pid, hint: ", or use --force" }),
             _ => Ok(Reply::Deleted { id: VhdId(1), name: vhd }),
@@ -176,7 +177,9 @@ fn start_job(start: &StartJob) -> Result<Reply, CommandError> {
         JobRequest::Evacuate { disk, .. } if disk == "d0" => return job_reply(Outcome::Created, JobState::Running),
         JobRequest::Evacuate { disk, .. } => return Err(CommandError::NotFound { what: "disk", name: disk.clone() }),
         JobRequest::Replace { by, accept_loss, .. } => return start_replacement(by, *accept_loss),
-        JobRequest::Rebalance => return Ok(Reply::Plan(Box::default())),
+        JobRequest::Rebuild { disk } if disk == "d0" => return Err(CommandError::DiskWorks { disk: disk.clone() }),
+        JobRequest::Rebuild { disk } => return Err(CommandError::NotFound { what: "disk", name: disk.clone() }),
+        JobRequest::Resync { .. } | JobRequest::Rebalance => return Ok(Reply::Plan(Box::default())),
     };
     match (vhd.as_str(), start.dry_run) {
         ("busy", _) => Err(CommandError::JobExists { vhd: vhd.clone(), job: 1, kind: "rebalance" }),
@@ -277,6 +280,9 @@ fn pool() -> PoolInfo {
         metadata_low: false,
         moves: [32, 0, 0, 31, 0],
         moves_ended_early: [0, 2, 0, 0, 1],
+        made_stale: 3,
+        repaired: 5,
+        not_repaired: 1,
     }
 }
 

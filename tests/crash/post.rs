@@ -175,7 +175,9 @@ impl OwnerOutbox for Post {
     fn disk_removed(&mut self, _disk: DiskId) {}
 
     fn reply(&mut self, command: CommandId, result: Result<Reply, CommandError>) {
-        self.queues.borrow_mut().replies.push_back((command, result));
+        if command != CommandId::NOBODY {
+            self.queues.borrow_mut().replies.push_back((command, result));
+        }
     }
 
     fn event(&mut self, event: Event) {

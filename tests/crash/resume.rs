@@ -7,6 +7,7 @@ use spanblk::base::rng::Rng;
 use spanblk::base::units::ExtentIndex;
 use spanblk::disk::sim::SimDisk;
 use spanblk::owner::command::{Command, Reply, SetJob};
+use spanblk::placement::ReplicaState;
 use spanblk::placement::job::{JobRecord, JobState};
 use spanblk::placement::record::VhdRecord;
 use spanblk::shared::VhdState;
@@ -71,7 +72,8 @@ fn contents(found: &Recovered, images: &[SimDisk]) -> Result<Contents, String> {
     for (record, state) in &found.vhds {
         for extent in state.map.placed_from(ExtentIndex(0)) {
             let seen = state.map.lookup(extent);
-            let first = seen.replicas.iter().next().expect("a placed extent has a replica");
+            let first = seen.replicas.iter().find(|replica| replica.state == ReplicaState::InSync);
+            let first = first.expect("a placed extent has a replica in sync");
             let content = read_extent(images, first, seen.present)?;
             if content.iter().any(|&byte| byte != 0) {
                 contents.insert((record.id.0, extent), content);

@@ -18,6 +18,7 @@ use spanblk::store::edit::StoreReport;
 use spanblk::store::member::Tuning;
 use spanblk::store::mirror::Direct;
 use spanblk::store::open::{MemberPlace, OpenOptions, OpenStore, create, open};
+use spanblk::store::page::{ExtentRow, PageKey};
 use spanblk::store::region::RegionPlace;
 
 use super::post::ToCommitter;
@@ -143,16 +144,16 @@ pub fn recover(images: &[SimDisk], members: usize, reactors: u16) -> Result<Reco
     let state = |record: &VhdRecord| (record.clone(), Arc::new(vhd_state(record, geometry(), reactors)));
     let vhds: Vec<_> = store.vhds.iter().map(state).collect();
     let mut table = Vec::new();
-    store
-        .load(|key, place, row| {
-            let number = u32::try_from(place).expect("64 extents in a row");
-            let extent = ExtentIndex(key.page * 64 + number);
-            let found = vhds.iter().find(|(record, _)| record.id == key.vhd);
-            if let Some((_, state)) = found.filter(|(_, state)| extent.0 < state.map.extents()) {
-                state.map.restore(extent, row.replicas, row.present, row.generation);
-            }
-            table.push(TableExtent { vhd: key.vhd, extent, replicas: row.replicas, present: row.present });
-        })
-        .map_err(|error| error.to_string())?;
+    let of = |key: PageKey| vhds.iter().find(|(record, _)| record.id == key.vhd);
+    let show = |key: PageKey, place, row: &ExtentRow| {
+        let number = u32::try_from(place).expect("64 extents in a row");
+        let extent = ExtentIndex(key.page * 64 + number);
+        if let Some((_, state)) = of(key).filter(|(_, state)| extent.0 < state.map.extents()) {
+            state.map.restore(extent, row.replicas, row.present, row.generation);
+        }
+        table.push(TableExtent { vhd: key.vhd, extent, replicas: row.replicas, present: row.present });
+    };
+    let intent = |key: PageKey| of(key).into_iter().for_each(|(_, state)| state.map.set_in_doubt(key.page));
+    store.load_with_intents(show, intent).map_err(|error| error.to_string())?;
     Ok(Recovered { store, vhds, table })
 }

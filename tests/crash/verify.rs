@@ -3,9 +3,9 @@
 use spanblk::base::units::{BLOCKS_PER_EXTENT, BlockMask, ExtentIndex};
 use spanblk::disk::BlockDev;
 use spanblk::disk::sim::SimDisk;
-use spanblk::placement::Replica;
 use spanblk::placement::record::VhdRecord;
 use spanblk::placement::view::VhdMap;
+use spanblk::placement::{Replica, ReplicaState};
 
 use super::oracle::{Content, SECTOR, identify};
 use super::store::{Recovered, recover};
@@ -75,7 +75,7 @@ fn check_content(
         let seen = map.lookup(extent);
         let first = u64::from(extent.0) * per_extent;
         // Each of them, as if all other disks were lost as well.
-        for replica in seen.replicas.iter() {
+        for replica in seen.replicas.iter().filter(|replica| replica.state == ReplicaState::InSync) {
             let content = read_extent(images, replica, seen.present)?;
             for (sector, bytes) in (first..).zip(content.chunks_exact(SECTOR)) {
                 let found = identify(record.id.0, sector, bytes)?;

@@ -441,7 +441,8 @@ impl World {
             ReactorMessage::Freed { ticket } => PipelineMessage::Freed { ticket },
             ReactorMessage::Committed { ticket, ok } => PipelineMessage::Committed { ticket, ok },
             ReactorMessage::ClaimReleased { vhd } => PipelineMessage::ClaimReleased { vhd },
-            ReactorMessage::CopyDropped { by, ok } => PipelineMessage::CopyDropped { by, ok },
+            ReactorMessage::CopyDropped { by, disk, ok } => PipelineMessage::CopyDropped { by, disk, ok },
+            ReactorMessage::DiskFailed { disk } => PipelineMessage::DiskFailed { disk },
             ReactorMessage::Fence { fence, disk } => PipelineMessage::Fence { fence, disk },
             ReactorMessage::RemoveDisk { disk } => {
                 self.pipelines[reactor].remove_disk(disk);

@@ -28,6 +28,12 @@ pub enum DiskCommand {
     Evacuate(EvacuateArgs),
     /// Let another disk take the place of one, while guests work
     Replace(DiskReplaceArgs),
+    /// Make the replicas anew that a failed disk had, on other disks
+    #[command(after_help = REBUILD_HELP)]
+    Rebuild(DiskJobArgs),
+    /// Fill the replicas on a disk that missed something, where they are
+    #[command(after_help = RESYNC_HELP)]
+    Resync(DiskJobArgs),
     /// Take an empty disk out of the pool
     #[command(after_help = REMOVE_HELP)]
     Remove {
@@ -116,6 +122,31 @@ pub struct DiskReplaceArgs {
     /// Leave the old disk in the pool, empty
     #[arg(long)]
     pub keep: bool,
+    /// How.
+    #[command(flatten)]
+    pub options: JobOptions,
+}
+
+const REBUILD_HELP: &str = "\
+Examples:
+  spanblk disk rebuild sdb --dry-run     what would be copied, and where
+  spanblk disk rebuild sdb --wait
+
+The daemon begins this by itself: at once when a disk fails, and when one has been missing for as long as `serve
+--rebuild-delay` says. VHDs with one replica have nothing that theirs could be made from: see `spanblk disk replace`.";
+
+const RESYNC_HELP: &str = "\
+Example:
+  spanblk disk resync sdb --wait
+
+The daemon begins this by itself when a disk works again. Only extents that were written to meanwhile are copied.";
+
+/// A job about the replicas on a disk.
+#[derive(Debug, Args)]
+pub struct DiskJobArgs {
+    /// Name or UUID
+    #[arg(value_name = "DISK")]
+    pub disk: String,
     /// How.
     #[command(flatten)]
     pub options: JobOptions,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::parse_log_level;
+use crate::control::serve::config::Delay;
 
 const SERVE_HELP: &str = "\
 Examples:
@@ -13,8 +14,8 @@ Examples:
   spanblk serve --reactors 4 --pin --metrics-listen 127.0.0.1:9464 '/dev/disk/by-id/nvme-*'
 
 DISKs are paths or globs, in any order: disks of the pool are found by their labels. Options win over the configuration
-file, whose keys are: disks (list), pool, control, socket_dir, reactors, pin, poll_max_us, metrics_listen,
-log_level.
+file, whose keys are: disks (list), pool, control, socket_dir, reactors, pin, poll_max_us, hang_timeout, rebuild_delay,
+metrics_listen, log_level.
 The first SIGTERM or SIGINT finishes what guests have asked for, syncs and stops; the second stops at once.";
 
 /// Runs the daemon.
@@ -46,6 +47,13 @@ pub struct ServeArgs {
     /// little to do); 0: never [default: 50]
     #[arg(long, value_name = "US")]
     pub poll_max_us: Option<u32>,
+    /// A disk on which nothing completes for so many seconds has failed; 0: never [default: 30]
+    #[arg(long, value_name = "SECS")]
+    pub hang_timeout: Option<u32>,
+    /// Seconds after which the replicas of a missing disk are made anew on others (those of a failed one are at once); 'never':
+    /// wait for it [default: 3600]
+    #[arg(long, value_name = "SECS")]
+    pub rebuild_delay: Option<Delay>,
     /// Open a pool without a majority of its placement store: commits that only missing disks have are lost
     #[arg(long)]
     pub accept_stale: bool,

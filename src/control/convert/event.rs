@@ -30,6 +30,7 @@ pub fn event_detail(event: Event) -> (Severity, EventDetail) {
             (severity, D::Fill { disk, percent, above, allocated_bytes: allocated, total_bytes: capacity })
         }
         Event::VhdExpanded { vhd, disk } => (Warning, D::VhdExpanded { vhd, disk }),
+        Event::VhdDegraded { vhd, disk } => (Warning, D::VhdDegraded { vhd, disk }),
         Event::WaitingForRoom { vhd } => (Warning, D::WaitingForRoom { vhd }),
         Event::OutOfRoom { vhd } => (Error, D::OutOfRoom { vhd }),
         Event::MetadataLow { low, used, size } => {

@@ -27,6 +27,8 @@ fn job_request(wish: JobWish) -> JobRequest {
         JobWish::Replicas { vhd, replicas } => JobRequest::Replicas { vhd, replicas },
         JobWish::Evacuate { disk, accept_loss } => JobRequest::Evacuate { disk, accept_loss },
         JobWish::Rebalance {} => JobRequest::Rebalance,
+        JobWish::Rebuild { disk } => JobRequest::Rebuild { disk },
+        JobWish::Resync { disk } => JobRequest::Resync { disk },
     }
 }
 

@@ -152,6 +152,18 @@ fn move_metrics(out: &mut Exposition, pool: &PoolInfo, vhds: &[VhdInfo], jobs: &
         "step",
         by_step(pool.moves_ended_early),
     );
+    let name = "spanblk_replicas_made_stale_total";
+    out.family(
+        name,
+        "counter",
+        "Replicas that missed a write, or may have, and are not read until they are filled again.",
+    );
+    out.line(format_args!("{name} {}", pool.made_stale));
+    out.labelled(
+        ("spanblk_replica_repairs_total", "counter", "Replicas made equal to another one where they are."),
+        "result",
+        [("ok", pool.repaired), ("failed", pool.not_repaired)].into_iter(),
+    );
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let name = "spanblk_job_moved_bytes_total";
     out.family(name, "counter", "Bytes that a job has copied: of jobs that have not ended, and the last that have.");

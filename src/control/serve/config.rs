@@ -25,6 +25,12 @@ const REACTORS_DEFAULT_MAX: usize = 8;
 /// Microseconds that a reactor looks for something to do before it sleeps, at most, unless told otherwise.
 const POLL_MAX_US_DEFAULT: u32 = 50;
 
+/// Seconds that a disk may take to complete something, unless told otherwise.
+const HANG_TIMEOUT_DEFAULT: u32 = 30;
+
+/// Seconds that a missing disk is waited for before its replicas are made anew, unless told otherwise.
+const REBUILD_DELAY_DEFAULT: u32 = 3600;
+
 /// More would not be a short wait any more.
 const POLL_MAX_US_LIMIT: u32 = 1000;
 
@@ -96,11 +102,58 @@ pub struct ConfigFile {
     pub pin: Option<bool>,
     /// Microseconds that a reactor looks before it sleeps, at most.
     pub poll_max_us: Option<u32>,
+    /// Seconds after which a disk that does not answer has failed; 0: never.
+    pub hang_timeout: Option<u32>,
+    /// Seconds after which the replicas of a missing disk are made anew.
+    #[serde(default, deserialize_with = "delay")]
+    pub rebuild_delay: Option<Delay>,
     /// TCP address for metrics.
     pub metrics_listen: Option<SocketAddr>,
     /// How much to log.
     #[serde(default, deserialize_with = "level")]
     pub log_level: Option<LevelFilter>,
+}
+
+/// A wait that may never end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delay {
+    /// Seconds.
+    Secs(u32),
+    /// For ever.
+    Never,
+}
+
+impl Delay {
+    fn duration(self) -> Option<Duration> {
+        match self {
+            Delay::Secs(secs) => Some(Duration::from_secs(secs.into())),
+            Delay::Never => None,
+        }
+    }
+}
+
+impl std::str::FromStr for Delay {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Delay, String> {
+        if text == "never" {
+            return Ok(Delay::Never);
+        }
+        text.parse().map(Delay::Secs).map_err(|_| format!("'{text}' is no delay: give whole seconds, or 'never'"))
+    }
+}
+
+fn delay<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Delay>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Value {
+        Secs(u32),
+        Text(String),
+    }
+    match Value::deserialize(deserializer)? {
+        Value::Secs(secs) => Ok(Some(Delay::Secs(secs))),
+        Value::Text(text) => text.parse().map(Some).map_err(D::Error::custom),
+    }
 }
 
 fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<LevelFilter>, D::Error> {
@@ -143,6 +196,10 @@ pub struct Options {
     pub pin: bool,
     /// Microseconds that a reactor looks before it sleeps, at most.
     pub poll_max_us: Option<u32>,
+    /// Seconds after which a disk that does not answer has failed; 0: never.
+    pub hang_timeout: Option<u32>,
+    /// Seconds after which the replicas of a missing disk are made anew.
+    pub rebuild_delay: Option<Delay>,
     /// TCP address for metrics.
     pub metrics_listen: Option<SocketAddr>,
     /// Open a pool without a majority of its placement store.
@@ -166,6 +223,10 @@ pub struct Config {
     pub pin: bool,
     /// Longest time that a reactor looks for something to do before it sleeps; zero: it sleeps at once.
     pub poll_max: Duration,
+    /// How long a disk may take to complete something; `None`: as long as it likes.
+    pub hang_timeout: Option<Duration>,
+    /// How long a missing disk is waited for before its replicas are made anew; `None`: for ever.
+    pub rebuild_delay: Option<Duration>,
     /// TCP address for metrics.
     pub metrics_listen: Option<SocketAddr>,
     /// Open a pool without a majority of its placement store.
@@ -188,6 +249,8 @@ impl Config {
         if poll_max_us > POLL_MAX_US_LIMIT {
             return Err(ConfigError::PollMax(poll_max_us));
         }
+        let hang_timeout = options.hang_timeout.or(file.hang_timeout).unwrap_or(HANG_TIMEOUT_DEFAULT);
+        let rebuild_delay = options.rebuild_delay.or(file.rebuild_delay).unwrap_or(Delay::Secs(REBUILD_DELAY_DEFAULT));
         let disks = if options.disks.is_empty() { file.disks } else { options.disks };
         if disks.is_empty() {
             return Err(ConfigError::NoDisks);
@@ -201,6 +264,8 @@ impl Config {
             reactors,
             pin: options.pin || file.pin.unwrap_or(false),
             poll_max: Duration::from_micros(poll_max_us.into()),
+            hang_timeout: (hang_timeout > 0).then(|| Duration::from_secs(hang_timeout.into())),
+            rebuild_delay: rebuild_delay.duration(),
             metrics_listen: options.metrics_listen.or(file.metrics_listen),
             accept_stale: options.accept_stale,
             pool: options.pool.or(file.pool),
@@ -248,10 +313,14 @@ mod tests {
     fn a_full_file_is_read() {
         let file = parse(
             "disks = ['/dev/sda', '/dev/disk/by-id/nvme-*']\ncontrol = '/run/a.sock'\nsocket_dir = '/run/v'\n\
-             reactors = 4\npin = true\npoll_max_us = 0\nmetrics_listen = '127.0.0.1:9464'\nlog_level = 'debug'\n",
+             reactors = 4\npin = true\npoll_max_us = 0\nhang_timeout = 5\n\
+             rebuild_delay = 'never'\nmetrics_listen = '127.0.0.1:9464'\nlog_level = 'debug'\n",
         )
         .unwrap();
         assert_eq!((file.reactors, file.poll_max_us), (Some(4), Some(0)));
+        assert_eq!((file.hang_timeout, file.rebuild_delay), (Some(5), Some(Delay::Never)));
+        let late = parse("rebuild_delay = 600").unwrap();
+        assert_eq!(late.rebuild_delay, Some(Delay::Secs(600)));
         assert_eq!(file.log_level, Some(LevelFilter::Debug));
     }
 
@@ -263,6 +332,7 @@ mod tests {
         assert!(text(parse("log_level = 'loud'").unwrap_err()).contains("'loud' is no log level"));
         assert!(text(parse("disks = ['/dev/sda', 'b.img']").unwrap_err()).contains("absolute path: b.img"));
         assert!(text(parse("pool = 'mine'").unwrap_err()).contains("pool"));
+        assert!(text(parse("rebuild_delay = 'soon'").unwrap_err()).contains("give whole seconds, or 'never'"));
         assert!(text(parse("control = 'api.sock'").unwrap_err()).contains("absolute"));
         assert!(matches!(ConfigFile::read(Path::new("/nonexistent")), Err(ConfigError::Read { .. })));
     }

@@ -129,7 +129,9 @@ impl Daemon {
         announce_missing(&states, &disks, &handles, &mover.handle())?;
         let (service, service_thread) =
             service::start(Arc::clone(&server), Arc::clone(&problems)).map_err(system("start the service thread"))?;
-        let core = Owner::new(table.pool, states, table.vhds.clone(), config.reactors)?.with_jobs(table.jobs);
+        let core = Owner::new(table.pool, states, table.vhds.clone(), config.reactors)?
+            .with_jobs(table.jobs)
+            .with_patience(config.hang_timeout, config.rebuild_delay);
         let effects = Effects {
             reactors: handles,
             mover: mover.handle(),

@@ -19,6 +19,7 @@ use crate::shared::VhdState;
 use crate::store::member::{Member, MemberError, MemberState, Tuning};
 use crate::store::mirror::majority;
 use crate::store::open::{self, MemberPlace, OpenError, OpenOptions, OpenStore};
+use crate::store::page::{ExtentRow, PageKey};
 use crate::store::region::RegionPlace;
 
 /// Why the placement table could not be opened.
@@ -198,13 +199,18 @@ fn restore(store: &OpenStore<FileDisk>, reactors: u16) -> Result<Vec<(VhdRecord,
     let states = store.vhds.iter().map(|record| (record.id, Arc::new(vhd_state(record, geometry, reactors))));
     let states: HashMap<VhdId, Arc<VhdState>> = states.collect();
     let mut stray = None;
-    store.load(|key, place, row| {
+    let show = |key: PageKey, place, row: &ExtentRow| {
         let extent = key.extent(place);
         match (states.get(&key.vhd), extent) {
             (Some(state), Some(extent)) if extent.0 < state.map.extents() && row.generation.is_legal() => {
                 state.map.restore(extent, row.replicas, row.present, row.generation);
             }
             _ => stray = Some((key.vhd, extent)),
+        }
+    };
+    store.load_with_intents(show, |key| {
+        if let Some(state) = states.get(&key.vhd) {
+            state.map.set_in_doubt(key.page);
         }
     })?;
     if let Some((vhd, extent)) = stray {

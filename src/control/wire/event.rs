@@ -93,6 +93,14 @@ pub enum EventDetail {
         /// Name of the disk.
         disk: String,
     },
+    /// Replicas of the VHD on that disk missed a write, or may have: they are not read until they are filled again. Sent once until
+    /// they are.
+    VhdDegraded {
+        /// Name of the VHD.
+        vhd: String,
+        /// Name of the disk.
+        disk: String,
+    },
     /// A write waits for room. Sent once until none of the VHD's writes waits any more.
     WaitingForRoom {
         /// Name of the VHD.
@@ -177,7 +185,7 @@ pub enum EventDetail {
     Job {
         /// Its number.
         job: u32,
-        /// What it does: span, unspan, migrate, settle, evacuate, rebalance.
+        /// What it does: span, unspan, migrate, settle, replicas, evacuate, replace, rebalance, rebuild, resync.
         kind: String,
         /// Its state now: running, paused, stopped, done, cancelled.
         state: String,

@@ -61,6 +61,16 @@ pub enum JobWish {
     },
     /// Spanned VHDs in proportion over the disks that they may be on.
     Rebalance {},
+    /// The replicas that a failed disk had, onto others. Begun by itself unless that is switched off.
+    Rebuild {
+        /// Name or UUID of the disk.
+        disk: String,
+    },
+    /// What replicas on a disk have missed, into them. Begun by itself.
+    Resync {
+        /// Name or UUID of the disk.
+        disk: String,
+    },
 }
 
 /// Creates a job.
@@ -126,7 +136,7 @@ pub enum JobState {
 pub struct JobInfo {
     /// Its number.
     pub id: u32,
-    /// What it does: span, unspan, migrate, settle, replicas, evacuate, replace, rebalance.
+    /// What it does: span, unspan, migrate, settle, replicas, evacuate, replace, rebalance, rebuild, resync.
     pub kind: String,
     /// How it is.
     pub state: JobState,

@@ -65,6 +65,16 @@ pub enum JobRequest {
     },
     /// Spanned VHDs in proportion over the disks that they may be on.
     Rebalance,
+    /// The replicas that a failed disk had, onto others.
+    Rebuild {
+        /// Which.
+        disk: String,
+    },
+    /// What replicas on a disk have missed, into them.
+    Resync {
+        /// Which.
+        disk: String,
+    },
 }
 
 /// A disk that takes the place of another one.
@@ -106,8 +116,8 @@ pub struct StartJob {
 }
 
 impl StartJob {
-    /// A job that takes back what another one did.
-    pub(in crate::owner) fn revert(created: u64) -> StartJob {
+    /// A job that nobody has asked for in so many words.
+    pub(in crate::owner) fn by_itself(created: u64) -> StartJob {
         let request = JobRequest::Rebalance;
         StartJob { request, dry_run: false, speed: Speed::default(), created }
     }

@@ -21,9 +21,9 @@ use crate::store::edit::StoreEdit;
 /// A job whose rows are being written.
 #[derive(Debug)]
 pub(in crate::owner) struct JobStart {
-    pool: PoolRecord,
-    vhds: Vec<VhdRecord>,
-    record: JobRecord,
+    pub(super) pool: PoolRecord,
+    pub(super) vhds: Vec<VhdRecord>,
+    pub(super) record: JobRecord,
 }
 
 impl Owner {
@@ -40,7 +40,7 @@ impl Owner {
             _ => None,
         };
         let lost = self.lost_of(&kind, &wanted);
-        let plans = self.plans(&wanted, &lost, joining)?;
+        let plans = self.plans(&kind, &wanted, &lost, joining)?;
         let plan = |owner: &Owner| Step::Done(Reply::Plan(Box::new(owner.plan_info(&wanted, &plans, &lost, joining))));
         if start.dry_run {
             return Ok(plan(self));
@@ -51,7 +51,7 @@ impl Owner {
         }
         let is_same = |(wanted, plan): (&Wanted, &Plan)| {
             let now = self.vhds.get(wanted.vhd).map(|vhd| (&vhd.record.layout, vhd.record.replicas));
-            plan.relocations.is_empty() && now == Some((&wanted.layout, wanted.replicas))
+            plan.is_empty() && now == Some((&wanted.layout, wanted.replicas))
         };
         let nothing_to_do = wanted.iter().zip(&plans).all(is_same);
         let is_lost = lost.iter().any(|extents| !extents.is_empty());
@@ -70,7 +70,7 @@ impl Owner {
         Ok(Step::Commit { rows, action: Action::StartJob(Box::new(start)) })
     }
 
-    fn job_start(&self, start: &StartJob, kind: JobKind, wanted: Vec<Wanted>) -> JobStart {
+    pub(super) fn job_start(&self, start: &StartJob, kind: JobKind, wanted: Vec<Wanted>) -> JobStart {
         let mut pool = self.pool.clone();
         let id = pool.next_job_id;
         pool.next_job_id = JobId(id.0.checked_add(1).expect("4 billion jobs in one pool"));
@@ -103,6 +103,7 @@ impl Owner {
 
     fn plans(
         &self,
+        kind: &JobKind,
         wanted: &[Wanted],
         lost: &[Vec<ExtentIndex>],
         joining: Option<(DiskId, &JoiningDisk)>,
@@ -113,7 +114,7 @@ impl Owner {
             let vhd = self.vhds.get(wanted.vhd).expect("a VHD that was just looked up");
             // A thick VHD keeps the room of what it has lost.
             let dropped = if vhd.record.thick { &[][..] } else { lost };
-            self.plan_to(vhd, (&wanted.layout, wanted.replicas), dropped, &outlook)
+            self.plan_of(kind, vhd, (&wanted.layout, wanted.replicas), dropped, &outlook)
                 .map_err(|error| self.plan_error(&vhd.record.name, &error))
         };
         let plans = wanted.iter().zip(lost).map(plan).collect::<Result<Vec<_>, _>>()?;
@@ -142,7 +143,7 @@ impl Owner {
         Ok(())
     }
 
-    fn plan_error(&self, vhd: &str, error: &PlanError) -> CommandError {
+    pub(super) fn plan_error(&self, vhd: &str, error: &PlanError) -> CommandError {
         let size = self.geometry.extent_size();
         match *error {
             PlanError::NotEnoughRoom { needed, room, .. } => {
@@ -283,7 +284,7 @@ impl Owner {
         }
         match before.filter(|_| revert) {
             Some(before) => {
-                let start = StartJob::revert(created);
+                let start = StartJob::by_itself(created);
                 let start = self.job_start(&start, JobKind::Settle, vec![before]);
                 let mut rows = vec![StoreEdit::PutPool(start.pool.clone()), StoreEdit::PutJob(start.record.clone())];
                 rows.extend(start.vhds.iter().cloned().map(StoreEdit::PutVhd));

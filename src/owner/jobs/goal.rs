@@ -5,12 +5,11 @@ use super::super::command::{CommandError, JobRequest, JoiningDisk};
 use super::super::commands::not_found;
 use super::super::space::DiskSpace;
 use super::super::vhds::Vhd;
-use crate::base::ids::{DiskId, DiskSet, VhdId};
-use crate::base::units::ExtentIndex;
+use crate::base::ids::{DiskId, VhdId};
 use crate::placement::job::JobKind;
 use crate::placement::layout::{self, DiskRoom, LayoutWish};
 use crate::placement::record::Layout;
-use crate::plan::{Plan, PlanError, plan};
+use crate::plan::PlanError;
 
 /// Why there is no plan.
 pub(in crate::owner) enum Unplanned {
@@ -43,33 +42,6 @@ impl Wanted {
 }
 
 impl Owner {
-    /// The moves that bring a VHD where its record wants it.
-    pub(in crate::owner) fn plan_for(&self, id: VhdId) -> Result<Plan, Unplanned> {
-        let vhd = self.vhds.get(id).ok_or(Unplanned::Gone)?;
-        let goal = (&vhd.record.layout, vhd.record.replicas);
-        let outlook = Outlook { free: DiskSpace::free, joining: None };
-        self.plan_to(vhd, goal, &[], &outlook).map_err(Unplanned::NoRoom)
-    }
-
-    /// The moves that bring a VHD to a layout and a number of replicas, once extents that are `lost` (in order) are dropped.
-    pub(super) fn plan_to(
-        &self,
-        vhd: &Vhd,
-        (layout, replicas): (&Layout, u8),
-        lost: &[ExtentIndex],
-        outlook: &Outlook,
-    ) -> Result<Plan, PlanError> {
-        let map = &vhd.state.map;
-        let settled = |extent| {
-            let replicas = map.lookup(extent).replicas.settled();
-            (extent, replicas.iter().map(|replica| replica.disk).collect::<DiskSet>())
-        };
-        let stays = |extent: &ExtentIndex| lost.binary_search(extent).is_err();
-        let placed: Vec<(ExtentIndex, DiskSet)> = map.placed_from(ExtentIndex(0)).filter(stays).map(settled).collect();
-        let size = |disk: &DiskSpace| (disk.slots().slots(), (outlook.free)(disk));
-        plan(&placed, &self.space.goal(layout.disks(), replicas, outlook.joining, size))
-    }
-
     /// What a request asks for: the kind of job, and each VHD with its new layout, in the order in which they are worked on.
     pub(super) fn wanted(&self, request: &JobRequest) -> Result<(JobKind, Vec<Wanted>), CommandError> {
         match request {
@@ -110,6 +82,14 @@ impl Owner {
                 Ok((JobKind::Replace { disk, uuid, by: by.id, gives_up, keep }, self.replaced(disk, &by)?))
             }
             JobRequest::Rebalance => Ok((JobKind::Rebalance, self.rebalanced())),
+            JobRequest::Rebuild { disk } => {
+                let disk = self.disk_named(disk)?;
+                Ok((JobKind::Rebuild { disk }, self.rebuilt(disk)?))
+            }
+            JobRequest::Resync { disk } => {
+                let disk = self.disk_named(disk)?;
+                Ok((JobKind::Resync { disk }, self.resynced(disk)))
+            }
         }
     }
 
@@ -213,7 +193,7 @@ impl Owner {
     }
 
     /// Everywhere but on `disk`.
-    fn layout_without(&self, vhd: &Vhd, disk: DiskId, rooms: &[DiskRoom]) -> Result<Layout, CommandError> {
+    pub(super) fn layout_without(&self, vhd: &Vhd, disk: DiskId, rooms: &[DiskRoom]) -> Result<Layout, CommandError> {
         let layout = &vhd.record.layout;
         match layout {
             layout if !layout.disks().contains(disk) => Ok(layout.clone()),

@@ -1,6 +1,7 @@
 //! Jobs: long operations that move extents, until every VHD they are about is where its record wants it.
 //!
-//! * `commands`: creating, pausing, cancelling. `goal`: from a wish to a layout, and from a layout to a plan.
+//! * `commands`: creating, pausing, cancelling. `goal`: from a wish to a layout. `planning`: from a layout to a plan.
+//! * `restore`: replicas that failed disks had, or that missed something.
 //! * `replace`: a disk takes the place of another, and what is lost with one that has failed.
 //! * `run`: carrying plans out, a few waves at a time. `end`: how they end.
 //!
@@ -11,7 +12,9 @@
 pub(super) mod commands;
 mod end;
 pub(super) mod goal;
+mod planning;
 mod replace;
+mod restore;
 mod run;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -12,6 +12,7 @@ use super::goal::Wanted;
 use crate::base::ids::{DiskId, DiskSet, JobId, ReactorId, VhdId};
 use crate::base::limits::LOST_RANGES_MAX;
 use crate::base::units::{BlockMask, ExtentIndex, Geometry};
+use crate::placement::ReplicaState;
 use crate::placement::job::JobKind;
 use crate::placement::record::{Accept, Layout};
 use crate::placement::view::Lookup;
@@ -99,9 +100,12 @@ impl Owner {
     }
 
     fn is_lost(&self, seen: &Lookup, disk: DiskId, among: DiskSet) -> bool {
-        let replicas = seen.replicas.settled();
         let is_gone = |disk| among.contains(disk) && self.space.disk(disk).state.is_failed();
-        replicas.on(disk).is_some() && replicas.iter().all(|replica| is_gone(replica.disk)) && !seen.present.is_empty()
+        // What missed a write is no replica of what is there.
+        let mut in_sync = seen.replicas.iter().filter(|replica| replica.state == ReplicaState::InSync);
+        seen.replicas.settled().on(disk).is_some()
+            && in_sync.all(|replica| is_gone(replica.disk))
+            && !seen.present.is_empty()
     }
 
     /// What would be lost with these extents.

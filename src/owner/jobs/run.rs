@@ -98,9 +98,12 @@ impl Owner {
                 // Its room is being taken: it is moved once all of it is.
                 return self.job_waits(id);
             }
+            if self.repairs.concerns(vhd) {
+                return self.job_waits(id);
+            }
             self.give_up_lost(id, vhd, out);
-            match self.plan_for(vhd) {
-                Ok(plan) if plan.relocations.is_empty() => self.next_vhd(id),
+            match self.plan_for(id, vhd) {
+                Ok(plan) if plan.is_empty() => self.next_vhd(id),
                 Ok(plan) => {
                     if self.take_plan(id, vhd, plan) {
                         return;
@@ -138,8 +141,9 @@ impl Owner {
             return false;
         }
         job.planned_bytes = job.record.bytes_moved + plan.copies * extent_size;
-        let todo = plan.relocations.iter().map(with_content).collect();
-        let ends = plan.relocations.iter().flat_map(|relocation| [relocation.from, relocation.to]);
+        let steps = || plan.refill.iter().chain(&plan.relocations);
+        let todo = steps().map(with_content).collect();
+        let ends = steps().flat_map(|relocation| [relocation.from, relocation.to]);
         job.disks = ends.flatten().collect();
         job.todo = todo;
         job.passes += 1;

@@ -9,16 +9,26 @@ use crate::mover::messages::{CopyTask, MoveId, MoverMessage, MoverReport, WaveId
 use crate::owner::Owner;
 use crate::owner::outbox::OwnerOutbox;
 use crate::placement::{Replica, ReplicaSet, ReplicaState};
+use crate::plan::Relocation;
 use crate::store::edit::{EditFailed, EditId, MovedExtent, StoreEdit};
 
 impl Owner {
     /// Takes a report of the mover.
     pub fn handle_mover(&mut self, report: MoverReport, now: Nanos, out: &mut impl OwnerOutbox) {
         match report {
-            MoverReport::Copied { id } => self.copied(id, out),
-            // The owner ended it, and has forgotten it.
-            MoverReport::Gone { .. } => {}
-            MoverReport::Failed { id, disk, error } => self.copy_failed(id, Fault { disk, error }, out),
+            MoverReport::Copied { id } => {
+                if !self.repair_ended(id, Ok(true), out) {
+                    self.copied(id, out);
+                }
+            }
+            // If it is a move, the owner ended it, and has forgotten it.
+            MoverReport::Gone { id } => _ = self.repair_ended(id, Ok(false), out),
+            MoverReport::Failed { id, disk, error } => {
+                let fault = Fault { disk, error };
+                if !self.repair_ended(id, Err(fault), out) {
+                    self.copy_failed(id, fault, out);
+                }
+            }
             MoverReport::Stuck { disk } => self.target_failed(Fault { disk, error: IoError::Os(libc::ETIMEDOUT) }, out),
             MoverReport::Progress { job, bytes } => self.job_progress(job, bytes, now),
             MoverReport::Synced { wave, disk, result } => self.synced(wave, disk, result, out),
@@ -49,7 +59,12 @@ impl Owner {
         let mut missing = DiskSet::default();
         for moved in moves.iter().filter(|moved| moved.to.is_some()) {
             vhd.state.map.lookup(moved.extent).replicas.settled().iter().for_each(|r| missing.insert(r.disk));
+            // Writes that were given up because the disk did not answer may still be on their way.
+            missing.insert(moved.to.expect("just looked").disk);
         }
+        // What a disk that has failed has not answered is elsewhere, too.
+        let works = |disk: &DiskId| !self.space.disk(*disk).state.is_failed();
+        let missing: DiskSet = missing.iter().filter(works).collect();
         let wave = self.waves.insert(Wave { job, vhd: id, stage: Stage::Draining { missing }, moves });
         if missing.is_empty() {
             self.commit_wave(wave, out);
@@ -72,15 +87,26 @@ impl Owner {
         let from = planned.from.map(|disk| seen.replicas.on(disk));
         let is_possible = seen.generation == generation
             && from.is_none_or(|from| from.is_some())
-            && planned.to.is_none_or(|to| seen.replicas.on(to).is_none())
+            && planned.to.is_none_or(|to| seen.replicas.on(to).is_none_or(|there| there.state == ReplicaState::Stale))
             && !seen.replicas.is_moving()
             && self.waves.of_extent(id, planned.extent).is_none()
-            && (planned.to.is_some() || seen.replicas.len() > 1);
+            && !self.stale.concerns_extent(id, planned.extent)
+            && self.keeps_one(seen.replicas, planned);
         if !is_possible || seen.replicas.is_absent() {
             return None;
         }
         let mut to = None;
-        if let Some(disk) = planned.to {
+        let mut in_place = false;
+        if let Some(stale) = planned.to.and_then(|disk| seen.replicas.on(disk)) {
+            if self.space.disk(stale.disk).state.is_failed() {
+                return None;
+            }
+            let replica = Replica { state: ReplicaState::Syncing, ..stale };
+            vhd.state.map.set_replicas(planned.extent, seen.replicas.with(stale.disk, replica));
+            // Counted like any copy: once it is in sync.
+            self.vhds.get_mut(id)?.counts[stale.disk.index()] -= 1;
+            (to, in_place) = (Some(replica), true);
+        } else if let Some(disk) = planned.to {
             let ideal = vhd.ideal(planned.extent, disk, &self.space);
             let slot = self.space.take(disk, &ideal, false)?;
             let replica = Replica { disk, slot, state: ReplicaState::Syncing };
@@ -92,7 +118,13 @@ impl Owner {
             to = Some(replica);
         }
         let id = self.waves.next_move();
-        Some(Move { id, extent: planned.extent, generation, from: from.flatten(), to, copied: false })
+        Some(Move { id, extent: planned.extent, generation, from: from.flatten(), to, in_place, copied: false })
+    }
+
+    /// Whether a replica that can be read is left once the move is done.
+    fn keeps_one(&self, replicas: ReplicaSet, planned: Relocation) -> bool {
+        let works = |r: &Replica| r.state == ReplicaState::InSync && !self.space.disk(r.disk).state.is_failed();
+        planned.to.is_some() || replicas.iter().any(|r| works(&r) && Some(r.disk) != planned.from)
     }
 
     /// A fence that a wave waits for was reached.

@@ -47,6 +47,8 @@ pub(in crate::owner) struct Move {
     pub from: Option<Replica>,
     /// The copy that is made; `None`: the extent gets one fewer.
     pub to: Option<Replica>,
+    /// The copy is a stale replica, which is filled again where it is.
+    pub in_place: bool,
     pub copied: bool,
 }
 
@@ -202,6 +204,11 @@ impl Waves {
     pub fn is_under_way(&self, vhd: VhdId, extent: ExtentIndex) -> bool {
         let wave = self.of_extent(vhd, extent).and_then(|(wave, _)| self.get(wave));
         wave.is_some_and(|wave| wave.stage != Stage::Undecided)
+    }
+
+    /// Whether what became of each move of the VHD is known, or will be.
+    pub fn is_decided(&self, vhd: VhdId) -> bool {
+        !self.waves.values().any(|wave| wave.vhd == vhd && wave.stage == Stage::Undecided)
     }
 
     /// Whether an extent of the VHD is being moved.

@@ -11,7 +11,7 @@ use crate::placement::ReplicaState;
 use crate::placement::job::JobState;
 
 /// A pool with disks of these slots, each of which is in one of these failure domains.
-fn world(disks: &[(u32, &str)]) -> World {
+pub(super) fn world(disks: &[(u32, &str)]) -> World {
     let record = |(id, (slots, domain)): (u8, &(u32, &str))| DiskRecord {
         failure_domain: (*domain).to_owned(),
         ..disk_record(id, *slots)
@@ -20,7 +20,7 @@ fn world(disks: &[(u32, &str)]) -> World {
     World::with(PoolRecord::new(uuid::Uuid::from_u128(1), EXTENT, records), Vec::new(), 1)
 }
 
-fn replicated(extents: u64, replicas: u8) -> CreateVhd {
+pub(super) fn replicated(extents: u64, replicas: u8) -> CreateVhd {
     CreateVhd { replicas, ..create("r", extents, SPANNED) }
 }
 
@@ -72,7 +72,7 @@ impl World {
     }
 }
 
-fn fill(world: &mut World, vhd: &VhdInfo, extents: u32) {
+pub(super) fn fill(world: &mut World, vhd: &VhdInfo, extents: u32) {
     for extent in 0..extents {
         assert_eq!(world.allocate(vhd, extent), Some(Ok(())), "extent {extent}");
     }

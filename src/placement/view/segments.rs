@@ -5,9 +5,9 @@
 //! nothing), so that their number is no limit in practice.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use crate::base::limits::{COPIES_MAX, GROWTHS_MAX};
+use crate::base::limits::{COPIES_MAX, EXTENTS_PER_PAGE, GROWTHS_MAX};
 use crate::base::units::ExtentIndex;
 
 /// Extents that a further segment has at least: its arrays are then small, but not smaller than the bookkeeping.
@@ -15,6 +15,10 @@ const SEGMENT_MIN: u32 = 1024;
 
 /// A further segment has at least this part of what was there before.
 const SEGMENT_SHARE: u32 = 4;
+
+/// Extents of a page. Segments begin with one.
+#[allow(clippy::cast_possible_truncation, reason = "a small constant")]
+const PAGE: u32 = EXTENTS_PER_PAGE as u32;
 
 /// No further segment can be added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,13 +31,16 @@ pub(super) struct Segment {
     /// One array for each copy of an extent, made when the first extent has so many.
     pub replicas: [OnceLock<Box<[AtomicU64]>>; COPIES_MAX],
     pub bits: Box<[AtomicU64]>,
+    /// One word for each page of extents: see [`super::pages`].
+    pub pages: Box<[AtomicU8]>,
     pub versions: Box<[AtomicU32]>,
 }
 
 impl Segment {
     fn new(start: u32, len: u32) -> Segment {
         let replicas = [const { OnceLock::new() }; COPIES_MAX];
-        let segment = Segment { start, len, replicas, bits: zeroed(len), versions: zeroed(len) };
+        let pages = zeroed(len.div_ceil(PAGE));
+        let segment = Segment { start, len, replicas, bits: zeroed(len), pages, versions: zeroed(len) };
         segment.words(0);
         segment
     }
@@ -64,7 +71,8 @@ pub(super) struct Segments {
 impl Segments {
     pub fn new(extents: u32) -> Segments {
         Segments {
-            first: Segment::new(0, extents),
+            // Whole pages, so that the next segment begins with one; what is beyond the end costs nothing.
+            first: Segment::new(0, extents.div_ceil(PAGE).saturating_mul(PAGE)),
             starts: [const { AtomicU32::new(u32::MAX) }; GROWTHS_MAX],
             more: [const { OnceLock::new() }; GROWTHS_MAX],
         }
@@ -82,6 +90,23 @@ impl Segments {
         let segment = before.checked_sub(1).and_then(|index| self.more[index].get());
         let segment = segment.expect("an extent that the VHD does not have");
         (segment, (extent.0 - segment.start) as usize)
+    }
+
+    /// The word of a page, and the extents that it is about.
+    pub fn page(&self, page: u32) -> Option<&AtomicU8> {
+        let first = ExtentIndex(page.checked_mul(PAGE)?);
+        if first.0 >= self.capacity() {
+            return None;
+        }
+        let (segment, at) = self.of(first);
+        segment.pages.get(at / PAGE as usize)
+    }
+
+    /// The word of the page that an extent is in.
+    #[inline]
+    pub fn page_of(&self, extent: ExtentIndex) -> &AtomicU8 {
+        let (segment, at) = self.of(extent);
+        &segment.pages[at / PAGE as usize]
     }
 
     /// In order.
@@ -113,7 +138,7 @@ impl Segments {
         let index = self.more.iter().position(|segment| segment.get().is_none()).ok_or(TooManySegments)?;
         let spare = (start / SEGMENT_SHARE).max(SEGMENT_MIN);
         // `u32::MAX` is no extent: it marks segments that are not there.
-        let len = (extents - start).max(spare).min(u32::MAX - start);
+        let len = (extents - start).max(spare).div_ceil(PAGE).saturating_mul(PAGE).min(u32::MAX - start);
         let set = self.more[index].set(Box::new(Segment::new(start, len)));
         assert!(set.is_ok(), "two owners grow one VHD");
         self.starts[index].store(start, Ordering::Release);

@@ -180,11 +180,11 @@ fn a_move_does_not_take_the_last_copy() {
 
 #[test]
 fn growth_adds_absent_extents_and_moves_nothing() {
-    let map = VhdMap::new(8);
+    let map = VhdMap::new(64);
     let replicas = ReplicaSet::single(DiskId(1), SlotIndex(9));
     map.place(E, replicas);
     let word: *const AtomicU64 = map.bits(E);
-    for (round, extents) in (1_u32..).zip([9, 1032, 1033, 5000]) {
+    for (round, extents) in (1_u32..).zip([65, 1089, 1090, 5000]) {
         map.reserve(extents).unwrap();
         map.grow(extents);
         let last = ExtentIndex(extents - 1);
@@ -197,9 +197,9 @@ fn growth_adds_absent_extents_and_moves_nothing() {
     assert_eq!(map.lookup(E).replicas, replicas);
     assert!(std::ptr::eq(word, map.bits(E)));
     let placed = |from| map.placed_from(ExtentIndex(from)).map(|extent| extent.0).collect::<Vec<_>>();
-    assert_eq!(placed(0), [E.0, 8, 1031, 1032, 4999]);
-    assert_eq!((placed(1031), placed(1032), placed(5000)), (vec![1031, 1032, 4999], vec![1032, 4999], vec![]));
-    assert_eq!(map.present_blocks_from(ExtentIndex(1032)), 2);
+    assert_eq!(placed(0), [E.0, 64, 1088, 1089, 4999]);
+    assert_eq!((placed(1088), placed(1089), placed(5000)), (vec![1088, 1089, 4999], vec![1089, 4999], vec![]));
+    assert_eq!(map.present_blocks_from(ExtentIndex(1089)), 2);
     assert_eq!(map.segments.iter().count(), 4, "there is room to spare");
 }
 
@@ -250,7 +250,7 @@ mod stress {
     use super::*;
 
     /// Extents to begin with, and when it has grown as far as it does.
-    const FIRST: u32 = 2;
+    const FIRST: u32 = 64;
     const EXTENTS: u32 = FIRST + 2 * 1024 + 1;
     /// Those that are used: the first two, and the first and last of each segment.
     const USED: [u32; 7] = [0, 1, 2, 1025, 1026, 2049, 2050];

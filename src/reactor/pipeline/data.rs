@@ -90,7 +90,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             let is_long = (before + len) / ZERO_LEN_MAX > before / ZERO_LEN_MAX && self.chunk(slot).is_some();
             return if is_long { self.park_for_a_turn(slot) } else { step };
         }
-        let Some(replica) = self.replica_to_read(seen.replicas) else {
+        let Some(replica) = self.replica_for(slot, chunk.extent, seen.replicas) else {
             self.slots.request_mut(slot).fail(Status::IoError);
             return Step::Again;
         };
@@ -98,10 +98,6 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             return parked;
         }
         self.read_piece(slot, chunk, seen, replica)
-    }
-
-    pub(super) fn replica_to_read(&self, replicas: ReplicaSet) -> Option<Replica> {
-        replicas.iter().find(|r| r.state == ReplicaState::InSync && !self.disk(r.disk).is_failed())
     }
 
     fn read_piece(&mut self, slot: RequestSlot, mut chunk: Chunk, seen: Lookup, replica: Replica) -> Step {
@@ -266,6 +262,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             extent: plan.chunk.extent,
             generation: plan.seen.generation,
             replicas: plan.seen.replicas,
+            cursor: self.slots.request(slot).cursor,
             claimed: plan.claimed,
             fresh: plan.fresh,
             filling: false,
@@ -275,16 +272,22 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             held: [None; COPIES_MAX],
             failed: false,
             missed: DiskSet::default(),
-            asked: false,
+            asked: DiskSet::default(),
+            unfilled: DiskSet::default(),
             needs: [None; COPIES_MAX],
             bounce,
         })
     }
 
-    /// Submits what is in `buffers` to all copies of the extent. One that a move is making on a disk that has failed misses it.
+    /// Submits what is in `buffers` to all copies of the extent. Those on disks that have failed miss it, unless there are no
+    /// others: a disk can fail at any moment.
     pub(super) fn submit_write(&mut self, slot: RequestSlot, piece: PieceSlot, replicas: ReplicaSet, within: u64) {
+        let failed: DiskSet =
+            written_replicas(replicas).map(|r| r.disk).filter(|disk| self.disk(*disk).is_failed()).collect();
+        let lasting = |r: &Replica| r.state == ReplicaState::InSync && !failed.contains(r.disk);
+        let others_last = replicas.iter().any(|r| lasting(&r));
         for replica in written_replicas(replicas) {
-            if replica.state.is_moving() && self.disk(replica.disk).is_failed() {
+            if failed.contains(replica.disk) && (others_last || replica.state.is_moving()) {
                 self.slots.piece_mut(piece).missed.insert(replica.disk);
             } else {
                 let offset = self.disk_offset(slot, replica, within);
@@ -309,6 +312,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         // buffer, which lives as long as the pipeline; or a bounce buffer, which the piece owns until its completion.
         unsafe { self.engine.submit(op, tag) }.expect("room in the engine was checked");
         self.parking.operation_begun(disk);
+        self.disk(disk).progress_of(self.id).begun();
     }
 
     /// A transfer of a piece has completed. Returns the request if it was the piece's last.
@@ -329,15 +333,19 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             // Memory that the frontend took away.
             Err(IoError::Os(libc::EFAULT)) => piece.failed = true,
             Err(error) => {
-                match piece.replicas.on(id) {
-                    Some(replica) if replica.state.is_moving() => piece.missed.insert(id),
-                    _ => piece.failed = true,
+                if piece.is_write && !filling {
+                    piece.missed.insert(id);
+                } else {
+                    self.read_failed(slot, id);
                 }
                 self.outbox.to_owner(OwnerRequest::DiskError { disk: id, error, sync: false });
             }
         }
         let piece = self.slots.piece_mut(slot);
-        if piece.outstanding == 0 && filling && !piece.failed {
+        if piece.outstanding > 0 && filling {
+            return None;
+        }
+        if filling && !piece.failed {
             self.filled.push_back(slot);
             self.write_filled();
             return None;
@@ -348,10 +356,14 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     /// Ends a piece for which nothing more is awaited; false if something is.
     pub(super) fn end_piece(&mut self, slot: PieceSlot) -> bool {
         let piece = self.slots.piece_mut(slot);
-        if piece.outstanding > 0 || piece.asked {
+        if piece.outstanding > 0 || !piece.asked.is_empty() {
             return false;
         }
-        if let Some(disk) = piece.missed.iter().next().filter(|_| !piece.failed) {
+        let (replicas, missed) = (piece.replicas, piece.missed);
+        let mut in_sync = replicas.iter().filter(|replica| replica.state == ReplicaState::InSync);
+        piece.failed |= in_sync.all(|replica| missed.contains(replica.disk));
+        let missed = piece.missed.iter().next().filter(|_| !piece.failed);
+        if let Some(disk) = missed {
             self.report_missed(slot, disk);
             return false;
         }
@@ -366,7 +378,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             state.fail(Status::IoError);
         }
         if let Some(bounced) = piece.bounce {
-            if !piece.is_write && !piece.failed {
+            // What is in a buffer that was not filled may be another guest's.
+            if !piece.is_write && !piece.failed && piece.unfilled.is_empty() {
                 let bytes = &bounced.buffer[bounced.skip..bounced.skip + bounced.len];
                 gather::scatter_into(state.request.segments(), bounced.request_offset, bytes);
             }

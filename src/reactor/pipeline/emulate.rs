@@ -46,10 +46,13 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             chunk.len = chunk.len.min(BOUNCE_LEN as u64);
         }
         // Chosen before anything is claimed: a disk can fail at any moment.
-        let Some(source) = self.replica_to_read(seen.replicas) else {
+        let Some(source) = self.replica_for(slot, chunk.extent, seen.replicas) else {
             self.slots.request_mut(slot).fail(Status::IoError);
             return Step::Again;
         };
+        if let Some(parked) = self.park_unless_intended(slot, chunk.extent, seen.replicas) {
+            return parked;
+        }
         if let Some(parked) = self.park_unless_copier_rests(slot, chunk.extent) {
             return parked;
         }

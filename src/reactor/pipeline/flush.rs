@@ -57,12 +57,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             let needed = self.slots.request(slot).vhd().sync_wanted_on(id);
             if !self.disk(id).is_synced(needed) {
                 if self.disk(id).is_failed() {
-                    if self.is_moves_only(slot, id) {
-                        self.slots.request_mut(slot).outstanding += 1;
-                        self.report_unsynced(slot, id);
-                    } else {
-                        self.slots.request_mut(slot).fail(Status::IoError);
-                    }
+                    self.slots.request_mut(slot).outstanding += 1;
+                    self.report_unsynced(slot, id);
                 } else if !self.join_sync(slot, id, needed) {
                     return self.park_on_engine(slot);
                 }
@@ -98,6 +94,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         // SAFETY: a sync has no buffers.
         unsafe { self.engine.submit(Op::Sync { disk: id }, tag) }.expect("room in the engine was checked");
         self.parking.operation_begun(id);
+        self.disk(id).progress_of(self.id).begun();
         self.syncs[id.index()].in_flight = Some((number, self.now));
         self.syncing.insert(id);
     }
@@ -129,14 +126,11 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             self.begin_sync(id);
         }
         for slot in told.drain(..) {
-            if !durable && self.is_moves_only(slot, id) {
+            if durable {
+                self.run_if_waiting(slot);
+            } else {
                 self.report_unsynced(slot, id);
-                continue;
             }
-            if !durable {
-                self.slots.request_mut(slot).fail(Status::IoError);
-            }
-            self.run_if_waiting(slot);
         }
         self.syncs[id.index()].told = told;
     }

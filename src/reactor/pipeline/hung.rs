@@ -31,6 +31,24 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.write_filled();
     }
 
+    /// A disk has failed, maybe because it does not answer: writes that other replicas have, and FLUSHes, go on without it if the
+    /// owner can do without. Whoever waits for room there looks again.
+    pub(super) fn disk_failed(&mut self, disk: DiskId) {
+        for slot in self.slots.written_on(disk) {
+            let piece = self.slots.piece_mut(slot);
+            if !piece.replicas.is_single() && !piece.asked.contains(disk) {
+                self.report_missed(slot, disk);
+            }
+        }
+        let waiting: Vec<RequestSlot> = self.syncs[disk.index()].waiting().collect();
+        for slot in waiting {
+            self.syncs[disk.index()].remove(slot);
+            self.report_unsynced(slot, disk);
+        }
+        self.resume_disk_waiters();
+        self.write_filled();
+    }
+
     fn give_up_copies(&mut self) {
         if self.slots.copies_in_flight() == 0 {
             return;
@@ -38,6 +56,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let now = self.now;
         let late = |begun| now.since(begun) >= COPY_PATIENCE_MILLIS * 1_000_000;
         for (slot, disk) in self.slots.take_late_copies(late) {
+            if self.slots.piece_mut(slot).asked.contains(disk) {
+                continue;
+            }
             let error = IoError::Os(libc::ETIMEDOUT);
             self.outbox.to_owner(OwnerRequest::DiskError { disk, error, sync: false });
             self.report_missed(slot, disk);

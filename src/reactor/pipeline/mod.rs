@@ -6,7 +6,8 @@
 //! * [`slots`]: fixed slabs of requests, pieces and operations.
 //! * `data`: reads and writes. `emulate`: writes of less than a disk block. `bounce`: memory for both.
 //! * `clear`: discard and write-zeroes. `flush`: syncs and commits.
-//! * `moving`: writes to extents that are being moved. `hung`: when the target does not answer.
+//! * `moving`: writes to extents that have several copies. `hung`: when one of them does not answer.
+//! * `failover`: reads that another replica has to answer.
 //! * `gather`: from a byte range of a request to buffers; pure.
 //!
 //! A request is a cursor over what it asks for. Each step looks up the extent under the cursor and submits one *piece* (one
@@ -17,6 +18,7 @@ mod bounce;
 mod clear;
 mod data;
 mod emulate;
+mod failover;
 mod flush;
 mod gather;
 mod hung;
@@ -94,8 +96,15 @@ pub enum PipelineMessage {
     CopyDropped {
         /// What waits for it.
         by: MissedBy,
-        /// The copy has been given up; false: it is the extent's place by now.
+        /// Its disk.
+        disk: DiskId,
+        /// Nobody will read the copy as it is; false: it is the extent's only place.
         ok: bool,
+    },
+    /// A host disk has failed.
+    DiskFailed {
+        /// The disk.
+        disk: DiskId,
     },
     /// Report when every operation in flight on the disk now has completed.
     Fence {
@@ -249,7 +258,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             PipelineMessage::Freed { ticket } => self.freed(ticket),
             PipelineMessage::Committed { ticket, ok } => self.committed(ticket, ok),
             PipelineMessage::ClaimReleased { vhd } => self.wake_claim_waiters(vhd),
-            PipelineMessage::CopyDropped { by, ok } => self.copy_dropped(by, ok),
+            PipelineMessage::CopyDropped { by, disk, ok } => self.copy_dropped(by, disk, ok),
+            PipelineMessage::DiskFailed { disk } => self.disk_failed(disk),
             PipelineMessage::Fence { fence, disk } => {
                 self.fences[disk.index()].begin(fence);
                 self.report_fences(disk);
@@ -311,7 +321,10 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
                 Step::Again => {}
                 Step::Parked => return,
                 Step::Exhausted => {
-                    if self.slots.request(slot).outstanding > 0 || !self.next_phase(slot) {
+                    if self.slots.request(slot).outstanding > 0 {
+                        return;
+                    }
+                    if !self.reads_again(slot) && !self.next_phase(slot) {
                         return;
                     }
                 }
@@ -369,6 +382,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let ok = completion.result.is_ok();
         self.disk(disk).metrics.of(self.id).record(operation.kind, operation.bytes, latency_ns, ok);
         self.parking.operation_done(disk);
+        self.disk(disk).progress_of(self.id).completed();
         match operation.purpose {
             Purpose::Sync { number } => self.sync_done(disk, number, completion.result),
             Purpose::Orphan { epoch } => self.fences[disk.index()].leave(epoch),

@@ -1,16 +1,16 @@
-//! Writes to extents that have replicas, or are being moved (ordering rule 3).
+//! Writes to extents that have replicas, or are being moved (ordering rules 3 and 7).
 //!
 //! A write goes to every copy, and claims the blocks it touches whether they are present or not: so neither the copier nor
 //! another write comes between its parts, and all copies end up the same. What becomes of it does not depend on the copies that
-//! the move is making: one that misses the write is given up, and only when the owner says that it has been is the write
-//! acknowledged.
+//! the move is making, nor on a replica as long as another one in sync has it: a copy that misses the write is given up, a
+//! replica is made durably stale, and only when the owner says so is the write acknowledged.
 
 use crate::base::ids::DiskId;
 use crate::base::limits::BOUNCE_LEN;
 use crate::base::units::ExtentIndex;
 use crate::engine::Engine;
-use crate::placement::ReplicaState;
 use crate::placement::view::{ClaimError, Lookup};
+use crate::placement::{ReplicaSet, ReplicaState};
 use crate::reactor::messages::{MissedBy, Outbox, OwnerRequest};
 use crate::shared::disk::SyncPoint;
 use crate::virtio::request::Status;
@@ -29,6 +29,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
                 return parked;
             }
             chunk.len = chunk.len.min(BOUNCE_LEN as u64);
+        }
+        if let Some(parked) = self.park_unless_intended(slot, chunk.extent, seen.replicas) {
+            return parked;
         }
         if let Some(parked) = self.park_unless_copier_rests(slot, chunk.extent) {
             return parked;
@@ -52,6 +55,23 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let fresh = touched.without(present);
         let pad = if fresh.is_empty() { (0, 0) } else { padding(geometry, chunk, fresh) };
         self.write_piece(slot, Plan { chunk, seen, claimed: touched, fresh, pad, fill })
+    }
+
+    /// Asks for a write intent, if there is none for the page and the extent has several replicas that are written.
+    pub(super) fn park_unless_intended(
+        &mut self,
+        slot: RequestSlot,
+        extent: ExtentIndex,
+        replicas: ReplicaSet,
+    ) -> Option<Step> {
+        let in_sync = replicas.iter().filter(|replica| replica.state == ReplicaState::InSync).count();
+        if in_sync < 2 || self.slots.request(slot).vhd().map.may_write_replicas(extent) {
+            return None;
+        }
+        let (reactor, ticket) = (self.id, self.slots.ticket(slot));
+        let vhd = self.slots.request(slot).vhd().id();
+        self.outbox.to_owner(OwnerRequest::Intend { reactor, ticket, vhd, extent });
+        Some(self.park(slot))
     }
 
     /// Lets the copier go first if it has been waiting for a claim in this extent: a guest that writes to one block all the time
@@ -88,34 +108,33 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         }
     }
 
-    /// A copy that a move is making missed a write that its other copies have, or has not got it yet: the write waits until the
-    /// owner has given the copy up, or says that it cannot. Its claims are kept meanwhile.
+    /// A copy missed a write that others have, or has not got it yet: the write waits until the owner has seen to it that nobody
+    /// reads the copy, or says that it cannot. Its claims are kept meanwhile.
     pub(super) fn report_missed(&mut self, slot: PieceSlot, disk: DiskId) {
         let piece = self.slots.piece_mut(slot);
-        piece.asked = true;
+        piece.asked.insert(disk);
         let (request, extent) = (piece.request, piece.extent);
         let vhd = self.slots.request(request).vhd().id();
         let by = MissedBy::Write { piece: slot.number(), extent };
         self.outbox.to_owner(OwnerRequest::CopyMissed { reactor: self.id, vhd, disk, by });
     }
 
-    /// A sync of a copy that a move is making failed, and the FLUSH needs it for nothing else. It waits for the owner.
+    /// A disk that a FLUSH should sync has failed, or does not answer and is needed for the sake of a move only. The FLUSH waits
+    /// until the owner knows whether the disk can be done without.
     pub(super) fn report_unsynced(&mut self, slot: RequestSlot, disk: DiskId) {
         let by = MissedBy::Flush { ticket: self.slots.ticket(slot), disk };
         let vhd = self.slots.request(slot).vhd().id();
         self.outbox.to_owner(OwnerRequest::CopyMissed { reactor: self.id, vhd, disk, by });
     }
 
-    /// The owner has given the copy up (`ok`), or it could not any more: then the extent is where the write is missing.
-    pub(super) fn copy_dropped(&mut self, by: MissedBy, ok: bool) {
+    /// Nobody reads the copy as it is (`ok`); or it is the last one: then the extent is where the write is missing.
+    pub(super) fn copy_dropped(&mut self, by: MissedBy, disk: DiskId, ok: bool) {
         match by {
             MissedBy::Write { piece, .. } => {
                 let slot = PieceSlot::numbered(piece);
                 let piece = self.slots.piece_mut(slot);
-                piece.asked = false;
+                piece.asked.remove(disk);
                 let request = piece.request;
-                let copy = piece.replicas.iter().find(|replica| replica.state.is_moving());
-                let disk = copy.expect("a copy was asked about").disk;
                 if ok {
                     piece.missed.remove(disk);
                     // What is still in flight goes to a place that nobody will read before it has completed.
@@ -130,7 +149,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
                     self.run_if_waiting(request);
                 }
             }
-            MissedBy::Flush { ticket, disk } => {
+            MissedBy::Flush { ticket, .. } => {
                 let Some(slot) = self.slots.by_ticket(ticket) else { return };
                 if !ok && !self.wait_on(slot, disk) {
                     self.slots.request_mut(slot).fail(Status::IoError);

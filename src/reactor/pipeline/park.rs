@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::{DISK_IN_FLIGHT_MAX, DISKS_MAX};
 use crate::engine::Engine;
-use crate::placement::Replica;
+use crate::placement::{Replica, ReplicaState};
 use crate::reactor::messages::{AllocateError, Outbox, OwnerRequest, ReactorMessage};
 use crate::shared::VhdState;
 use crate::virtio::request::Status;
@@ -72,6 +72,11 @@ impl Parking {
         !self.waited_for.is_empty()
     }
 
+    /// Operations in flight on a disk.
+    pub fn in_flight_on(&self, disk: DiskId) -> usize {
+        self.in_flight[disk.index()]
+    }
+
     pub fn operation_begun(&mut self, disk: DiskId) {
         self.in_flight[disk.index()] += 1;
     }
@@ -87,14 +92,16 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.engine.available() >= count && self.slots.operations_free() >= count
     }
 
-    /// Parks the request unless the engine and every disk take one more operation; fails it if one of the disks has failed.
+    /// Parks the request unless the engine and every disk that works take one more operation; fails it if no replica is in sync on
+    /// a disk that works.
     pub(super) fn park_unless_room(
         &mut self,
         slot: RequestSlot,
         replicas: impl Iterator<Item = Replica> + Clone,
     ) -> Option<Step> {
         let count = replicas.clone().count();
-        if replicas.clone().any(|r| !r.state.is_moving() && self.disk(r.disk).is_failed()) || count == 0 {
+        let works = |r: &Replica| !self.disk(r.disk).is_failed();
+        if !replicas.clone().any(|r| r.state == ReplicaState::InSync && works(&r)) {
             self.slots.request_mut(slot).fail(Status::IoError);
             return Some(Step::Again);
         }
@@ -102,7 +109,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             return Some(self.park_on_engine(slot));
         }
         let free = self.slots.operations_free();
-        let full = replicas.map(|r| r.disk).find(|&disk| !self.parking.disk_has_room(disk, free))?;
+        let full = replicas.filter(works).map(|r| r.disk).find(|&disk| !self.parking.disk_has_room(disk, free))?;
         self.parking.on_disk[full.index()].push_back(slot);
         Some(self.park_for_disk(slot, full))
     }
@@ -125,7 +132,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.park(slot)
     }
 
-    fn park(&mut self, slot: RequestSlot) -> Step {
+    pub(super) fn park(&mut self, slot: RequestSlot) -> Step {
         self.count_wait(slot);
         self.slots.request_mut(slot).parked = true;
         Step::Parked

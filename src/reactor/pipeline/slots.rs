@@ -74,6 +74,10 @@ pub(super) struct RequestState {
     pub to_sync: DiskSet,
     /// Whether the commit has been asked for.
     pub asked_commit: bool,
+    /// A part of a read that a replica could not answer.
+    pub unread: Option<Unread>,
+    /// Replicas that failed to answer a read of an extent: the others are asked first.
+    pub avoid: Option<(ExtentIndex, DiskSet)>,
     /// Distinguishes uses of the slot, so that a late answer meets nobody.
     sequence: u32,
     used: bool,
@@ -97,6 +101,8 @@ impl RequestState {
             wrote: DiskSet::default(),
             to_sync: DiskSet::default(),
             asked_commit: false,
+            unread: None,
+            avoid: None,
             sequence: 0,
             used: false,
         }
@@ -119,6 +125,8 @@ impl RequestState {
         self.wrote = DiskSet::default();
         self.to_sync = DiskSet::default();
         self.asked_commit = false;
+        self.unread = None;
+        self.avoid = None;
     }
 
     /// Goes on to the sync phase. A FLUSH syncs all that its VHD has written; a writethrough write what it wrote itself, so
@@ -142,9 +150,21 @@ impl RequestState {
     }
 }
 
+/// The first part of a read that is to be asked of another replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unread {
+    /// Where in the request.
+    pub cursor: u64,
+    pub extent: ExtentIndex,
+    /// Who could not answer.
+    pub disk: DiskId,
+}
+
 /// A part of a request within one extent: one transfer per replica.
 pub(super) struct Piece {
     pub request: RequestSlot,
+    /// Where its bytes are in the request.
+    pub cursor: u64,
     pub extent: ExtentIndex,
     pub generation: Generation,
     pub replicas: ReplicaSet,
@@ -163,10 +183,12 @@ pub(super) struct Piece {
     /// Per replica that will be written after filling: the epoch in which its place was looked up.
     pub held: [Option<(DiskId, u64)>; COPIES_MAX],
     pub failed: bool,
-    /// Copies being made by a move that did not get the write.
+    /// Copies that did not get the write.
     pub missed: DiskSet,
-    /// The owner has been asked about the copy: its answer names this piece.
-    pub asked: bool,
+    /// Copies about which the owner has been asked: its answers name this piece.
+    pub asked: DiskSet,
+    /// Replicas from which it could not be filled.
+    pub unfilled: DiskSet,
     /// Per copy written that a FLUSH must sync: the sync that covers it.
     pub needs: [Option<SyncPoint>; COPIES_MAX],
     /// Memory between guest and disk, where alignment asks for it.
@@ -358,6 +380,16 @@ impl Slots {
             }
         }
         late
+    }
+
+    /// The pieces of which a write is under way on the disk.
+    pub fn written_on(&self, disk: DiskId) -> Vec<PieceSlot> {
+        let writes = self.operations.iter().flatten().filter(|op| op.disk == disk && op.kind == IoKind::Write);
+        let piece = |op: &Operation| match op.purpose {
+            Purpose::Transfer { piece, .. } => Some(piece),
+            Purpose::Orphan { .. } | Purpose::Sync { .. } => None,
+        };
+        writes.filter_map(piece).collect()
     }
 
     /// Takes the write of a piece on a disk away from the piece, if it is in flight.

@@ -279,7 +279,8 @@ impl<O: Outbox> Reactor<O> {
             ReactorMessage::Freed { ticket } => PipelineMessage::Freed { ticket },
             ReactorMessage::Committed { ticket, ok } => PipelineMessage::Committed { ticket, ok },
             ReactorMessage::ClaimReleased { vhd } => PipelineMessage::ClaimReleased { vhd },
-            ReactorMessage::CopyDropped { by, ok } => PipelineMessage::CopyDropped { by, ok },
+            ReactorMessage::CopyDropped { by, disk, ok } => PipelineMessage::CopyDropped { by, disk, ok },
+            ReactorMessage::DiskFailed { disk } => PipelineMessage::DiskFailed { disk },
             ReactorMessage::Fence { fence, disk } => PipelineMessage::Fence { fence, disk },
         };
         self.pipeline.handle(message, now);

@@ -10,7 +10,7 @@ use crate::base::units::{BlockMask, ExtentIndex, Generation};
 use crate::placement::ReplicaSet;
 use crate::store::batch::{ExtentEdit, Step, apply_move};
 use crate::store::edit::StoreEdit;
-use crate::store::page::{ExtentRow, PAGE_EXTENTS, PageKey, PageRow, Stamp};
+use crate::store::page::{ExtentRow, PageKey, PageRow, Stamp};
 
 pub(super) fn put_state(txn: &WriteTransaction, state: MemberState) -> Result<(), MemberError> {
     let mut meta: MetaTable<'_> = txn.open_table(META).map_err(db_error)?;
@@ -62,6 +62,11 @@ pub(super) fn apply_step(txn: &WriteTransaction, stamp: Stamp, step: &Step) -> R
             let mut pages: PageTable<'_> = txn.open_table(PAGES).map_err(db_error)?;
             edit_rows(&mut pages, stamp, moves, |moved| PageKey::of(*vhd, moved.extent), apply_move)
         }
+        Step::Edit(StoreEdit::Intend { vhd, pages: numbers, intend }) => {
+            let mut pages: PageTable<'_> = txn.open_table(PAGES).map_err(db_error)?;
+            let keys = numbers.iter().map(|page| PageKey { vhd: *vhd, page: *page });
+            keys.map(|key| edit_row(&mut pages, stamp, key, |row| row.intent = *intend)).sum()
+        }
     }
 }
 
@@ -73,8 +78,8 @@ fn shrink(txn: &WriteTransaction, stamp: Stamp, vhd: VhdId, extents: u32, last: 
         pages.retain_in((vhd.0, beyond)..=(vhd.0, u32::MAX), |_, _| false).map_err(db_error)?;
     }
     edit_row(&mut pages, stamp, key, |row| {
-        row[place].present = row[place].present.and(last);
-        row[place + 1..].fill(ExtentRow::default());
+        row.extents[place].present = row.extents[place].present.and(last);
+        row.extents[place + 1..].fill(ExtentRow::default());
     })
 }
 
@@ -107,8 +112,8 @@ fn edit_rows<T>(
 ) -> Result<u64, MemberError> {
     let mut grown = 0;
     for row in edits.chunk_by(|a, b| place(a).0 == place(b).0) {
-        grown += edit_row(pages, stamp, place(&row[0]).0, |extents| {
-            row.iter().for_each(|edit| apply(edit, &mut extents[place(edit).1]));
+        grown += edit_row(pages, stamp, place(&row[0]).0, |changed| {
+            row.iter().for_each(|edit| apply(edit, &mut changed.extents[place(edit).1]));
         })?;
     }
     Ok(grown)
@@ -119,7 +124,7 @@ fn edit_row(
     pages: &mut PageTable<'_>,
     stamp: Stamp,
     key: PageKey,
-    change: impl FnOnce(&mut [ExtentRow; PAGE_EXTENTS]),
+    change: impl FnOnce(&mut PageRow),
 ) -> Result<u64, MemberError> {
     let (old_len, old) = match pages.get((key.vhd.0, key.page)).map_err(db_error)? {
         Some(bytes) => {
@@ -129,8 +134,8 @@ fn edit_row(
         None => (0, PageRow::default()),
     };
     let mut row = old.clone();
-    change(&mut row.extents);
-    if row.extents == old.extents {
+    change(&mut row);
+    if row == old {
         return Ok(0);
     }
     row.stamp = stamp;

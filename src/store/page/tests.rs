@@ -144,20 +144,22 @@ proptest! {
     #[test]
     fn what_is_encoded_is_decoded(
         stamp in any::<(u64, u64)>(),
+        intent in any::<bool>(),
         extents in proptest::collection::vec(any_extent(), PAGE_EXTENTS),
     ) {
         let stamp = Stamp { epoch: stamp.0, commit: stamp.1 };
-        let row = PageRow { stamp, extents: extents.try_into().unwrap() };
+        let row = PageRow { stamp, intent, extents: extents.try_into().unwrap() };
         let bytes = bytes_of(&row);
         prop_assert!(bytes.len() <= ROW_LEN_MAX);
         prop_assert_eq!(PageRow::decode(&bytes), Ok(row));
         prop_assert_eq!(stamp_of(&bytes), Ok(stamp));
+        prop_assert_eq!(intends(&bytes), intent);
     }
 
     /// Whatever decodes is what would have been encoded: one row, one sequence of bytes.
     #[test]
     fn random_bytes_with_a_right_checksum_are_an_error_or_canonical(mut body in proptest::collection::vec(any::<u8>(), 63..300)) {
-        body[0] = ROW_VERSION;
+        body[0] = ROW_VERSION | body[0] & INTENT;
         // Mostly zeros, so that some of them are legal.
         for byte in &mut body[17..] {
             *byte &= if *byte & 3 == 0 { 0x1f } else { 0 };

@@ -177,9 +177,11 @@ fn a_failed_sync_fails_the_flush_and_the_disk_for_good() {
     world.write(0, &guest(1));
     let flush = world.flush(0);
     world.finish_op(0, 0, Err(IoError::Os(libc::EIO)));
+    world.settle(&mut Rng::new(0));
     assert_eq!(world.status(flush), Some(Status::IoError));
     assert!(world.disks[0].is_failed());
     let again = world.flush(0);
+    world.settle(&mut Rng::new(0));
     assert_eq!(world.status(again), Some(Status::IoError), "never retried into success");
     assert_eq!(world.write(0, &guest(2)), Status::IoError);
 }

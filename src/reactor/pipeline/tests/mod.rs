@@ -5,6 +5,7 @@ mod faults;
 mod guest;
 mod model;
 mod moving;
+mod replicas;
 mod threads;
 mod waiting;
 mod world;

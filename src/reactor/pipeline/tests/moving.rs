@@ -26,6 +26,7 @@ fn world(state: ReplicaState) -> World {
     let mut copies = seen.replicas;
     copies.push(Replica { disk: TARGET, slot: SlotIndex(5), state });
     world.vhd.map.set_replicas(E, copies);
+    world.vhd.map.set_intent(0);
     world.mail.borrow_mut().owner.clear();
     world
 }
@@ -53,7 +54,7 @@ fn asked(world: &World) -> Option<MissedBy> {
 }
 
 fn answer(world: &mut World, by: MissedBy, ok: bool) {
-    world.tell(ReactorId(0), PipelineMessage::CopyDropped { by, ok });
+    world.tell(ReactorId(0), PipelineMessage::CopyDropped { by, disk: TARGET, ok });
 }
 
 #[test]

@@ -144,9 +144,11 @@ fn own(requests: &Receiver<OwnerRequest>, post: &Post) {
                 map.drop_extent(extent);
                 let _ = post.reactors[usize::from(reactor.0)].send(ReactorMessage::Freed { ticket });
             }
-            OwnerRequest::CopyMissed { .. } | OwnerRequest::FenceReached { .. } | OwnerRequest::DiskError { .. } => {
-                unreachable!("nothing fails and nothing moves")
-            }
+            OwnerRequest::Intend { .. }
+            | OwnerRequest::CopyMissed { .. }
+            | OwnerRequest::FenceReached { .. }
+            | OwnerRequest::ReadFailed { .. }
+            | OwnerRequest::DiskError { .. } => unreachable!("nothing fails, nothing moves, and there is one replica"),
         }
     }
 }

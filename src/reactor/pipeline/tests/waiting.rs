@@ -171,6 +171,7 @@ fn disk_blocks_that_wait_to_be_written_back_have_their_own_places() {
         crate::base::units::BlockMask::ALL,
         crate::base::units::Generation(2),
     );
+    world.vhd.map.set_intent(0);
     let part = Guest::filled(512, 1);
     let write = world.start(0, RequestKind::Write { offset: 2 * EXTENT, len: 512 }, &part);
     let guest = Guest::filled(4096, 0);

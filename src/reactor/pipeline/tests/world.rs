@@ -347,8 +347,15 @@ impl World {
                 self.mail.borrow_mut().changes.push(change);
                 self.tell(reactor, PipelineMessage::Freed { ticket });
             }
-            OwnerRequest::CopyMissed { .. } => unreachable!("nothing is moved here"),
-            OwnerRequest::FenceReached { .. } | OwnerRequest::DiskError { .. } => {}
+            OwnerRequest::Intend { reactor, ticket, extent, .. } => {
+                self.vhd.map.set_intent(extent.0 / 64);
+                self.tell(reactor, PipelineMessage::Allocated { ticket, result: Ok(()) });
+            }
+            // It was the only place.
+            OwnerRequest::CopyMissed { reactor, disk, by, .. } => {
+                self.tell(reactor, PipelineMessage::CopyDropped { by, disk, ok: false });
+            }
+            OwnerRequest::FenceReached { .. } | OwnerRequest::ReadFailed { .. } | OwnerRequest::DiskError { .. } => {}
         }
         true
     }

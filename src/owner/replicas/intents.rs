@@ -1,0 +1,217 @@
+//! Write intents: the table says of a page that its replicas are written to before they are (ordering rule 7).
+//!
+//! Set once, when the first write asks. Taken back when the page has not been written to for a while: reactors are made to ask again,
+//! they pass fences on all disks, and if everything that the VHD has written is synced by then, the rows change. A write that asks
+//! meanwhile gets the intent back at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::base::clock::Nanos;
+use crate::base::ids::{DiskId, DiskSet, ReactorId, VhdId};
+use crate::base::limits::INTENT_IDLE_MILLIS;
+use crate::base::units::ExtentIndex;
+use crate::mover::messages::WaveId;
+use crate::owner::Owner;
+use crate::owner::outbox::OwnerOutbox;
+use crate::reactor::messages::{AllocateError, ReactorMessage};
+use crate::store::edit::{EditFailed, EditId, StoreEdit};
+use crate::store::page::PageKey;
+
+/// Names the fences that intents wait for, among those of waves, whose numbers begin with 1.
+pub(in crate::owner) const CLEANING: WaveId = WaveId(0);
+
+/// Pages of one edit that takes intents back.
+const CLEANED_MAX: usize = 64;
+
+/// A write that waits for an intent.
+#[derive(Clone, Copy, Debug)]
+struct Asking {
+    reactor: ReactorId,
+    ticket: u64,
+    page: PageKey,
+}
+
+/// Intents that are about to be taken back.
+#[derive(Debug)]
+struct Cleaning {
+    pages: BTreeSet<PageKey>,
+    /// Disks on which fences are awaited.
+    missing: DiskSet,
+}
+
+/// Write intents of all VHDs.
+#[derive(Debug, Default)]
+pub(in crate::owner) struct Intents {
+    /// Pages that have one, as far as the table has been told.
+    set: BTreeSet<PageKey>,
+    asking: Vec<Asking>,
+    making: Option<(EditId, BTreeSet<PageKey>)>,
+    cleaning: Option<Cleaning>,
+    looked: Nanos,
+    /// The store has failed.
+    broken: bool,
+}
+
+impl Intents {
+    /// The page has had one since before the daemon started.
+    pub fn found(&mut self, page: PageKey) {
+        self.set.insert(page);
+    }
+
+    /// When [`Owner::clean_intents`] has something to do.
+    pub fn due(&self) -> Option<Nanos> {
+        (!self.set.is_empty()).then(|| self.looked.after(std::time::Duration::from_millis(INTENT_IDLE_MILLIS)))
+    }
+}
+
+impl Owner {
+    /// A write wants an intent for the page of an extent.
+    pub(in crate::owner) fn intend(
+        &mut self,
+        (reactor, ticket): (ReactorId, u64),
+        id: VhdId,
+        extent: ExtentIndex,
+        out: &mut impl OwnerOutbox,
+    ) {
+        let (page, _) = PageKey::of(id, extent);
+        let asking = Asking { reactor, ticket, page };
+        let Some(vhd) = self.vhds.get(id).filter(|vhd| !vhd.deleting && extent.0 < vhd.state.map.extents()) else {
+            return answer(asking, Err(AllocateError::Deleted), out);
+        };
+        if self.intents.broken {
+            return answer(asking, Err(AllocateError::Store), out);
+        }
+        // The table still has it, if it was to be taken back.
+        let kept = self.intents.cleaning.as_mut().is_some_and(|cleaning| cleaning.pages.remove(&page));
+        if kept {
+            vhd.state.map.set_intent(page.page);
+        }
+        if vhd.state.map.has_intent(page.page) {
+            return answer(asking, Ok(()), out);
+        }
+        self.intents.asking.push(asking);
+        self.make_intents(out);
+    }
+
+    /// Begins an edit for what is asked, unless one is under way.
+    fn make_intents(&mut self, out: &mut impl OwnerOutbox) {
+        if self.intents.making.is_some() || self.intents.asking.is_empty() {
+            return;
+        }
+        let gone = |asking: &Asking| self.vhds.get(asking.page.vhd).is_none_or(|vhd| vhd.deleting);
+        let (void, asking): (Vec<_>, Vec<_>) = std::mem::take(&mut self.intents.asking).into_iter().partition(gone);
+        void.into_iter().for_each(|asking| answer(asking, Err(AllocateError::Deleted), out));
+        self.intents.asking = asking;
+        let pages: BTreeSet<PageKey> = self.intents.asking.iter().map(|asking| asking.page).collect();
+        if pages.is_empty() {
+            return;
+        }
+        self.intents.set.extend(&pages);
+        let edit = self.next_edit();
+        out.edit(edit, rows(&pages, true));
+        self.intents.making = Some((edit, pages));
+    }
+
+    /// Intents are durable, or the store has failed. False if the edit is another one.
+    pub(in crate::owner) fn intent_edit_done(
+        &mut self,
+        edit: EditId,
+        result: Result<(), EditFailed>,
+        out: &mut impl OwnerOutbox,
+    ) -> bool {
+        let Some((_, pages)) = self.intents.making.take_if(|(making, _)| *making == edit) else { return false };
+        self.intents.broken |= result.is_err();
+        for page in pages.iter().filter(|_| result.is_ok()) {
+            if let Some(vhd) = self.vhds.get(page.vhd) {
+                vhd.state.map.set_intent(page.page);
+            }
+        }
+        let is_done = |asking: &Asking| result.is_err() || pages.contains(&asking.page);
+        let (done, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.intents.asking).into_iter().partition(is_done);
+        self.intents.asking = waiting;
+        let result = result.map_err(|_| AllocateError::Store);
+        done.into_iter().for_each(|asking| answer(asking, result, out));
+        self.make_intents(out);
+        true
+    }
+
+    /// Begins to take back the intents of pages that have not been written to since the last look.
+    pub(in crate::owner) fn clean_intents(&mut self, now: Nanos, out: &mut impl OwnerOutbox) {
+        if self.intents.due().is_none_or(|due| due > now) || self.intents.broken {
+            return;
+        }
+        self.intents.looked = now;
+        self.intents.set.retain(|page| self.vhds.get(page.vhd).is_some_and(|vhd| !vhd.deleting));
+        let making = self.intents.making.as_ref().map(|(_, pages)| pages);
+        let mut idle = BTreeSet::new();
+        for page in &self.intents.set {
+            let map = &self.vhds.get(page.vhd).expect("just looked").state.map;
+            let is_idle = !map.take_written(page.page) && !map.page_is_in_doubt(page.page);
+            if is_idle && making.is_none_or(|pages| !pages.contains(page)) && idle.len() < CLEANED_MAX {
+                idle.insert(*page);
+            }
+        }
+        if self.intents.cleaning.is_some() || idle.is_empty() {
+            return;
+        }
+        for page in &idle {
+            self.vhds.get(page.vhd).expect("just looked").state.map.clear_intent(page.page);
+        }
+        let works = |disk: &&super::super::space::DiskSpace| disk.open && !disk.state.is_failed();
+        let missing: DiskSet = self.space.iter().filter(works).map(|disk| disk.state.id).collect();
+        self.intents.cleaning = Some(Cleaning { pages: idle, missing });
+        missing.iter().for_each(|disk| self.reuse.fence_for(CLEANING, disk, out));
+        if missing.is_empty() {
+            self.end_cleaning(out);
+        }
+    }
+
+    /// A fence was passed by all, or its disk has failed.
+    pub(in crate::owner) fn cleaning_passed(&mut self, disk: DiskId, out: &mut impl OwnerOutbox) {
+        let Some(cleaning) = &mut self.intents.cleaning else { return };
+        cleaning.missing.remove(disk);
+        if cleaning.missing.is_empty() {
+            self.end_cleaning(out);
+        }
+    }
+
+    /// Nothing that was written under the intents is in flight: they go, if everything is synced.
+    fn end_cleaning(&mut self, out: &mut impl OwnerOutbox) {
+        let Some(Cleaning { pages, .. }) = self.intents.cleaning.take() else { return };
+        let mut synced: BTreeMap<VhdId, bool> = BTreeMap::new();
+        let mut cleaned = BTreeSet::new();
+        for page in pages {
+            let Some(vhd) = self.vhds.get(page.vhd).filter(|vhd| !vhd.deleting) else { continue };
+            let is_synced = |disk: DiskId| {
+                self.space.get(disk).is_some_and(|of| of.state.is_synced(vhd.state.sync_wanted_on(disk)))
+            };
+            if *synced.entry(page.vhd).or_insert_with(|| vhd.state.disks_to_sync().iter().all(is_synced)) {
+                self.intents.set.remove(&page);
+                cleaned.insert(page);
+            } else {
+                vhd.state.map.set_intent(page.page);
+            }
+        }
+        if !cleaned.is_empty() {
+            // Nobody waits for it; if it fails, so does the store.
+            let edit = self.next_edit();
+            out.edit(edit, rows(&cleaned, false));
+        }
+    }
+}
+
+fn rows(pages: &BTreeSet<PageKey>, intend: bool) -> Vec<StoreEdit> {
+    let mut rows: Vec<StoreEdit> = Vec::new();
+    for page in pages {
+        match rows.last_mut() {
+            Some(StoreEdit::Intend { vhd, pages, .. }) if *vhd == page.vhd => pages.push(page.page),
+            _ => rows.push(StoreEdit::Intend { vhd: page.vhd, pages: vec![page.page], intend }),
+        }
+    }
+    rows
+}
+
+fn answer(asking: Asking, result: Result<(), AllocateError>, out: &mut impl OwnerOutbox) {
+    let message = ReactorMessage::Allocated { ticket: asking.ticket, result };
+    out.to_reactor(asking.reactor, message);
+}

@@ -1,0 +1,223 @@
+//! Replicas that are made equal again where they are: what could not be read is written anew, and what is in doubt after a power cut
+//! is copied from the replica that guests read.
+//!
+//! The mover copies them like extents that are moved, under the same claims. The table does not change.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::super::moves::wave::Fault;
+use crate::base::ids::{DiskId, JobId, VhdId};
+use crate::base::limits::{REPAIRS_MAX, REPAIRS_WAITING_MAX};
+use crate::base::units::ExtentIndex;
+use crate::mover::messages::{CopyTask, MoveId, MoverMessage, Speed};
+use crate::owner::Owner;
+use crate::owner::outbox::OwnerOutbox;
+use crate::placement::{Replica, ReplicaState};
+use crate::store::page::{PAGE_EXTENTS, PageKey};
+
+/// Whose pace repairs go at: jobs begin with 1.
+const REPAIR: JobId = JobId(0);
+
+/// A replica to be made equal to another one of its extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    vhd: VhdId,
+    extent: ExtentIndex,
+    disk: DiskId,
+}
+
+/// Replicas that are being made equal.
+#[derive(Debug, Default)]
+pub(in crate::owner) struct Repairs {
+    /// Pages in doubt of which nothing has been begun.
+    pages: BTreeSet<PageKey>,
+    /// Of those that have been begun, how much is left.
+    left: BTreeMap<PageKey, usize>,
+    waiting: VecDeque<(Place, bool)>,
+    known: BTreeSet<Place>,
+    running: BTreeMap<MoveId, (Place, bool)>,
+    announced: bool,
+    /// A VHD is not in doubt any more: a job may have waited for that.
+    told_jobs: bool,
+    /// Replicas made equal since the daemon started, and those for which that failed.
+    pub made: u64,
+    pub failed: u64,
+}
+
+impl Repairs {
+    /// Whether replicas of the VHD may differ: it matters then which of them goes.
+    pub fn concerns(&self, vhd: VhdId) -> bool {
+        let (first, last) = (PageKey { vhd, page: 0 }, PageKey { vhd, page: u32::MAX });
+        self.pages.range(first..=last).next().is_some() || self.left.range(first..=last).next().is_some()
+    }
+}
+
+impl Owner {
+    /// At start: what was written to when the daemon ended may differ between replicas. Those that cannot be made equal because
+    /// their disk is not there lack what the others have from now on.
+    pub(in crate::owner) fn look_for_doubt(&mut self, out: &mut impl OwnerOutbox) {
+        let mut absent = Vec::new();
+        for vhd in self.vhds.iter() {
+            let (id, map) = (vhd.record.id, &vhd.state.map);
+            for page in map.pages_with_intent() {
+                let key = PageKey { vhd: id, page };
+                self.intents.found(key);
+                self.repairs.pages.insert(key);
+                for extent in extents_of(key, map.extents()) {
+                    let replicas = map.lookup(extent).replicas;
+                    let dead = |r: &Replica| self.space.disk(r.disk).state.is_failed();
+                    let in_sync = || replicas.iter().filter(|r| r.state == ReplicaState::InSync);
+                    absent.extend(in_sync().filter(dead).map(|replica| (id, extent, replica.disk)));
+                }
+            }
+        }
+        for (vhd, extent, disk) in absent {
+            self.wish_stale(vhd, extent, disk);
+        }
+        self.make_stale(out);
+        self.run_repairs(out);
+    }
+
+    /// A replica could not be read, and another one can.
+    pub(in crate::owner) fn read_failed(
+        &mut self,
+        vhd: VhdId,
+        extent: ExtentIndex,
+        disk: DiskId,
+        out: &mut impl OwnerOutbox,
+    ) {
+        if self.repairs.waiting.len() < REPAIRS_WAITING_MAX {
+            self.want_repair(Place { vhd, extent, disk }, true);
+            self.run_repairs(out);
+        }
+    }
+
+    fn want_repair(&mut self, place: Place, may_turn: bool) -> bool {
+        let new = self.repairs.known.insert(place);
+        if new {
+            self.repairs.waiting.push_back((place, may_turn));
+        }
+        new
+    }
+
+    /// Begins as many as may be on their way at the same time.
+    pub(in crate::owner) fn run_repairs(&mut self, out: &mut impl OwnerOutbox) {
+        while self.repairs.running.len() < REPAIRS_MAX {
+            if let Some((place, may_turn)) = self.repairs.waiting.pop_front() {
+                self.begin_repair(place, may_turn, out);
+            } else if let Some(page) = self.repairs.pages.pop_first() {
+                self.begin_page(page);
+            } else {
+                break;
+            }
+        }
+        if std::mem::take(&mut self.repairs.told_jobs) {
+            self.run_jobs(out);
+        }
+    }
+
+    /// All replicas of the page but those that guests read.
+    fn begin_page(&mut self, page: PageKey) {
+        let Some(vhd) = self.vhds.get(page.vhd) else { return };
+        let state = vhd.state.clone();
+        let mut count = 0;
+        for extent in extents_of(page, state.map.extents()) {
+            let in_sync = self.working_replicas(page.vhd, extent);
+            for replica in in_sync.iter().skip(1) {
+                let place = Place { vhd: page.vhd, extent, disk: replica.disk };
+                count += usize::from(self.want_repair(place, true));
+            }
+        }
+        if count == 0 {
+            state.map.clear_doubt(page.page);
+            self.repairs.told_jobs |= !self.repairs.concerns(page.vhd);
+        } else {
+            self.repairs.left.insert(page, count);
+        }
+    }
+
+    /// Replicas in sync on disks that work, in the order in which they are read.
+    fn working_replicas(&self, vhd: VhdId, extent: ExtentIndex) -> Vec<Replica> {
+        let Some(vhd) = self.vhds.get(vhd).filter(|vhd| extent.0 < vhd.state.map.extents()) else { return Vec::new() };
+        let replicas = vhd.state.map.lookup(extent).replicas;
+        let works = |r: &Replica| r.state == ReplicaState::InSync && !self.space.disk(r.disk).state.is_failed();
+        replicas.iter().filter(works).collect()
+    }
+
+    fn begin_repair(&mut self, place: Place, may_turn: bool, out: &mut impl OwnerOutbox) {
+        let working = self.working_replicas(place.vhd, place.extent);
+        let target = working.iter().find(|replica| replica.disk == place.disk);
+        let source = working.iter().find(|replica| replica.disk != place.disk);
+        let (Some(source), Some(target), Some(vhd)) = (source, target, self.vhds.get(place.vhd)) else {
+            // It is stale by now, or elsewhere, or the only one left.
+            return self.repair_done(place);
+        };
+        if !std::mem::replace(&mut self.repairs.announced, true) {
+            out.to_mover(MoverMessage::SetSpeed { job: REPAIR, speed: Speed::default() });
+        }
+        let id = self.waves.next_move();
+        let (vhd, extent) = (vhd.state.clone(), place.extent);
+        self.repairs.running.insert(id, (place, may_turn));
+        out.to_mover(MoverMessage::Copy(CopyTask { id, job: REPAIR, vhd, extent, source: *source, target: *target }));
+    }
+
+    fn repair_done(&mut self, place: Place) {
+        self.repairs.known.remove(&place);
+        let (page, _) = PageKey::of(place.vhd, place.extent);
+        let Some(left) = self.repairs.left.get_mut(&page) else { return };
+        *left -= 1;
+        if *left == 0 {
+            self.repairs.left.remove(&page);
+            if let Some(vhd) = self.vhds.get(page.vhd) {
+                vhd.state.map.clear_doubt(page.page);
+            }
+            self.repairs.told_jobs |= !self.repairs.concerns(page.vhd);
+        }
+    }
+
+    /// The mover is done with a copy, or has given it up. False if it is not one of these.
+    pub(in crate::owner) fn repair_ended(
+        &mut self,
+        id: MoveId,
+        ended: Result<bool, Fault>,
+        out: &mut impl OwnerOutbox,
+    ) -> bool {
+        let Some((place, may_turn)) = self.repairs.running.remove(&id) else { return false };
+        match ended {
+            Ok(true) => {
+                self.repairs.made += 1;
+                self.repair_done(place);
+            }
+            // The extent has been moved, or dropped: looks again.
+            Ok(false) => self.repairs.waiting.push_back((place, may_turn)),
+            Err(fault) => {
+                self.disk_error(fault.disk, fault.error, false, out);
+                self.repair_failed(place, may_turn, fault, out);
+            }
+        }
+        self.run_repairs(out);
+        true
+    }
+
+    fn repair_failed(&mut self, place: Place, may_turn: bool, fault: Fault, out: &mut impl OwnerOutbox) {
+        self.repairs.failed += 1;
+        if fault.disk == place.disk {
+            self.wish_stale(place.vhd, place.extent, place.disk);
+            self.make_stale(out);
+        } else if may_turn {
+            // The one that was to be read is bad itself, in another place: the other way round.
+            let turned = Place { disk: fault.disk, ..place };
+            if self.want_repair(turned, false) {
+                let (page, _) = PageKey::of(place.vhd, place.extent);
+                if let Some(left) = self.repairs.left.get_mut(&page) {
+                    *left += 1;
+                }
+            }
+        }
+        self.repair_done(place);
+    }
+}
+
+fn extents_of(page: PageKey, extents: u32) -> impl Iterator<Item = ExtentIndex> {
+    (0..PAGE_EXTENTS).filter_map(move |place| page.extent(place)).filter(move |extent| extent.0 < extents)
+}

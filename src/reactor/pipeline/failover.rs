@@ -1,0 +1,86 @@
+//! Reads that a replica could not answer: another one is asked.
+//!
+//! A read is only repeated once nothing of it is in flight. What has been read already is read again: simple, and seldom.
+
+use crate::base::ids::{DiskId, DiskSet};
+use crate::base::units::ExtentIndex;
+use crate::engine::{Buffer, Engine};
+use crate::placement::{Replica, ReplicaSet, ReplicaState};
+use crate::reactor::messages::{Outbox, OwnerRequest};
+
+use super::Pipeline;
+use super::data::to_usize;
+use super::slots::{PieceSlot, RequestSlot, Unread};
+
+impl<E: Engine, O: Outbox> Pipeline<E, O> {
+    /// The replica that is to answer a read: the one on the disk with the fewest operations in flight here.
+    /// If they may differ, the first one.
+    pub(super) fn replica_to_read(&self, replicas: ReplicaSet, in_doubt: bool, avoid: DiskSet) -> Option<Replica> {
+        let usable =
+            |r: &Replica| r.state == ReplicaState::InSync && !avoid.contains(r.disk) && !self.disk(r.disk).is_failed();
+        let mut usable = replicas.iter().filter(usable);
+        if replicas.is_single() || in_doubt {
+            return usable.next();
+        }
+        usable.min_by_key(|replica| self.parking.in_flight_on(replica.disk))
+    }
+
+    /// As [`Pipeline::replica_to_read`], without those that have failed to answer this request.
+    pub(super) fn replica_for(&self, slot: RequestSlot, extent: ExtentIndex, replicas: ReplicaSet) -> Option<Replica> {
+        let state = self.slots.request(slot);
+        let avoid = state.avoid.filter(|(of, _)| *of == extent);
+        let in_doubt = !replicas.is_single() && state.vhd().map.is_in_doubt(extent);
+        self.replica_to_read(replicas, in_doubt, avoid.map_or(DiskSet::default(), |(_, disks)| disks))
+    }
+
+    /// A read for the piece failed. If there is another replica it is asked, and the owner told of the bad one; else the piece
+    /// has failed.
+    pub(super) fn read_failed(&mut self, slot: PieceSlot, disk: DiskId) {
+        let piece = self.slots.piece_mut(slot);
+        piece.unfilled.insert(disk);
+        let (replicas, request, unfilled) = (piece.replicas, piece.request, piece.unfilled);
+        let (extent, cursor, filling) = (piece.extent, piece.cursor, piece.filling);
+        let in_doubt = self.slots.request(request).vhd().map.is_in_doubt(extent);
+        let Some(other) = self.replica_to_read(replicas, in_doubt, unfilled) else {
+            self.slots.piece_mut(slot).failed = true;
+            return;
+        };
+        let vhd = self.slots.request(request).vhd().id();
+        self.outbox.to_owner(OwnerRequest::ReadFailed { vhd, extent, disk });
+        if filling {
+            return self.fill_from(slot, other);
+        }
+        let unread = Unread { cursor, extent, disk };
+        let state = self.slots.request_mut(request);
+        if state.unread.is_none_or(|before| cursor < before.cursor) {
+            state.unread = Some(unread);
+        }
+    }
+
+    /// Reads the disk block again, from another replica: its place is held like those that will be written.
+    fn fill_from(&mut self, slot: PieceSlot, replica: Replica) {
+        let piece = self.slots.piece_mut(slot);
+        let (_, start, len) = piece.part.expect("a piece that is being filled");
+        let request = piece.request;
+        let bounced = piece.bounce.as_ref().expect("a piece that is being filled");
+        let buffer = Buffer { ptr: bounced.buffer.as_ptr(), len: to_usize(len) };
+        self.buffers.clear();
+        self.buffers.push(buffer);
+        let offset = self.disk_offset(request, replica, start);
+        self.submit(slot, replica.disk, offset);
+    }
+
+    /// Goes back to what could not be read, once nothing of the request is in flight.
+    pub(super) fn reads_again(&mut self, slot: RequestSlot) -> bool {
+        let state = self.slots.request_mut(slot);
+        let Some(Unread { cursor, extent, disk }) = state.unread.take() else { return false };
+        if state.failed.is_some() {
+            return false;
+        }
+        let mut avoid = state.avoid.filter(|(of, _)| *of == extent).map_or(DiskSet::default(), |(_, disks)| disks);
+        avoid.insert(disk);
+        state.avoid = Some((extent, avoid));
+        state.cursor = cursor;
+        true
+    }
+}
