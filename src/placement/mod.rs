@@ -131,6 +131,12 @@ impl ReplicaSet {
         set
     }
 
+    /// Number of copies that may be read.
+    #[must_use]
+    pub fn in_sync(&self) -> usize {
+        self.iter().filter(|replica| replica.state == ReplicaState::InSync).count()
+    }
+
     /// Number of copies.
     #[must_use]
     #[allow(clippy::len_without_is_empty, reason = "an empty set is an absent extent: `is_absent`")]

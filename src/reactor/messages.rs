@@ -68,7 +68,7 @@ pub enum OwnerRequest {
         /// The extent.
         extent: ExtentIndex,
     },
-    /// A replica could not be read, and another one answers: write it anew.
+    /// A replica could not be read, and another one answers; or a write failed on some: make it equal to another one.
     ReadFailed {
         /// The VHD.
         vhd: VhdId,

@@ -94,6 +94,7 @@ impl World {
             let writethrough = self.rng.chance(1, 3);
             let mut guest = Guest::new(state, writethrough, ignored);
             guest.has_room = matches!(self.scenario.besides, Besides::Faults | Besides::Emptying);
+            guest.replicated = self.scenario.replicated && self.scenario.besides == Besides::Faults;
             self.guests.push(guest);
             self.told.insert(
                 number,

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use spanblk::base::ids::{DiskId, DiskSet};
 use spanblk::base::rng::Rng;
+use spanblk::base::units::ExtentIndex;
 use spanblk::disk::sim::{Fault, FaultKind, OpCounts, OpKind, SimDisk};
+use spanblk::placement::ReplicaState;
 use spanblk::placement::job::{JobRecord, JobState};
 use spanblk::shared::{DiskState, VhdState};
 
@@ -53,7 +55,15 @@ impl Trouble {
 
     /// Whether a disk has failed before what the VHD has on it was synced.
     pub fn keeps_from_flushing(&self, vhd: &VhdState) -> bool {
-        self.failed().any(|disk| !disk.is_synced(vhd.sync_needed_on(disk.id)))
+        let unsynced = |disk: &&DiskState| !disk.is_synced(vhd.sync_needed_on(disk.id));
+        let failed: DiskSet = self.failed().filter(unsynced).map(|disk| disk.id).collect();
+        // What other replicas have need not be synced there.
+        let is_sole = |extent| {
+            let replicas = vhd.map.lookup(extent).replicas;
+            let mut in_sync = replicas.iter().filter(|r| r.state == ReplicaState::InSync);
+            in_sync.all(|replica| failed.contains(replica.disk))
+        };
+        !failed.is_empty() && vhd.map.placed_from(ExtentIndex(0)).any(is_sole)
     }
 
     pub fn has_failed_disk(&self) -> bool {
@@ -102,7 +112,8 @@ impl World {
     /// Lets an engine do something while its disks are as they are now.
     pub fn in_trouble(&mut self, is_mover: bool, step: impl FnOnce(&mut World) -> bool) -> bool {
         let Some((id, kind)) = self.trouble.now else { return step(self) };
-        if !is_mover && self.trouble.rng.chance(3, 4) {
+        let spared = if self.scenario.replicated { 1 } else { 3 };
+        if !is_mover && self.trouble.rng.chance(spared, 4) {
             // What guests ask for would stop all jobs before the mover meets an error.
             return step(self);
         }

@@ -9,6 +9,7 @@ use spanblk::base::rng::Rng;
 use spanblk::base::units::ExtentIndex;
 use spanblk::disk::sim::OpKind;
 use spanblk::engine::sim::SimEngine;
+use spanblk::placement::ReplicaState;
 use spanblk::reactor::pipeline::{Finished, Pipeline, Token};
 use spanblk::shared::VhdState;
 use spanblk::virtio::request::{Range, Request, RequestKind, Segment, Status};
@@ -25,8 +26,9 @@ struct Flight {
     sectors: std::ops::Range<u64>,
     memory: AlignedBuf,
     steps: Vec<(u64, StepId)>,
-    /// Where the extents that it touches were when it began.
+    /// Where the extents that it touches were when it began, and where each of them could be read.
     disks: DiskSet,
+    in_sync: Vec<DiskSet>,
     /// The disks that were dead then, and whether all that it touches was somewhere else, too.
     dead: DiskSet,
     is_readable: bool,
@@ -57,6 +59,8 @@ pub struct Guest {
     pub detaching: bool,
     /// Whether there is room for all that it can write.
     pub has_room: bool,
+    /// Whether its requests must get by with the replicas that are left.
+    pub replicated: bool,
     /// Disks that do nothing any more.
     pub dead: DiskSet,
     /// Whether one of them has something of it that is not synced.
@@ -79,6 +83,7 @@ impl Guest {
             attached: true,
             detaching: false,
             has_room: false,
+            replicated: false,
             dead: DiskSet::default(),
             is_kept: false,
             flights: Vec::new(),
@@ -226,8 +231,21 @@ impl Guest {
         steps: Vec<(u64, StepId)>,
     ) {
         let (disks, is_readable) = (self.disks_of(&sectors), self.is_readable(&sectors));
+        let in_sync = self.in_sync(&sectors);
         let (dead, is_kept) = (self.dead, self.is_kept);
-        self.flights.push(Flight { token, kind, begun, sectors, memory, steps, disks, dead, is_readable, is_kept });
+        self.flights.push(Flight {
+            token,
+            kind,
+            begun,
+            sectors,
+            memory,
+            steps,
+            disks,
+            in_sync,
+            dead,
+            is_readable,
+            is_kept,
+        });
     }
 
     fn start(
@@ -300,6 +318,15 @@ impl Guest {
         if flight.kind == Kind::Read && !self.dead.is_empty() && !one_died && is_readable {
             return self.leaving;
         }
+        let lasts = |(before, now): (&DiskSet, DiskSet)| {
+            let both = DiskSet(before.0 & now.0);
+            both.iter().any(|disk| !trouble.struck([disk].into_iter().collect(), kind, flight.begun))
+        };
+        // As long as one replica has had no trouble, nobody needs the others.
+        let can_do_without = flight.in_sync.iter().zip(self.in_sync(&flight.sectors)).all(lasts);
+        if self.replicated && can_do_without && matches!(flight.kind, Kind::Read | Kind::Write) && !want_of_room {
+            return self.leaving || self.writethrough && (flight.is_kept || trouble.keeps_from_flushing(&self.state));
+        }
         let is_kept = flight.is_kept || one_died || trouble.keeps_from_flushing(&self.state);
         self.leaving
             || want_of_room
@@ -313,6 +340,15 @@ impl Guest {
             let replicas = self.state.map.lookup(extent).replicas.settled();
             replicas.is_absent() || replicas.iter().any(|replica| !self.dead.contains(replica.disk))
         })
+    }
+
+    /// The disks on which each extent can be read.
+    fn in_sync(&self, sectors: &std::ops::Range<u64>) -> Vec<DiskSet> {
+        let of = |extent| {
+            let replicas = self.state.map.lookup(extent).replicas;
+            replicas.iter().filter(|r| r.state == ReplicaState::InSync).map(|r| r.disk).collect()
+        };
+        self.extents_of(sectors).map(of).collect()
     }
 
     fn extents_of(&self, sectors: &std::ops::Range<u64>) -> impl Iterator<Item = ExtentIndex> + use<> {

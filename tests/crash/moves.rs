@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use spanblk::base::clock::Nanos;
 use spanblk::base::ids::JobId;
 use spanblk::base::units::ExtentIndex;
 use spanblk::disk::sim::SimDisk;
 use spanblk::engine::sim::SimEngine;
 use spanblk::mover::copier::Copier;
 use spanblk::mover::messages::Speed;
+use spanblk::owner::command::Reply;
 use spanblk::owner::command::{Command, CommandId, JobRequest, LayoutRequest, SetJob, StartJob};
+use spanblk::placement::{Replica, ReplicaState};
 use spanblk::shared::{DiskState, VhdState};
 use spanblk::store::edit::{StoreEdit, StoreReport};
 
@@ -65,23 +68,36 @@ impl World {
         }
     }
 
-    /// Whether all replicas of every extent hold the same, now that nothing is in flight. Returns how many were compared.
+    /// Whether all replicas of every extent that may be read hold the same, now that nothing is in flight. Returns how many were compared.
     pub fn compare_replicas(&self) -> Result<u64, String> {
         let mut compared = 0;
         for vhd in &self.post.queues.borrow().opened {
             for extent in vhd.map.placed_from(ExtentIndex(0)) {
                 let seen = vhd.map.lookup(extent);
-                let mut contents = seen.replicas.iter().map(|replica| read_extent(&self.disks, replica, seen.present));
+                let in_sync = |replica: &Replica| replica.state == ReplicaState::InSync;
+                let in_sync = seen.replicas.iter().filter(in_sync);
+                let mut contents = in_sync.map(|replica| read_extent(&self.disks, replica, seen.present));
                 let first = contents.next().expect("a placed extent has a replica")?;
                 for other in contents {
                     compared += 1;
                     if other? != first {
-                        return Err(format!("VHD {}: replicas of extent {} differ", vhd.id().0, extent.0));
+                        return Err(format!(
+                            "VHD {}: replicas of extent {} differ: {seen:?}, intent {}",
+                            vhd.id().0,
+                            extent.0,
+                            vhd.map.has_intent(0)
+                        ));
                     }
                 }
             }
         }
         Ok(compared)
+    }
+
+    /// Replicas that were made stale, and made equal again where they are.
+    pub fn replica_counts(&mut self) -> (u64, u64) {
+        let Reply::Pool(pool) = self.ask_owner(Command::ShowPool) else { panic!("the pool") };
+        (pool.made_stale, pool.repaired)
     }
 
     /// See [`Owner::moves_ended_early`].
@@ -110,6 +126,13 @@ impl World {
     }
 
     /// Nothing else can happen: the copier may be waiting for its pace.
+    /// Time in which nothing else happens.
+    pub fn let_owner_wait(&mut self, millis: u64) {
+        self.now = Nanos(self.now.0 + millis * 1_000_000);
+        let mut post = self.post.clone();
+        self.owner.tick(self.now, &mut post);
+    }
+
     pub fn let_time_pass(&mut self) -> bool {
         let Some(due) = self.mover.next_deadline() else { return false };
         self.now = self.now.max(due);

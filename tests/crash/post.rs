@@ -9,6 +9,7 @@ use spanblk::base::ids::{DiskId, ReactorId, VhdId};
 use spanblk::mover::messages::{MoverMessage, MoverOutbox, MoverReport};
 use spanblk::owner::command::{CommandError, CommandId, LostData, Reply};
 use spanblk::owner::outbox::{Event, OwnerOutbox, SlotRun};
+use spanblk::placement::ReplicaState;
 use spanblk::placement::job::JobState;
 use spanblk::placement::record::VhdRecord;
 use spanblk::reactor::messages::{Outbox, OwnerRequest, ReactorMessage};
@@ -73,6 +74,13 @@ impl Post {
 
 impl Outbox for Post {
     fn to_owner(&mut self, message: OwnerRequest) {
+        if let (OwnerRequest::CopyMissed { reactor, disk, by, .. }, Some(Mutation::AcknowledgeMissed)) =
+            (&message, self.mutation)
+        {
+            let answer = ReactorMessage::CopyDropped { by: *by, disk: *disk, ok: true };
+            self.queues.borrow_mut().reactors[usize::from(reactor.0)].push_back(answer);
+            return;
+        }
         self.queues.borrow_mut().owner.push_back(message);
     }
 
@@ -140,6 +148,16 @@ impl OwnerOutbox for Post {
                     moves.iter_mut().for_each(|moved| moved.generation.0 += 2);
                 }
             }
+        }
+        if self.mutation == Some(Mutation::StaleInMemoryOnly) {
+            for row in &mut rows {
+                if let StoreEdit::Move { moves, .. } = row {
+                    moves.retain(|moved| moved.replicas.iter().all(|r| r.state == ReplicaState::InSync));
+                }
+            }
+        }
+        if self.mutation == Some(Mutation::NoIntents) {
+            rows.retain(|row| !matches!(row, StoreEdit::Intend { intend: true, .. }));
         }
         if self.mutation == Some(Mutation::LoseShrinks) {
             rows.retain(|row| !matches!(row, StoreEdit::Shrink { .. }));

@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use spanblk::base::clock::Nanos;
 use spanblk::base::ids::{DiskId, DiskSet};
 use spanblk::base::rng::Rng;
 use spanblk::base::units::ExtentIndex;
@@ -147,7 +146,7 @@ impl Story {
                 1 if world.guests.len() > 1 && self.rng.chance(1, 3) => world.delete(),
                 2..5 if step >= begins_at => world.administrate()?,
                 5..18 => world.ask(),
-                18 => let_time_pass(world, 100),
+                18 => world.let_owner_wait(100),
                 _ => drop(world.step()?),
             }
             world.reap()?;
@@ -176,7 +175,7 @@ impl Story {
             }
             world.administrate()?;
             world.resume_all()?;
-            let_time_pass(world, 1000);
+            world.let_owner_wait(1000);
         }
         world.rest()?;
         if world.administrator.as_ref().is_some_and(|administrator| !administrator.removed) {
@@ -368,12 +367,6 @@ fn found_in(record: &VhdRecord, state: &VhdState, images: &[SimDisk]) -> Result<
         }
     }
     Ok(history)
-}
-
-fn let_time_pass(world: &mut World, millis: u64) {
-    world.now = Nanos(world.now.0 + millis * 1_000_000);
-    let mut post = world.post.clone();
-    world.owner.tick(world.now, &mut post);
 }
 
 fn stories(test: &str, seeds: u64, dies: bool) -> Sum {

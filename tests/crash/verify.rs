@@ -74,9 +74,17 @@ fn check_content(
     for extent in (0..map.extents()).map(ExtentIndex) {
         let seen = map.lookup(extent);
         let first = u64::from(extent.0) * per_extent;
+        let mut first_content: Option<Vec<u8>> = None;
         // Each of them, as if all other disks were lost as well.
         for replica in seen.replicas.iter().filter(|replica| replica.state == ReplicaState::InSync) {
             let content = read_extent(images, replica, seen.present)?;
+            // Nobody makes them equal, so they must be.
+            if !map.is_in_doubt(extent) && first_content.get_or_insert_with(|| content.clone()) != &content {
+                return Err(format!(
+                    "VHD {}, extent {}: replicas differ without an intent: {seen:?}",
+                    record.id.0, extent.0
+                ));
+            }
             for (sector, bytes) in (first..).zip(content.chunks_exact(SECTOR)) {
                 let found = identify(record.id.0, sector, bytes)?;
                 history.check_cut(sector, found, until - 1, &shrinks)?;

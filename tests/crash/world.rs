@@ -223,6 +223,10 @@ impl World {
             }
             if self.scenario.besides == Besides::Faults {
                 self.trouble_comes_and_goes(step);
+                if self.scenario.replicated && step % 8 == 0 {
+                    // What comes back by itself does so after a while.
+                    self.let_owner_wait(1000);
+                }
                 // More of what happens by itself, so that moves get far enough to fail late.
                 for _ in 0..3 {
                     self.step()?;

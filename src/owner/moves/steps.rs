@@ -11,6 +11,7 @@ use crate::owner::outbox::OwnerOutbox;
 use crate::placement::{Replica, ReplicaSet, ReplicaState};
 use crate::plan::Relocation;
 use crate::store::edit::{EditFailed, EditId, MovedExtent, StoreEdit};
+use crate::store::page::PageKey;
 
 impl Owner {
     /// Takes a report of the mover.
@@ -242,7 +243,10 @@ impl Owner {
         };
         let mut moves: Vec<MovedExtent> = wave.moves.iter().map(place).collect();
         moves.sort_unstable_by_key(|moved| moved.extent);
-        let rows = vec![StoreEdit::Move { vhd: wave.vhd, moves }];
+        let (of, pages) = (wave.vhd, pages_with_replicas(&moves));
+        let mut rows = vec![StoreEdit::Move { vhd: of, moves }];
+        // What was written to one replica while another one was made may be durable on one of them only.
+        rows.extend(self.intend_with(of, pages));
         let edit = self.next_edit();
         self.waves.get_mut(id).expect("looked up above").stage = Stage::Committing { edit };
         out.edit(edit, rows);
@@ -278,7 +282,12 @@ impl Owner {
         let mut absent_blocks = 0;
         for moved in &wave.moves {
             let before = vhd.state.map.lookup(moved.extent).replicas;
-            vhd.state.map.set_replicas(moved.extent, place_after(before, moved));
+            let after = place_after(before, moved);
+            if after.in_sync() > 1 {
+                // In the rows that are durable now, or in earlier ones.
+                vhd.state.map.set_intent(PageKey::of(wave.vhd, moved.extent).0.page);
+            }
+            vhd.state.map.set_replicas(moved.extent, after);
             if let Some(to) = moved.to {
                 absent_blocks += u64::from(BLOCKS_PER_EXTENT - vhd.state.map.lookup(moved.extent).present.len());
                 vhd.counts[to.disk.index()] += 1;
@@ -302,6 +311,14 @@ impl Owner {
         self.answer_missed(out);
         self.job_wave_done(wave.job, out);
     }
+}
+
+/// The pages of extents that have several replicas in sync from now on.
+fn pages_with_replicas(moves: &[MovedExtent]) -> Vec<u32> {
+    let replicated = moves.iter().filter(|moved| moved.replicas.in_sync() > 1);
+    let mut pages: Vec<u32> = replicated.map(|moved| PageKey::of(VhdId(0), moved.extent).0.page).collect();
+    pages.dedup();
+    pages
 }
 
 /// Where an extent is once its move is durable. A copy comes in the place of the replica that goes: it was made from the first

@@ -58,6 +58,11 @@ impl Intents {
         self.set.insert(page);
     }
 
+    /// Whether the table has one for the page, or is about to: also while reactors have to ask again.
+    pub fn has(&self, page: PageKey) -> bool {
+        self.set.contains(&page)
+    }
+
     /// When [`Owner::clean_intents`] has something to do.
     pub fn due(&self) -> Option<Nanos> {
         (!self.set.is_empty()).then(|| self.looked.after(std::time::Duration::from_millis(INTENT_IDLE_MILLIS)))
@@ -135,6 +140,12 @@ impl Owner {
         true
     }
 
+    /// Rows that give these pages an intent, for an edit that is about to be handed over; none if they have one.
+    pub(in crate::owner) fn intend_with(&mut self, vhd: VhdId, mut pages: Vec<u32>) -> Option<StoreEdit> {
+        pages.retain(|page| self.intents.set.insert(PageKey { vhd, page: *page }));
+        (!pages.is_empty()).then_some(StoreEdit::Intend { vhd, pages, intend: true })
+    }
+
     /// Begins to take back the intents of pages that have not been written to since the last look.
     pub(in crate::owner) fn clean_intents(&mut self, now: Nanos, out: &mut impl OwnerOutbox) {
         if self.intents.due().is_none_or(|due| due > now) || self.intents.broken {
@@ -178,14 +189,16 @@ impl Owner {
     /// Nothing that was written under the intents is in flight: they go, if everything is synced.
     fn end_cleaning(&mut self, out: &mut impl OwnerOutbox) {
         let Some(Cleaning { pages, .. }) = self.intents.cleaning.take() else { return };
-        let mut synced: BTreeMap<VhdId, bool> = BTreeMap::new();
+        let mut quiet: BTreeMap<VhdId, bool> = BTreeMap::new();
         let mut cleaned = BTreeSet::new();
         for page in pages {
             let Some(vhd) = self.vhds.get(page.vhd).filter(|vhd| !vhd.deleting) else { continue };
             let is_synced = |disk: DiskId| {
                 self.space.get(disk).is_some_and(|of| of.state.is_synced(vhd.state.sync_wanted_on(disk)))
             };
-            if *synced.entry(page.vhd).or_insert_with(|| vhd.state.disks_to_sync().iter().all(is_synced)) {
+            // What is written to an extent with one replica, while another one is made, goes on without asking.
+            let is_quiet = || !self.waves.is_moving(page.vhd) && vhd.state.disks_to_sync().iter().all(is_synced);
+            if *quiet.entry(page.vhd).or_insert_with(is_quiet) {
                 self.intents.set.remove(&page);
                 cleaned.insert(page);
             } else {

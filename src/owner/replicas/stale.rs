@@ -12,7 +12,7 @@ use crate::owner::Owner;
 use crate::owner::outbox::{Event, OwnerOutbox};
 use crate::placement::{Replica, ReplicaSet, ReplicaState};
 use crate::store::edit::{EditFailed, EditId, MovedExtent, StoreEdit};
-use crate::store::page::PAGE_EXTENTS;
+use crate::store::page::PageKey;
 
 type Place = (VhdId, ExtentIndex, DiskId);
 
@@ -87,11 +87,11 @@ impl Owner {
         };
         let (mut written, mut sole) = (Vec::new(), false);
         for extent in map.placed_from(ExtentIndex(0)).filter(in_sync) {
-            let page = extent.0 / u32::try_from(PAGE_EXTENTS).expect("a small constant");
-            let others = map.lookup(extent).replicas.iter().filter(|r| r.state == ReplicaState::InSync).count() > 1;
+            let (page, _) = PageKey::of(id, extent);
+            let others = map.lookup(extent).replicas.in_sync() > 1;
             // What has no other replica is written without an intent.
             sole |= !others;
-            if others && map.has_intent(page) {
+            if others && self.intents.has(page) {
                 written.push(extent);
             }
         }

@@ -368,6 +368,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             return false;
         }
         let piece = self.slots.take_piece(slot);
+        if piece.failed && piece.is_write {
+            self.report_differing(&piece);
+        }
         self.piece_done(piece);
         true
     }

@@ -10,7 +10,7 @@ use crate::reactor::messages::{Outbox, OwnerRequest};
 
 use super::Pipeline;
 use super::data::to_usize;
-use super::slots::{PieceSlot, RequestSlot, Unread};
+use super::slots::{Piece, PieceSlot, RequestSlot, Unread};
 
 impl<E: Engine, O: Outbox> Pipeline<E, O> {
     /// The replica that is to answer a read: the one on the disk with the fewest operations in flight here.
@@ -54,6 +54,16 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let state = self.slots.request_mut(request);
         if state.unread.is_none_or(|before| cursor < before.cursor) {
             state.unread = Some(unread);
+        }
+    }
+
+    /// A write failed, and its replicas may have got different parts of it: what a guest reads there is undefined, but not another
+    /// thing each time.
+    pub(super) fn report_differing(&mut self, piece: &Piece) {
+        let vhd = self.slots.request(piece.request).vhd().id();
+        let extent = piece.extent;
+        for replica in piece.replicas.iter().filter(|replica| replica.state == ReplicaState::InSync).skip(1) {
+            self.outbox.to_owner(OwnerRequest::ReadFailed { vhd, extent, disk: replica.disk });
         }
     }
 

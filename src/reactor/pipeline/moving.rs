@@ -64,8 +64,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         extent: ExtentIndex,
         replicas: ReplicaSet,
     ) -> Option<Step> {
-        let in_sync = replicas.iter().filter(|replica| replica.state == ReplicaState::InSync).count();
-        if in_sync < 2 || self.slots.request(slot).vhd().map.may_write_replicas(extent) {
+        if replicas.in_sync() < 2 || self.slots.request(slot).vhd().map.may_write_replicas(extent) {
             return None;
         }
         let (reactor, ticket) = (self.id, self.slots.ticket(slot));
