@@ -1,5 +1,6 @@
 //! `spanblk disk`.
 
+mod impact;
 mod replace;
 
 use std::path::Path;
@@ -14,7 +15,7 @@ use super::output::{Failure, Outcome, Table, facts, warn};
 use super::pool::format;
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
-    Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskRemoved, DiskResult, DiskUpdate, ErrorKind, JobWish,
+    Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskRemoved, DiskResult, DiskUpdate, ErrorKind, IoStats, JobWish,
 };
 
 /// Runs a command.
@@ -37,6 +38,8 @@ pub fn run(session: &Session, command: DiskCommand) -> Outcome {
             job::start(session, wish, &args.options)
         }
         DiskCommand::Replace(args) => replace::run(session, args),
+        DiskCommand::Impact(args) => impact::show(session, &args),
+        DiskCommand::Fail(args) => impact::fail(session, &args),
     }
 }
 
@@ -99,7 +102,8 @@ fn report(session: &Session, result: &DiskResult, what: &str) -> Outcome {
 
 fn health_word(health: DiskHealth) -> &'static str {
     match health {
-        DiskHealth::Online => "online",
+        DiskHealth::Healthy => "healthy",
+        DiskHealth::Suspect => "SUSPECT",
         DiskHealth::Failed => "FAILED",
         DiskHealth::Missing => "MISSING",
     }
@@ -118,12 +122,13 @@ fn accept_word(accept: Accept) -> &'static str {
 #[must_use]
 pub fn table(disks: &[DiskInfo]) -> String {
     let headers =
-        ["Disk", "State", "Accepts", ">Capacity", ">Allocated", ">Free", ">Metadata", "Failure domain", "Path"];
+        ["Disk", "State", ">Errors", "Accepts", ">Capacity", ">Allocated", ">Free", ">Metadata", "Failure domain", "Path"];
     let mut table = Table::new(&headers);
     for disk in disks {
         table.row(vec![
             disk.name.clone(),
             health_word(disk.health).to_owned(),
+            disk.errors.to_string(),
             accept_word(disk.accept).to_owned(),
             human_size(disk.total_bytes),
             human_size(disk.allocated_bytes),
@@ -136,12 +141,25 @@ pub fn table(disks: &[DiskInfo]) -> String {
     table.render()
 }
 
+fn state_text(disk: &DiskInfo) -> String {
+    let word = health_word(disk.health);
+    disk.suspicion.as_ref().map_or_else(|| word.to_owned(), |why| format!("{word}: {why}"))
+}
+
+fn io_text(io: &IoStats) -> String {
+    let IoStats { operations, errors, latency_us_mean, latency_us_p99, slow } = io;
+    if *operations == 0 {
+        return "none yet".to_owned();
+    }
+    format!("{operations} ({errors} failed), mean {latency_us_mean} us, 99 % within {latency_us_p99} us, {slow} above 8 s")
+}
+
 fn details(disk: &DiskInfo) -> String {
     facts(&[
         ("Name", disk.name.clone()),
         ("UUID", disk.uuid.to_string()),
         ("Path", disk.path.clone().unwrap_or_else(|| "-".to_owned())),
-        ("State", health_word(disk.health).to_owned()),
+        ("State", state_text(disk)),
         ("Accepts", accept_word(disk.accept).to_owned()),
         ("Failure domain", disk.failure_domain.clone()),
         ("Block size", human_size(disk.block_bytes.into())),
@@ -150,6 +168,9 @@ fn details(disk: &DiskInfo) -> String {
         ("Free", human_size(disk.free_bytes)),
         ("Metadata region", if disk.metadata_bytes == 0 { "none".to_owned() } else { human_size(disk.metadata_bytes) }),
         ("Errors", disk.errors.to_string()),
+        ("Reads", io_text(&disk.io.read)),
+        ("Writes", io_text(&disk.io.write)),
+        ("Syncs", io_text(&disk.io.sync)),
         ("VHDs", if disk.vhds.is_empty() { "none".to_owned() } else { disk.vhds.join(", ") }),
     ])
 }

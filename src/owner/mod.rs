@@ -3,7 +3,8 @@
 //! * [`command`]: commands, their answers and errors. [`outbox`]: what the owner makes happen.
 //! * `allocate`: requests of reactors. `reuse`: how freed slots become free. `space`, `vhds`: what there is.
 //! * `moves`: extents on their way to other disks. `jobs`: what moves them, and why.
-//! * `commands`, `create`, `resize`, `fill`, `remove`: commands step by step. `info`: answers to questions. `usage`: warnings.
+//! * `commands`, `create`, `resize`, `fill`, `remove`, `fail`: commands step by step. `info`: answers to questions. `usage`,
+//!   `health`: warnings.
 //!
 //! No thread, no clock, no disk: time is an argument, effects go to an [`outbox::OwnerOutbox`]. The simulation runs the
 //! very code that runs in production.
@@ -22,7 +23,9 @@ mod commands;
 mod create;
 mod domains;
 pub mod error;
+mod fail;
 mod fill;
+mod health;
 mod info;
 mod jobs;
 mod moves;
@@ -242,7 +245,10 @@ impl Owner {
                     self.fence_reached(reached, out);
                 }
             }
-            OwnerRequest::DiskError { disk, error, sync } => self.disk_error(disk, error, sync, out),
+            OwnerRequest::DiskError { disk, error, sync } => {
+                self.disk_error(disk, error, sync, out);
+                self.watch_disk(disk, now, out);
+            }
             OwnerRequest::CopyMissed { reactor, vhd, disk, by } => {
                 self.copy_missed(Missed { reactor, vhd, disk, by }, out);
             }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::command::JoiningDisk;
+use super::health::Watch;
 use super::outbox::SlotRun;
 use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::DISKS_MAX;
@@ -25,6 +26,8 @@ pub(super) struct DiskSpace {
     pub errors: u64,
     /// Whether its failure has been reported.
     pub failure_told: bool,
+    /// What it did lately.
+    pub watch: Watch,
     /// Slots promised to thick VHDs that are being given their room.
     pub reserved: u32,
     /// Whether extents may be placed on it: not before every reactor knows it, and not while it is about to leave the pool.
@@ -97,6 +100,7 @@ impl Space {
             failure_domain: record.failure_domain.clone(),
             errors: 0,
             failure_told: false,
+            watch: Watch::default(),
             reserved: 0,
             open,
             left: false,

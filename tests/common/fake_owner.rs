@@ -410,6 +410,10 @@ impl Host for FakeHost {
         StoreInfo::default()
     }
 
+    fn votes(&self) -> Votes {
+        Votes { members: [DiskId(0), DiskId(1)].into_iter().collect(), needed: 2 }
+    }
+
     fn connections(&self) -> Vec<Connections> {
         vec![Connections { vhd: "old".to_owned(), accepted: 3, refused: 1, faults: 0 }]
     }
