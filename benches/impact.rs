@@ -81,7 +81,9 @@ fn vhd(id: u32, size: u32, thinness: u32, mirrored: bool) -> VhdInfo {
 fn main() {
     let pool = pool();
     println!("{:>12} {:>10} {:>9} {:>14} {:>14}", "VHD size", "placed", "replicas", "extents in all", "milliseconds");
-    for (size, thinness, mirrored) in [(1 << 10, 1, false), (10 << 10, 1, false), (10 << 10, 1, true), (100 << 10, 16, false)] {
+    for (size, thinness, mirrored) in
+        [(1 << 10, 1, false), (10 << 10, 1, false), (10 << 10, 1, true), (100 << 10, 16, false)]
+    {
         let vhds: Vec<VhdInfo> = (0..VHDS).map(|id| vhd(id, size, thinness, mirrored)).collect();
         let disks = [DiskId(1)].into_iter().collect();
         let votes = Votes { members: disks, needed: 1 };

@@ -121,8 +121,18 @@ fn accept_word(accept: Accept) -> &'static str {
 /// Disks as a table.
 #[must_use]
 pub fn table(disks: &[DiskInfo]) -> String {
-    let headers =
-        ["Disk", "State", ">Errors", "Accepts", ">Capacity", ">Allocated", ">Free", ">Metadata", "Failure domain", "Path"];
+    let headers = [
+        "Disk",
+        "State",
+        ">Errors",
+        "Accepts",
+        ">Capacity",
+        ">Allocated",
+        ">Free",
+        ">Metadata",
+        "Failure domain",
+        "Path",
+    ];
     let mut table = Table::new(&headers);
     for disk in disks {
         table.row(vec![
@@ -151,7 +161,9 @@ fn io_text(io: &IoStats) -> String {
     if *operations == 0 {
         return "none yet".to_owned();
     }
-    format!("{operations} ({errors} failed), mean {latency_us_mean} us, 99 % within {latency_us_p99} us, {slow} above 8 s")
+    format!(
+        "{operations} ({errors} failed), mean {latency_us_mean} us, 99 % within {latency_us_p99} us, {slow} above 8 s"
+    )
 }
 
 fn details(disk: &DiskInfo) -> String {

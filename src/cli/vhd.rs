@@ -9,8 +9,8 @@ use super::output::{Failure, Outcome, Table, facts};
 use super::{Session, attach, image, job};
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
-    Attachment, ErrorKind, Expand, JobInfo, JobWish, Layout, VhdCreate, VhdDeleted, VhdHealth, VhdInfo, VhdList, VhdRename,
-    VhdResize, VhdResult, VhdUpdate, WhenFull,
+    Attachment, ErrorKind, Expand, JobInfo, JobWish, Layout, VhdCreate, VhdDeleted, VhdHealth, VhdInfo, VhdList,
+    VhdRename, VhdResize, VhdResult, VhdUpdate, WhenFull,
 };
 
 pub mod map;
@@ -164,7 +164,8 @@ fn layout_word(layout: Layout) -> &'static str {
 }
 
 fn table(list: &VhdList, jobs: &[JobInfo]) -> String {
-    let mut table = Table::new(&["Name", "State", ">Size", ">Allocated", ">Written", "Layout", "Disks", "VM", "Attached"]);
+    let mut table =
+        Table::new(&["Name", "State", ">Size", ">Allocated", ">Written", "Layout", "Disks", "VM", "Attached"]);
     for vhd in &list.vhds {
         let attached = match (&vhd.attached, &vhd.socket_problem) {
             (Some(Attachment { pid: Some(pid) }), _) => format!("pid {pid}"),

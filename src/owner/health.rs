@@ -26,10 +26,7 @@ pub(super) struct Counts {
 
 impl Counts {
     fn since(self, before: Counts) -> Counts {
-        Counts {
-            errors: self.errors.saturating_sub(before.errors),
-            slow: self.slow.saturating_sub(before.slow),
-        }
+        Counts { errors: self.errors.saturating_sub(before.errors), slow: self.slow.saturating_sub(before.slow) }
     }
 
     fn are_suspect(self) -> bool {

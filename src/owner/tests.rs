@@ -2,6 +2,7 @@
 
 mod allocation;
 mod cache_mode;
+mod health;
 mod lifecycle;
 mod missed;
 mod moves;

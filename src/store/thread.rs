@@ -165,7 +165,8 @@ pub fn start(
     replies: impl Replies + 'static,
 ) -> std::io::Result<(StoreHandle, JoinHandle<()>)> {
     let (messages, queue) = crossbeam_channel::unbounded();
-    let status = StoreStatus { stamp: committer.stamp(), failed: false, members: members.status(), needed: members.needed() };
+    let status =
+        StoreStatus { stamp: committer.stamp(), failed: false, members: members.status(), needed: members.needed() };
     let status = Arc::new(Mutex::new(status));
     let shell = Shell {
         committer,

@@ -60,7 +60,8 @@ pub fn vhd_health(vhd: &command::VhdInfo, pool: &PoolRecord, gone: Gone) -> (Vhd
 
 fn problem(vhd: &command::VhdInfo, pool: &PoolRecord, gone: Gone, its: DiskSet, loss: &VhdLoss) -> String {
     let state = |disk: DiskId| if gone.missing.contains(disk) { "is missing" } else { "has failed" };
-    let disks: Vec<String> = its.iter().map(|disk| format!("disk '{}' {}", pool.disk_name(disk), state(disk))).collect();
+    let disks: Vec<String> =
+        its.iter().map(|disk| format!("disk '{}' {}", pool.disk_name(disk), state(disk))).collect();
     let unreadable = loss.lost.extents + loss.empty;
     let mut effects = Vec::new();
     if unreadable > 0 {

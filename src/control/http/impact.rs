@@ -60,7 +60,8 @@ fn may_fail(disk: &str, request: &DiskFail, impact: &ImpactInfo) -> Result<(), A
              would succeed",
             store.left, store.needed
         );
-        let hint = format!("'spanblk disk replace {disk} NEW' moves the table first; --force fails the disk all the same");
+        let hint =
+            format!("'spanblk disk replace {disk} NEW' moves the table first; --force fails the disk all the same");
         return refused("loses_store", message, hint);
     }
     let lost = &impact.totals.lost;

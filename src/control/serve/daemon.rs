@@ -106,7 +106,6 @@ impl Daemon {
         let (states, disks) = disks_of(&table.pool, &pool);
 
         let events = Arc::new(EventLog::default());
-        report_notices(&pool, &events);
         let (owner, queue) = OwnerSender::channel();
         let inboxes = Inboxes::new(config.reactors).map_err(system("make the reactors' queues"))?;
         let handles = inboxes.handles();
@@ -131,8 +130,7 @@ impl Daemon {
         let (service, service_thread) =
             service::start(Arc::clone(&server), Arc::clone(&problems)).map_err(system("start the service thread"))?;
         let core = Owner::new(table.pool, states, table.vhds.clone(), config.reactors)?.with_jobs(table.jobs);
-        let is_here = |id| disks.iter().any(|disk| disk.state.id == id);
-        Snapshot::of(&core, is_here, &store.status()).tell_missing(&events);
+        report_disks(&pool, &core, &store, &events);
         let effects = Effects {
             reactors: handles,
             mover: mover.handle(),
@@ -214,14 +212,15 @@ fn open(config: &Config) -> Result<OpenPool<FileDisk>, ServeError> {
     Ok(pool)
 }
 
-/// What was noticed of disks that are here.
-fn report_notices(pool: &OpenPool<FileDisk>, events: &EventLog) {
+/// What was noticed of disks that are here, and what it means that others are not.
+fn report_disks(pool: &OpenPool<FileDisk>, owner: &Owner, store: &StoreHandle, events: &EventLog) {
     for disk in &pool.disks {
         for notice in &disk.notices {
             let message = format!("disk '{}': {notice}", disk.name);
             events.record(Severity::Warning, EventDetail::Note { message });
         }
     }
+    Snapshot::of(owner, |id| pool.disk(id).is_some(), &store.status()).tell_missing(events);
 }
 
 /// Shared state of every disk of the pool (a missing one counts as failed), and those that are here.

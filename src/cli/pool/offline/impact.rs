@@ -70,5 +70,6 @@ fn name_members(pool: &OpenPool<FileDisk>, failure: Failure) -> Failure {
     if members.is_empty() {
         return failure;
     }
-    failure.hint(format!("the placement table is also on {}, missing here: give one of those disks", members.join(", ")))
+    failure
+        .hint(format!("the placement table is also on {}, missing here: give one of those disks", members.join(", ")))
 }

@@ -137,7 +137,8 @@ fn the_placement_table_needs_a_majority_of_its_members() {
 #[test]
 fn events_name_the_worst_and_count_the_rest() {
     let pool = pool(4);
-    let vhds: Vec<_> = (0..200).map(|i| vhd(i, None, isolated(u8::try_from(i % 2).unwrap()), &[&[(i % 2) as u8]], |_| true)).collect();
+    let vhds: Vec<_> =
+        (0..200).map(|i| vhd(i, None, isolated(u8::try_from(i % 2).unwrap()), &[&[(i % 2) as u8]], |_| true)).collect();
     let impact = brief(of_vhds(&scene(&pool, &[0], &[]), &vhds));
     assert_eq!((impact.vms[0].vhds.len(), impact.vhds_left_out), (IMPACT_EVENT_VHDS_MAX, 100 - 64));
     assert!(impact.vms[0].vhds.iter().all(|vhd| vhd.fate == Fate::Lost));
