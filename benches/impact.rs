@@ -37,7 +37,7 @@ fn pool() -> PoolRecord {
 /// A VHD of `size` extents, of which one in `thinness` is placed; two replicas if it is `mirrored`.
 fn vhd(id: u32, size: u32, thinness: u32, mirrored: bool) -> VhdInfo {
     let own = (id % u32::from(DISKS)) as u8;
-    let spanned = id / u32::from(DISKS) % 2 == 0;
+    let spanned = (id / u32::from(DISKS)).is_multiple_of(2);
     let layout = if spanned || mirrored {
         Layout::Spanned { disks: (0..DISKS).map(DiskId).collect(), width: None, chosen: false }
     } else {

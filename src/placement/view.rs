@@ -7,10 +7,12 @@
 //! Reading order matters: replicas first, bits second, then both are confirmed by reading the version again. The other
 //! way round, old present bits could be combined with a new slot that holds a stranger's bytes.
 
+mod scan;
 mod segments;
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+pub use scan::PlacedExtent;
 pub use segments::TooManySegments;
 use segments::{Segment, Segments};
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::health::Gone;
 use crate::base::ids::{DiskId, DiskSet};
 use crate::base::limits::IMPACT_EVENT_VHDS_MAX;
-use crate::base::units::{ExtentIndex, Geometry};
+use crate::base::units::Geometry;
 use crate::control::wire::{
     ExtentSum, Fate, GoneDisk, ImpactInfo, ImpactSum, ImpactTotals, StoreImpact, VhdImpact, VmImpact,
 };
@@ -15,6 +15,12 @@ use crate::placement::impact::{ExtentCount, Loss, VhdLoss};
 use crate::placement::record::{Expand, Layout, PoolRecord, VhdRecord};
 use crate::store::mirror::MemberStatus;
 use crate::store::thread::StoreStatus;
+
+/// Threads that read maps at the same time: guests want the cores, too.
+const THREADS_MAX: usize = 4;
+
+/// Extents that are worth a thread: a few milliseconds.
+const EXTENTS_PER_THREAD_MIN: u64 = 1 << 19;
 
 /// Who has a say in commits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,12 +106,35 @@ pub fn measure(vhd: &command::VhdInfo, loss: &Loss) -> VhdLoss {
         sums.untouched.extents = slots.div_ceil(u64::from(vhd.record.replicas));
         return sums;
     }
-    let map = &vhd.state.map;
-    for extent in map.placed_from(ExtentIndex(0)) {
-        let found = map.lookup(extent);
-        sums.add(loss.fate(found.replicas.iter(), found.present), found.present);
-    }
+    vhd.state.map.for_each_placed(|found| sums.add(loss.fate(found.replicas(), found.present), found.present));
     sums
+}
+
+/// As [`measure`] of many, by several threads if there is much to read.
+fn measure_all(vhds: &[command::VhdInfo], loss: &Loss) -> Vec<VhdLoss> {
+    let unreadable = loss.unreadable();
+    let to_read = |vhd: &command::VhdInfo| {
+        let concerned = vhd.slots.keys().any(|disk| unreadable.contains(*disk));
+        if concerned { u64::from(vhd.state.map.extents()) } else { 0 }
+    };
+    let total: u64 = vhds.iter().map(to_read).sum();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = (total / EXTENTS_PER_THREAD_MIN).clamp(1, cores.min(THREADS_MAX) as u64);
+    if threads == 1 {
+        return vhds.iter().map(|vhd| measure(vhd, loss)).collect();
+    }
+    // Runs of VHDs that are about as much to read.
+    let mut read = 0;
+    let parts = vhds.chunk_by(|vhd, _| {
+        let before = read * threads / total.max(1);
+        read += to_read(vhd);
+        read * threads / total.max(1) == before
+    });
+    std::thread::scope(|scope| {
+        let start = |part: &'_ [command::VhdInfo]| part.iter().map(|vhd| measure(vhd, loss)).collect::<Vec<_>>();
+        let threads: Vec<_> = parts.map(|part| scope.spawn(move || start(part))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("a panic aborts the process")).collect()
+    })
 }
 
 /// The impact, all VHDs named.
@@ -142,14 +171,12 @@ pub fn impact_info<'a>(scene: &Scene<'_>, vhds: impl Iterator<Item = Measured<'a
 #[must_use]
 pub fn of_vhds(scene: &Scene<'_>, vhds: &[command::VhdInfo]) -> ImpactInfo {
     let loss = scene.loss();
-    impact_info(
-        scene,
-        vhds.iter().map(|vhd| Measured {
-            record: &vhd.record,
-            attached: vhd.attached.is_some(),
-            loss: measure(vhd, &loss),
-        }),
-    )
+    let measured = vhds.iter().zip(measure_all(vhds, &loss)).map(|(vhd, loss)| Measured {
+        record: &vhd.record,
+        attached: vhd.attached.is_some(),
+        loss,
+    });
+    impact_info(scene, measured)
 }
 
 /// The impact without VHDs that nothing happens to, and with a limited number of the others: for events.

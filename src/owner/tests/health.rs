@@ -33,8 +33,8 @@ fn a_disk_with_errors_is_suspect_for_a_while_and_used_all_the_same() {
     assert_eq!(suspicion(&world).unwrap(), format!("{} errors in the last 10 minutes", SUSPECT_ERRORS + 2));
     (0..20).for_each(|extent| assert_eq!(world.allocate(&vhd, extent), Some(Ok(())), "it is used as before"));
 
-    for secs in (10..2 * HEALTH_WINDOW_SECS).step_by(HEALTH_LOOK_SECS as usize) {
-        world.owner.watch_disks(at(secs), &mut world.mail);
+    for look in 1..2 * HEALTH_WINDOW_SECS / HEALTH_LOOK_SECS {
+        world.owner.watch_disks(at(look * HEALTH_LOOK_SECS), &mut world.mail);
     }
     assert_eq!((told(&world, suspect), told(&world, healthy), suspicion(&world)), (1, 1, None));
 }

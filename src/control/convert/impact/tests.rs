@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::base::ids::VhdId;
-use crate::base::units::{BlockMask, Generation, SlotIndex};
+use crate::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};
 use crate::control::wire::DiskHealth;
 use crate::owner::vhd_state;
 use crate::placement::record::{Accept, DiskRecord, RECORD_VERSION, WhenFull};
@@ -143,4 +143,21 @@ fn events_name_the_worst_and_count_the_rest() {
     assert_eq!((impact.vms[0].vhds.len(), impact.vhds_left_out), (IMPACT_EVENT_VHDS_MAX, 100 - 64));
     assert!(impact.vms[0].vhds.iter().all(|vhd| vhd.fate == Fate::Lost));
     assert_eq!((impact.totals.lost.vhds, impact.totals.untouched.vhds), (100, 100), "totals are of all");
+}
+
+/// Enough extents for several threads: sums and names are those of one.
+#[test]
+fn many_extents_are_read_by_several_threads() {
+    let pool = pool(4);
+    let places: Vec<&[u8]> = (0..300_000).map(|extent| if extent % 3 == 0 { &[0][..] } else { &[1, 2] }).collect();
+    let vhds: Vec<_> =
+        (0..9).map(|id| vhd(id, Some("vm"), spanned(&[0, 1, 2]), &places[id as usize * 30_000..], |_| true)).collect();
+    let scene = scene(&pool, &[0], &[2]);
+    let total: u64 = vhds.iter().map(|vhd| u64::from(vhd.state.map.extents())).sum();
+    assert!(total > 2 * EXTENTS_PER_THREAD_MIN);
+    let loss = scene.loss();
+    let one_by_one: Vec<VhdLoss> = vhds.iter().map(|vhd| measure(vhd, &loss)).collect();
+    assert_eq!(measure_all(&vhds, &loss), one_by_one);
+    assert_eq!(one_by_one[0].lost.extents, 100_000);
+    assert_eq!(one_by_one[8].untouched.extents, 40_000);
 }
