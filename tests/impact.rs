@@ -186,6 +186,9 @@ fn a_disk_is_failed_by_order_and_only_with_its_losses_accepted() {
     let told = event(&host, "disk_failed");
     assert_eq!((&told["disk"], sums(&told["impact"])), (&"d3".into(), sums(&impact)));
     assert_eq!(fate(&told["impact"], "web"), "left out", "nothing happens to it");
+    let line = host.ok(&["events"]).lines().find(|line| line.contains("disk_failed")).unwrap().to_owned();
+    let brief = "disk=d3  message=marked as failed by order  lost: 1 VHDs, 4MiB written; degraded: 2 VHDs; 'spanblk disk impact d3'";
+    assert!(line.contains(brief) && !line.contains("{"), "{line}");
     assert!(host.ok(&["disk", "fail", "d3", "--yes"]).starts_with("nothing changed"));
     assert!(host.ok(&["disk", "impact", "d3"]).contains("(failed now)"));
     let (health, problem) = state(&host, "db");

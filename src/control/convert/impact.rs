@@ -110,29 +110,35 @@ pub fn measure(vhd: &command::VhdInfo, loss: &Loss) -> VhdLoss {
     sums
 }
 
-/// As [`measure`] of many, by several threads if there is much to read.
-fn measure_all(vhds: &[command::VhdInfo], loss: &Loss) -> Vec<VhdLoss> {
-    let unreadable = loss.unreadable();
-    let to_read = |vhd: &command::VhdInfo| {
-        let concerned = vhd.slots.keys().any(|disk| unreadable.contains(*disk));
-        if concerned { u64::from(vhd.state.map.extents()) } else { 0 }
-    };
-    let total: u64 = vhds.iter().map(to_read).sum();
+/// How much there is to read of a VHD, in extents.
+fn to_read(vhd: &command::VhdInfo, loss: &Loss) -> u64 {
+    let concerned = vhd.slots.keys().any(|disk| loss.unreadable().contains(*disk));
+    if concerned { u64::from(vhd.state.map.extents()) } else { 0 }
+}
+
+/// Threads that are worth it.
+fn threads_for(vhds: &[command::VhdInfo], loss: &Loss) -> u64 {
+    let total: u64 = vhds.iter().map(|vhd| to_read(vhd, loss)).sum();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = (total / EXTENTS_PER_THREAD_MIN).clamp(1, cores.min(THREADS_MAX) as u64);
+    (total / EXTENTS_PER_THREAD_MIN).clamp(1, cores.min(THREADS_MAX) as u64)
+}
+
+/// As [`measure`] of many, by this many threads, each with a run of VHDs that is about as much to read as the others'.
+fn measure_all(vhds: &[command::VhdInfo], loss: &Loss, threads: u64) -> Vec<VhdLoss> {
+    let all = |part: &[command::VhdInfo]| part.iter().map(|vhd| measure(vhd, loss)).collect::<Vec<_>>();
     if threads == 1 {
-        return vhds.iter().map(|vhd| measure(vhd, loss)).collect();
+        return all(vhds);
     }
-    // Runs of VHDs that are about as much to read.
+    let total: u64 = vhds.iter().map(|vhd| to_read(vhd, loss)).sum();
     let mut read = 0;
     let parts = vhds.chunk_by(|vhd, _| {
-        let before = read * threads / total.max(1);
-        read += to_read(vhd);
-        read * threads / total.max(1) == before
+        let part = |read: u64| read * threads / total.max(1);
+        let before = part(read);
+        read += to_read(vhd, loss);
+        part(read) == before
     });
     std::thread::scope(|scope| {
-        let start = |part: &'_ [command::VhdInfo]| part.iter().map(|vhd| measure(vhd, loss)).collect::<Vec<_>>();
-        let threads: Vec<_> = parts.map(|part| scope.spawn(move || start(part))).collect();
+        let threads: Vec<_> = parts.map(|part| scope.spawn(move || all(part))).collect();
         threads.into_iter().flat_map(|thread| thread.join().expect("a panic aborts the process")).collect()
     })
 }
@@ -171,7 +177,7 @@ pub fn impact_info<'a>(scene: &Scene<'_>, vhds: impl Iterator<Item = Measured<'a
 #[must_use]
 pub fn of_vhds(scene: &Scene<'_>, vhds: &[command::VhdInfo]) -> ImpactInfo {
     let loss = scene.loss();
-    let measured = vhds.iter().zip(measure_all(vhds, &loss)).map(|(vhd, loss)| Measured {
+    let measured = vhds.iter().zip(measure_all(vhds, &loss, threads_for(vhds, &loss))).map(|(vhd, loss)| Measured {
         record: &vhd.record,
         attached: vhd.attached.is_some(),
         loss,
