@@ -44,10 +44,34 @@ async fn the_pool_is_shown() {
     assert_eq!(pool["block_bytes"], 32 << 10);
     assert_eq!(pool["disks"][0]["name"], "d0");
     assert_eq!(pool["disks"][0]["path"], "/srv/d0.img");
-    assert_eq!(pool["disks"][0]["health"], "online");
+    assert_eq!(pool["disks"][0]["health"], "healthy");
     assert_eq!(pool["space"]["overcommit_ratio"], 0.5);
     assert_eq!(pool["shared_failure_domains"][0]["disks"], json!(["d0", "d1"]));
-    assert!(pool["warnings"][0].as_str().unwrap().contains("failure domain"), "{pool}");
+    assert_eq!(pool["disks"][1]["health"], "suspect");
+    let warnings: Vec<&str> = pool["warnings"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+    assert!(warnings[0].contains("'d1' is suspect: 3 errors") && warnings[1].contains("failure domain"), "{pool}");
+}
+
+#[tokio::test]
+async fn what_the_loss_of_a_disk_means_is_told_and_has_to_be_accepted() {
+    let (status, impact) = call(Method::GET, "/api/v1/disks/d1/impact", None).await;
+    assert_eq!(status, StatusCode::OK, "{impact}");
+    assert_eq!((&impact["disks"], &impact["gone"]), (&json!(["d1"]), &json!([])));
+    assert_eq!(impact["store"], json!({"members": 2, "left": 1, "needed": 2, "keeps_majority": false}));
+    let lost = &impact["totals"]["lost"];
+    assert_eq!((&lost["vhds"], &lost["extents"]), (&json!(2), &json!(2)), "{impact}");
+    assert_eq!(call(Method::GET, "/api/v1/disks/d9/impact", None).await.0, StatusCode::NOT_FOUND);
+
+    let fail = async |body: Value| call(Method::POST, "/api/v1/disks/d1/fail", Some(body)).await;
+    let (status, dry) = fail(json!({"dry_run": true})).await;
+    assert_eq!((status, &dry["changed"], &dry["impact"]), (StatusCode::OK, &json!(false), &impact));
+    for (body, code) in [(json!({"accept_loss": true}), "loses_store"), (json!({"force": true}), "loses_data")] {
+        let (status, refused) = fail(body).await;
+        assert_eq!((status, &refused["error"]["code"]), (StatusCode::CONFLICT, &json!(code)), "{refused}");
+    }
+    let (status, failed) = fail(json!({"force": true, "accept_loss": true})).await;
+    assert_eq!((status, &failed["changed"]), (StatusCode::OK, &json!(true)), "{failed}");
+    assert_eq!(fail(json!({"accept_los": true})).await.0, StatusCode::BAD_REQUEST);
 }
 
 #[tokio::test]

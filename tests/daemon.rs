@@ -178,7 +178,7 @@ fn a_full_pool_fails_or_waits_and_goes_on_with_a_new_disk() {
     assert_eq!(host.json(&["check"])["consistent"], true);
     host.stop();
     host.serve(&[], &["d9.img", "d0.img"]);
-    assert_eq!(host.json(&["disk", "show", "d9"])["health"], "online");
+    assert_eq!(host.json(&["disk", "show", "d9"])["health"], "healthy");
     host.stop();
 }
 

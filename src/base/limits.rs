@@ -226,6 +226,25 @@ pub const GROWTHS_MAX: usize = 32;
 /// Ranges of lost data that are named, per VHD.
 pub const LOST_RANGES_MAX: usize = 64;
 
+/// VHDs that an event about a lost disk names; the totals are of all.
+pub const IMPACT_EVENT_VHDS_MAX: usize = 64;
+
+/// Seconds between two looks at the errors and latencies of disks.
+pub const HEALTH_LOOK_SECS: u64 = 10;
+
+/// Seconds in which a disk must not give errors or be slow too often.
+pub const HEALTH_WINDOW_SECS: u64 = 600;
+
+/// Errors in that time that make a disk suspect. One may be a cable; what retries of a bad sector give are more.
+pub const SUSPECT_ERRORS: u64 = 3;
+
+/// Slow operations in that time that make a disk suspect.
+pub const SUSPECT_SLOW: u64 = 5;
+
+/// Latency buckets from this one on are slow: at least 8.4 seconds. The longest queue of one reactor ([`DISK_IN_FLIGHT_MAX`]) takes
+/// a hard disk about five.
+pub const SLOW_BUCKET: usize = 24;
+
 /// Generations of an extent: one that has been placed and dropped this often keeps its slot, so that they never wrap (which
 /// would make every later change look older than what is durable).
 pub const GENERATION_MAX: u32 = 1 << 28;

@@ -1,5 +1,6 @@
 //! `spanblk disk`.
 
+mod impact;
 mod replace;
 
 use std::path::Path;
@@ -14,7 +15,7 @@ use super::output::{Failure, Outcome, Table, facts, warn};
 use super::pool::format;
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
-    Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskRemoved, DiskResult, DiskUpdate, ErrorKind, JobWish,
+    Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskRemoved, DiskResult, DiskUpdate, ErrorKind, IoStats, JobWish,
 };
 
 /// Runs a command.
@@ -39,6 +40,8 @@ pub fn run(session: &Session, command: DiskCommand) -> Outcome {
         DiskCommand::Replace(args) => replace::run(session, args),
         DiskCommand::Rebuild(args) => job::start(session, JobWish::Rebuild { disk: args.disk }, &args.options),
         DiskCommand::Resync(args) => job::start(session, JobWish::Resync { disk: args.disk }, &args.options),
+        DiskCommand::Impact(args) => impact::show(session, &args),
+        DiskCommand::Fail(args) => impact::fail(session, &args),
     }
 }
 
@@ -101,7 +104,8 @@ fn report(session: &Session, result: &DiskResult, what: &str) -> Outcome {
 
 fn health_word(health: DiskHealth) -> &'static str {
     match health {
-        DiskHealth::Online => "online",
+        DiskHealth::Healthy => "healthy",
+        DiskHealth::Suspect => "SUSPECT",
         DiskHealth::Failed => "FAILED",
         DiskHealth::Missing => "MISSING",
     }
@@ -119,13 +123,24 @@ fn accept_word(accept: Accept) -> &'static str {
 /// Disks as a table.
 #[must_use]
 pub fn table(disks: &[DiskInfo]) -> String {
-    let headers =
-        ["Disk", "State", "Accepts", ">Capacity", ">Allocated", ">Free", ">Metadata", "Failure domain", "Path"];
+    let headers = [
+        "Disk",
+        "State",
+        ">Errors",
+        "Accepts",
+        ">Capacity",
+        ">Allocated",
+        ">Free",
+        ">Metadata",
+        "Failure domain",
+        "Path",
+    ];
     let mut table = Table::new(&headers);
     for disk in disks {
         table.row(vec![
             disk.name.clone(),
             health_word(disk.health).to_owned(),
+            disk.errors.to_string(),
             accept_word(disk.accept).to_owned(),
             human_size(disk.total_bytes),
             human_size(disk.allocated_bytes),
@@ -138,12 +153,27 @@ pub fn table(disks: &[DiskInfo]) -> String {
     table.render()
 }
 
+fn state_text(disk: &DiskInfo) -> String {
+    let word = health_word(disk.health);
+    disk.suspicion.as_ref().map_or_else(|| word.to_owned(), |why| format!("{word}: {why}"))
+}
+
+fn io_text(io: &IoStats) -> String {
+    let IoStats { operations, errors, latency_us_mean, latency_us_p99, slow } = io;
+    if *operations == 0 {
+        return "none yet".to_owned();
+    }
+    format!(
+        "{operations} ({errors} failed), mean {latency_us_mean} us, 99 % within {latency_us_p99} us, {slow} above 8 s"
+    )
+}
+
 fn details(disk: &DiskInfo) -> String {
     facts(&[
         ("Name", disk.name.clone()),
         ("UUID", disk.uuid.to_string()),
         ("Path", disk.path.clone().unwrap_or_else(|| "-".to_owned())),
-        ("State", health_word(disk.health).to_owned()),
+        ("State", state_text(disk)),
         ("Accepts", accept_word(disk.accept).to_owned()),
         ("Failure domain", disk.failure_domain.clone()),
         ("Block size", human_size(disk.block_bytes.into())),
@@ -152,6 +182,9 @@ fn details(disk: &DiskInfo) -> String {
         ("Free", human_size(disk.free_bytes)),
         ("Metadata region", if disk.metadata_bytes == 0 { "none".to_owned() } else { human_size(disk.metadata_bytes) }),
         ("Errors", disk.errors.to_string()),
+        ("Reads", io_text(&disk.io.read)),
+        ("Writes", io_text(&disk.io.write)),
+        ("Syncs", io_text(&disk.io.sync)),
         ("VHDs", if disk.vhds.is_empty() { "none".to_owned() } else { disk.vhds.join(", ") }),
     ])
 }

@@ -2,7 +2,8 @@
 
 use super::Session;
 use super::output::{Outcome, print};
-use crate::control::wire::{Event, EventDetail, Severity};
+use crate::control::wire::size::human_size;
+use crate::control::wire::{Event, EventDetail, ImpactTotals, Severity};
 
 /// Prints events, as they happen with `follow`.
 pub fn run(session: &Session, follow: bool, after: Option<u64>) -> Outcome {
@@ -32,14 +33,25 @@ fn describe(event: &Event) -> String {
         let reason = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
         return format!("{text}  job  {job} ({kind}) is {state}{reason}\n");
     }
+    let impact = match &event.detail {
+        EventDetail::DiskFailed { disk, impact, .. } => impact.as_ref().map(|impact| (disk, impact)),
+        EventDetail::DiskMissing { disk, impact, .. } => Some((disk, impact)),
+        _ => None,
+    };
     let detail = serde_json::to_value(&event.detail).unwrap_or_default();
     if let Some(fields) = detail.as_object() {
         let name = fields.get("event").and_then(|v| v.as_str()).unwrap_or("event");
         text.push_str(&format!("  {name}"));
-        for (key, value) in fields.iter().filter(|(key, _)| *key != "event") {
+        for (key, value) in fields.iter().filter(|(key, _)| !matches!(key.as_str(), "event" | "impact")) {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             text.push_str(&format!("  {key}={value}"));
         }
+    }
+    if let Some((disk, impact)) = impact {
+        let ImpactTotals { lost, degraded, .. } = &impact.totals;
+        let written = human_size(lost.extents.written_bytes.unwrap_or(0));
+        text.push_str(&format!("  lost: {} VHDs, {written} written; degraded: {} VHDs", lost.vhds, degraded.vhds));
+        text.push_str(&format!("; 'spanblk disk impact {disk}' names them"));
     }
     text.push('\n');
     text

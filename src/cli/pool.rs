@@ -1,7 +1,7 @@
 //! `spanblk pool`, `check` and `metadata`.
 
 pub mod format;
-mod offline;
+pub mod offline;
 
 use std::path::{Path, PathBuf};
 

@@ -9,8 +9,8 @@ use super::output::{Failure, Outcome, Table, facts};
 use super::{Session, attach, image, job};
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
-    Attachment, ErrorKind, Expand, JobInfo, JobWish, Layout, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdRename,
-    VhdResize, VhdResult, VhdUpdate, WhenFull,
+    Attachment, ErrorKind, Expand, JobInfo, JobWish, Layout, VhdCreate, VhdDeleted, VhdHealth, VhdInfo, VhdList,
+    VhdRename, VhdResize, VhdResult, VhdUpdate, WhenFull,
 };
 
 pub mod map;
@@ -164,7 +164,8 @@ fn layout_word(layout: Layout) -> &'static str {
 }
 
 fn table(list: &VhdList, jobs: &[JobInfo]) -> String {
-    let mut table = Table::new(&["Name", ">Size", ">Allocated", ">Written", "Layout", "Disks", "VM", "Attached"]);
+    let mut table =
+        Table::new(&["Name", "State", ">Size", ">Allocated", ">Written", "Layout", "Disks", "VM", "Attached"]);
     for vhd in &list.vhds {
         let attached = match (&vhd.attached, &vhd.socket_problem) {
             (Some(Attachment { pid: Some(pid) }), _) => format!("pid {pid}"),
@@ -174,6 +175,7 @@ fn table(list: &VhdList, jobs: &[JobInfo]) -> String {
         };
         table.row(vec![
             vhd.name.clone(),
+            health_word(vhd.health).to_owned(),
             human_size(vhd.size_bytes),
             human_size(vhd.allocated_bytes),
             human_size(vhd.written_bytes),
@@ -183,7 +185,25 @@ fn table(list: &VhdList, jobs: &[JobInfo]) -> String {
             attached,
         ]);
     }
-    table.render()
+    let problems = list.vhds.iter().filter_map(|vhd| Some((&vhd.name, vhd.problem.as_ref()?)));
+    let mut text = table.render();
+    problems.clone().take(PROBLEMS_MAX).for_each(|(vhd, problem)| text.push_str(&format!("VHD '{vhd}': {problem}\n")));
+    let more = problems.count().saturating_sub(PROBLEMS_MAX);
+    if more > 0 {
+        text.push_str(&format!("and {more} more, for which 'spanblk vhd show' tells what to do\n"));
+    }
+    text
+}
+
+/// Problems that are told below a list.
+const PROBLEMS_MAX: usize = 10;
+
+fn health_word(health: VhdHealth) -> &'static str {
+    match health {
+        VhdHealth::Healthy => "healthy",
+        VhdHealth::Degraded => "DEGRADED",
+        VhdHealth::Partial => "PARTIAL",
+    }
 }
 
 /// Whether no extent lies on a disk that is not of the VHD's layout, or has too few replicas.
@@ -232,6 +252,8 @@ fn details(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
     facts(&[
         ("Name", vhd.name.clone()),
         ("UUID", vhd.uuid.to_string()),
+        ("State", health_word(vhd.health).to_owned()),
+        ("Problem", vhd.problem.clone().unwrap_or_else(|| "none".to_owned())),
         ("Size", format!("{} ({} bytes)", human_size(vhd.size_bytes), vhd.size_bytes)),
         ("Block size", human_size(vhd.block_bytes.into())),
         ("Layout", layout_word(vhd.layout).to_owned()),

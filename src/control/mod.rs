@@ -11,6 +11,7 @@
 pub mod convert;
 pub mod disk_worker;
 pub mod events;
+mod failures;
 pub mod http;
 mod mover;
 pub mod owner_link;

@@ -14,11 +14,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use super::convert::event_detail;
 use super::disk_worker::DiskWorker;
 use super::events::EventLog;
+use super::failures::Snapshot;
 use super::owner_link::{Asked, OwnerLink};
 use super::reactors::Handles;
 use super::service::{Answer, Service};
 use crate::base::clock;
 use crate::base::ids::{DiskId, ReactorId, VhdId};
+use crate::base::limits::HEALTH_LOOK_SECS;
 use crate::mover::messages::{MoverMessage, MoverReport};
 use crate::mover::thread::MoverHandle;
 use crate::owner::Owner;
@@ -125,7 +127,8 @@ pub struct Effects {
 /// # Errors
 /// No thread.
 pub fn start(owner: Owner, queue: Receiver<OwnerInput>, effects: Effects) -> io::Result<JoinHandle<Vec<DiskWorker>>> {
-    let outbox = Outbox { effects, answers: HashMap::new(), new_disks: HashMap::new(), punched: Vec::new() };
+    let (answers, new_disks) = (HashMap::new(), HashMap::new());
+    let outbox = Outbox { effects, answers, new_disks, punched: Vec::new(), failures: Vec::new() };
     std::thread::Builder::new().name("spanblk-owner".to_owned()).spawn(move || run(owner, &queue, outbox))
 }
 
@@ -133,13 +136,12 @@ fn run(mut owner: Owner, queue: &Receiver<OwnerInput>, mut outbox: Outbox) -> Ve
     let mut next_command = 1;
     owner.set_wall_secs(clock::wall_secs());
     owner.start(&mut outbox);
+    let mut next_look = clock::now();
     loop {
         outbox.punch_where_there_is_no_disk(&mut owner);
-        let first = match owner.next_deadline() {
-            None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(deadline) => queue.recv_timeout(Duration::from_nanos(deadline.since(clock::now()))),
-        };
-        let first = match first {
+        outbox.tell_failures(&owner);
+        let deadline = owner.next_deadline().map_or(next_look, |deadline| deadline.min(next_look));
+        let first = match queue.recv_timeout(Duration::from_nanos(deadline.since(clock::now()))) {
             Ok(input) => Some(input),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => return outbox.into_workers(),
@@ -155,6 +157,10 @@ fn run(mut owner: Owner, queue: &Receiver<OwnerInput>, mut outbox: Outbox) -> Ve
         let now = clock::now();
         if owner.next_deadline().is_some_and(|deadline| deadline <= now) {
             owner.tick(now, &mut outbox);
+        }
+        if next_look <= now {
+            owner.watch_disks(now, &mut outbox);
+            next_look = now.after(Duration::from_secs(HEALTH_LOOK_SECS));
         }
     }
 }
@@ -188,6 +194,8 @@ struct Outbox {
     new_disks: HashMap<DiskId, NewDisk>,
     /// Runs on disks that have no worker: answered without a punch.
     punched: Vec<(DiskId, SlotRun)>,
+    /// Disks that have failed: told once it is known what that means.
+    failures: Vec<Event>,
 }
 
 impl Outbox {
@@ -198,6 +206,24 @@ impl Outbox {
     fn serve(&self, service: Service) {
         // The service thread ends after the owner; if it has died, the daemon is going down.
         let _ = self.effects.service.send(service);
+    }
+
+    /// Tells of disks that have failed, and what that means. A thread of its own finds that out, because reading the maps of many
+    /// large VHDs takes a while.
+    fn tell_failures(&mut self, owner: &Owner) {
+        if self.failures.is_empty() {
+            return;
+        }
+        let is_here = |id| self.effects.workers.contains_key(&id);
+        let scene = Arc::new(Snapshot::of(owner, is_here, &self.effects.store.status()));
+        for event in self.failures.drain(..) {
+            let (severity, detail) = event_detail(event);
+            let (events, scene, known) = (Arc::clone(&self.effects.events), Arc::clone(&scene), detail.clone());
+            let tell = move || events.record(severity, scene.explain(detail));
+            if std::thread::Builder::new().name("spanblk-impact".to_owned()).spawn(tell).is_err() {
+                self.effects.events.record(severity, known);
+            }
+        }
     }
 
     /// A missing disk has nothing that could be given back.
@@ -279,6 +305,10 @@ impl OwnerOutbox for Outbox {
     }
 
     fn event(&mut self, event: Event) {
+        if matches!(event, Event::DiskFailed { .. }) {
+            self.failures.push(event);
+            return;
+        }
         let (severity, detail) = event_detail(event);
         self.effects.events.record(severity, detail);
     }

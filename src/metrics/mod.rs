@@ -70,6 +70,11 @@ impl IoMetrics {
         metrics.latency_buckets[latency_bucket(latency_ns)].add_alone(1);
     }
 
+    /// The counters of all kinds.
+    pub fn kinds(&self) -> impl Iterator<Item = &KindMetrics> {
+        self.kinds.iter()
+    }
+
     /// The counters of one kind.
     #[must_use]
     pub fn kind(&self, kind: IoKind) -> &KindMetrics {
@@ -118,5 +123,39 @@ impl IoMetricsSet {
     /// The counters of all reactors.
     pub fn iter(&self) -> impl Iterator<Item = &IoMetrics> {
         self.per_reactor.iter()
+    }
+}
+
+/// One kind of requests of one subject, summed over the reactors.
+#[derive(Debug, Default)]
+pub struct Totals {
+    /// See [`KindMetrics`].
+    pub requests: u64,
+    /// See [`KindMetrics`].
+    pub bytes: u64,
+    /// See [`KindMetrics`].
+    pub errors: u64,
+    /// See [`KindMetrics`].
+    pub latency_ns_sum: u64,
+    /// See [`KindMetrics`].
+    pub buckets: [u64; LATENCY_BUCKETS],
+}
+
+impl Totals {
+    /// The sums as they are now. Requests go on meanwhile: the numbers are of about the same moment.
+    #[must_use]
+    pub fn of(set: &IoMetricsSet, kind: IoKind) -> Totals {
+        let mut totals = Totals::default();
+        for KindMetrics { requests, bytes, errors, latency_ns_sum, latency_buckets } in set.iter().map(|m| m.kind(kind))
+        {
+            totals.requests += requests.load(Ordering::Relaxed);
+            totals.bytes += bytes.load(Ordering::Relaxed);
+            totals.errors += errors.load(Ordering::Relaxed);
+            totals.latency_ns_sum += latency_ns_sum.load(Ordering::Relaxed);
+            for (total, bucket) in totals.buckets.iter_mut().zip(latency_buckets) {
+                *total += bucket.load(Ordering::Relaxed);
+            }
+        }
+        totals
     }
 }

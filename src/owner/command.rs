@@ -84,6 +84,12 @@ pub enum Command {
     },
     /// Changes settings of a disk. Answered by [`Reply::Disk`].
     SetDisk(Box<SetDisk>),
+    /// Marks a disk as failed, by order of the operator: nothing more is submitted to it until the pool is opened again. Answered
+    /// by [`Reply::Disk`], at once.
+    FailDisk {
+        /// Which.
+        disk: String,
+    },
     /// Moves VHDs. Answered by [`Reply::Job`] once its record is durable; by [`Reply::Plan`] if it is only asked what would be
     /// moved, or nothing would.
     StartJob(Box<StartJob>),
@@ -393,6 +399,8 @@ pub struct DiskInfo {
     pub vhds: Vec<String>,
     /// Errors it gave since the daemon started.
     pub errors: u64,
+    /// Why it is suspect, for people.
+    pub suspicion: Option<String>,
     /// Other disks with the same failure domain, by name.
     pub shares_domain_with: Vec<String>,
 }

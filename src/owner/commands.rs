@@ -93,6 +93,10 @@ impl Owner {
                 out.reply(id, found.map(|job| Reply::Job { outcome: Outcome::Unchanged, job: Box::new(job) }));
             }
             Command::Check => out.reply(id, Ok(Reply::Check(Box::new(self.check())))),
+            Command::FailDisk { disk } => {
+                let reply = self.fail_disk(&disk, out);
+                out.reply(id, reply);
+            }
             ref change
                 if self.queue.len() >= COMMANDS_WAITING_MAX && !matches!(change, Command::SetCacheMode { .. }) =>
             {
@@ -148,8 +152,9 @@ impl Owner {
             | Command::ShowPool
             | Command::ShowJob(_)
             | Command::ListJobs
+            | Command::FailDisk { .. }
             | Command::Check => {
-                unreachable!("questions are answered at once")
+                unreachable!("answered at once")
             }
         }
     }

@@ -21,6 +21,12 @@ impl Owner {
         }
     }
 
+    /// The pool and all VHDs, by name, as they are now.
+    #[must_use]
+    pub fn overview(&self) -> (PoolInfo, Vec<VhdInfo>) {
+        (self.pool_info(), self.vhds.by_name().map(|vhd| self.vhd_info(vhd)).collect())
+    }
+
     pub(super) fn disk_reply(&self, disk: DiskId, outcome: Outcome) -> Reply {
         Reply::Disk { outcome, disk: Box::new(self.disk_info(self.space.disk(disk))) }
     }
@@ -38,6 +44,7 @@ impl Owner {
             space: self.disk_space(disk),
             vhds: self.vhds.by_name().filter(here).map(|vhd| vhd.record.name.clone()).collect(),
             errors: disk.errors,
+            suspicion: disk.watch.suspicion().filter(|_| !disk.state.is_failed()),
             shares_domain_with: self.pool.disks.iter().filter(shares).map(|other| other.name.clone()).collect(),
         }
     }

@@ -4,7 +4,8 @@
 //! * `allocate`: requests of reactors. `reuse`: how freed slots become free. `space`, `vhds`: what there is.
 //! * `moves`: extents on their way to other disks. `replicas`: those that missed something. `jobs`: what moves them, and why.
 //! * `hang`: disks that do not answer.
-//! * `commands`, `create`, `resize`, `fill`, `remove`: commands step by step. `info`: answers to questions. `usage`: warnings.
+//! * `commands`, `create`, `resize`, `fill`, `remove`, `fail`: commands step by step. `info`: answers to questions. `usage`,
+//!   `health`: warnings.
 //!
 //! No thread, no clock, no disk: time is an argument, effects go to an [`outbox::OwnerOutbox`]. The simulation runs the
 //! very code that runs in production.
@@ -23,8 +24,10 @@ mod commands;
 mod create;
 mod domains;
 pub mod error;
+mod fail;
 mod fill;
 mod hang;
+mod health;
 mod info;
 mod jobs;
 mod moves;
@@ -271,7 +274,10 @@ impl Owner {
             }
             OwnerRequest::Intend { reactor, ticket, vhd, extent } => self.intend((reactor, ticket), vhd, extent, out),
             OwnerRequest::ReadFailed { vhd, extent, disk } => self.read_failed(vhd, extent, disk, out),
-            OwnerRequest::DiskError { disk, error, sync } => self.disk_error(disk, error, sync, out),
+            OwnerRequest::DiskError { disk, error, sync } => {
+                self.disk_error(disk, error, sync, out);
+                self.watch_disk(disk, now, out);
+            }
             OwnerRequest::CopyMissed { reactor, vhd, disk, by } => {
                 self.copy_missed(Missed { reactor, vhd, disk, by }, out);
             }

@@ -167,6 +167,18 @@ pub enum Event {
         /// What it said.
         error: String,
     },
+    /// A disk gave errors, or took very long, several times lately.
+    DiskSuspect {
+        /// Its name.
+        disk: String,
+        /// Why.
+        reason: String,
+    },
+    /// A suspect disk has given no reason for that for a while.
+    DiskHealthy {
+        /// Its name.
+        disk: String,
+    },
     /// Allocation rose above a threshold, or fell well below it again.
     Fill {
         /// The disk; `None`: the pool as a whole.

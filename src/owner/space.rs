@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::command::JoiningDisk;
+use super::health::Watch;
 use super::outbox::SlotRun;
 use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::DISKS_MAX;
@@ -27,6 +28,8 @@ pub(super) struct DiskSpace {
     pub missing: bool,
     /// Whether its failure has been reported.
     pub failure_told: bool,
+    /// What it did lately.
+    pub watch: Watch,
     /// Slots promised to thick VHDs that are being given their room.
     pub reserved: u32,
     /// Whether extents may be placed on it: not before every reactor knows it, and not while it is about to leave the pool.
@@ -100,6 +103,7 @@ impl Space {
             errors: 0,
             missing: false,
             failure_told: false,
+            watch: Watch::default(),
             reserved: 0,
             open,
             left: false,

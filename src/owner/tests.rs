@@ -3,6 +3,7 @@
 mod allocation;
 mod cache_mode;
 mod degraded;
+mod health;
 mod lifecycle;
 mod missed;
 mod moves;

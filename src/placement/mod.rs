@@ -8,6 +8,7 @@
 pub mod allocator;
 pub mod check;
 pub mod homes;
+pub mod impact;
 pub mod job;
 pub mod layout;
 pub mod record;

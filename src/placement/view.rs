@@ -8,10 +8,12 @@
 //! way round, old present bits could be combined with a new slot that holds a stranger's bytes.
 
 mod pages;
+mod scan;
 mod segments;
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+pub use scan::PlacedExtent;
 pub use segments::TooManySegments;
 use segments::{Segment, Segments};
 

@@ -83,6 +83,9 @@ pub trait Members {
     /// Every member, given up or not.
     fn status(&self) -> Vec<MemberStatus>;
 
+    /// How many members must have a commit for it to count.
+    fn needed(&self) -> usize;
+
     /// Writes a metadata dump of the table as one member has it now, see [`super::dump`].
     ///
     /// # Errors
@@ -147,6 +150,10 @@ impl<D: BlockDev + ?Sized + 'static> Members for Direct<D> {
             Err(status) => status.clone(),
         };
         self.members.iter().map(status).collect()
+    }
+
+    fn needed(&self) -> usize {
+        self.majority
     }
 
     fn dump(&mut self) -> Result<String, super::dump::DumpError> {

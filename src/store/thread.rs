@@ -69,6 +69,8 @@ pub struct StoreStatus {
     pub failed: bool,
     /// The members that were there when it was opened.
     pub members: Vec<MemberStatus>,
+    /// How many must have a commit for it to count: a majority of all members, here or not.
+    pub needed: usize,
 }
 
 /// The way to the committer. Messages of one sender arrive in order; nothing here waits for a disk (but
@@ -163,7 +165,8 @@ pub fn start(
     replies: impl Replies + 'static,
 ) -> std::io::Result<(StoreHandle, JoinHandle<()>)> {
     let (messages, queue) = crossbeam_channel::unbounded();
-    let status = StoreStatus { stamp: committer.stamp(), failed: false, members: members.status() };
+    let status =
+        StoreStatus { stamp: committer.stamp(), failed: false, members: members.status(), needed: members.needed() };
     let status = Arc::new(Mutex::new(status));
     let shell = Shell {
         committer,
@@ -298,6 +301,7 @@ impl<R: Replies> Shell<R> {
         status.stamp = self.committer.stamp();
         status.failed |= failed;
         status.members = self.members.status();
+        status.needed = self.members.needed();
     }
 
     fn tell_fill(&mut self) {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use spanblk::base::ids::{DiskId, JobId, VhdId};
 use spanblk::base::units::{BlockMask, ExtentIndex, Generation, Geometry, SlotIndex};
+use spanblk::control::convert::impact::Votes;
 use spanblk::control::convert::{OpenDisk, OpenDisks};
 use spanblk::control::events::EventLog;
 use spanblk::control::http::{Api, Connections, Host};
@@ -145,6 +146,11 @@ fn answer(command: Command, script: Script) -> Result<Reply, CommandError> {
         Command::SetDisk(set) => {
             let id = pool().record.find_disk(&set.disk).map(|disk| disk.id.0);
             let id = id.ok_or(CommandError::NotFound { what: "disk", name: set.disk })?;
+            Ok(Reply::Disk { outcome: Outcome::Changed, disk: Box::new(disk_info(id)) })
+        }
+        Command::FailDisk { disk } => {
+            let id = pool().record.find_disk(&disk).map(|disk| disk.id.0);
+            let id = id.ok_or(CommandError::NotFound { what: "disk", name: disk })?;
             Ok(Reply::Disk { outcome: Outcome::Changed, disk: Box::new(disk_info(id)) })
         }
         Command::SetPool { .. } => Ok(Reply::Pool(Box::new(pool()))),
@@ -309,6 +315,7 @@ fn disk_info(id: u8) -> DiskInfo {
         space: Space { capacity: 1 << 30, free: 1 << 30, ..Space::default() },
         vhds: vec!["old".to_owned()],
         errors: 0,
+        suspicion: (id == 1).then(|| "3 errors in the last 10 minutes".to_owned()),
         shares_domain_with: Vec::new(),
     }
 }
@@ -414,6 +421,10 @@ impl Host for FakeHost {
 
     fn store_info(&self) -> StoreInfo {
         StoreInfo::default()
+    }
+
+    fn votes(&self) -> Votes {
+        Votes { members: [DiskId(0), DiskId(1)].into_iter().collect(), needed: 2 }
     }
 
     fn connections(&self) -> Vec<Connections> {

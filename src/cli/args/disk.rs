@@ -34,6 +34,10 @@ pub enum DiskCommand {
     /// Fill the replicas on a disk that missed something, where they are
     #[command(after_help = RESYNC_HELP)]
     Resync(DiskJobArgs),
+    /// Tell which VHDs and VMs lose data, or replicas, if a disk is lost
+    Impact(DiskImpactArgs),
+    /// Mark a disk as failed: nothing more is submitted to it
+    Fail(DiskFailArgs),
     /// Take an empty disk out of the pool
     #[command(after_help = REMOVE_HELP)]
     Remove {
@@ -150,6 +154,55 @@ pub struct DiskJobArgs {
     /// How.
     #[command(flatten)]
     pub options: JobOptions,
+}
+
+const IMPACT_HELP: &str = "\
+Examples:
+  spanblk disk impact sdb                                        before it is pulled, or after it has failed
+  spanblk disk impact sdb --offline /dev/sdb /dev/sdc            without a daemon, as if sdb were lost
+  spanblk disk impact --offline '/dev/disk/by-id/nvme-*'         what the disks have taken that are missing now
+
+Lost: no other disk that works has an in-sync replica. Degraded: another one has. Disks that are failed or missing count as
+gone. Sizes count whole extents, what guests have written in them is told apart. With --offline everything is opened read-only;
+a disk that is missing is named. Without a majority of the disks that carry the placement table the answer may be stale, and
+says so.";
+
+/// What the loss of a disk means.
+#[derive(Debug, Args)]
+#[command(after_help = IMPACT_HELP)]
+pub struct DiskImpactArgs {
+    /// Name or UUID [default with --offline: all disks that are missing]
+    #[arg(value_name = "DISK", required_unless_present = "offline")]
+    pub disk: Option<String>,
+    /// Read the table from these disks, which nobody serves: block devices, regular files, or patterns
+    #[arg(long, value_name = "IMAGE", num_args = 1..)]
+    pub offline: Vec<PathBuf>,
+}
+
+const FAIL_HELP: &str = "\
+Examples:
+  spanblk disk fail sdb --dry-run     what it would mean
+  spanblk disk fail sdb               shows what it means, and asks
+
+For a disk that hangs or lies. Requests that need it fail from then on; what has a replica elsewhere is read from there. What is
+on it stays: after a restart of the daemon it is used again, if it is still there. 'spanblk disk replace' gives it a successor.";
+
+/// Marks a disk as failed.
+#[derive(Debug, Args)]
+#[command(after_help = FAIL_HELP)]
+pub struct DiskFailArgs {
+    /// Name or UUID
+    #[arg(value_name = "DISK")]
+    pub disk: String,
+    /// Do not ask, even if data can be read nowhere else
+    #[arg(long)]
+    pub yes: bool,
+    /// Even if the placement table loses its majority, so that no flush of any guest succeeds
+    #[arg(long)]
+    pub force: bool,
+    /// Only say what it would mean
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 const REMOVE_HELP: &str = "\

@@ -12,7 +12,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-pub use disk::{DiskAddArgs, DiskCommand, DiskReplaceArgs, DiskSetArgs, DiskWipeArgs, NewDiskArgs};
+pub use disk::{
+    DiskAddArgs, DiskCommand, DiskFailArgs, DiskImpactArgs, DiskReplaceArgs, DiskSetArgs, DiskWipeArgs, NewDiskArgs,
+};
 pub use job::{EvacuateArgs, JobCommand, JobOptions, MigrateArgs, Priority, Rate, SettleArgs, SpanArgs, UnspanArgs};
 pub use pool::{PoolCommand, PoolCreateArgs, PoolDestroyArgs};
 pub use serve::ServeArgs;

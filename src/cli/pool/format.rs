@@ -312,7 +312,8 @@ fn wipe_error(error: &WipeError) -> Failure {
     Failure::new(kind, error.to_string())
 }
 
-fn confirm(yes: bool, what: &str) -> Outcome {
+/// Asks a person whether to go on; refuses where nobody can be asked.
+pub fn confirm(yes: bool, what: &str) -> Outcome {
     if yes {
         return Ok(());
     }

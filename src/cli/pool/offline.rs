@@ -1,5 +1,7 @@
 //! Looking at, and repairing, the table of a pool that nobody serves: under the pool's lock, through `disk` and `store`.
 
+mod impact;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,7 +21,7 @@ use crate::disk::identity::Host;
 use crate::disk::label;
 use crate::disk::pool::{FindError, OpenOptions, OpenPool, open_pool};
 use crate::placement::check::{Checker, TableExtent};
-use crate::placement::record::VhdRecord;
+use crate::placement::record::{PoolRecord, VhdRecord};
 use crate::store::batch::{Batch, Step};
 use crate::store::dump::{self, RestoreError};
 use crate::store::member::Member;
@@ -27,6 +29,8 @@ use crate::store::mirror::{Direct, Members};
 use crate::store::open::{self, OpenStore};
 use crate::store::overlay::Overlay;
 use crate::store::page::Stamp;
+
+pub use impact::impact;
 
 fn failed(error: &dyn std::error::Error) -> Failure {
     Failure::new(ErrorKind::Failed, error_chain(error))
@@ -78,6 +82,15 @@ fn look(pool: &OpenPool<FileDisk>) -> Result<OpenStore<Overlay<FileDisk>>, Failu
         warn(format!("the placement store on disk '{}' cannot be used: {}", failed.disk, failed.error));
     }
     Ok(store)
+}
+
+fn find_disk(pool: &PoolRecord, name: &str) -> Result<DiskId, Failure> {
+    let found = pool.find_disk(name).map(|disk| disk.id);
+    found.ok_or_else(|| {
+        let names: Vec<&str> = pool.disks.iter().map(|disk| disk.name.as_str()).collect();
+        Failure::new(ErrorKind::NotFound, format!("there is no disk '{name}' in this pool"))
+            .hint(format!("its disks are: {}", names.join(", ")))
+    })
 }
 
 /// Proves that the table of a pool is consistent.

@@ -4,7 +4,7 @@ use crate::control::wire::{EventDetail, Severity};
 use crate::owner::outbox::Event;
 use crate::placement::job::JobState;
 
-/// What the API tells of an event, and how bad it is.
+/// What the API tells of an event, and how bad it is. What the failure of a disk means is for the caller to add.
 #[must_use]
 pub fn event_detail(event: Event) -> (Severity, EventDetail) {
     use EventDetail as D;
@@ -24,7 +24,9 @@ pub fn event_detail(event: Event) -> (Severity, EventDetail) {
         Event::DiskRemoved { disk } => (Info, D::DiskRemoved { disk }),
         Event::DiskChanged { disk } => (Info, D::DiskChanged { disk }),
         Event::DiskError { disk, error, count } => (Warning, D::DiskError { disk, message: error, count }),
-        Event::DiskFailed { disk, error } => (Error, D::DiskFailed { disk, message: error }),
+        Event::DiskFailed { disk, error } => (Error, D::DiskFailed { disk, message: error, impact: None }),
+        Event::DiskSuspect { disk, reason } => (Warning, D::DiskSuspect { disk, message: reason }),
+        Event::DiskHealthy { disk } => (Info, D::DiskHealthy { disk }),
         Event::Fill { disk, percent, above, allocated, capacity } => {
             let severity = if above { Warning } else { Info };
             (severity, D::Fill { disk, percent, above, allocated_bytes: allocated, total_bytes: capacity })

@@ -4,11 +4,14 @@
 //! on the state of the pool is the owner's to refuse.
 
 mod event;
+mod health;
+pub mod impact;
 mod job;
 mod pool;
 mod vhd;
 
 pub use event::event_detail;
+pub use health::{Gone, disk_io, vhd_health};
 pub use job::{job_info, plan_info, set_job, start_job};
 pub use pool::{OpenDisk, OpenDisks, check_report, disk_info, pool_info, set_disk};
 pub use vhd::{SocketInfo, create_vhd, layout_of, map_info, set_vhd, vhd_info};

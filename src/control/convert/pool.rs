@@ -32,7 +32,8 @@ pub fn disk_info(disk: command::DiskInfo, open: &OpenDisks) -> DiskInfo {
     let health = match here {
         None => DiskHealth::Missing,
         Some(_) if disk.state.is_failed() => DiskHealth::Failed,
-        Some(_) => DiskHealth::Online,
+        Some(_) if disk.suspicion.is_some() => DiskHealth::Suspect,
+        Some(_) => DiskHealth::Healthy,
     };
     DiskInfo {
         id: record.id.0,
@@ -47,7 +48,9 @@ pub fn disk_info(disk: command::DiskInfo, open: &OpenDisks) -> DiskInfo {
         total_bytes: disk.space.capacity,
         allocated_bytes: disk.space.allocated,
         free_bytes: disk.space.free,
+        suspicion: disk.suspicion,
         errors: disk.errors,
+        io: super::disk_io(&disk.state.metrics),
         vhds: disk.vhds,
     }
 }
@@ -108,7 +111,14 @@ fn warnings(pool: &PoolInfo) -> Vec<String> {
     let mut warnings = Vec::new();
     for disk in &pool.disks {
         match disk.health {
-            DiskHealth::Online => {}
+            DiskHealth::Healthy => {}
+            DiskHealth::Suspect => {
+                let why = disk.suspicion.as_deref().unwrap_or("errors");
+                warnings.push(format!(
+                    "disk '{}' is suspect: {why}; see 'spanblk disk impact {0}', and replace it before it fails",
+                    disk.name
+                ));
+            }
             DiskHealth::Failed => warnings.push(format!(
                 "disk '{}' has failed; it is not used until the daemon is restarted with a disk that works",
                 disk.name

@@ -5,10 +5,10 @@ use crate::control::wire::{
     Attachment, DiskUse, ErrorInfo, Layout, MapRun, VhdCreate, VhdInfo, VhdMapInfo, VhdUpdate, WhenFull,
 };
 use crate::owner::command::{self, CreateVhd, LayoutRequest, SetVhd};
-use crate::placement::ReplicaState;
 use crate::placement::record::{self, PoolRecord, SocketOwner};
+use crate::placement::{Replica, ReplicaState};
 
-use super::invalid;
+use super::{Gone, invalid, vhd_health};
 
 /// Virtqueues of a VHD whose creator does not say. Fixed, so that the same command means the same on every host.
 const QUEUES_DEFAULT: u16 = 4;
@@ -121,8 +121,9 @@ pub struct SocketInfo {
 
 /// A VHD as the API shows it. Reads all of its map: not for threads that must not be late.
 #[must_use]
-pub fn vhd_info(vhd: &command::VhdInfo, pool: &PoolRecord, socket: SocketInfo) -> VhdInfo {
+pub fn vhd_info(vhd: &command::VhdInfo, pool: &PoolRecord, gone: Gone, socket: SocketInfo) -> VhdInfo {
     let record = &vhd.record;
+    let (health, problem) = vhd_health(vhd, pool, gone);
     let chosen = match record.layout {
         record::Layout::Isolated { chosen, .. } | record::Layout::Spanned { chosen, .. } => chosen,
     };
@@ -136,7 +137,9 @@ pub fn vhd_info(vhd: &command::VhdInfo, pool: &PoolRecord, socket: SocketInfo) -
         disks: record.layout.disks().iter().map(|id| pool.disk_name(id)).collect(),
         disks_chosen: chosen,
         replicas: record.replicas,
-        degraded_extents: degraded(vhd),
+        degraded_extents: degraded(vhd, gone),
+        health,
+        problem,
         thick: record.thick,
         ready: vhd.ready,
         read_only: record.read_only,
@@ -165,12 +168,14 @@ pub fn vhd_info(vhd: &command::VhdInfo, pool: &PoolRecord, socket: SocketInfo) -
 }
 
 /// Extents that have fewer readable replicas than they should.
-fn degraded(vhd: &command::VhdInfo) -> u64 {
+fn degraded(vhd: &command::VhdInfo, gone: Gone) -> u64 {
     if vhd.record.replicas == 1 {
         return 0;
     }
     let map = &vhd.state.map;
-    let readable = |extent| map.lookup(extent).replicas.iter().filter(|r| r.state == ReplicaState::InSync).count();
+    let unreadable = gone.all();
+    let is_readable = |r: &Replica| r.state == ReplicaState::InSync && !unreadable.contains(r.disk);
+    let readable = |extent| map.lookup(extent).replicas.iter().filter(is_readable).count();
     map.placed_from(ExtentIndex(0)).filter(|extent| readable(*extent) < usize::from(vhd.record.replicas)).count() as u64
 }
 

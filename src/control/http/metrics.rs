@@ -14,7 +14,7 @@ use super::error::{ApiError, wrong_reply};
 use super::pool::{ask_pool, blocking};
 use super::{Api, Connections};
 use crate::control::wire::{ErrorBody, MemberHealth, StoreInfo};
-use crate::metrics::{IO_KINDS, IoKind, IoMetricsSet, KindMetrics, LATENCY_BUCKETS};
+use crate::metrics::{IO_KINDS, IoKind, IoMetricsSet, LATENCY_BUCKETS, Totals};
 use crate::owner::command::{Command, JobInfo, MOVE_STEPS, PoolInfo, Reply, VhdInfo};
 use crate::placement::job::JobState;
 use crate::vhost_user::ReactorStatus;
@@ -131,6 +131,11 @@ fn disk_gauges(out: &mut Exposition, pool: &PoolInfo) {
         disks().map(|(name, disk)| (name, u64::from(disk.state.is_failed()))),
     );
     out.labelled(
+        gauge("spanblk_disk_suspect", "Whether the disk gave errors or took very long several times lately."),
+        "disk",
+        disks().map(|(name, disk)| (name, u64::from(disk.suspicion.is_some()))),
+    );
+    out.labelled(
         ("spanblk_disk_reported_errors_total", "counter", "Errors that the disk gave."),
         "disk",
         disks().map(|(name, disk)| (name, disk.errors)),
@@ -239,33 +244,6 @@ fn connection_counters(out: &mut Exposition, connections: &[Connections]) {
     ];
     for (name, help, value) in counters {
         out.labelled((name, "counter", help), "vhd", connections.iter().map(|c| (c.vhd.as_str(), value(c))));
-    }
-}
-
-/// One kind of requests of one subject, summed over the reactors.
-#[derive(Debug, Default)]
-struct Totals {
-    requests: u64,
-    bytes: u64,
-    errors: u64,
-    latency_ns_sum: u64,
-    buckets: [u64; LATENCY_BUCKETS],
-}
-
-impl Totals {
-    fn of(set: &IoMetricsSet, kind: IoKind) -> Totals {
-        let mut totals = Totals::default();
-        for KindMetrics { requests, bytes, errors, latency_ns_sum, latency_buckets } in set.iter().map(|m| m.kind(kind))
-        {
-            totals.requests += requests.load(Ordering::Relaxed);
-            totals.bytes += bytes.load(Ordering::Relaxed);
-            totals.errors += errors.load(Ordering::Relaxed);
-            totals.latency_ns_sum += latency_ns_sum.load(Ordering::Relaxed);
-            for (total, bucket) in totals.buckets.iter_mut().zip(latency_buckets) {
-                *total += bucket.load(Ordering::Relaxed);
-            }
-        }
-        totals
     }
 }
 

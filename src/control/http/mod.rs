@@ -6,6 +6,7 @@
 mod disks;
 mod error;
 mod events;
+mod impact;
 mod jobs;
 mod listen;
 mod metrics;
@@ -29,6 +30,7 @@ pub use error::ApiError;
 pub use listen::{Bound, ListenError, bind_control, bind_metrics, serve};
 pub use replace::remove_replaced;
 
+use super::convert::impact::Votes;
 use super::convert::{OpenDisks, SocketInfo};
 use super::events::EventLog;
 use super::owner_link::OwnerLink;
@@ -91,6 +93,9 @@ pub trait Host: Send + Sync {
 
     /// The placement store.
     fn store_info(&self) -> StoreInfo;
+
+    /// Which disks have a say in commits of the placement store.
+    fn votes(&self) -> Votes;
 
     /// What happened at the sockets of the VHDs that are served, in no order.
     fn connections(&self) -> Vec<Connections>;
@@ -171,6 +176,8 @@ pub fn router(api: Api) -> Router {
         .route("/metadata", get(pool::dump))
         .route("/disks", get(disks::list).post(disks::add))
         .route("/disks/{disk}", get(disks::show).patch(disks::set).delete(disks::remove))
+        .route("/disks/{disk}/impact", get(impact::show))
+        .route("/disks/{disk}/fail", post(impact::fail))
         .route("/disks/{disk}/replace", post(replace::replace))
         .route("/jobs", get(jobs::list).post(jobs::create))
         .route("/jobs/{job}", get(jobs::show).patch(jobs::set))

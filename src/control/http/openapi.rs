@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{disks, events, jobs, metrics, pool, replace, vhds};
+use super::{disks, events, impact, jobs, metrics, pool, replace, vhds};
 
 /// The API.
 #[derive(OpenApi)]
@@ -23,6 +23,8 @@ use super::{disks, events, jobs, metrics, pool, replace, vhds};
         disks::add,
         disks::set,
         disks::remove,
+        impact::show,
+        impact::fail,
         replace::replace,
         jobs::list,
         jobs::show,

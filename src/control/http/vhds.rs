@@ -11,7 +11,7 @@ use super::pool::{ask_pool, blocking};
 use super::request::{JsonBody, Name, QueryOf};
 use crate::base::clock;
 use crate::base::ids::check_name;
-use crate::control::convert;
+use crate::control::convert::{self, Gone};
 use crate::control::wire::{
     ErrorBody, ErrorKind, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdMapInfo, VhdRename, VhdResize, VhdResult,
     VhdUpdate,
@@ -24,9 +24,10 @@ use crate::placement::record::SocketOwner;
     responses((status = 200, body = VhdList), (status = "default", body = ErrorBody)))]
 pub async fn list(State(api): State<Api>) -> Result<Json<VhdList>, ApiError> {
     let Reply::Vhds(vhds) = api.owner.ask(Command::ListVhds).await? else { return Err(wrong_reply()) };
-    let pool = ask_pool(&api).await?.record;
+    let pool = ask_pool(&api).await?;
     let list = blocking(move || {
-        let info = |vhd: &command::VhdInfo| convert::vhd_info(vhd, &pool, api.socket_of(&vhd.record));
+        let gone = Gone::of(&pool, &api.host.open_disks());
+        let info = |vhd: &command::VhdInfo| convert::vhd_info(vhd, &pool.record, gone, api.socket_of(&vhd.record));
         VhdList { vhds: vhds.iter().map(info).collect() }
     });
     Ok(Json(list.await?))
@@ -43,8 +44,12 @@ pub async fn show(State(api): State<Api>, Name(vhd): Name) -> Result<Json<VhdInf
 }
 
 async fn info(api: Api, vhd: Box<command::VhdInfo>) -> Result<VhdInfo, ApiError> {
-    let pool = ask_pool(&api).await?.record;
-    blocking(move || convert::vhd_info(&vhd, &pool, api.socket_of(&vhd.record))).await
+    let pool = ask_pool(&api).await?;
+    blocking(move || {
+        let gone = Gone::of(&pool, &api.host.open_disks());
+        convert::vhd_info(&vhd, &pool.record, gone, api.socket_of(&vhd.record))
+    })
+    .await
 }
 
 async fn result(api: Api, reply: Reply) -> Result<(Outcome, Json<VhdResult>), ApiError> {

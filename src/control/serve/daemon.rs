@@ -24,6 +24,7 @@ use crate::base::log_gate::LogGate;
 use crate::control::disk_worker::DiskWorker;
 use crate::control::error_chain;
 use crate::control::events::EventLog;
+use crate::control::failures::Snapshot;
 use crate::control::http::{self, Api, Bound};
 use crate::control::mover::Mover;
 use crate::control::owner_link::Asked;
@@ -39,9 +40,9 @@ use crate::mover::messages::MoverMessage;
 use crate::mover::thread::MoverHandle;
 use crate::owner::Owner;
 use crate::owner::command::Command;
-use crate::placement::record::{DiskRecord, PoolRecord, VhdRecord};
+use crate::placement::record::{DiskRecord, PoolRecord};
 use crate::reactor::messages::ReactorMessage;
-use crate::shared::{DiskState, VhdState};
+use crate::shared::DiskState;
 use crate::store::change::CommitRequest;
 use crate::store::committer::Committer;
 use crate::store::edit::StoreReport;
@@ -105,7 +106,6 @@ impl Daemon {
         let (states, disks) = disks_of(&table.pool, &pool);
 
         let events = Arc::new(EventLog::default());
-        report_disks(&pool, &states, &disks, &table.vhds, &events);
         let (owner, queue) = OwnerSender::channel();
         let inboxes = Inboxes::new(config.reactors).map_err(system("make the reactors' queues"))?;
         let handles = inboxes.handles();
@@ -132,6 +132,7 @@ impl Daemon {
         let core = Owner::new(table.pool, states, table.vhds.clone(), config.reactors)?
             .with_jobs(table.jobs)
             .with_patience(config.hang_timeout, config.rebuild_delay);
+        report_disks(&pool, &core, &store, &events);
         let effects = Effects {
             reactors: handles,
             mover: mover.handle(),
@@ -213,25 +214,15 @@ fn open(config: &Config) -> Result<OpenPool<FileDisk>, ServeError> {
     Ok(pool)
 }
 
-/// What was noticed of disks that are here, and the VHDs of those that are not.
-fn report_disks(
-    pool: &OpenPool<FileDisk>,
-    states: &[Arc<DiskState>],
-    here: &[UsableDisk],
-    vhds: &[(VhdRecord, Arc<VhdState>)],
-    events: &EventLog,
-) {
+/// What was noticed of disks that are here, and what it means that others are not.
+fn report_disks(pool: &OpenPool<FileDisk>, owner: &Owner, store: &StoreHandle, events: &EventLog) {
     for disk in &pool.disks {
         for notice in &disk.notices {
             let message = format!("disk '{}': {notice}", disk.name);
             events.record(Severity::Warning, EventDetail::Note { message });
         }
     }
-    for missing in states.iter().filter(|state| here.iter().all(|disk| disk.state.id != state.id)) {
-        let on_it = vhds.iter().filter(|(record, _)| record.layout.disks().contains(missing.id));
-        let vhds = on_it.map(|(record, _)| record.name.clone()).collect();
-        events.record(Severity::Error, EventDetail::DiskMissing { disk: missing.name.clone(), vhds });
-    }
+    Snapshot::of(owner, |id| pool.disk(id).is_some(), &store.status()).tell_missing(events);
 }
 
 /// Shared state of every disk of the pool (a missing one counts as failed), and those that are here.

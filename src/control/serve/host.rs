@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::daemon::{UsableDisk, announcement, announcement_to_mover, start_worker};
 use crate::base::clock;
 use crate::base::ids::{DiskId, VhdId};
+use crate::control::convert::impact::Votes;
 use crate::control::convert::{OpenDisk, OpenDisks};
 use crate::control::http::{Connections, Host};
 use crate::control::owner_thread::{NewDisk, OwnerInput, OwnerSender};
@@ -220,6 +221,10 @@ impl Host for DaemonHost {
             members: status.members.iter().map(member).collect(),
             ..StoreInfo::default()
         }
+    }
+
+    fn votes(&self) -> Votes {
+        Votes::from(&self.store.status())
     }
 
     fn connections(&self) -> Vec<Connections> {

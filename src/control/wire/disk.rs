@@ -34,10 +34,41 @@ pub struct DiskInfo {
     pub allocated_bytes: u64,
     /// Room that can be allocated now.
     pub free_bytes: u64,
-    /// I/O errors since the pool was opened.
+    /// Why it is suspect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspicion: Option<String>,
+    /// Errors that it gave since the pool was opened, those that retries and other replicas have made good included.
     pub errors: u64,
+    /// What was done on it for guests since then.
+    pub io: DiskIo,
     /// Names of the VHDs that have extents on it or may get some.
     pub vhds: Vec<String>,
+}
+
+/// What guests' requests have done on a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskIo {
+    /// Reads.
+    pub read: IoStats,
+    /// Writes.
+    pub write: IoStats,
+    /// Syncs.
+    pub sync: IoStats,
+}
+
+/// Operations of one kind on a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct IoStats {
+    /// Completed, failed ones included.
+    pub operations: u64,
+    /// Failed.
+    pub errors: u64,
+    /// Mean time from submission to completion, in microseconds.
+    pub latency_us_mean: u64,
+    /// 99 of 100 took at most this long, in microseconds, as far as the histogram tells: powers of two.
+    pub latency_us_p99: u64,
+    /// Took longer than 8 seconds.
+    pub slow: u64,
 }
 
 /// Whether a disk can be used.
@@ -45,7 +76,9 @@ pub struct DiskInfo {
 #[serde(rename_all = "snake_case")]
 pub enum DiskHealth {
     /// Works.
-    Online,
+    Healthy,
+    /// Works, but gave errors or took very long several times lately.
+    Suspect,
     /// Failed a sync, or was given up; nothing is submitted to it until the pool is opened again.
     Failed,
     /// Not found among the paths given.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::impact::ImpactInfo;
 use super::job::ByteRange;
 
 /// Something that happened.
@@ -145,6 +146,8 @@ pub enum EventDetail {
         disk: String,
         /// Names of the VHDs that have extents on it or may have.
         vhds: Vec<String>,
+        /// What that means.
+        impact: Box<ImpactInfo>,
     },
     /// Settings of a disk changed.
     DiskChanged {
@@ -166,6 +169,21 @@ pub enum EventDetail {
         disk: String,
         /// What it said.
         message: String,
+        /// What that means. Absent if the daemon could not work it out: see `/disks/{disk}/impact`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        impact: Option<Box<ImpactInfo>>,
+    },
+    /// A disk gave errors, or took very long, several times lately. It is used as before.
+    DiskSuspect {
+        /// Its name.
+        disk: String,
+        /// Why.
+        message: String,
+    },
+    /// A suspect disk has given no reason for that for a while.
+    DiskHealthy {
+        /// Its name.
+        disk: String,
     },
     /// Allocation rose above a threshold, or fell well below it again.
     Fill {

@@ -6,6 +6,7 @@ mod check;
 mod disk;
 mod error;
 mod event;
+mod impact;
 mod job;
 mod pool;
 pub mod size;
@@ -13,18 +14,23 @@ mod vhd;
 
 pub use check::CheckReport;
 pub use disk::{
-    Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskRemoved, DiskReplace, DiskReplaced, DiskResult, DiskUpdate,
+    Accept, DiskAdd, DiskHealth, DiskInfo, DiskIo, DiskList, DiskRemoved, DiskReplace, DiskReplaced, DiskResult,
+    DiskUpdate, IoStats,
 };
 pub use error::{ErrorBody, ErrorInfo, ErrorKind};
 pub use event::{Event, EventDetail, Severity};
+pub use impact::{
+    DiskFail, DiskFailed, ExtentSum, Fate, GoneDisk, ImpactInfo, ImpactSum, ImpactTotals, StoreImpact, VhdImpact,
+    VmImpact,
+};
 pub use job::{
     ByteRange, JobCancel, JobCreate, JobInfo, JobList, JobResult, JobState, JobUpdate, JobWish, PlanInfo, PlannedDisk,
     PlannedVhd,
 };
 pub use pool::{DomainWarning, MemberHealth, PoolInfo, PoolUpdate, SpaceInfo, StoreInfo, StoreMember};
 pub use vhd::{
-    Attachment, DiskUse, Expand, Layout, MapRun, VhdCreate, VhdDeleted, VhdInfo, VhdList, VhdMapInfo, VhdRename,
-    VhdResize, VhdResult, VhdUpdate, WhenFull,
+    Attachment, DiskUse, Expand, Layout, MapRun, VhdCreate, VhdDeleted, VhdHealth, VhdInfo, VhdList, VhdMapInfo,
+    VhdRename, VhdResize, VhdResult, VhdUpdate, WhenFull,
 };
 
 /// What the path prefix of every versioned route is.

@@ -174,6 +174,11 @@ pub struct VhdInfo {
     pub replicas: u8,
     /// Extents that have fewer readable replicas than that.
     pub degraded_extents: u64,
+    /// Whether all of it can be read and written.
+    pub health: VhdHealth,
+    /// What is wrong with it, which disk that comes from, and what to do; absent if it is healthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// Whether every extent was allocated at creation.
     pub thick: bool,
     /// Whether it is served; false while room for a thick VHD is still being given.
@@ -213,6 +218,18 @@ pub struct VhdInfo {
     pub placement: Vec<DiskUse>,
     /// When it was created, seconds since 1970.
     pub created_secs: u64,
+}
+
+/// Whether all of a VHD can be read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VhdHealth {
+    /// All of it.
+    Healthy,
+    /// All of it can be read, but disks that are failed or missing have replicas of it, or room that it wants.
+    Degraded,
+    /// Disks that are failed or missing have the only replicas of some of it: reads and writes fail there, and only there.
+    Partial,
 }
 
 /// The frontend that is connected to a VHD.

@@ -401,3 +401,31 @@ mod stress {
         }
     }
 }
+
+#[test]
+fn a_scan_sees_what_lookups_see() {
+    let map = VhdMap::new(3000);
+    let mut rng = crate::base::rng::Rng::new(11);
+    let grow = |map: &VhdMap| {
+        map.reserve(5000).unwrap();
+        map.grow(5000);
+    };
+    for step in 0..4000 {
+        if step == 2000 {
+            grow(&map);
+        }
+        let extent = ExtentIndex(u32::try_from(rng.below(map.extents().into())).unwrap());
+        let mut replicas = ReplicaSet::ABSENT;
+        for disk in 0..rng.below(5) {
+            let state = if disk == 3 { ReplicaState::Syncing } else { ReplicaState::InSync };
+            replicas.push(Replica { disk: DiskId(u8::try_from(disk).unwrap()), slot: SlotIndex(step), state });
+        }
+        let present = if replicas.is_absent() { BlockMask::NONE } else { BlockMask(u32::MAX >> rng.below(32)) };
+        map.restore(extent, replicas, present, Generation(0));
+    }
+    let mut seen = Vec::new();
+    map.for_each_placed(|extent| seen.push((extent.replicas().collect::<Vec<_>>(), extent.present)));
+    let lookups = map.placed_from(ExtentIndex(0)).map(|extent| map.lookup(extent));
+    let wanted: Vec<_> = lookups.map(|found| (found.replicas.iter().collect::<Vec<_>>(), found.present)).collect();
+    assert!(wanted.len() > 1000 && seen == wanted);
+}

@@ -34,6 +34,10 @@ impl Members for Recorder {
         Vec::new()
     }
 
+    fn needed(&self) -> usize {
+        1
+    }
+
     fn dump(&mut self) -> Result<String, DumpError> {
         Err(DumpError::NoMember)
     }

@@ -38,6 +38,12 @@ pub(super) struct Rule {
 }
 
 impl Rule {
+    /// How many members must have a commit, at least.
+    pub fn needed(self) -> usize {
+        let next = self.next.map_or(0, |next| majority(next.total));
+        majority(self.current.total).max(next)
+    }
+
     /// Whether a commit that `have` have counts.
     pub fn is_met(self, have: DiskSet) -> bool {
         self.current.is_reached(have) && self.next.is_none_or(|next| next.is_reached(have))
@@ -64,6 +70,7 @@ mod tests {
     #[test]
     fn a_change_wants_both_majorities() {
         let rule = Rule { current: Quorum::new(set(&[0, 1, 2]), 3), next: Some(Quorum::new(set(&[0, 3]), 2)) };
+        assert_eq!(rule.needed(), 2);
         assert!(!rule.is_met(set(&[0, 1])) && !rule.is_met(set(&[0, 3])) && rule.is_met(set(&[0, 1, 3])));
     }
 }

@@ -282,6 +282,10 @@ impl Members for MemberThreads {
         self.links().map(|link| link.status.clone()).collect()
     }
 
+    fn needed(&self) -> usize {
+        self.rule.needed()
+    }
+
     fn dump(&mut self) -> Result<String, DumpError> {
         let upright = |link: &&Link| link.status.lost.is_none() && link.sent.is_empty() && !link.filling;
         let link = self.links().find(upright).ok_or(DumpError::NoMember)?;
