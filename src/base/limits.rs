@@ -161,6 +161,9 @@ pub const RANGE_EXTENTS_MAX: u64 = 256;
 /// Body of one API request, in bytes.
 pub const API_BODY_MAX: usize = 64 << 10;
 
+/// A request to the broker process, or its answer, in bytes.
+pub const BROKER_MESSAGE_MAX: usize = 64 << 10;
+
 /// Guest memory regions of one frontend.
 pub const MEM_SLOTS_MAX: usize = 509;
 
