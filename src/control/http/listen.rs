@@ -21,8 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
-/// Connections of one listener.
-const CONNECTIONS_MAX: usize = 128;
+use crate::base::limits::API_CONNECTIONS_MAX;
 
 /// How long a connection may take to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -178,7 +177,7 @@ pub async fn serve(bound: Bound, router: Router, stop: impl Future<Output = ()>)
         Ok(listener) => listener,
         Err(error) => return log::error!("cannot serve the API: {error}"),
     };
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let room = Arc::new(Semaphore::new(API_CONNECTIONS_MAX));
     tokio::pin!(stop);
     loop {
         let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
