@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 #[path = "common/daemon_host.rs"]
+#[allow(dead_code, reason = "not all of it is used here")]
 mod daemon_host;
 #[path = "sandbox/inside.rs"]
 mod inside;
@@ -213,6 +214,25 @@ fn a_user_without_privileges_can_run_it() {
     host.stop();
     let cannot = host.run_as(NOBODY, &["serve", "--socket-dir", "v", "--user", "daemon", "d0.img"]);
     assert!(cannot.contains("CAP_SETUID"), "{cannot}");
+}
+
+#[test]
+fn the_service_manager_hears_of_life_from_within_the_sandbox() {
+    let host = Host::with_pool(1);
+    let notify = host.path("notify");
+    let heard = std::os::unix::net::UnixDatagram::bind(&notify).unwrap();
+    heard.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut command = host.command(&Host::serve_args(&[], &["d0.img"]));
+    command.env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "300000");
+    let mut daemon = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut buffer = [0; 64];
+    let mut next = || heard.recv(&mut buffer).map(|len| String::from_utf8_lossy(&buffer[..len]).into_owned());
+    assert_eq!(next().unwrap(), "READY=1\n");
+    for _ in 0..3 {
+        assert_eq!(next().unwrap(), "WATCHDOG=1\n");
+    }
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
 }
 
 #[test]
