@@ -11,6 +11,7 @@ pub mod owner;
 pub mod placement;
 pub mod plan;
 pub mod reactor;
+pub mod sandbox;
 pub mod shared;
 pub mod store;
 pub mod vhost_user;

@@ -321,7 +321,7 @@ fn block_devices_are_looked_at_as_closely_as_files() {
     assert!(host.refused(&["check", &large.0], 3).contains("belongs to no pool"), "nothing was changed");
 
     host.ok(&["pool", "create", &large.0]);
-    host.serve(&[], &[&large.0]);
+    host.serve(&["--disk-dir", "."], &[&large.0]);
     assert!(host.refused(&["disk", "add", &small.0], 4).contains(" of 512: "));
     assert!(host.refused(&["disk", "add", "large.img"], 4).contains("lies on"));
     assert!(host.ok(&["disk", "add", &large.0]).contains("nothing changed"));

@@ -21,6 +21,7 @@ const UNSAFE_FILES: &[&str] = &[
     "cli/blk_client/memory.rs",
     "cli/blk_client/mod.rs",
     "cli/image/sparse.rs",
+    "control/broker/process.rs",
     "control/serve/files.rs",
     "disk/sys.rs",
     "engine/mod.rs",
@@ -34,6 +35,7 @@ const UNSAFE_FILES: &[&str] = &[
     "reactor/ring/mod.rs",
     "reactor/thread/mod.rs",
     "reactor/thread/signal.rs",
+    "sandbox/trap.rs",
     "shared/guest_memory.rs",
     "vhost_user/sys.rs",
     "virtio/parse.rs",
@@ -180,7 +182,7 @@ fn only_the_clock_reads_the_time() {
     for source in sources(&["src"]) {
         for (number, line) in (1..).zip(source.code.lines()) {
             let reads =
-                ["Instant::now", "SystemTime::now", "Utc::now", "clock_gettime"].iter().any(|c| line.contains(c));
+                ["Instant::now", "SystemTime::now", "Utc::now", "clock_gettime("].iter().any(|c| line.contains(c));
             if reads && source.path != "src/base/clock.rs" {
                 wrong.push(format!(
                     "{}:{number}: reads the time; use base::clock or take it as an argument",

@@ -179,8 +179,14 @@ pub const DISCARD_RANGES_MAX: u32 = 32;
 /// Extents that one discard or write-zeroes range can cover.
 pub const RANGE_EXTENTS_MAX: u64 = 256;
 
+/// Connections to the API that are served at the same time, per socket; more wait to be accepted.
+pub const API_CONNECTIONS_MAX: usize = 128;
+
 /// Body of one API request, in bytes.
 pub const API_BODY_MAX: usize = 64 << 10;
+
+/// A request to the broker process, or its answer, in bytes.
+pub const BROKER_MESSAGE_MAX: usize = 64 << 10;
 
 /// Guest memory regions of one frontend.
 pub const MEM_SLOTS_MAX: usize = 509;

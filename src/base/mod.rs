@@ -4,6 +4,7 @@
 
 pub mod aligned;
 pub mod clock;
+pub mod errno;
 pub mod heap;
 pub mod ids;
 pub mod limits;

@@ -31,6 +31,9 @@ pub fn run(session: &Session, args: ServeArgs) -> Outcome {
         metrics_listen: args.metrics_listen,
         accept_stale: args.accept_stale,
         pool: args.pool,
+        user: args.user,
+        sandbox: args.sandbox,
+        disk_dirs: args.disk_dirs,
     };
     let config = Config::new(file, options, Path::new(CONTROL_DEFAULT)).map_err(refused)?;
     match serve::run(config) {

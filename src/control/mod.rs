@@ -1,13 +1,15 @@
 //! What the outside sees of the daemon: HTTP API, events, metrics, start-up.
 //!
 //! * [`wire`]: the types of the API. * `http`: routes; a handler parses, asks the owner and waits for its answer.
-//! * `events`: the last things that happened. * `owner_thread`, `disk_worker`: threads around pure parts. * `serve`: start
+//! * `events`: the last things that happened. * `owner_thread`, `disk_worker`: threads around pure parts. [`broker`]: the
+//!   process that keeps the rights which the daemon gives up. * `serve`: start
 //!   and stop.
 //!
 //! Invariants: handlers never touch state; nothing here runs on a reactor.
 //!
 //! Uses everything but `cli`.
 
+pub mod broker;
 pub mod convert;
 pub mod disk_worker;
 pub mod events;

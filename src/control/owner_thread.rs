@@ -65,6 +65,8 @@ pub enum OwnerInput {
     Disk(Box<NewDisk>),
     /// The owner did not take that disk.
     ForgetDisk(DiskId),
+    /// Show that the loop gets on: answered when it comes to this.
+    Alive(Sender<()>),
     /// Leave the loop.
     Stop,
 }
@@ -184,6 +186,8 @@ fn take(owner: &mut Owner, input: OwnerInput, outbox: &mut Outbox, next_command:
         OwnerInput::ForgetDisk(disk) => {
             outbox.new_disks.remove(&disk);
         }
+        // There is room for one answer; whoever asked may have given up.
+        OwnerInput::Alive(answer) => drop(answer.try_send(())),
         OwnerInput::Stop => unreachable!("handled by the loop"),
     }
 }

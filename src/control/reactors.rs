@@ -5,6 +5,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::owner_thread::{OwnerInput, OwnerSender};
+use super::serve::manager::Probe;
 use crate::base::clock;
 use crate::base::ids::ReactorId;
 use crate::reactor::handle::ReactorHandle;
@@ -129,6 +130,17 @@ pub struct Threads {
 }
 
 impl Threads {
+    /// How each is asked whether it gets on.
+    pub fn probes(&self) -> impl Iterator<Item = Probe> + use<> {
+        let handles = self.handles.clone();
+        (0..handles.count()).map(ReactorId).map(move |reactor| {
+            let handles = handles.clone();
+            Probe::new(format!("reactor {}", reactor.0), move |answer| {
+                handles.tell(reactor, ReactorMessage::Alive(answer));
+            })
+        })
+    }
+
     /// Lets them finish what is in flight. False if that takes longer than `at_most`: a host disk hangs.
     #[must_use]
     pub fn stop(self, at_most: Duration) -> bool {

@@ -7,6 +7,7 @@
 pub(super) mod tests;
 mod transfer;
 
+use std::borrow::Cow;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -16,10 +17,13 @@ use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::identity::DiskIdentity;
 use super::sys;
 use crate::base::aligned::{AlignedBuf, DIRECT_IO_ALIGNMENT};
 use crate::base::clock;
+use crate::base::errno;
 
 /// How often and how far apart a lock is tried: udev holds a lock on a block device while it looks at it.
 const LOCK_TRIES: u32 = 20;
@@ -29,7 +33,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const CLOSE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why a host disk cannot be opened.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum OpenError {
     /// `open(2)` failed.
     #[error("cannot open {}: {source}{}", path.display(), advice(source))]
@@ -37,6 +41,7 @@ pub enum OpenError {
         /// The path as given.
         path: PathBuf,
         /// What the kernel said.
+        #[serde(with = "errno")]
         source: io::Error,
     },
     /// Another part of the system has the block device.
@@ -83,9 +88,22 @@ pub enum OpenError {
         /// The path as given.
         path: PathBuf,
         /// What was asked.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// What the kernel said.
+        #[serde(with = "errno")]
         source: io::Error,
+    },
+    /// Not where the daemon may open disks.
+    #[error(
+        "{} is not in a directory where this daemon may open disks ({}): restart it with --disk-dir for that directory",
+        path.display(),
+        listed(directories)
+    )]
+    Outside {
+        /// The path, links followed.
+        path: PathBuf,
+        /// Where it may.
+        directories: Vec<PathBuf>,
     },
     /// A file to be created is already there.
     #[error("{} already exists: leave out --size to use it as it is, or choose another path", path.display())]
@@ -101,8 +119,13 @@ pub enum OpenError {
         /// Size asked for, in bytes.
         size: u64,
         /// What the kernel said.
+        #[serde(with = "errno")]
         source: io::Error,
     },
+}
+
+fn listed(directories: &[PathBuf]) -> String {
+    directories.iter().map(|directory| directory.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn advice(error: &io::Error) -> &'static str {
@@ -125,7 +148,7 @@ fn holder(pid: Option<u32>) -> String {
 }
 
 /// What a disk is opened for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Access {
     /// A look at it: read-only, without lock, also while somebody else uses it.
     Probe,
@@ -158,6 +181,14 @@ impl FileDisk {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(path: &Path, access: Access) -> Result<FileDisk, OpenError> {
+        FileDisk::from_fd(path, FileDisk::descriptor(path, access)?, access)
+    }
+
+    /// Opens a disk, without a lock yet: for [`FileDisk::from_fd`], here or in another process.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn descriptor(path: &Path, access: Access) -> Result<OwnedFd, OpenError> {
         let kind =
             std::fs::metadata(path).map_err(|source| OpenError::Open { path: path.to_owned(), source })?.file_type();
         let is_device = std::os::unix::fs::FileTypeExt::is_block_device(&kind);
@@ -169,12 +200,11 @@ impl FileDisk {
         let writing = if access == Access::Write { libc::O_RDWR } else { libc::O_RDONLY };
         // O_NONBLOCK: never wait for a pipe that took the path's place; disks do not care.
         let flags = writing | exclusive | libc::O_DIRECT | libc::O_NONBLOCK;
-        let fd = sys::open(path, flags).map_err(|source| match source.raw_os_error() {
+        sys::open(path, flags).map_err(|source| match source.raw_os_error() {
             Some(libc::EINVAL) => OpenError::NoDirectIo { path: path.to_owned() },
             Some(libc::EBUSY) => OpenError::Busy { path: path.to_owned() },
             _ => OpenError::Open { path: path.to_owned(), source },
-        })?;
-        FileDisk::from_fd(path, fd, access)
+        })
     }
 
     /// Creates a sparse file of `size` bytes and opens it for writing.
@@ -182,6 +212,15 @@ impl FileDisk {
     /// # Errors
     /// See [`OpenError`]; a file that is there is left alone.
     pub fn create(path: &Path, size: u64) -> Result<FileDisk, OpenError> {
+        let fd = FileDisk::create_descriptor(path, size)?;
+        FileDisk::from_fd(path, fd, Access::Write).inspect_err(|_| drop(std::fs::remove_file(path)))
+    }
+
+    /// Creates a sparse file of `size` bytes and opens it for writing, without a lock yet.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; a file that is there is left alone.
+    pub fn create_descriptor(path: &Path, size: u64) -> Result<OwnedFd, OpenError> {
         let failed = |source: io::Error| OpenError::Create { path: path.to_owned(), size, source };
         let file =
             std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|source| {
@@ -195,7 +234,7 @@ impl FileDisk {
             .and_then(|()| file.sync_all())
             .and_then(|()| sync_directory_of(path))
             .map_err(failed)
-            .and_then(|()| FileDisk::open(path, Access::Write));
+            .and_then(|()| FileDisk::descriptor(path, Access::Write));
         if opened.is_err() {
             // Ours and empty; that it could not be removed would only hide the first error.
             let _ = std::fs::remove_file(path);
@@ -208,7 +247,8 @@ impl FileDisk {
     /// # Errors
     /// See [`OpenError`].
     pub fn from_fd(path: &Path, fd: OwnedFd, access: Access) -> Result<FileDisk, OpenError> {
-        let inspect = |what| move |source| OpenError::Inspect { path: path.to_owned(), what, source };
+        let inspect =
+            |what: &'static str| move |source| OpenError::Inspect { path: path.to_owned(), what: what.into(), source };
         let stat = sys::statx(fd.as_fd()).map_err(inspect("the type"))?;
         let is_device = u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFBLK;
         if !is_device && u32::from(stat.stx_mode) & libc::S_IFMT != libc::S_IFREG {
@@ -349,7 +389,7 @@ fn lock(path: &Path, fd: BorrowedFd<'_>, exclusive: bool, stat: &libc::statx) ->
                 return Err(OpenError::Locked { path: path.to_owned(), pid: lock_holder(stat) });
             }
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(source) => return Err(OpenError::Inspect { path: path.to_owned(), what: "the lock", source }),
+            Err(source) => return Err(OpenError::Inspect { path: path.to_owned(), what: "the lock".into(), source }),
         }
     }
     Ok(())

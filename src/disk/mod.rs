@@ -1,6 +1,6 @@
 //! Host disks: opening, identifying, locking, labels, regions, and the simulated disk.
 //!
-//! * [`mod@file`]: a real disk, opened for direct I/O and locked; [`sim`]: one that loses power on demand.
+//! * [`mod@file`]: a real disk, opened for direct I/O and locked; [`paths`]: with whose rights; [`sim`]: one that loses power on demand.
 //! * [`identity`]: which disk is it, and what fails with it; [`signature`]: whose data is on it.
 //! * [`geometry`]: how a disk is divided; [`label`]: what it says about itself; [`membership`]: who carries the placement
 //!   store, and whether enough of them are here.
@@ -13,6 +13,7 @@ pub mod geometry;
 pub mod identity;
 pub mod label;
 pub mod membership;
+pub mod paths;
 pub mod pool;
 pub mod signature;
 pub mod sim;

@@ -187,6 +187,8 @@ pub enum ReactorMessage {
     },
     /// A vring starts, stops or changes.
     Ring(RingCommand),
+    /// Show that the loop gets on: answered when it comes to this.
+    Alive(crossbeam_channel::Sender<()>),
     /// Finish what is in flight, then leave the loop.
     Shutdown,
 }

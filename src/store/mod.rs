@@ -11,6 +11,8 @@ pub mod committer;
 pub mod dump;
 pub mod edit;
 pub mod fill;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod member;
 pub mod mirror;
 pub mod open;

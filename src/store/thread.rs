@@ -57,6 +57,7 @@ enum Message {
     AddDisk(Arc<DiskState>),
     Dump(Sender<Result<String, DumpError>>),
     Members(MembersOrder, Sender<Result<(), ChangeError>>),
+    Alive(Sender<()>),
     Stop,
 }
 
@@ -142,6 +143,13 @@ impl StoreHandle {
         let (answer, waiting) = crossbeam_channel::bounded(1);
         self.send(Message::Dump(answer));
         waiting.recv().map_err(|_| DumpError::NoMember)?
+    }
+
+    /// Has the committer answer when it comes to this. A disk that hangs may keep it for [`STORE_MEMBER_TIMEOUT_SECS`].
+    ///
+    /// [`STORE_MEMBER_TIMEOUT_SECS`]: crate::base::limits::STORE_MEMBER_TIMEOUT_SECS
+    pub fn alive(&self, answer: Sender<()>) {
+        self.send(Message::Alive(answer));
     }
 
     /// Commits what can be committed, and ends the thread.
@@ -250,6 +258,8 @@ impl<R: Replies> Shell<R> {
             Message::Members(order, answer) => {
                 let _ = answer.send(self.change_members(order));
             }
+            // There is room for one answer; whoever asked may have given up.
+            Message::Alive(answer) => drop(answer.try_send(())),
             Message::Stop => self.stop = true,
         }
     }

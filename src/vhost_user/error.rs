@@ -1,8 +1,12 @@
 //! What can go wrong: with a frontend's messages, with sockets, with the server.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
+use crate::base::errno;
 use crate::base::ids::VhdId;
 use crate::base::limits::{GUEST_MEMORY_MAX, MEM_SLOTS_MAX, QUEUE_SIZE_MAX};
 use crate::shared::guest_memory::WatchError;
@@ -61,7 +65,7 @@ pub(super) enum MemoryError {
 }
 
 /// A vhost-user socket that cannot be made.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum SocketError {
     /// The path does not fit a socket address.
     #[error(
@@ -89,17 +93,18 @@ pub enum SocketError {
     #[error("cannot {what} {}: {source}", path.display())]
     System {
         /// What we tried.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// The path.
         path: PathBuf,
         /// What the kernel said.
+        #[serde(with = "errno")]
         source: io::Error,
     },
     /// The owner does not exist.
     #[error("there is no {kind} '{name}' on this host: create it, or set another --socket-owner")]
     NoSuchOwner {
         /// User or group.
-        kind: &'static str,
+        kind: Cow<'static, str>,
         /// Its name.
         name: String,
     },
@@ -107,10 +112,11 @@ pub enum SocketError {
     #[error("cannot look up the {kind} '{name}': {source}")]
     OwnerLookup {
         /// User or group.
-        kind: &'static str,
+        kind: Cow<'static, str>,
         /// Its name.
         name: String,
         /// What the system said.
+        #[serde(with = "errno")]
         source: io::Error,
     },
     /// The owner cannot be set.
@@ -121,6 +127,7 @@ pub enum SocketError {
         /// User and group.
         owner: String,
         /// What the kernel said.
+        #[serde(with = "errno")]
         source: io::Error,
     },
 }

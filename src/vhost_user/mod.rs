@@ -31,4 +31,4 @@ mod vring;
 pub use error::{ServerError, SocketError};
 pub use hub::Reactors;
 pub use server::{Frontend, ReactorStatus, Removal, ServerEvents, VhdEndpoint, VhdStatus, VhostUserServer};
-pub use socket::SocketSettings;
+pub use socket::{OwnRights, SocketIdentity, SocketPaths, SocketSettings};

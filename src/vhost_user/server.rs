@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::error::{ServerError, SocketError};
 use super::hub::{self, Hub, Reactors};
 use super::listener::{self, Vhd};
-use super::socket::{self, BoundPath, SocketSettings};
+use super::socket::{BoundPath, OwnRights, SocketPaths, SocketSettings};
 use crate::base::clock;
 use crate::base::ids::VhdId;
 use crate::base::limits::VHOST_USER_THREADS_MAX;
@@ -122,6 +122,7 @@ pub struct VhostUserServer {
     hub: Arc<Hub>,
     events: Arc<dyn ServerEvents>,
     directory: PathBuf,
+    paths: Arc<dyn SocketPaths>,
     entries: Mutex<HashMap<VhdId, Entry>>,
 }
 
@@ -148,7 +149,15 @@ impl VhostUserServer {
             .map_err(ServerError::Runtime)?;
         let hub = Arc::new(Hub::new(reactors));
         runtime.spawn(hub::spread(Arc::downgrade(&hub)));
-        Ok(VhostUserServer { runtime: Some(runtime), hub, events, directory, entries: Mutex::default() })
+        let paths: Arc<dyn SocketPaths> = Arc::new(OwnRights::default());
+        Ok(VhostUserServer { runtime: Some(runtime), hub, events, directory, paths, entries: Mutex::default() })
+    }
+
+    /// Sockets are made by `paths` from now on, not with the rights of this process.
+    #[must_use]
+    pub fn with_paths(mut self, paths: Arc<dyn SocketPaths>) -> VhostUserServer {
+        self.paths = paths;
+        self
     }
 
     /// Makes the socket of a VHD; it can be connected to when this returns. Returns its path.
@@ -163,7 +172,7 @@ impl VhostUserServer {
         }
         let runtime = self.runtime.as_ref().expect("taken when the server ends");
         let _context = runtime.enter();
-        let (path, socket) = BoundPath::bind(self.path_of(&endpoint.name), &endpoint.socket)?;
+        let (path, socket) = BoundPath::bind(Arc::clone(&self.paths), self.path_of(&endpoint.name), &endpoint.socket)?;
         let vhd = Arc::new(Vhd::new(endpoint, Arc::clone(&self.events)));
         let (stop, stopped) = watch::channel(false);
         let (alive, done) = crossbeam_channel::bounded(0);
@@ -230,7 +239,7 @@ impl VhostUserServer {
         if entries.values().any(|entry| entry.path.path() == path) {
             return Ok(());
         }
-        socket::clear(&path)
+        self.paths.clear(&path)
     }
 
     /// Whether sockets could belong to `owner`.
@@ -238,7 +247,7 @@ impl VhostUserServer {
     /// # Errors
     /// Why not.
     pub fn check_owner(&self, owner: &SocketOwner) -> Result<(), SocketError> {
-        socket::check_owner(owner)
+        self.paths.check_owner(owner)
     }
 
     /// What goes on at the VHD's socket; `None` if the VHD is not served.

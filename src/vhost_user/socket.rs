@@ -1,10 +1,15 @@
 //! Socket paths: making, taking over, giving away, removing.
 
+use std::fmt::Debug;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use tokio::net::{UnixListener, UnixSocket};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
 
 use super::error::SocketError;
 use super::sys;
@@ -14,10 +19,10 @@ use crate::placement::record::SocketOwner;
 const PATH_MAX: usize = 107;
 
 /// Connections that may wait to be accepted.
-const BACKLOG: u32 = 16;
+const BACKLOG: i32 = 16;
 
 /// Who may connect.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketSettings {
     /// Permission bits.
     pub mode: u32,
@@ -25,30 +30,136 @@ pub struct SocketSettings {
     pub owner: Option<SocketOwner>,
 }
 
+/// Device and inode of a socket's path: whether it is still the one that we made.
+pub type SocketIdentity = (u64, u64);
+
+/// Makes the paths of sockets, and changes them: with the rights of this process, or through another one that has them.
+pub trait SocketPaths: Debug + Send + Sync {
+    /// Binds a socket that does not listen yet. A stale one is replaced; nobody can connect before mode and owner are set.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    fn bind(&self, path: &Path, settings: &SocketSettings) -> Result<(OwnedFd, SocketIdentity), SocketError>;
+
+    /// Changes mode and owner.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    fn set(&self, path: &Path, settings: &SocketSettings) -> Result<(), SocketError>;
+
+    /// Moves a socket; whoever is connected stays connected.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    fn rename(&self, from: &Path, to: &Path) -> Result<(), SocketError>;
+
+    /// Makes sure that `path` can be bound: removes what a daemon that is gone left there, and nothing else.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    fn clear(&self, path: &Path) -> Result<(), SocketError>;
+
+    /// Removes a socket if it is still the same one.
+    fn remove(&self, path: &Path, identity: SocketIdentity);
+
+    /// Whether sockets could belong to `owner`.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    fn check_owner(&self, owner: &SocketOwner) -> Result<(), SocketError>;
+}
+
+/// With the rights of this process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OwnRights {
+    /// User and group of sockets whose settings name none; `None`: those of this process.
+    pub default_owner: Option<(u32, u32)>,
+}
+
+impl OwnRights {
+    /// The owner first: before that, the mode would let the daemon's own group in.
+    fn permit(&self, path: &Path, settings: &SocketSettings, owner: Option<(u32, u32)>) -> Result<(), SocketError> {
+        if let Some((user, group)) = owner.or(self.default_owner) {
+            let name = settings.owner.as_ref().map(|name| format!("{}:{}", name.user, name.group));
+            std::os::unix::fs::lchown(path, Some(user), Some(group)).map_err(|source| SocketError::Chown {
+                path: path.to_owned(),
+                owner: name.unwrap_or_else(|| format!("{user}:{group}")),
+                source,
+            })?;
+        }
+        let mode = std::fs::Permissions::from_mode(settings.mode);
+        std::fs::set_permissions(path, mode).map_err(failed("set the mode of", path))
+    }
+}
+
+impl SocketPaths for OwnRights {
+    fn bind(&self, path: &Path, settings: &SocketSettings) -> Result<(OwnedFd, SocketIdentity), SocketError> {
+        let owner = resolve(settings.owner.as_ref())?;
+        clear(path)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+            .map_err(|error| failed("make a socket for", path)(error.into()))?;
+        sys::set_mode_before_bind(&socket, 0o600).map_err(failed("set the mode of", path))?;
+        SocketAddrUnix::new(path)
+            .and_then(|address| net::bind(&socket, &address))
+            .map_err(|error| failed("bind a socket to", path)(error.into()))?;
+        let identity = identity(path).map_err(failed("examine", path))?;
+        if let Err(error) = self.permit(path, settings, owner) {
+            self.remove(path, identity);
+            return Err(error);
+        }
+        Ok((socket, identity))
+    }
+
+    fn set(&self, path: &Path, settings: &SocketSettings) -> Result<(), SocketError> {
+        self.permit(path, settings, resolve(settings.owner.as_ref())?)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<(), SocketError> {
+        clear(to)?;
+        std::fs::rename(from, to).map_err(failed("rename", from))
+    }
+
+    fn clear(&self, path: &Path) -> Result<(), SocketError> {
+        clear(path)
+    }
+
+    fn remove(&self, path: &Path, identity: SocketIdentity) {
+        if self::identity(path).ok() == Some(identity) {
+            // If it cannot be removed, the next start replaces it.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    fn check_owner(&self, owner: &SocketOwner) -> Result<(), SocketError> {
+        resolve(Some(owner)).map(drop)
+    }
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SocketError {
+    let path = path.to_owned();
+    move |source| SocketError::System { what: what.into(), path, source }
+}
+
 /// A path that a listener of ours is bound to. Dropping it removes the path, if it is still ours.
 #[derive(Debug)]
 pub(super) struct BoundPath {
     path: PathBuf,
-    /// Device and inode of what we bound.
-    identity: (u64, u64),
+    identity: SocketIdentity,
+    paths: Arc<dyn SocketPaths>,
 }
 
 impl BoundPath {
     /// Binds a listener. A stale socket is replaced; nobody can connect before mode and owner are set.
-    pub(super) fn bind(path: PathBuf, settings: &SocketSettings) -> Result<(BoundPath, UnixListener), SocketError> {
-        let owner = resolve(settings.owner.as_ref())?;
-        clear(&path)?;
-        let fail = |what| {
-            let path = path.clone();
-            move |source| SocketError::System { what, path, source }
-        };
-        let socket = UnixSocket::new_stream().map_err(fail("make a socket for"))?;
-        sys::set_mode_before_bind(&socket, 0o600).map_err(fail("set the mode of"))?;
-        socket.bind(&path).map_err(fail("bind a socket to"))?;
-        let identity = identity(&path).map_err(fail("examine"))?;
-        let bound = BoundPath { path: path.clone(), identity };
-        bound.permit(settings, owner)?;
-        let listener = socket.listen(BACKLOG).map_err(fail("listen on"))?;
+    pub(super) fn bind(
+        paths: Arc<dyn SocketPaths>,
+        path: PathBuf,
+        settings: &SocketSettings,
+    ) -> Result<(BoundPath, UnixListener), SocketError> {
+        let (socket, identity) = paths.bind(&path, settings)?;
+        let bound = BoundPath { path, identity, paths };
+        net::listen(&socket, BACKLOG).map_err(|error| failed("listen on", &bound.path)(error.into()))?;
+        let listener = UnixListener::from_std(socket.into()).map_err(failed("listen on", &bound.path))?;
         Ok((bound, listener))
     }
 
@@ -59,7 +170,7 @@ impl BoundPath {
 
     /// Changes mode and owner.
     pub(super) fn set(&self, settings: &SocketSettings) -> Result<(), SocketError> {
-        self.permit(settings, resolve(settings.owner.as_ref())?)
+        self.paths.set(&self.path, settings)
     }
 
     /// Moves the socket; whoever is connected stays connected.
@@ -67,37 +178,15 @@ impl BoundPath {
         if to == self.path {
             return Ok(());
         }
-        clear(&to)?;
-        std::fs::rename(&self.path, &to).map_err(|source| self.system("rename", source))?;
+        self.paths.rename(&self.path, &to)?;
         self.path = to;
         Ok(())
-    }
-
-    /// The owner first: before that, the mode would let the daemon's own group in.
-    fn permit(&self, settings: &SocketSettings, owner: Option<(u32, u32)>) -> Result<(), SocketError> {
-        let (user, group) = owner.unzip();
-        if let Some(name) = &settings.owner {
-            std::os::unix::fs::lchown(&self.path, user, group).map_err(|source| SocketError::Chown {
-                path: self.path.clone(),
-                owner: format!("{}:{}", name.user, name.group),
-                source,
-            })?;
-        }
-        std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(settings.mode))
-            .map_err(|source| self.system("set the mode of", source))
-    }
-
-    fn system(&self, what: &'static str, source: io::Error) -> SocketError {
-        SocketError::System { what, path: self.path.clone(), source }
     }
 }
 
 impl Drop for BoundPath {
     fn drop(&mut self) {
-        if identity(&self.path).ok() == Some(self.identity) {
-            // If it cannot be removed, the next start replaces it.
-            let _ = std::fs::remove_file(&self.path);
-        }
+        self.paths.remove(&self.path, self.identity);
     }
 }
 
@@ -106,37 +195,31 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Makes sure that `path` can be bound: removes what a daemon that is gone left there, and nothing else.
-pub(super) fn clear(path: &Path) -> Result<(), SocketError> {
+/// See [`SocketPaths::clear`].
+fn clear(path: &Path) -> Result<(), SocketError> {
     let len = path.as_os_str().len();
     if len > PATH_MAX {
         return Err(SocketError::TooLong { path: path.to_owned(), len, max: PATH_MAX });
     }
-    let fail = |what| move |source| SocketError::System { what, path: path.to_owned(), source };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(fail("examine")(error)),
+        Err(error) => return Err(failed("examine", path)(error)),
         Ok(metadata) if !metadata.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
         Ok(_) => {}
     }
-    match sys::is_listening(path).map_err(fail("probe"))? {
+    match sys::is_listening(path).map_err(failed("probe", path))? {
         true => Err(SocketError::Taken(path.to_owned())),
-        false => std::fs::remove_file(path).map_err(fail("remove the stale socket")),
+        false => std::fs::remove_file(path).map_err(failed("remove the stale socket", path)),
     }
-}
-
-/// Whether sockets could belong to `owner`.
-pub(super) fn check_owner(owner: &SocketOwner) -> Result<(), SocketError> {
-    resolve(Some(owner)).map(drop)
 }
 
 /// User and group numbers.
 fn resolve(owner: Option<&SocketOwner>) -> Result<Option<(u32, u32)>, SocketError> {
     let Some(owner) = owner else { return Ok(None) };
-    let find = |kind, name: &str, id: io::Result<Option<u32>>| match id {
+    let find = |kind: &'static str, name: &str, id: io::Result<Option<u32>>| match id {
         Ok(Some(id)) => Ok(id),
-        Ok(None) => Err(SocketError::NoSuchOwner { kind, name: name.to_owned() }),
-        Err(source) => Err(SocketError::OwnerLookup { kind, name: name.to_owned(), source }),
+        Ok(None) => Err(SocketError::NoSuchOwner { kind: kind.into(), name: name.to_owned() }),
+        Err(source) => Err(SocketError::OwnerLookup { kind: kind.into(), name: name.to_owned(), source }),
     };
     let user = find("user", &owner.user, sys::user_id(&owner.user))?;
     let group = find("group", &owner.group, sys::group_id(&owner.group))?;
@@ -154,7 +237,7 @@ mod tests {
     fn bind(path: &Path, settings: &SocketSettings) -> Result<(BoundPath, UnixListener), SocketError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
         let _context = runtime.enter();
-        BoundPath::bind(path.to_owned(), settings)
+        BoundPath::bind(Arc::new(OwnRights::default()), path.to_owned(), settings)
     }
 
     #[test]
@@ -204,7 +287,7 @@ mod tests {
         let owner = SocketOwner { user: "no-such-user-here".into(), group: "root".into() };
         let path = dir.path().join("a.sock");
         let error = bind(&path, &SocketSettings { mode: 0o660, owner: Some(owner) }).unwrap_err();
-        assert!(matches!(&error, SocketError::NoSuchOwner { kind: "user", .. }), "{error}");
+        assert!(matches!(&error, SocketError::NoSuchOwner { kind, .. } if kind == "user"), "{error}");
         assert!(!path.exists());
     }
 }

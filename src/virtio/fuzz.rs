@@ -3,6 +3,7 @@
 //!
 //! A library function, so that `cargo test` runs it on seeded bytes and a fuzzer runs it on its own.
 
+pub mod changing;
 mod model;
 
 use virtio_queue::desc::split::Descriptor;
@@ -36,8 +37,7 @@ const INDIRECT_FLAG: u16 = 4;
 /// # Panics
 /// If the parser and the model disagree: a bug in one of them.
 pub fn run(data: &[u8]) -> bool {
-    let ranges = REGIONS.map(|(start, len)| (GuestAddress(start), len));
-    let memory = GuestMemoryMmap::from_ranges(&ranges).expect("three small regions");
+    let memory = memory();
     let mut input = Input(data);
     let device = device(&mut input);
     let head = build(&mut input, &memory, &device);
@@ -47,6 +47,11 @@ pub fn run(data: &[u8]) -> bool {
     let result = parse(chain, &memory, &device, &mut request);
     check(&model::judge(&descriptors, &memory, &device), &result, &request);
     result.is_ok()
+}
+
+fn memory() -> GuestMemoryMmap {
+    let ranges = REGIONS.map(|(start, len)| (GuestAddress(start), len));
+    GuestMemoryMmap::from_ranges(&ranges).expect("three small regions")
 }
 
 fn check(verdict: &Verdict, result: &Result<Parsed, Rejected>, request: &Request) {

@@ -80,12 +80,48 @@ impl Host {
 
     /// Starts the daemon and waits until it reports readiness.
     pub fn serve(&mut self, options: &[&str], disks: &[&str]) {
+        let command = self.command(&Host::serve_args(options, disks));
+        self.start(command);
+    }
+
+    /// Starts the daemon as a user without privileges.
+    #[allow(dead_code, reason = "not every test that uses this file")]
+    pub fn serve_as(&mut self, uid: u32, options: &[&str], disks: &[&str]) {
+        let command = self.as_user(uid, &Host::serve_args(options, disks));
+        self.start(command);
+    }
+
+    /// Runs a command, which must fail, as a user without privileges; what it says.
+    #[allow(dead_code, reason = "not every test that uses this file")]
+    pub fn run_as(&self, uid: u32, args: &[&str]) -> String {
+        let output = self.as_user(uid, args).output().unwrap();
+        assert!(!output.status.success());
+        text(&output.stderr)
+    }
+
+    fn as_user(&self, uid: u32, args: &[&str]) -> Command {
+        let plain = self.command(args);
+        let mut command = Command::new("setpriv");
+        let id = uid.to_string();
+        command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--inh-caps=-all", "--"]);
+        command.arg(plain.get_program()).args(args).current_dir(self.directory.path());
+        command.env("SPANBLK_CONTROL", self.path("c/api.sock"));
+        command
+    }
+
+    /// The daemon's process.
+    #[allow(dead_code, reason = "not every test that uses this file")]
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().unwrap().id()
+    }
+
+    fn start(&mut self, mut command: Command) {
         let notify = self.path("notify");
         let _ = std::fs::remove_file(&notify);
         let socket = UnixDatagram::bind(&notify).unwrap();
+        std::fs::set_permissions(&notify, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
-        let mut command = self.command(&Host::serve_args(options, disks));
         let child = command.env("NOTIFY_SOCKET", &notify).stderr(log).stdout(Stdio::null()).spawn().unwrap();
         self.daemon = Some(child);
         let mut buffer = [0; 64];

@@ -453,7 +453,10 @@ impl World {
                 close(&self.disks[disk.index()]);
                 return true;
             }
-            ReactorMessage::AddDisk { .. } | ReactorMessage::Ring(_) | ReactorMessage::Shutdown => {
+            ReactorMessage::AddDisk { .. }
+            | ReactorMessage::Ring(_)
+            | ReactorMessage::Alive(_)
+            | ReactorMessage::Shutdown => {
                 unreachable!("nobody sends these here")
             }
         };

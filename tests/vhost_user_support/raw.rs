@@ -59,6 +59,11 @@ fn send_on(socket: &UnixStream, code: u32, payload: &[u8], fds: &[RawFd]) {
     let _ = socket.send_with_fds(&[&message(code, payload)[..]], fds);
 }
 
+/// Sends bytes with descriptors; the other end may have parted from us already.
+pub fn send_bytes(socket: &UnixStream, bytes: &[u8], fds: &[RawFd]) {
+    let _ = socket.send_with_fds(&[bytes], fds);
+}
+
 /// A session of messages that are plausible one by one, in no order, with a wrong one here and there.
 pub fn random_session(socket: &UnixStream, guest: &Guest, rng: &mut Rng) {
     socket.set_nonblocking(true).unwrap();

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::parse_log_level;
 use crate::control::serve::config::Delay;
+use crate::sandbox::{Mode, NoMode};
 
 const SERVE_HELP: &str = "\
 Examples:
@@ -15,7 +16,7 @@ Examples:
 
 DISKs are paths or globs, in any order: disks of the pool are found by their labels. Options win over the configuration
 file, whose keys are: disks (list), pool, control, socket_dir, reactors, pin, poll_max_us, hang_timeout, rebuild_delay,
-metrics_listen, log_level.
+metrics_listen, user, sandbox, disk_dirs (list), log_level.
 The first SIGTERM or SIGINT finishes what guests have asked for, syncs and stops; the second stops at once.";
 
 /// Runs the daemon.
@@ -57,7 +58,22 @@ pub struct ServeArgs {
     /// Open a pool without a majority of its placement store: commits that only missing disks have are lost
     #[arg(long)]
     pub accept_stale: bool,
+    /// Serve with the rights of this user (and group), once everything is open that needs more. VHDs' sockets can still belong to
+    /// others: a small process with the rights to open disks and to give sockets away stays behind
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// on: the daemon can open no file, run no program and connect to nobody once it serves, and ends at a system call that it should
+    /// not need; log: such calls go to the kernel's audit log and are carried out; off [default: on]
+    #[arg(long, value_name = "MODE", value_parser = parse_sandbox)]
+    pub sandbox: Option<Mode>,
+    /// Disks may be opened here later ('disk add', 'disk replace'), besides where the given ones are; repeatable
+    #[arg(long = "disk-dir", value_name = "DIR")]
+    pub disk_dirs: Vec<PathBuf>,
     /// off, error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL", env = "SPANBLK_LOG", value_parser = parse_log_level)]
     pub log_level: Option<log::LevelFilter>,
+}
+
+fn parse_sandbox(text: &str) -> Result<Mode, NoMode> {
+    text.parse()
 }

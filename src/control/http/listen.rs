@@ -8,7 +8,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
-/// Connections of one listener.
-const CONNECTIONS_MAX: usize = 128;
+use crate::base::limits::API_CONNECTIONS_MAX;
 
 /// How long a connection may take to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -81,14 +80,27 @@ pub enum ListenError {
 #[derive(Debug)]
 pub enum Bound {
     /// The control socket.
-    Unix(UnixListener),
+    Unix(StdUnixListener),
     /// Metrics.
+    Tcp(std::net::TcpListener),
+}
+
+/// One that the current runtime serves.
+enum Listening {
+    Unix(UnixListener),
     Tcp(TcpListener),
 }
 
+impl Bound {
+    fn served(self) -> io::Result<Listening> {
+        match self {
+            Bound::Unix(listener) => UnixListener::from_std(listener).map(Listening::Unix),
+            Bound::Tcp(listener) => TcpListener::from_std(listener).map(Listening::Tcp),
+        }
+    }
+}
+
 /// Makes the control socket: mode 0600 in a directory of mode 0700, which is created if it is absent.
-///
-/// Must be called on the runtime that will serve it.
 ///
 /// # Errors
 /// The path is too long or taken, or the directory is open to others.
@@ -100,7 +112,8 @@ pub fn bind_control(path: &Path) -> Result<Bound, ListenError> {
     private_directory(path)?;
     remove_stale(path)?;
     let failed = |what| move |source| ListenError::Path { what, path: path.to_owned(), source };
-    let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
+    let listener = StdUnixListener::bind(path).map_err(failed("listen on"))?;
+    listener.set_nonblocking(true).map_err(failed("set up"))?;
     // The directory keeps everybody out until this is done.
     fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed("set the mode of"))?;
     Ok(Bound::Unix(listener))
@@ -151,21 +164,27 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
 ///
 /// # Errors
 /// The address is taken or not ours.
-pub async fn bind_metrics(address: SocketAddr) -> Result<Bound, ListenError> {
-    let listener = TcpListener::bind(address).await.map_err(|source| ListenError::Tcp { address, source })?;
+pub fn bind_metrics(address: SocketAddr) -> Result<Bound, ListenError> {
+    let failed = |source| ListenError::Tcp { address, source };
+    let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
     Ok(Bound::Tcp(listener))
 }
 
 /// Serves `router` on a listener until `stop` is ready; then takes no more connections.
 pub async fn serve(bound: Bound, router: Router, stop: impl Future<Output = ()>) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let listener = match bound.served() {
+        Ok(listener) => listener,
+        Err(error) => return log::error!("cannot serve the API: {error}"),
+    };
+    let room = Arc::new(Semaphore::new(API_CONNECTIONS_MAX));
     tokio::pin!(stop);
     loop {
         let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
         let accepted = async {
-            match &bound {
-                Bound::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
-                Bound::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
+            match &listener {
+                Listening::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+                Listening::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
             }
         };
         let stream = tokio::select! {

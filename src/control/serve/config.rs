@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
 
 use crate::base::limits::REACTORS_MAX;
+use crate::sandbox::Mode;
 
 /// Where VHDs have their sockets unless told otherwise.
 pub const SOCKET_DIR_DEFAULT: &str = "/run/spanblk/vhost";
@@ -109,6 +110,13 @@ pub struct ConfigFile {
     pub rebuild_delay: Option<Delay>,
     /// TCP address for metrics.
     pub metrics_listen: Option<SocketAddr>,
+    /// User, or user and group, to become.
+    pub user: Option<String>,
+    /// Whether the sandbox is on.
+    pub sandbox: Option<Mode>,
+    /// More directories in which disks may be opened later.
+    #[serde(default)]
+    pub disk_dirs: Vec<PathBuf>,
     /// How much to log.
     #[serde(default, deserialize_with = "level")]
     pub log_level: Option<LevelFilter>,
@@ -174,7 +182,8 @@ impl ConfigFile {
         let disks = file.disks.iter().map(|disk| ("disks", Path::new(disk)));
         let paths = [("control", &file.control), ("socket_dir", &file.socket_dir)];
         let paths = paths.into_iter().filter_map(|(key, path)| Some((key, path.as_deref()?)));
-        if let Some((key, path)) = paths.chain(disks).find(|(_, path)| path.is_relative()) {
+        let directories = file.disk_dirs.iter().map(|directory| ("disk_dirs", directory.as_path()));
+        if let Some((key, path)) = paths.chain(disks).chain(directories).find(|(_, path)| path.is_relative()) {
             return Err(ConfigError::Relative { key, path: path.to_owned() });
         }
         Ok(file)
@@ -206,6 +215,12 @@ pub struct Options {
     pub accept_stale: bool,
     /// Which pool, if the paths lead to disks of several.
     pub pool: Option<Uuid>,
+    /// User, or user and group, to become.
+    pub user: Option<String>,
+    /// Whether the sandbox is on.
+    pub sandbox: Option<Mode>,
+    /// More directories in which disks may be opened later.
+    pub disk_dirs: Vec<PathBuf>,
 }
 
 /// What the daemon is started with.
@@ -233,6 +248,12 @@ pub struct Config {
     pub accept_stale: bool,
     /// Which pool, if the paths lead to disks of several.
     pub pool: Option<Uuid>,
+    /// `USER` or `USER:GROUP` to become once everything is open that needs more rights; `None`: nobody else.
+    pub user: Option<String>,
+    /// Whether the sandbox is on.
+    pub sandbox: Mode,
+    /// Directories in which disks may be opened later, besides those of the disks given.
+    pub disk_dirs: Vec<PathBuf>,
 }
 
 impl Config {
@@ -255,6 +276,7 @@ impl Config {
         if disks.is_empty() {
             return Err(ConfigError::NoDisks);
         }
+        let disk_dirs = if options.disk_dirs.is_empty() { file.disk_dirs } else { options.disk_dirs };
         let control = options.control.or(file.control).unwrap_or_else(|| control_default.to_owned());
         let socket_dir = options.socket_dir.or(file.socket_dir).unwrap_or_else(|| SOCKET_DIR_DEFAULT.into());
         Ok(Config {
@@ -269,6 +291,9 @@ impl Config {
             metrics_listen: options.metrics_listen.or(file.metrics_listen),
             accept_stale: options.accept_stale,
             pool: options.pool.or(file.pool),
+            user: options.user.or(file.user),
+            sandbox: options.sandbox.or(file.sandbox).unwrap_or_default(),
+            disk_dirs: disk_dirs.into_iter().map(absolute).collect::<Result<_, _>>()?,
         })
     }
 }

@@ -1,11 +1,9 @@
 //! The parts of a running daemon.
 
 use std::collections::HashMap;
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -15,12 +13,15 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use super::config::Config;
+use super::confine::{self, ControlSocket, Opened};
 use super::host::DaemonHost;
+use super::manager::Probe;
 use super::table::open_table;
 use super::{Ended, ServeError};
 use crate::base::clock;
 use crate::base::ids::{DiskId, VhdId};
 use crate::base::log_gate::LogGate;
+use crate::control::broker::Rights;
 use crate::control::disk_worker::DiskWorker;
 use crate::control::error_chain;
 use crate::control::events::EventLog;
@@ -34,8 +35,7 @@ use crate::control::service::{self, Problems, Service};
 use crate::control::wire::{EventDetail, Severity};
 use crate::disk::BlockDev;
 use crate::disk::file::FileDisk;
-use crate::disk::identity::Host as HostFacts;
-use crate::disk::pool::{OpenOptions, OpenPool, open_pool};
+use crate::disk::pool::OpenPool;
 use crate::mover::messages::MoverMessage;
 use crate::mover::thread::MoverHandle;
 use crate::owner::Owner;
@@ -73,16 +73,6 @@ pub struct Daemon {
     events: Arc<EventLog>,
 }
 
-/// The path of the control socket; removed when the daemon ends.
-struct ControlSocket(PathBuf);
-
-impl Drop for ControlSocket {
-    fn drop(&mut self) {
-        // If it is gone already, so much the better.
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
 /// A disk that is here.
 #[derive(Clone)]
 pub struct UsableDisk {
@@ -97,11 +87,8 @@ impl Daemon {
     ///
     /// # Errors
     /// See [`ServeError`].
-    pub fn start(config: Config, runtime: &Runtime) -> Result<Daemon, ServeError> {
-        let bound = runtime.block_on(async { http::bind_control(&config.control) })?;
-        let control = ControlSocket(config.control.clone());
-        let metrics = config.metrics_listen.map(|address| runtime.block_on(http::bind_metrics(address))).transpose()?;
-        let mut pool = open(&config)?;
+    pub fn start(config: Config, opened: Opened, runtime: &Runtime) -> Result<Daemon, ServeError> {
+        let Opened { control, bound, metrics, rights, mut pool } = opened;
         let table = open_table(&mut pool, config.accept_stale, config.reactors)?;
         let (states, disks) = disks_of(&table.pool, &pool);
 
@@ -117,16 +104,12 @@ impl Daemon {
         states.iter().for_each(|disk| store.add_disk(disk));
         table.vhds.iter().for_each(|(_, vhd)| store.open_vhd(vhd));
 
-        let server = Arc::new(start_server(&config, &handles, &owner)?);
+        let server = Arc::new(start_server(&config, &rights, &handles, &owner)?);
         let problems = Arc::new(Problems::default());
         let workers = start_workers(&disks, table.pool.extent_size, &owner)?;
         let reactors = inboxes.start(config.pin, config.poll_max, &owner, &store)?;
         let mover = Mover::start(&owner, &handles)?;
-        for disk in &disks {
-            handles.tell_all(announcement(disk));
-            mover.handle().send(announcement_to_mover(disk));
-        }
-        announce_missing(&states, &disks, &handles, &mover.handle())?;
+        announce_disks(&states, &disks, &handles, &mover.handle())?;
         let (service, service_thread) =
             service::start(Arc::clone(&server), Arc::clone(&problems)).map_err(system("start the service thread"))?;
         let core = Owner::new(table.pool, states, table.vhds.clone(), config.reactors)?
@@ -142,12 +125,15 @@ impl Daemon {
             events: Arc::clone(&events),
         };
         let owner_thread = owner_thread::start(core, queue, effects).map_err(system("start the owner's thread"))?;
+        // All threads are there, and their rings; nobody from outside has been heard yet.
+        confine::filter(config.sandbox)?;
         for (record, state) in &table.vhds {
             // One whose socket cannot be made must not keep the others from being served.
             service::serve_vhd(&server, &problems, record, state);
         }
 
-        let host = Arc::new(DaemonHost::new(pool, disks, owner.clone(), store.clone(), Arc::clone(&server), problems));
+        let host = DaemonHost::new(pool, disks, owner.clone(), store.clone(), Arc::clone(&server), problems);
+        let host = Arc::new(host.with_paths(rights.disks));
         let api = Api {
             owner: owner.link(),
             host: host.clone(),
@@ -172,6 +158,18 @@ impl Daemon {
             host,
             events,
         })
+    }
+
+    /// The threads without which nothing is served, as the watchdog asks them.
+    #[must_use]
+    pub fn probes(&self) -> Vec<Probe> {
+        let (owner, store) = (self.owner.clone(), self.store.clone());
+        let mut probes = vec![
+            Probe::new("the owner", move |answer| owner.send(OwnerInput::Alive(answer))),
+            Probe::new("the committer", move |answer| store.alive(answer)),
+        ];
+        probes.extend(self.reactors.probes());
+        probes
     }
 
     /// Stops everything, in the order in which data flows.
@@ -204,14 +202,6 @@ impl Daemon {
 
 fn system(what: &'static str) -> impl Fn(io::Error) -> ServeError {
     move |source| ServeError::System { what, source }
-}
-
-fn open(config: &Config) -> Result<OpenPool<FileDisk>, ServeError> {
-    let options = OpenOptions { read_only: false, accept_stale: config.accept_stale, pool: config.pool };
-    let pool = open_pool(&config.disks, &options, &HostFacts::default())?;
-    pool.rejected.iter().for_each(|rejected| log::warn!("{rejected}"));
-    pool.warnings().iter().for_each(|warning| log::warn!("{warning}"));
-    Ok(pool)
 }
 
 /// What was noticed of disks that are here, and what it means that others are not.
@@ -248,16 +238,15 @@ fn disks_of(record: &PoolRecord, pool: &OpenPool<FileDisk>) -> (Vec<Arc<DiskStat
     (record.disks.iter().map(state).collect(), here)
 }
 
-fn start_server(config: &Config, reactors: &Handles, owner: &OwnerSender) -> Result<VhostUserServer, ServeError> {
-    let made = !config.socket_dir.exists();
+fn start_server(
+    config: &Config,
+    rights: &Rights,
+    reactors: &Handles,
+    owner: &OwnerSender,
+) -> Result<VhostUserServer, ServeError> {
     let events = Arc::new(ToOwner(owner.clone()));
     let server = VhostUserServer::start(config.socket_dir.clone(), reactors.clone(), events)?;
-    if made {
-        // Unprivileged VMMs must reach their sockets, whatever our umask is. A directory made by others keeps its mode.
-        let mode = Permissions::from_mode(0o755);
-        std::fs::set_permissions(&config.socket_dir, mode).map_err(system("set the mode of the socket directory"))?;
-    }
-    Ok(server)
+    Ok(server.with_paths(Arc::clone(&rights.sockets)))
 }
 
 fn start_workers(
@@ -291,12 +280,16 @@ pub fn announcement_to_mover(disk: &UsableDisk) -> MoverMessage {
 
 /// Reactors and the mover know every disk that the table can name. One that is missing counts as failed, so that nothing is submitted to
 /// it; its file is one that can neither be written nor has anything to read.
-fn announce_missing(
+fn announce_disks(
     states: &[Arc<DiskState>],
     here: &[UsableDisk],
     reactors: &Handles,
     mover: &MoverHandle,
 ) -> Result<(), ServeError> {
+    for disk in here {
+        reactors.tell_all(announcement(disk));
+        mover.send(announcement_to_mover(disk));
+    }
     let missing = states.iter().filter(|state| here.iter().all(|disk| disk.state.id != state.id));
     for state in missing {
         let nothing = File::open("/dev/null").map_err(system("open /dev/null"))?;

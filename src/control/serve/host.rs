@@ -20,6 +20,7 @@ use crate::disk::file::{Access, FileDisk, OpenError};
 use crate::disk::geometry::Role;
 use crate::disk::identity::Host as HostFacts;
 use crate::disk::label::copies::ReadError;
+use crate::disk::paths::{DiskPaths, OwnRights};
 use crate::disk::pool::{
     AddOptions, AssembleError, ChangeError, CreateError, DiskSettings, FindError, NewDisk as UnlabelledDisk,
     OpenDisk as PoolDisk, OpenPool, Rejected, Rejection, RemovedDisk,
@@ -49,6 +50,7 @@ pub struct DaemonHost {
     pub(super) store: StoreHandle,
     server: Arc<VhostUserServer>,
     problems: Arc<Problems>,
+    disks: Arc<dyn DiskPaths>,
     facts: HostFacts,
 }
 
@@ -73,8 +75,16 @@ impl DaemonHost {
             store,
             server,
             problems,
+            disks: Arc::new(OwnRights),
             facts: HostFacts::default(),
         }
+    }
+
+    /// Disks are opened by `paths` from now on, not with the rights of this process.
+    #[must_use]
+    pub fn with_paths(mut self, paths: Arc<dyn DiskPaths>) -> DaemonHost {
+        self.disks = paths;
+        self
     }
 
     /// The disks that are here now.
@@ -99,11 +109,10 @@ impl DaemonHost {
 impl Host for DaemonHost {
     fn prepare_disk(&self, request: &DiskAdd, info: &PoolInfo, replaces: Option<DiskId>) -> Result<AddDisk, ErrorInfo> {
         let mut pool = self.pool();
-        let (file, made) = open_or_create(request)?;
+        let (file, made) = self.open_or_create(request)?;
         let id = self.label(&mut pool, file, request, info, replaces).inspect_err(|_| {
             if made {
-                // Ours and of no use; that it cannot be removed would only hide why the request failed.
-                let _ = std::fs::remove_file(&request.path);
+                self.disks.discard(Path::new(&request.path));
             }
         })?;
         let disk = pool.disk(id).expect("just added");
@@ -132,7 +141,7 @@ impl Host for DaemonHost {
         replaces: Option<DiskId>,
     ) -> Result<JoiningDisk, ErrorInfo> {
         let pool = self.pool();
-        let (file, made) = open_or_create(request)?;
+        let (file, made) = self.open_or_create(request)?;
         let joining = self.new_disk(file, request, info, replaces).and_then(|(new, options)| {
             let label = pool.label_of(&new, &options, &self.facts).map_err(|error| change_error(&error))?;
             let (accept, failure_domain) = (request.accept.into(), new.failure_domain.to_string());
@@ -140,7 +149,7 @@ impl Host for DaemonHost {
         });
         if made {
             // It was made to be looked at.
-            let _ = std::fs::remove_file(&request.path);
+            self.disks.discard(Path::new(&request.path));
         }
         joining
     }
@@ -154,7 +163,9 @@ impl Host for DaemonHost {
     }
 
     fn disk_at(&self, path: &str) -> Option<DiskId> {
-        let identity = *FileDisk::open(Path::new(path), Access::Probe).ok()?.identity();
+        let path = Path::new(path);
+        let fd = self.disks.open(path, Access::Probe).ok()?;
+        let identity = *FileDisk::from_fd(path, fd, Access::Probe).ok()?.identity();
         self.pool().disks.iter().find(|disk| disk.identity == identity).map(|disk| disk.id)
     }
 
@@ -273,6 +284,29 @@ impl Host for DaemonHost {
 }
 
 impl DaemonHost {
+    /// The disk, and whether its file had to be made.
+    fn open_or_create(&self, request: &DiskAdd) -> Result<(FileDisk, bool), ErrorInfo> {
+        let path = Path::new(&request.path);
+        if !path.is_absolute() {
+            let message = format!("field 'path': {} is not absolute", request.path);
+            return Err(ErrorInfo::new(ErrorKind::Invalid, message));
+        }
+        let made = match request.size_bytes.map(|size| self.disks.create(path, size)) {
+            None | Some(Err(OpenError::Exists { .. })) => None,
+            Some(made) => Some(made.map_err(|error| open_error(&error))?),
+        };
+        let is_made = made.is_some();
+        let fd = made.map_or_else(|| self.disks.open(path, Access::Write), Ok);
+        let opened = fd.and_then(|fd| FileDisk::from_fd(path, fd, Access::Write));
+        let disk = opened.map_err(|error| {
+            if is_made {
+                self.disks.discard(path);
+            }
+            open_error(&error)
+        })?;
+        Ok((disk, is_made))
+    }
+
     /// Labels a new disk and makes it known to the others.
     fn label(
         &self,
@@ -367,20 +401,6 @@ fn known(disk: &PoolDisk<FileDisk>) -> (DiskId, OpenDisk) {
     (disk.id, OpenDisk { name, path, metadata_bytes: disk.label.layout.metadata_len })
 }
 
-/// The disk, and whether its file had to be made.
-fn open_or_create(request: &DiskAdd) -> Result<(FileDisk, bool), ErrorInfo> {
-    let path = Path::new(&request.path);
-    if !path.is_absolute() {
-        let message = format!("field 'path': {} is not absolute", request.path);
-        return Err(ErrorInfo::new(ErrorKind::Invalid, message));
-    }
-    let (opened, made) = match request.size_bytes {
-        Some(size) if !path.exists() => (FileDisk::create(path, size), true),
-        _ => (FileDisk::open(path, Access::Write), false),
-    };
-    opened.map(|disk| (disk, made)).map_err(|error| open_error(&error))
-}
-
 /// What kind of error it is that a pool cannot be opened.
 #[must_use]
 pub fn find_error_kind(error: &FindError) -> ErrorKind {
@@ -405,7 +425,9 @@ pub fn find_error_kind(error: &FindError) -> ErrorKind {
 pub fn open_error(error: &OpenError) -> ErrorInfo {
     let kind = match error {
         OpenError::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-        OpenError::Busy { .. } | OpenError::Locked { .. } | OpenError::Exists { .. } => ErrorKind::Conflict,
+        OpenError::Busy { .. } | OpenError::Locked { .. } | OpenError::Exists { .. } | OpenError::Outside { .. } => {
+            ErrorKind::Conflict
+        }
         _ => ErrorKind::Failed,
     };
     let info = ErrorInfo::new(kind, error.to_string());

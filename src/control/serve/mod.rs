@@ -5,9 +5,11 @@
 //! a limit, so that a hung disk delays the end and cannot prevent it.
 
 pub mod config;
+mod confine;
 mod daemon;
 mod files;
 mod host;
+pub mod manager;
 mod members;
 mod signals;
 pub mod table;
@@ -15,10 +17,14 @@ pub mod table;
 use std::io;
 
 use config::Config;
+use confine::Opened;
 use daemon::Daemon;
 pub use host::{create_error_kind, find_error_kind, open_error};
+use manager::Manager;
+use sd_notify::NotifyState;
 
 use super::http::ListenError;
+use crate::control::broker::BrokerError;
 use crate::control::mover::MoverError;
 use crate::disk::file::FileDisk;
 use crate::disk::label;
@@ -26,6 +32,9 @@ use crate::disk::pool::{FindError, OpenDisk};
 use crate::owner;
 use crate::placement::record::{self, DiskRecord};
 use crate::reactor::thread::StartError;
+use crate::sandbox::files::RestrictError;
+use crate::sandbox::seccomp::FilterError;
+use crate::sandbox::user::AccountError;
 use crate::vhost_user::ServerError;
 
 /// Why the daemon did not start.
@@ -52,6 +61,18 @@ pub enum ServeError {
     /// No control socket.
     #[error("cannot serve the API")]
     Listen(#[from] ListenError),
+    /// No broker process.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// No such user, or not ours to become.
+    #[error(transparent)]
+    Account(#[from] AccountError),
+    /// Files could not be put out of reach.
+    #[error("cannot start the sandbox")]
+    Files(#[from] RestrictError),
+    /// System calls could not be refused.
+    #[error("cannot start the sandbox")]
+    Filter(#[from] FilterError),
     /// The system has no more of something.
     #[error("cannot {what}")]
     System {
@@ -81,6 +102,9 @@ pub fn run(config: Config) -> Result<Ended, ServeError> {
         Ok(files) => log::debug!("up to {files} open files"),
         Err(error) => log::warn!("cannot raise the limit of open files: {error}"),
     }
+    let manager = Manager::connect();
+    // Before there are threads: they have the rights of the one that starts them.
+    let opened = Opened::open(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("spanblk-api")
@@ -88,11 +112,13 @@ pub fn run(config: Config) -> Result<Ended, ServeError> {
         .build()
         .map_err(|source| ServeError::System { what: "start the threads of the API", source })?;
     let mut signals = runtime.block_on(async { signals::Signals::new() })?;
-    let daemon = Daemon::start(config, &runtime)?;
-    notify(&[sd_notify::NotifyState::Ready]);
+    let daemon = Daemon::start(config, opened, &runtime)?;
+    let watchdog = manager.watch(daemon.probes());
+    manager.tell(&[NotifyState::Ready]);
     let signal = runtime.block_on(signals.next());
     log::info!("{signal}: finishing what guests have asked for; a second signal stops at once");
-    notify(&[sd_notify::NotifyState::Stopping]);
+    drop(watchdog);
+    manager.tell(&[NotifyState::Stopping]);
     runtime.spawn(async move {
         let signal = signals.next().await;
         log::warn!("{signal}: stopping at once; what was flushed is durable");
@@ -102,13 +128,6 @@ pub fn run(config: Config) -> Result<Ended, ServeError> {
     // A thread that waits for a hung disk must not keep the process.
     runtime.shutdown_background();
     Ok(ended)
-}
-
-/// Tells the service manager, if there is one.
-fn notify(states: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        log::warn!("cannot notify the service manager: {error}");
-    }
 }
 
 /// What the store says of a disk that has just been labelled.

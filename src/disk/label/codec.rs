@@ -136,6 +136,10 @@ pub fn decode(bytes: &[u8; LEN]) -> Result<(Label, CopyId), LabelError> {
     if unknown != 0 {
         return Err(LabelError::UnknownFeatures { flags: unknown });
     }
+    // Nothing could follow the last one. No label ever gets there.
+    if u64_at(bytes, 32) == u64::MAX {
+        return Err(invalid("sequence number"));
+    }
     let copy = match bytes[28] {
         0 => CopyId::A,
         1 => CopyId::B,

@@ -271,6 +271,11 @@ impl<O: Outbox> Reactor<O> {
             ReactorMessage::Ring(command) => return self.rings.command(command, &mut self.pipeline, now),
             ReactorMessage::AddDisk { disk, file } => return self.add_disk(disk, file),
             ReactorMessage::RemoveDisk { disk } => return self.remove_disk(disk),
+            ReactorMessage::Alive(answer) => {
+                // There is room for one answer; whoever asked may have given up.
+                let _ = answer.try_send(());
+                return;
+            }
             ReactorMessage::Shutdown => {
                 self.leaving = true;
                 return self.rings.leave();

@@ -44,6 +44,10 @@ impl Header {
         if found != VERSION {
             return Err(RegionError::Version { found });
         }
+        // Nothing could follow it. No region ever gets there.
+        if word(16) == u64::MAX {
+            return Err(RegionError::Damaged);
+        }
         let pool = Uuid::from_slice(&slot[40..56]).expect("16 bytes");
         Ok(Header { sequence: word(16), len: word(24), region_len: word(32), pool })
     }

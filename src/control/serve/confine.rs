@@ -1,0 +1,164 @@
+//! What needs more rights than serving does, and then giving those rights up.
+//!
+//! In this order: the control socket (so that a second daemon is refused before anything else), the broker, the disks; then
+//! another user, no capabilities, no files. All of it on the first thread, before there are others. The filter of system calls
+//! comes last, when all rings are there.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::ServeError;
+use super::config::Config;
+use crate::control::broker::policy::Policy;
+use crate::control::broker::{self, Rights};
+use crate::control::http::{self, Bound};
+use crate::disk::file::FileDisk;
+use crate::disk::identity::Host as HostFacts;
+use crate::disk::pool::{OpenOptions, OpenPool, open_pool};
+use crate::sandbox::files::{self, Enforced, Right, Rule, Subject};
+use crate::sandbox::seccomp::{self, Filtering};
+use crate::sandbox::user::{Account, keep_capabilities};
+use crate::sandbox::{Mode, user};
+use crate::vhost_user::{ServerError, SocketIdentity, SocketPaths};
+
+/// What a daemon that serves reads by name: facts about disks that are added, and itself. `/dev/null` stands for missing disks.
+const READABLE: [&str; 4] = ["/sys", "/proc", "/dev/disk", "/dev/null"];
+
+/// Everything that needs the rights which the daemon was started with.
+pub struct Opened {
+    /// The control socket's path.
+    pub control: ControlSocket,
+    /// The control socket.
+    pub bound: Bound,
+    /// The socket for metrics.
+    pub metrics: Option<Bound>,
+    /// With whose rights names are used from now on.
+    pub rights: Rights,
+    /// The pool, its disks open and locked.
+    pub pool: OpenPool<FileDisk>,
+}
+
+impl Opened {
+    /// Opens everything, then gives up the rights that this took.
+    ///
+    /// # Errors
+    /// See [`ServeError`].
+    pub fn open(config: &Config) -> Result<Opened, ServeError> {
+        let account = config.user.as_deref().map(Account::find).transpose()?;
+        let control_dir = config.control.parent().filter(|dir| !dir.exists()).map(Path::to_owned);
+        let bound = http::bind_control(&config.control)?;
+        let own = Rights::own();
+        let mut control = ControlSocket::new(&config.control, Arc::clone(&own.sockets))?;
+        let metrics = config.metrics_listen.map(http::bind_metrics).transpose()?;
+        make_socket_dir(&config.socket_dir)?;
+        if let Some(account) = &account {
+            let made = [control_dir.as_deref(), Some(&*config.control)];
+            made.into_iter().flatten().try_for_each(|path| give(path, account))?;
+        }
+        // Without either, nothing is given up.
+        let rights = if account.is_some() || config.sandbox != Mode::Off {
+            let policy = Policy::new(&config.disks, &config.disk_dirs, &config.socket_dir, &config.control);
+            let owner = account.as_ref().map(|account| (account.uid, account.gid));
+            broker::start(&policy, owner, config.sandbox == Mode::On)?
+        } else {
+            own
+        };
+        control.paths = Arc::clone(&rights.sockets);
+        let pool = open(config)?;
+        give_up(config.sandbox, account.as_ref())?;
+        Ok(Opened { control, bound, metrics, rights, pool })
+    }
+}
+
+/// The path of the control socket; removed when the daemon ends.
+pub struct ControlSocket {
+    path: PathBuf,
+    identity: SocketIdentity,
+    paths: Arc<dyn SocketPaths>,
+}
+
+impl ControlSocket {
+    fn new(path: &Path, paths: Arc<dyn SocketPaths>) -> Result<ControlSocket, ServeError> {
+        let meta = fs::symlink_metadata(path).map_err(system("examine the control socket"))?;
+        Ok(ControlSocket { path: path.to_owned(), identity: (meta.dev(), meta.ino()), paths })
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        self.paths.remove(&self.path, self.identity);
+    }
+}
+
+fn system(what: &'static str) -> impl Fn(io::Error) -> ServeError {
+    move |source| ServeError::System { what, source }
+}
+
+/// What a daemon that had been started by that user would own.
+fn give(path: &Path, account: &Account) -> Result<(), ServeError> {
+    let become_it = |source| user::AccountError::Become { name: account.name.clone(), source };
+    Ok(chown(path, Some(account.uid), Some(account.gid)).map_err(become_it)?)
+}
+
+/// Unprivileged VMMs must reach their sockets, whatever our umask is. A directory made by others keeps its mode.
+fn make_socket_dir(path: &Path) -> Result<(), ServeError> {
+    if path.exists() {
+        return Ok(());
+    }
+    let failed = |source| ServerError::Directory { path: path.to_owned(), source };
+    DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed)?;
+    fs::set_permissions(path, Permissions::from_mode(0o755)).map_err(system("set the mode of the socket directory"))
+}
+
+fn open(config: &Config) -> Result<OpenPool<FileDisk>, ServeError> {
+    let options = OpenOptions { read_only: false, accept_stale: config.accept_stale, pool: config.pool };
+    let pool = open_pool(&config.disks, &options, &HostFacts::default())?;
+    pool.rejected.iter().for_each(|rejected| log::warn!("{rejected}"));
+    pool.warnings().iter().for_each(|warning| log::warn!("{warning}"));
+    Ok(pool)
+}
+
+fn give_up(mode: Mode, account: Option<&Account>) -> Result<(), ServeError> {
+    if let Some(account) = account {
+        account.become_it()?;
+        log::info!("serving with the rights of user {} ({}:{})", account.name, account.uid, account.gid);
+    }
+    if mode == Mode::Off {
+        return Ok(());
+    }
+    keep_capabilities(rustix::thread::CapabilitySet::empty())?;
+    if mode == Mode::On {
+        let rules: Vec<Rule> = READABLE.iter().map(|path| (PathBuf::from(path), Right::Read)).collect();
+        match files::restrict(Subject::Daemon, &rules)? {
+            Enforced::Version(version) => log::info!("sandbox: files are out of reach (Landlock, version {version})"),
+            Enforced::Nothing => log::warn!(
+                "sandbox: this kernel has no Landlock, so that files which this user may read stay in reach: it needs \
+                 CONFIG_SECURITY_LANDLOCK, and landlock among the kernel's lsm= modules"
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// Filters the system calls of all threads.
+///
+/// # Errors
+/// See [`seccomp::FilterError`].
+pub fn filter(mode: Mode) -> Result<(), ServeError> {
+    match (mode, seccomp::install(mode)?) {
+        (Mode::Off, _) => log::warn!("sandbox: off"),
+        (Mode::On, Filtering::Filtered) => log::info!("sandbox: system calls are filtered (seccomp)"),
+        (Mode::Log, Filtering::Filtered) => {
+            log::warn!(
+                "sandbox: system calls that are not on the list go to the kernel's audit log, and are carried out"
+            );
+        }
+        (_, Filtering::Unsupported) => log::warn!(
+            "sandbox: this kernel cannot filter system calls (it needs CONFIG_SECCOMP_FILTER): sockets and programs stay in reach"
+        ),
+    }
+    Ok(())
+}
