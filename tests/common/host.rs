@@ -274,6 +274,7 @@ impl Host {
             size: guest.size,
             addresses: RingAddresses { descriptors, available, used },
             next_available: 0,
+            inflight: None,
             event_idx: guest.uses_event_idx(),
             indirect: false,
             writeback,
