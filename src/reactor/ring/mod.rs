@@ -121,8 +121,7 @@ impl Ring {
         };
         queue.set_next_avail(next_available.unwrap_or(config.next_available));
         queue.set_ready(true);
-        let replay =
-            if heads.is_empty() { None } else { Some(Replay::new(&config.memory, config.addresses, size, heads)?) };
+        let replay = Replay::new(&config.memory, config.addresses, size, heads)?;
         let vhd = &config.vhd.settings;
         Ok(Ring {
             vhd: Arc::clone(&config.vhd),
@@ -184,7 +183,7 @@ impl Ring {
         check_addresses(&memory, self.addresses, self.size)?;
         self.table = host_address(&memory, self.addresses.descriptors);
         if let Some(replay) = self.replay.take() {
-            self.replay = Some(replay.moved_to(&memory, self.addresses, self.size)?);
+            self.replay = replay.moved_to(&memory, self.addresses, self.size)?;
         }
         let old = std::mem::replace(&mut self.memory, memory);
         self.losses = None;

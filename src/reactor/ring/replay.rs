@@ -27,14 +27,17 @@ pub(super) struct Replay {
 }
 
 impl Replay {
-    /// Starts these chains again, in this order.
+    /// Starts these chains again, in this order; `None` if there are none.
     pub fn new(
         guest: &GuestMemoryMmap,
         addresses: RingAddresses,
         size: u16,
         heads: Vec<u16>,
-    ) -> Result<Replay, RingFault> {
+    ) -> Result<Option<Replay>, RingFault> {
         assert!(heads.len() <= usize::from(size));
+        if heads.is_empty() {
+            return Ok(None);
+        }
         let page = guest
             .last_addr()
             .0
@@ -54,11 +57,16 @@ impl Replay {
         queue.try_set_desc_table_address(GuestAddress(addresses.descriptors))?;
         queue.try_set_avail_ring_address(GuestAddress(page))?;
         queue.set_ready(true);
-        Ok(Replay { memory: Arc::new(memory), queue, heads, started: 0 })
+        Ok(Some(Replay { memory: Arc::new(memory), queue, heads, started: 0 }))
     }
 
     /// The same chains, in another map of guest memory.
-    pub fn moved_to(self, guest: &GuestMemoryMmap, addresses: RingAddresses, size: u16) -> Result<Replay, RingFault> {
+    pub fn moved_to(
+        self,
+        guest: &GuestMemoryMmap,
+        addresses: RingAddresses,
+        size: u16,
+    ) -> Result<Option<Replay>, RingFault> {
         let left = self.heads.get(self.started..).unwrap_or_default().to_vec();
         Replay::new(guest, addresses, size, left)
     }
