@@ -333,10 +333,14 @@ impl Rings {
     /// The guest or its VMM broke the ring: it pops no more, and waits to be stopped.
     fn break_ring(&mut self, place: u32, fault: &RingFault, engine: &mut UringEngine, now: Nanos) {
         let served = self.served(place);
-        served.ring.give_up_replay();
-        if matches!(served.mode, Mode::Ended) {
+        if served.ring.is_replaying() {
+            served.ring.give_up_replay();
             // A stop may have waited for that.
-            return self.force_unpublished(place);
+            self.force_unpublished(place);
+        }
+        let served = self.served(place);
+        if matches!(served.mode, Mode::Ended) {
+            return;
         }
         served.end();
         if let Some(error) = &served.error {
