@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use super::config::Config;
 use super::host::DaemonHost;
 use super::table::open_table;
+use super::views::ViewDir;
 use super::{Ended, ServeError};
 use crate::base::clock;
 use crate::base::ids::{DiskId, VhdId};
@@ -40,6 +41,7 @@ use crate::mover::thread::MoverHandle;
 use crate::owner::Owner;
 use crate::owner::command::Command;
 use crate::placement::record::{DiskRecord, PoolRecord, VhdRecord};
+use crate::placement::view::Keep;
 use crate::reactor::messages::ReactorMessage;
 use crate::shared::{DiskState, VhdState};
 use crate::store::change::CommitRequest;
@@ -70,6 +72,7 @@ pub struct Daemon {
     store_thread: JoinHandle<()>,
     host: Arc<DaemonHost>,
     events: Arc<EventLog>,
+    kept: Option<Arc<ViewDir>>,
 }
 
 /// The path of the control socket; removed when the daemon ends.
@@ -122,14 +125,13 @@ impl Daemon {
         let workers = start_workers(&disks, table.pool.extent_size, &owner)?;
         let reactors = inboxes.start(config.pin, config.poll_max, &owner, &store)?;
         let mover = Mover::start(&owner, &handles)?;
-        for disk in &disks {
-            handles.tell_all(announcement(disk));
-            mover.handle().send(announcement_to_mover(disk));
-        }
-        announce_missing(&states, &disks, &handles, &mover.handle())?;
+        announce(&states, &disks, &handles, &mover.handle())?;
         let (service, service_thread) =
             service::start(Arc::clone(&server), Arc::clone(&problems)).map_err(system("start the service thread"))?;
-        let core = Owner::new(table.pool, states, table.vhds.clone(), config.reactors)?.with_jobs(table.jobs);
+        let kept = table.kept;
+        let core = Owner::new(table.pool, states, table.vhds.clone(), config.reactors)?
+            .with_jobs(table.jobs)
+            .with_kept(kept.clone().map(|kept| kept as Arc<dyn Keep>), table.recovered)?;
         let effects = Effects {
             reactors: handles,
             mover: mover.handle(),
@@ -168,6 +170,7 @@ impl Daemon {
             store_thread,
             host,
             events,
+            kept,
         })
     }
 
@@ -190,6 +193,7 @@ impl Daemon {
         clean &= join_until(self.store_thread, clock::now().after(END_PATIENCE)).is_some();
         clean &= !self.store.status().failed;
         if clean {
+            self.kept.iter().for_each(|kept| kept.remove());
             log::info!("stopped; everything is durable");
             Ended::Cleanly
         } else {
@@ -296,14 +300,18 @@ pub fn announcement_to_mover(disk: &UsableDisk) -> MoverMessage {
     MoverMessage::AddDisk { disk: Arc::clone(&disk.state), file: Arc::clone(disk.device.fd()) }
 }
 
-/// Reactors and the mover know every disk that the table can name. One that is missing counts as failed, so that nothing is submitted to
+/// Tells reactors and the mover of every disk that the table can name. One that is missing counts as failed, so that nothing is submitted to
 /// it; its file is one that can neither be written nor has anything to read.
-fn announce_missing(
+fn announce(
     states: &[Arc<DiskState>],
     here: &[UsableDisk],
     reactors: &Handles,
     mover: &MoverHandle,
 ) -> Result<(), ServeError> {
+    for disk in here {
+        reactors.tell_all(announcement(disk));
+        mover.send(announcement_to_mover(disk));
+    }
     let missing = states.iter().filter(|state| here.iter().all(|disk| disk.state.id != state.id));
     for state in missing {
         let nothing = File::open("/dev/null").map_err(system("open /dev/null"))?;

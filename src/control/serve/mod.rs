@@ -9,8 +9,10 @@ mod daemon;
 mod files;
 mod host;
 mod members;
+mod recover;
 mod signals;
 pub mod table;
+mod views;
 
 use std::io;
 
