@@ -132,7 +132,7 @@ impl World {
     fn start(dir: &RunDir, image: &Image, accel: Accel) -> Result<(World, Machine)> {
         let slow = SlowDisks::on_files(dir.disks(), 2, 256 * MIB)?;
         slow.limit(SLOW)?;
-        let mut pool = Pool::create(dir.sockets(), slow.devices.clone(), &[])?;
+        let mut pool = Pool::create(dir.sockets(), slow.devices.clone(), &["--force"])?;
         pool.serve_all()?;
         for (name, _, _, options) in VHDS {
             pool.create_vhd(name, SIZE, options)?;

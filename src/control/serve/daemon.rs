@@ -33,9 +33,9 @@ use crate::control::reactors::{Handles, Inboxes, Threads, join_until};
 use crate::control::service::{self, Problems, Service};
 use crate::control::wire::{EventDetail, Severity};
 use crate::disk::BlockDev;
-use crate::disk::file::FileDisk;
+use crate::disk::file::{FileDisk, OpenError};
 use crate::disk::identity::Host as HostFacts;
-use crate::disk::pool::{OpenOptions, OpenPool, open_pool};
+use crate::disk::pool::{FindError, OpenOptions, OpenPool, open_pool};
 use crate::mover::messages::MoverMessage;
 use crate::mover::thread::MoverHandle;
 use crate::owner::Owner;
@@ -53,6 +53,10 @@ use crate::vhost_user::{Removal, ServerEvents, VhostUserServer};
 
 /// How long guests' requests may take to finish when the daemon stops.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long disks may take until whoever had them before has let go of them, and how often that is looked at.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
+const RELEASE_PAUSE: Duration = Duration::from_millis(10);
 
 /// How long one thread may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(10);
@@ -209,10 +213,30 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> ServeError {
 
 fn open(config: &Config) -> Result<OpenPool<FileDisk>, ServeError> {
     let options = OpenOptions { read_only: false, accept_stale: config.accept_stale, pool: config.pool };
-    let pool = open_pool(&config.disks, &options, &HostFacts::default())?;
+    let pool = open_free_pool(config, &options)?;
     pool.rejected.iter().for_each(|rejected| log::warn!("{rejected}"));
     pool.warnings().iter().for_each(|warning| log::warn!("{warning}"));
     Ok(pool)
+}
+
+/// Opens the pool. A daemon that was killed holds its disks until the last of its requests has ended, so that none of them can
+/// land on ours.
+fn open_free_pool(config: &Config, options: &OpenOptions) -> Result<OpenPool<FileDisk>, FindError> {
+    let deadline = clock::now().after(RELEASE_PATIENCE);
+    let mut told = false;
+    loop {
+        match open_pool(&config.disks, options, &HostFacts::default()) {
+            Err(error @ FindError::Open(OpenError::Locked { .. } | OpenError::Busy { .. }))
+                if clock::now() < deadline =>
+            {
+                if !std::mem::replace(&mut told, true) {
+                    log::info!("waiting for a disk: {}", error_chain(&error));
+                }
+                std::thread::sleep(RELEASE_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// What was noticed of disks that are here, and the VHDs of those that are not.
