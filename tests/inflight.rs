@@ -209,7 +209,7 @@ impl Driver {
     /// What a SIGKILL would leave of it at this moment.
     fn snapshot(&self) -> Driver {
         let copy = Driver { available: self.available, seen: self.seen, ..Driver::new(Guest::new()) };
-        copy.guest.write_memory(0, &self.guest.read_memory(0, Guest::FIRST_LEN as usize));
+        copy.guest.write_memory(0, &self.guest.read_memory(0, usize::try_from(Guest::FIRST_LEN).unwrap()));
         copy
     }
 }

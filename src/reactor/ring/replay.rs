@@ -11,10 +11,13 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestR
 use super::Chain;
 use super::fault::{RingFault, available_fault};
 use super::used::{AVAILABLE_ENTRY, RING_EXTRA};
+use crate::base::limits::QUEUE_SIZE_MAX;
 use crate::reactor::messages::RingAddresses;
 
-/// Where our page begins: at a multiple of this, as the protocol of memory regions has it.
-const PAGE: u64 = 4096;
+/// Bytes of our page, which begins at a multiple of them.
+const PAGE_LEN: usize = 4096;
+const PAGE: u64 = PAGE_LEN as u64;
+const _: () = assert!(QUEUE_SIZE_MAX as u64 * AVAILABLE_ENTRY + RING_EXTRA <= PAGE);
 
 /// Chains to start again.
 pub(super) struct Replay {
@@ -44,8 +47,7 @@ impl Replay {
             .checked_add(1)
             .and_then(|end| end.checked_next_multiple_of(PAGE))
             .ok_or(RingFault::NoRoomBehindMemory)?;
-        let len = usize::from(size) * usize::try_from(AVAILABLE_ENTRY).expect("2") + RING_EXTRA as usize;
-        let ours = MmapRegion::new(len.next_multiple_of(PAGE as usize)).map_err(|_| RingFault::NoRoomBehindMemory)?;
+        let ours = MmapRegion::new(PAGE_LEN).map_err(|_| RingFault::NoRoomBehindMemory)?;
         let ours = GuestRegionMmap::new(ours, GuestAddress(page)).ok_or(RingFault::NoRoomBehindMemory)?;
         let memory = guest.insert_region(Arc::new(ours)).map_err(|_| RingFault::NoRoomBehindMemory)?;
         for (place, head) in (0..).zip(&heads) {
