@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+#[allow(dead_code, reason = "shared with other tests")]
 #[path = "common/daemon_host.rs"]
 mod daemon_host;
 

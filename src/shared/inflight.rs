@@ -4,7 +4,6 @@
 //! The layout for split virtqueues is that of the vhost-user specification, "Inflight I/O tracking". What is in the region is
 //! hostile: here nothing but its bounds is relied on, `reactor::ring` checks what it means.
 
-#[cfg(test)]
 pub mod fuse;
 
 use std::sync::Arc;

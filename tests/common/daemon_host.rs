@@ -1,6 +1,6 @@
 //! A host with disks in files and a daemon that is run as users run it.
 
-#![allow(dead_code, clippy::unwrap_used, reason = "a failed step is a failed test, and not every test uses all of it")]
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! SIGKILL between two stores, for tests: from one of them on, nothing that this thread stores in shared memory arrives.
+//! SIGKILL between two stores, for tests: from one of them on, nothing that this thread stores in shared memory arrives. Asked in
+//! tests only; always here, because benchmarks build the rings by themselves, tests included.
 
 use std::cell::Cell;
 
