@@ -6,7 +6,7 @@
 //! not the truth and is removed. Its own directory is complete before the epoch is raised, so that at any moment the store names
 //! the one that counts.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -59,7 +59,7 @@ impl Views {
             );
             return None;
         }
-        Some(ViewDir { path })
+        Some(ViewDir { path, _in_use: None })
     }
 
     /// Makes the directory of a serving.
@@ -69,10 +69,12 @@ impl Views {
     pub fn make(&self, lineage: u64) -> io::Result<ViewDir> {
         let path = self.path(lineage);
         DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(ViewDir { path })
+        let in_use = File::open(&path)?;
+        in_use.lock()?;
+        Ok(ViewDir { path, _in_use: Some(in_use) })
     }
 
-    /// Removes the directories of all other servings of the pool.
+    /// Removes the directories of all other servings of the pool that have ended (a copy of the pool may be served, too).
     pub fn remove_others(&self, lineage: u64) {
         let kept = self.path(lineage);
         let Ok(entries) = fs::read_dir(&self.place) else { return };
@@ -81,6 +83,10 @@ impl Views {
             name.is_some_and(|name| name.starts_with(&self.pool)) && *path != kept
         };
         for path in entries.flatten().map(|entry| entry.path()).filter(ours) {
+            let Ok(directory) = File::open(&path) else { continue };
+            if directory.try_lock().is_err() {
+                continue;
+            }
             if let Err(error) = fs::remove_dir_all(&path) {
                 log::warn!("cannot remove {}: {error}; it is of no use any more", path.display());
             }
@@ -91,6 +97,8 @@ impl Views {
 /// The directory of one serving.
 pub struct ViewDir {
     path: PathBuf,
+    /// Locked as long as the pool is served.
+    _in_use: Option<File>,
 }
 
 impl ViewDir {
@@ -214,9 +222,13 @@ mod tests {
 
         keep.forget(VHD);
         assert!(found.segments(VHD).unwrap().is_empty());
-        views.make(9).unwrap();
+        let next = views.make(9).unwrap();
+        views.remove_others(9);
+        assert!(views.find(7).is_some(), "it is still served");
+        drop(keep);
         views.remove_others(9);
         assert!(views.find(7).is_none() && views.find(9).is_some());
+        drop(next);
     }
 
     #[test]
@@ -224,7 +236,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let place = tempfile::tempdir().unwrap();
         let views = Views::at(place.path(), POOL, "boot");
-        let path = views.make(7).unwrap().path;
+        let path = views.make(7).unwrap().path().to_owned();
         assert!(views.find(7).is_some());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o770)).unwrap();
         assert!(views.find(7).is_none());
@@ -239,7 +251,7 @@ mod tests {
     fn a_file_of_another_length_is_an_error() {
         let place = tempfile::tempdir().unwrap();
         let dir = Views::at(place.path(), POOL, "boot").make(7).unwrap();
-        let file = fs::File::create(dir.path.join(format!("{VHD}.0.100"))).unwrap();
+        let file = File::create(dir.path.join(format!("{VHD}.0.100"))).unwrap();
         assert!(dir.segments(VHD).is_err());
         file.set_len(kept_len(100) as u64).unwrap();
         assert_eq!(dir.segments(VHD).unwrap().len(), 1);
