@@ -154,7 +154,11 @@ impl World {
         let mut longest = Duration::ZERO;
         for kill in 1..=kills {
             thread::sleep(Duration::from_millis(500 + self.random.below(2500)));
-            let (in_flight, stall) = self.kill_once(&regions).with_context(|| format!("SIGKILL {kill}"))?;
+            let outcome = self.kill_once(&regions).with_context(|| {
+                let said = machine.agent.run("cat /tmp/failed.* /tmp/fio.* 2>/dev/null; true").unwrap_or_default();
+                format!("SIGKILL {kill}; fio in the guest: {said}")
+            });
+            let (in_flight, stall) = outcome?;
             longest = longest.max(stall);
             if kills <= 20 {
                 lines.push(format!("SIGKILL {kill}: {in_flight} in flight, {} ms", stall.as_millis()));
