@@ -66,7 +66,7 @@ fn run(dir: &RunDir, changes: u64, seed: u64) -> Result<Vec<String>> {
     for (vhd, disk) in VHDS.iter().zip(1..) {
         pool.create_vhd(vhd.name, SMALLEST * 512, vhd.options)?;
         let Vhd { block, writethrough, replicated, .. } = *vhd;
-        let terms = Terms { block, discard: 64, writethrough, replicated };
+        let terms = Terms { block, discard: 64, writethrough, outlives: true, replicated };
         guests.push(Guest::new(vhd.name, disk, SMALLEST, terms, random.next()));
     }
     let (mut tally, mut counters) = (Tally::default(), Counters::default());

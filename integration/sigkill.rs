@@ -1,4 +1,5 @@
-//! SIGKILL under load, start again, verify: everything that was flushed is there, and nothing that was never written.
+//! SIGKILL under load, start again, verify: everything that has completed is there, and nothing that was never written. In every
+//! second round what the daemon keeps in shared memory is removed, too: then everything that was flushed is there.
 //!
 //! `LAB_ROUNDS` sets the number of rounds (50), `LAB_SEED` repeats a run's requests, `LAB_BACKEND=qemu-storage-daemon` runs the
 //! same against QEMU's own daemon.
@@ -114,7 +115,8 @@ fn all_rounds(dir: &RunDir, mut backend: Backend, rounds: u64, seed: u64) -> Res
         .iter()
         .zip(1..)
         .map(|((_, _, block, writethrough), disk)| {
-            let terms = Terms { block: *block, discard: 64, writethrough: *writethrough, replicated: false };
+            let terms =
+                Terms { block: *block, discard: 64, writethrough: *writethrough, outlives: false, replicated: false };
             Load::new(disk, SIZE / 512, terms, random.next())
         })
         .collect();
@@ -123,7 +125,9 @@ fn all_rounds(dir: &RunDir, mut backend: Backend, rounds: u64, seed: u64) -> Res
         let took = start_again(dir, &mut backend, &mut random)?;
         slowest = slowest.max(took);
         let mut frontends = Vec::new();
+        let outlives = matches!(backend, Backend::Spanblk(_)) && round % 2 == 0;
         for ((name, _, _, writethrough), load) in DISKS.iter().zip(&mut loads) {
+            load.set_outlives(outlives);
             let mut frontend =
                 connect(&socket(dir, &backend, name)).with_context(|| format!("round {round}, {name}"))?;
             load.verify(&mut frontend).with_context(|| format!("round {round}, {name}"))?;
@@ -131,7 +135,8 @@ fn all_rounds(dir: &RunDir, mut backend: Backend, rounds: u64, seed: u64) -> Res
             frontends.push(frontend);
         }
         let pause = Duration::from_millis(20 + random.below(400));
-        one_round(&mut backend, &mut loads, &mut frontends, pause).with_context(|| format!("round {round}"))?;
+        one_round(&mut backend, &mut loads, &mut frontends, pause, outlives)
+            .with_context(|| format!("round {round}"))?;
     }
     start_again(dir, &mut backend, &mut random)?;
     for ((name, ..), load) in DISKS.iter().zip(&mut loads) {
@@ -151,15 +156,22 @@ fn all_rounds(dir: &RunDir, mut backend: Backend, rounds: u64, seed: u64) -> Res
     ))
 }
 
-/// Load on all disks, and SIGKILL after `pause`.
-fn one_round(backend: &mut Backend, loads: &mut [Load], frontends: &mut [Frontend], pause: Duration) -> Result<()> {
+/// Load on all disks, and SIGKILL after `pause`; as a power cut unless what completes `outlives` that.
+fn one_round(
+    backend: &mut Backend,
+    loads: &mut [Load],
+    frontends: &mut [Frontend],
+    pause: Duration,
+    outlives: bool,
+) -> Result<()> {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let threads: Vec<_> =
             loads.iter_mut().zip(frontends).map(|(load, frontend)| scope.spawn(|| load.run(frontend, &stop))).collect();
         thread::sleep(pause);
         match backend {
-            Backend::Spanblk(pool) => pool.kill(),
+            Backend::Spanblk(pool) if outlives => pool.kill(),
+            Backend::Spanblk(pool) => pool.kill_and_forget()?,
             Backend::Reference(disks) => disks.iter_mut().for_each(ReferenceDisk::kill),
         }
         stop.store(true, Ordering::Relaxed);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use guest::{Guest, READ, WRITE};
-use host::{Connection, EXTENT, Host};
+use host::{Connection, EXTENT, Host, inflight};
 use spanblk::reactor::messages::{RingCommand, RingStopped};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -51,6 +51,33 @@ fn a_ring_yields_where_it_is() {
     assert_eq!(ask_to_yield(&connection).recv_timeout(PATIENCE), Ok(RingStopped { next_available: 1 }));
     // It is unknown from now on.
     assert_eq!(ask_to_yield(&connection).recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
+    host.shut_down();
+}
+
+/// Its in-flight region says where it goes on, whatever it is told.
+#[test]
+fn a_ring_goes_on_elsewhere_with_its_in_flight_region() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut host = Host::new(directory.path(), 1, 64, 2);
+    let vhd = host.vhd(1, 8, &[0]);
+    let guest = Guest::new(16, 64 << 10, true);
+    let kept = inflight(guest.size);
+    let mut connection = host.connect_with(guest, &vhd, 0, |config| config.inflight = Some(kept.clone()));
+    for turn in 1..=8u16 {
+        for _ in 0..3 {
+            assert_eq!(connection.run(WRITE, 0, 4096), 0);
+        }
+        let stopped = ask_to_yield(&connection).recv_timeout(PATIENCE);
+        assert_eq!(stopped, Ok(RingStopped { next_available: 3 * turn }));
+        assert!((0..kept.capacity()).all(|head| kept.mark(head) == 0) && kept.used_index() == 3 * turn);
+        let Connection { guest, .. } = connection;
+        connection = host.connect_with(guest, &vhd, turn % 2, |config| {
+            config.inflight = Some(kept.clone());
+            config.next_available = 0xdead;
+        });
+    }
+    assert_eq!(connection.run(READ, 0, 4096), 0);
+    assert_eq!(connection.stop().next_available, 25);
     host.shut_down();
 }
 

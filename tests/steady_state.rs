@@ -269,6 +269,7 @@ fn connect(host: &mut Host, case: &Case) -> Vec<Connection> {
     }
     let change = |config: &mut RingConfig| {
         config.writeback = Arc::new(AtomicBool::new(case.writeback));
+        config.inflight = Some(host::inflight(config.size));
         if let (true, Some(call)) = (case.blocking_call, &config.call) {
             // SAFETY: takes no pointer.
             assert_eq!(unsafe { libc::fcntl(call.as_raw_fd(), libc::F_SETFL, 0) }, 0);

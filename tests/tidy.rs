@@ -17,6 +17,7 @@ const UNSAFE_FILES: &[&str] = &[
     "base/aligned.rs",
     "base/clock.rs",
     "base/heap.rs",
+    "base/kept.rs",
     "base/prefetch.rs",
     "cli/blk_client/memory.rs",
     "cli/blk_client/mod.rs",

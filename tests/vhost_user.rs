@@ -37,6 +37,7 @@ fn qemu_starts_stops_and_starts_again() {
             | Protocol::REPLY_ACK
             | Protocol::CONFIGURE_MEM_SLOTS
             | Protocol::BACKEND_REQ
+            | Protocol::INFLIGHT_SHMFD
             | Protocol::RESET_DEVICE
     );
     frontend.set_protocol_features(protocol).unwrap();

@@ -187,6 +187,7 @@ fn open(guest: &Guest, vhd: &Arc<VhdState>) -> Ring {
         size: guest.size,
         addresses: RingAddresses { descriptors, available, used },
         next_available: 0,
+        inflight: None,
         event_idx: guest.uses_event_idx(),
         indirect: false,
         writeback: Arc::new(AtomicBool::new(true)),

@@ -114,6 +114,33 @@ impl Pool {
         }
     }
 
+    /// UUID of the pool.
+    ///
+    /// # Errors
+    /// What spanblk says.
+    pub fn uuid(&self) -> Result<String> {
+        Ok(self.json(&["pool", "show"])?["uuid"].as_str().context("a UUID in pool show")?.to_owned())
+    }
+
+    /// Kills the daemon and removes what it keeps in shared memory for the next one, as a power cut would.
+    ///
+    /// # Errors
+    /// There is nothing to remove.
+    pub fn kill_and_forget(&mut self) -> Result<()> {
+        let pool = self.uuid()?;
+        self.kill();
+        let mut removed = 0;
+        for entry in fs::read_dir("/dev/shm")? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(&format!("spanblk-{pool}-")) {
+                fs::remove_dir_all(entry.path())?;
+                removed += 1;
+            }
+        }
+        ensure!(removed > 0, "nothing of pool {pool} is kept in /dev/shm");
+        Ok(())
+    }
+
     /// Process id of the daemon.
     ///
     /// # Errors

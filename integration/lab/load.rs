@@ -26,6 +26,8 @@ pub struct Terms {
     pub discard: u64,
     /// Whether a completed write is durable without a flush.
     pub writethrough: bool,
+    /// Whether whatever has completed outlives a SIGKILL of the backend.
+    pub outlives: bool,
     /// Whether there may be several replicas. What was not flushed may differ between them after a crash, until it is written again.
     pub replicated: bool,
 }
@@ -123,6 +125,11 @@ impl Load {
         Ok(())
     }
 
+    /// Whether whatever completes from now on will be there after a SIGKILL.
+    pub fn set_outlives(&mut self, outlives: bool) {
+        self.terms.outlives = outlives;
+    }
+
     /// Reads the whole disk of a backend that was killed and started again, and checks every sector.
     ///
     /// # Errors
@@ -188,6 +195,9 @@ impl Load {
         match kind {
             Kind::Read => self.model.check_read(first, &frontend.ring().data(slot, count * 512)?)?,
             Kind::Write(sequence) if self.terms.writethrough => self.model.completed_durably(sequence),
+            Kind::Write(sequence) | Kind::Zero(sequence) if self.terms.outlives => {
+                self.model.completed_durably(sequence);
+            }
             Kind::Write(sequence) | Kind::Zero(sequence) => self.model.completed(sequence),
             Kind::Flush(cover) => {
                 self.model.flushed(&cover);

@@ -150,6 +150,12 @@ impl Machine {
         }
     }
 
+    /// Process id of its QEMU.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Pulls the plug: QEMU ends by itself, the guest is not asked.
     ///
     /// # Errors

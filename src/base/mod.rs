@@ -1,12 +1,13 @@
 //! What every other module may use and nothing else: units, identifiers, limits, the clock.
 //!
-//! Nothing here touches a file, a ring or a thread.
+//! Nothing here opens a file, or touches a ring or a thread.
 
 pub mod aligned;
 pub mod clock;
 pub mod errno;
 pub mod heap;
 pub mod ids;
+pub mod kept;
 pub mod limits;
 pub mod log_gate;
 pub mod prefetch;

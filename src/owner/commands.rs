@@ -378,6 +378,7 @@ impl Owner {
         let vhd = self.vhds.remove(id).expect("commands follow one another");
         // From here on no reactor looks up a place of this VHD; the fences that follow wait for those that did before.
         vhd.state.mark_deleted();
+        vhd.state.map.forget();
         let runs = give_back_from(&vhd.state.map, ExtentIndex(0), &mut self.space);
         self.space.forget(id);
         self.drop_waiters(id, out);

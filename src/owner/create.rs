@@ -80,7 +80,7 @@ impl Owner {
         let Creation { pool, record, quota } = creation;
         self.pool = pool;
         let id = record.id;
-        let state = Arc::new(vhd_state(&record, self.geometry, self.reactors));
+        let state = Arc::new(vhd_state(&record, self.geometry, self.reactors, self.keep.as_ref()));
         out.open_vhd(&state);
         self.vhds.insert(Vhd::new(record, state, quota.is_none(), &self.space));
         match quota {

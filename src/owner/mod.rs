@@ -49,11 +49,14 @@ use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, VhdId};
 use crate::base::units::Geometry;
 use crate::engine::IoError;
+use crate::placement::Replica;
 use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, RecordError, VhdRecord};
+use crate::placement::view::Keep;
 use crate::reactor::messages::{OwnerRequest, ReactorMessage};
 use crate::shared::disk::{SyncNumber, SyncPoint};
 use crate::shared::{DiskState, VhdState};
+use crate::store::change::{Change, ChangeKind};
 use crate::store::edit::{EditId, StoreReport};
 
 use allocate::Waiter;
@@ -149,6 +152,10 @@ pub struct Owner {
     current: Option<Current>,
     next_edit: u64,
     wall_secs: u64,
+    /// Where maps of new VHDs are kept for the next daemon.
+    keep: Option<Arc<dyn Keep>>,
+    /// Changes that an earlier daemon had not made durable.
+    recovered: Vec<Change>,
 }
 
 impl Owner {
@@ -195,6 +202,8 @@ impl Owner {
             current: None,
             next_edit: 1,
             wall_secs: 0,
+            keep: None,
+            recovered: Vec::new(),
         };
         for (record, state) in vhds {
             owner.adopt(record, state)?;
@@ -242,8 +251,38 @@ impl Owner {
         self
     }
 
-    /// Begins: reports how full disks are, gives thick VHDs the room that a crash kept from them, and goes on with jobs.
+    /// Keeps the maps of VHDs for the next daemon, should this one be killed; and takes over what an earlier one had not made
+    /// durable, which the maps have already. Before [`Owner::start`].
+    ///
+    /// # Errors
+    /// A slot that is to be freed holds something, or does not exist.
+    pub fn with_kept(mut self, keep: Option<Arc<dyn Keep>>, recovered: Vec<Change>) -> Result<Owner, OpenError> {
+        for change in &recovered {
+            let ChangeKind::Freed { freed } = change.kind else { continue };
+            for Replica { disk, slot, .. } in freed.iter() {
+                // It cannot be used before the table says that it is free (ordering rule 2).
+                if !self.space.adopt(disk, slot) {
+                    let vhd = self.vhds.get(change.vhd).map_or_else(String::new, |vhd| vhd.record.name.clone());
+                    let disk = self.pool.disk_name(disk);
+                    return Err(OpenError::SlotTaken { vhd, extent: change.extent.0, disk, slot: slot.0 });
+                }
+                self.space.give_back(disk, slot);
+            }
+        }
+        (self.keep, self.recovered) = (keep, recovered);
+        Ok(self)
+    }
+
+    /// Begins: hands over what an earlier daemon left pending, reports how full disks are, gives thick VHDs the room that a crash
+    /// kept from them, looks for replicas that may differ, and goes on with jobs.
     pub fn start(&mut self, out: &mut impl OwnerOutbox) {
+        for change in std::mem::take(&mut self.recovered) {
+            if let Some(vhd) = self.vhds.get(change.vhd) {
+                vhd.state.change_handed_over();
+                out.change(change);
+                out.commit();
+            }
+        }
         for record in &self.pool.disks {
             self.usage.update(&self.space, record.id, out);
         }

@@ -9,7 +9,7 @@ use crate::base::limits::DISKS_MAX;
 use crate::base::units::{ExtentIndex, Geometry};
 use crate::placement::Replica;
 use crate::placement::record::{Layout, VhdRecord};
-use crate::placement::view::VhdMap;
+use crate::placement::view::{Keep, VhdMap};
 use crate::shared::VhdState;
 use crate::shared::vhd::VhdSettings;
 
@@ -17,8 +17,9 @@ use crate::shared::vhd::VhdSettings;
 pub(super) type PerDisk = Box<[u32; DISKS_MAX]>;
 
 /// Shared state for a VHD with all extents absent: for the owner when it creates one, for the daemon when it opens the pool.
+/// `keep`: where its map is kept for the next daemon, should this one be killed.
 #[must_use]
-pub fn vhd_state(record: &VhdRecord, geometry: Geometry, reactors: u16) -> VhdState {
+pub fn vhd_state(record: &VhdRecord, geometry: Geometry, reactors: u16, keep: Option<&Arc<dyn Keep>>) -> VhdState {
     let settings = VhdSettings {
         id: record.id,
         uuid: record.uuid,
@@ -27,7 +28,9 @@ pub fn vhd_state(record: &VhdRecord, geometry: Geometry, reactors: u16) -> VhdSt
         read_only: record.read_only,
         thick: record.thick,
     };
-    VhdState::new(settings, record.size, VhdMap::new(record.extents(geometry)), reactors)
+    let extents = record.extents(geometry);
+    let map = keep.map_or_else(|| VhdMap::new(extents), |keep| VhdMap::kept(extents, record.uuid, keep));
+    VhdState::new(settings, record.size, map, reactors)
 }
 
 /// One VHD.

@@ -7,12 +7,15 @@
 //! Reading order matters: replicas first, bits second, then both are confirmed by reading the version again. The other
 //! way round, old present bits could be combined with a new slot that holds a stranger's bytes.
 
+mod keep;
 mod pages;
 mod scan;
 mod segments;
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+use keep::Keeping;
+pub use keep::{Keep, Kept, KeptSegment, kept_len};
 pub use scan::PlacedExtent;
 pub use segments::TooManySegments;
 use segments::{Segment, Segments};
@@ -100,13 +103,15 @@ pub struct VhdMap {
     /// Extents of the VHD; there may be room for more.
     extents: AtomicU32,
     segments: Segments,
+    /// How they outlive the process, if they do.
+    keeping: Option<Keeping>,
 }
 
 impl VhdMap {
     /// A map of `extents` absent extents.
     #[must_use]
     pub fn new(extents: u32) -> VhdMap {
-        VhdMap { extents: AtomicU32::new(extents), segments: Segments::new(extents) }
+        VhdMap { extents: AtomicU32::new(extents), segments: Segments::new(extents, None), keeping: None }
     }
 
     /// Number of extents.
@@ -126,7 +131,7 @@ impl VhdMap {
     /// # Errors
     /// The VHD has grown too often since it was opened.
     pub fn reserve(&self, extents: u32) -> Result<(), TooManySegments> {
-        self.segments.reserve(extents)
+        self.segments.reserve(extents, self.keeping.as_ref())
     }
 
     /// Owner only: adds absent extents. Whoever looks at them must have learned of them after this returned.
@@ -290,7 +295,9 @@ impl VhdMap {
     /// Blocks that have been written, in the whole VHD: a sum over all extents, so not for the I/O path.
     #[must_use]
     pub fn present_blocks(&self) -> u64 {
-        self.segments.iter().flat_map(|segment| segment.bits.iter()).map(count_present).sum()
+        let touched =
+            |segment: &Segment| segment.touched_from(0).map(|at| count_present(&segment.bits[at])).sum::<u64>();
+        self.segments.iter().map(touched).sum()
     }
 
     /// The extents from `from` on that have a slot, in order. Exact for the owner, a snapshot for anybody else.
@@ -360,6 +367,7 @@ impl VhdMap {
 
     fn store_replicas(&self, extent: ExtentIndex, replicas: ReplicaSet) {
         let (segment, at) = self.segments.of(extent);
+        segment.touch(at);
         let mut wanted = replicas.iter();
         for (copy, words) in segment.replicas.iter().enumerate() {
             match wanted.next() {

@@ -7,6 +7,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::base::ids::{DiskId, ReactorId, VhdId};
 use crate::base::units::ExtentIndex;
+use crate::shared::inflight::InflightQueue;
 use crate::shared::{DiskState, Load, VhdState};
 use crate::store::change::{Change, CommitRequest};
 
@@ -220,8 +221,10 @@ pub struct RingConfig {
     pub size: u16,
     /// Where it is.
     pub addresses: RingAddresses,
-    /// Next available index to pop.
+    /// Next available index to pop, unless `inflight` says otherwise.
     pub next_available: u16,
+    /// Where the frontend keeps what is in flight, if it does.
+    pub inflight: Option<InflightQueue>,
     /// VIRTIO_RING_F_EVENT_IDX was acknowledged.
     pub event_idx: bool,
     /// VIRTIO_RING_F_INDIRECT_DESC was acknowledged.

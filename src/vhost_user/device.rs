@@ -13,7 +13,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
 use super::balance::Move;
-use super::error::DeviceError;
+use super::error::{DeviceError, InflightError};
 use super::hub::{Asking, Hub, Place};
 use super::listener::Vhd;
 use super::memory::Memory;
@@ -21,6 +21,7 @@ use super::vring::{Kick, Vring};
 use crate::base::clock;
 use crate::base::ids::ReactorId;
 use crate::reactor::messages::{RingAddresses, RingCommand, RingConfig, RingStopped};
+use crate::shared::inflight::{InflightQueue, InflightRegion};
 use crate::virtio::config;
 use crate::virtio::device::DeviceSettings;
 use crate::virtio::features::{self, is_writeback};
@@ -34,6 +35,7 @@ pub(super) const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtoco
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(VhostUserProtocolFeatures::BACKEND_REQ)
+    .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
     .union(VhostUserProtocolFeatures::RESET_DEVICE);
 
 /// Where a ring is, and its descriptors.
@@ -42,6 +44,7 @@ struct Parts {
     kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
     error: Option<OwnedFd>,
+    inflight: Option<InflightQueue>,
 }
 
 /// The device of one connection.
@@ -53,6 +56,8 @@ pub(super) struct Device {
     acknowledged: Option<u64>,
     memory: Memory,
     rings: Vec<Vring>,
+    /// Where the frontend keeps what is in flight.
+    inflight: Option<Arc<InflightRegion>>,
     writeback: Arc<AtomicBool>,
     /// Protocol features that the frontend acknowledged.
     protocol: VhostUserProtocolFeatures,
@@ -76,6 +81,7 @@ impl Device {
             settings,
             acknowledged: None,
             memory: Memory::empty(),
+            inflight: None,
             writeback: Arc::new(AtomicBool::new(false)),
             protocol: VhostUserProtocolFeatures::empty(),
             offered_channel: None,
@@ -165,6 +171,13 @@ impl Device {
         self.settle()
     }
 
+    /// SET_INFLIGHT_FD. Rings that run are started again with it.
+    pub(super) fn set_inflight(&mut self, region: Arc<InflightRegion>) -> Result<(), DeviceError> {
+        self.stop_all();
+        self.inflight = Some(region);
+        self.settle()
+    }
+
     pub(super) fn set_size(&mut self, index: u32, entries: u32) -> Result<(), DeviceError> {
         self.change(index, |ring| ring.set_size(entries))
     }
@@ -191,8 +204,11 @@ impl Device {
 
     /// GET_VRING_BASE: drains the ring; it is started again by its next kick descriptor.
     pub(super) fn take_base(&mut self, index: u32) -> Result<u16, DeviceError> {
-        self.ring(index)?;
+        let ran = self.ring(index)?.place.is_some();
         self.stop(index as usize);
+        if let (true, Some(inflight)) = (ran, self.inflight_of(index as usize)?) {
+            inflight.forget();
+        }
         let ring = self.ring(index)?;
         ring.kick = None;
         Ok(ring.base)
@@ -275,6 +291,7 @@ impl Device {
     pub(super) fn reset(&mut self) {
         self.stop_all();
         self.rings.fill_with(Vring::default);
+        self.inflight = None;
         self.acknowledged = None;
         self.writeback.store(false, Ordering::SeqCst);
         self.owes_flush = false;
@@ -286,6 +303,7 @@ impl Device {
         self.vhd.channel().set(None);
         self.stop_all();
         self.rings.clear();
+        self.inflight = None;
         self.memory = Memory::empty();
     }
 
@@ -386,7 +404,15 @@ impl Device {
             kick: ring.duplicate_kick()?,
             call: Vring::duplicate(ring.call.as_ref())?,
             error: Vring::duplicate(ring.error.as_ref())?,
+            inflight: self.inflight_of(index)?,
         })
+    }
+
+    /// Where the frontend keeps what a queue has in flight; `None` if it does not.
+    fn inflight_of(&self, index: usize) -> Result<Option<InflightQueue>, DeviceError> {
+        let Some(region) = &self.inflight else { return Ok(None) };
+        let queue = u16::try_from(index).ok().and_then(|index| region.queue(index));
+        queue.map(Some).ok_or(DeviceError::Inflight(InflightError::NoSuchQueue(index)))
     }
 
     /// Has a ring served, by a certain reactor if one is wanted. Its place is given back when it stops.
@@ -401,6 +427,7 @@ impl Device {
             size: ring.size,
             addresses: parts.addresses,
             next_available: ring.base,
+            inflight: parts.inflight,
             event_idx: acknowledged & features::EVENT_IDX != 0,
             indirect: acknowledged & features::INDIRECT_DESC != 0,
             writeback: Arc::clone(&self.writeback),

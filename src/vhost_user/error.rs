@@ -30,6 +30,8 @@ pub(super) enum DeviceError {
     Unsupported { what: &'static str },
     #[error("guest memory: {0}")]
     Memory(#[from] MemoryError),
+    #[error("the in-flight region: {0}")]
+    Inflight(#[from] InflightError),
     #[error("a file descriptor cannot be duplicated: {0}")]
     Duplicate(#[source] io::Error),
 }
@@ -62,6 +64,31 @@ pub(super) enum MemoryError {
     Watch { guest: u64, source: WatchError },
     #[error("the region at {guest:#x} cannot be mapped: {source}")]
     Map { guest: u64, source: vm_memory::mmap::MmapRegionError },
+}
+
+/// An in-flight region that cannot be made or used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InflightError {
+    #[error("it is for {asked} queues, and the device has {queues}")]
+    Queues { asked: u16, queues: u16 },
+    #[error("it is for queues of {0} entries: 1 to {QUEUE_SIZE_MAX} are possible")]
+    QueueSize(u16),
+    #[error("it has {size} bytes and needs {needed}")]
+    TooShort { size: u64, needed: u64 },
+    #[error("it begins at byte {offset} of its file and needs {needed}, and the file has {file}")]
+    BeyondFile { offset: u64, needed: u64, file: u64 },
+    #[error("its file is not one in memory: use what GET_INFLIGHT_FD has answered")]
+    NotMemory,
+    #[error("it has none for queue {0}")]
+    NoSuchQueue(usize),
+    #[error("it cannot be made: {0}")]
+    Create(#[source] io::Error),
+    #[error("its file cannot be examined: {0}")]
+    Stat(#[source] io::Error),
+    #[error("it cannot be watched: {0}")]
+    Watch(#[source] WatchError),
+    #[error("it cannot be mapped: {0}")]
+    Map(#[source] vm_memory::mmap::MmapRegionError),
 }
 
 /// A vhost-user socket that cannot be made.

@@ -12,6 +12,7 @@ use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqH
 
 use super::device::{Device, PROTOCOL_FEATURES};
 use super::error::DeviceError;
+use super::inflight;
 use super::memory::Memory;
 use super::vring::Kick;
 use crate::base::clock;
@@ -181,12 +182,13 @@ impl VhostUserBackendReqHandlerMut for Device {
         unsupported("a shared object")
     }
 
-    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        unsupported("the in-flight region")
+    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        Ok(inflight::create(asked, self.settings().queues).map_err(DeviceError::from)?)
     }
 
-    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
-        unsupported("the in-flight region")
+    fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> Result<()> {
+        let region = inflight::map(given, file, self.settings().queues).map_err(DeviceError::from)?;
+        Ok(self.set_inflight(region)?)
     }
 
     fn set_device_state_fd(

@@ -20,6 +20,7 @@ mod device;
 mod error;
 mod handler;
 pub mod hub;
+mod inflight;
 mod listener;
 mod memory;
 mod peek;

@@ -1,6 +1,7 @@
 //! System calls that the standard library does not have. Everything unsafe of this module is here.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -122,6 +123,22 @@ pub(super) fn is_listening(path: &Path) -> io::Result<bool> {
     let error = io::Error::last_os_error();
     // Anything but a refusal (a full backlog, no permission) says that somebody is there.
     Ok(result == 0 || error.raw_os_error() != Some(libc::ECONNREFUSED))
+}
+
+/// Memory that a file descriptor stands for, of a length that nobody can change.
+pub(super) fn sealed_memory(name: &CStr, len: u64) -> io::Result<File> {
+    // SAFETY: the name is NUL-terminated; makes a descriptor.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new, and nobody else's.
+    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    file.set_len(len)?;
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: takes no pointer.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(file) }
 }
 
 /// File systems whose pages come from another process or another host, and may never come: FUSE, NFS, SMB, 9P, Ceph, AFS, Coda.

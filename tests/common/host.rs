@@ -25,8 +25,11 @@ use spanblk::reactor::messages::{
     Outbox, OwnerRequest, ReactorMessage, RingAddresses, RingCommand, RingConfig, RingKey, RingStopped,
 };
 use spanblk::reactor::thread::{ReactorConfig, spawn};
+use spanblk::shared::guest_memory::Watch;
+use spanblk::shared::inflight::{InflightQueue, InflightRegion, region_len};
 use spanblk::shared::{DiskState, Load, VhdSettings, VhdState};
 use spanblk::store::change::{Change, ChangeKind, CommitRequest};
+use vm_memory::MmapRegion;
 
 use super::guest::Guest;
 
@@ -274,6 +277,7 @@ impl Host {
             size: guest.size,
             addresses: RingAddresses { descriptors, available, used },
             next_available: 0,
+            inflight: None,
             event_idx: guest.uses_event_idx(),
             indirect: false,
             writeback,
@@ -367,6 +371,14 @@ impl Connection {
         self.command(RingCommand::SetWriteback { key: self.key, writeback, reply });
         answer.recv_timeout(Duration::from_secs(10)).expect("the ring switches")
     }
+}
+
+/// The part of a ring of `size` entries in a new in-flight region.
+pub fn inflight(size: u16) -> InflightQueue {
+    let len = region_len(1, size);
+    let mapping = MmapRegion::new(len).unwrap();
+    let watch = Watch::new(mapping.as_ptr(), len.next_multiple_of(4096), 4096).unwrap();
+    Arc::new(InflightRegion::new(mapping, watch, 1, size)).queue(0).unwrap()
 }
 
 /// A new eventfd in non-blocking mode.

@@ -141,7 +141,7 @@ pub fn recover(images: &[SimDisk], members: usize, reactors: u16) -> Result<Reco
     let options =
         OpenOptions { pool: uuid::Uuid::from_u128(99), total: members, accept_stale: false, tuning: Tuning::default() };
     let store = open(places(&images[..members]), &options).map_err(|error| error.to_string())?;
-    let state = |record: &VhdRecord| (record.clone(), Arc::new(vhd_state(record, geometry(), reactors)));
+    let state = |record: &VhdRecord| (record.clone(), Arc::new(vhd_state(record, geometry(), reactors, None)));
     let vhds: Vec<_> = store.vhds.iter().map(state).collect();
     let mut table = Vec::new();
     let of = |key: PageKey| vhds.iter().find(|(record, _)| record.id == key.vhd);

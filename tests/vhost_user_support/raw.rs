@@ -26,6 +26,7 @@ pub const SET_VRING_ENABLE: u32 = 18;
 pub const GET_CONFIG: u32 = 24;
 pub const SET_CONFIG: u32 = 25;
 pub const GET_INFLIGHT_FD: u32 = 31;
+pub const SET_INFLIGHT_FD: u32 = 32;
 pub const RESET_DEVICE: u32 = 34;
 pub const ADD_MEM_REG: u32 = 37;
 pub const REM_MEM_REG: u32 = 38;
@@ -69,7 +70,7 @@ pub fn random_session(socket: &UnixStream, guest: &Guest, rng: &mut Rng) {
     socket.set_nonblocking(true).unwrap();
     let sane_start = rng.chance(3, 4);
     if sane_start {
-        send_on(socket, SET_PROTOCOL_FEATURES, &0xa209_u64.to_ne_bytes(), &[]);
+        send_on(socket, SET_PROTOCOL_FEATURES, &0xb209_u64.to_ne_bytes(), &[]);
         send_on(socket, SET_FEATURES, &guest.features.to_ne_bytes(), &[]);
         let (payload, fds) = mem_table(guest, rng);
         send_on(socket, SET_MEM_TABLE, &payload, &fds);
@@ -94,7 +95,7 @@ fn plausible(socket: &UnixStream, guest: &Guest, rng: &mut Rng) {
     let queue = u32::try_from(rng.below(2)).unwrap();
     let state = |value: u32| [queue.to_ne_bytes(), value.to_ne_bytes()].concat();
     let file = u64::from(queue).to_ne_bytes();
-    match rng.below(16) {
+    match rng.below(18) {
         0 => send_on(socket, SET_VRING_NUM, &state(64 << rng.below(3)), &[]),
         1..=3 => {
             let size = 64_u64;
@@ -113,6 +114,15 @@ fn plausible(socket: &UnixStream, guest: &Guest, rng: &mut Rng) {
             let wce = u8::from(rng.chance(1, 2));
             let head = [32_u32, 1, 0].map(u32::to_ne_bytes).concat();
             send_on(socket, SET_CONFIG, &[head, vec![wce]].concat(), &[]);
+        }
+        15 => {
+            let sizes =
+                [rng.below(3), rng.below(2) << 6].map(|size| u16::try_from(size).unwrap().to_ne_bytes()).concat();
+            let region = [(rng.below(4) << 10).to_ne_bytes(), (rng.below(3) << 12).to_ne_bytes()].concat();
+            let payload = [region, sizes, vec![0; 4]].concat();
+            let code = if rng.chance(1, 2) { GET_INFLIGHT_FD } else { SET_INFLIGHT_FD };
+            let file = if code == GET_INFLIGHT_FD { vec![] } else { vec![guest.file_descriptor()] };
+            send_on(socket, code, &payload, &file);
         }
         14 if rng.chance(1, 3) => send_on(socket, RESET_DEVICE, &[], &[]),
         14 => {

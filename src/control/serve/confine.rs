@@ -9,20 +9,27 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::ServeError;
 use super::config::Config;
+use crate::base::clock;
 use crate::control::broker::policy::Policy;
 use crate::control::broker::{self, Rights};
+use crate::control::error_chain;
 use crate::control::http::{self, Bound};
-use crate::disk::file::FileDisk;
+use crate::disk::file::{FileDisk, OpenError};
 use crate::disk::identity::Host as HostFacts;
-use crate::disk::pool::{OpenOptions, OpenPool, open_pool};
+use crate::disk::pool::{FindError, OpenOptions, OpenPool, open_pool};
 use crate::sandbox::files::{self, Enforced, Right, Rule, Subject};
 use crate::sandbox::seccomp::{self, Filtering};
 use crate::sandbox::user::{Account, keep_capabilities};
 use crate::sandbox::{Mode, user};
 use crate::vhost_user::{ServerError, SocketIdentity, SocketPaths};
+
+/// How long disks may take until whoever had them before has let go of them, and how often that is looked at.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
+const RELEASE_PAUSE: Duration = Duration::from_millis(10);
 
 /// What a daemon that serves reads by name: facts about disks that are added, and itself. `/dev/null` stands for missing disks.
 const READABLE: [&str; 4] = ["/sys", "/proc", "/dev/disk", "/dev/null"];
@@ -115,10 +122,30 @@ fn make_socket_dir(path: &Path) -> Result<(), ServeError> {
 
 fn open(config: &Config) -> Result<OpenPool<FileDisk>, ServeError> {
     let options = OpenOptions { read_only: false, accept_stale: config.accept_stale, pool: config.pool };
-    let pool = open_pool(&config.disks, &options, &HostFacts::default())?;
+    let pool = open_free_pool(config, &options)?;
     pool.rejected.iter().for_each(|rejected| log::warn!("{rejected}"));
     pool.warnings().iter().for_each(|warning| log::warn!("{warning}"));
     Ok(pool)
+}
+
+/// Opens the pool. A daemon that was killed holds its disks until the last of its requests has ended, so that none of them can
+/// land on ours.
+fn open_free_pool(config: &Config, options: &OpenOptions) -> Result<OpenPool<FileDisk>, FindError> {
+    let deadline = clock::now().after(RELEASE_PATIENCE);
+    let mut told = false;
+    loop {
+        match open_pool(&config.disks, options, &HostFacts::default()) {
+            Err(error @ FindError::Open(OpenError::Locked { .. } | OpenError::Busy { .. }))
+                if clock::now() < deadline =>
+            {
+                if !std::mem::replace(&mut told, true) {
+                    log::info!("waiting for a disk: {}", error_chain(&error));
+                }
+                std::thread::sleep(RELEASE_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
 }
 
 fn give_up(mode: Mode, account: Option<&Account>) -> Result<(), ServeError> {

@@ -17,6 +17,7 @@ use super::confine::{self, ControlSocket, Opened};
 use super::host::DaemonHost;
 use super::manager::Probe;
 use super::table::open_table;
+use super::views::ViewDir;
 use super::{Ended, ServeError};
 use crate::base::clock;
 use crate::base::ids::{DiskId, VhdId};
@@ -41,6 +42,7 @@ use crate::mover::thread::MoverHandle;
 use crate::owner::Owner;
 use crate::owner::command::Command;
 use crate::placement::record::{DiskRecord, PoolRecord};
+use crate::placement::view::Keep;
 use crate::reactor::messages::ReactorMessage;
 use crate::shared::DiskState;
 use crate::store::change::CommitRequest;
@@ -71,6 +73,7 @@ pub struct Daemon {
     store_thread: JoinHandle<()>,
     host: Arc<DaemonHost>,
     events: Arc<EventLog>,
+    kept: Option<Arc<ViewDir>>,
 }
 
 /// A disk that is here.
@@ -112,9 +115,11 @@ impl Daemon {
         announce_disks(&states, &disks, &handles, &mover.handle())?;
         let (service, service_thread) =
             service::start(Arc::clone(&server), Arc::clone(&problems)).map_err(system("start the service thread"))?;
+        let kept = table.kept;
         let core = Owner::new(table.pool, states, table.vhds.clone(), config.reactors)?
             .with_jobs(table.jobs)
-            .with_patience(config.hang_timeout, config.rebuild_delay);
+            .with_patience(config.hang_timeout, config.rebuild_delay)
+            .with_kept(kept.clone().map(|kept| kept as Arc<dyn Keep>), table.recovered)?;
         report_disks(&pool, &core, &store, &events);
         let effects = Effects {
             reactors: handles,
@@ -157,6 +162,7 @@ impl Daemon {
             store_thread,
             host,
             events,
+            kept,
         })
     }
 
@@ -191,6 +197,7 @@ impl Daemon {
         clean &= join_until(self.store_thread, clock::now().after(END_PATIENCE)).is_some();
         clean &= !self.store.status().failed;
         if clean {
+            self.kept.iter().for_each(|kept| kept.remove());
             log::info!("stopped; everything is durable");
             Ended::Cleanly
         } else {
@@ -278,7 +285,7 @@ pub fn announcement_to_mover(disk: &UsableDisk) -> MoverMessage {
     MoverMessage::AddDisk { disk: Arc::clone(&disk.state), file: Arc::clone(disk.device.fd()) }
 }
 
-/// Reactors and the mover know every disk that the table can name. One that is missing counts as failed, so that nothing is submitted to
+/// Tells reactors and the mover of every disk that the table can name. One that is missing counts as failed, so that nothing is submitted to
 /// it; its file is one that can neither be written nor has anything to read.
 fn announce_disks(
     states: &[Arc<DiskState>],

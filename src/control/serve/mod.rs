@@ -11,8 +11,10 @@ mod files;
 mod host;
 pub mod manager;
 mod members;
+mod recover;
 mod signals;
 pub mod table;
+mod views;
 
 use std::io;
 

@@ -6,6 +6,9 @@ use std::thread;
 
 use uuid::Uuid;
 
+use super::recover::recover;
+use super::views::{ViewDir, Views};
+
 use crate::base::heap;
 use crate::base::ids::{DiskId, VhdId};
 use crate::base::units::Geometry;
@@ -15,7 +18,9 @@ use crate::disk::pool::{ChangeError, OpenDisk, OpenPool};
 use crate::owner::vhd_state;
 use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, RecordError, VhdRecord};
+use crate::placement::view::Keep;
 use crate::shared::VhdState;
+use crate::store::change::Change;
 use crate::store::member::{Member, MemberError, MemberState, Tuning};
 use crate::store::mirror::majority;
 use crate::store::open::{self, MemberPlace, OpenError, OpenOptions, OpenStore};
@@ -82,6 +87,10 @@ pub struct Table {
     pub state: MemberState,
     /// Bytes of the smallest metadata region.
     pub region_len: u64,
+    /// Where the maps are kept for the next daemon; `None` if they cannot be.
+    pub kept: Option<Arc<ViewDir>>,
+    /// What an earlier daemon, which was killed, had not made durable. The maps have it.
+    pub recovered: Vec<Change>,
 }
 
 /// Where the members of a pool's store are. `wrap` makes of each disk what the store is to use.
@@ -128,18 +137,26 @@ pub fn open_table(pool: &mut OpenPool<FileDisk>, accept_stale: bool, reactors: u
         );
     }
     let members = next_members(pool, &store, accept_stale);
+    let lineage = Uuid::new_v4().as_u64_pair().0;
+    let views = Views::of(pool.uuid);
+    let kept = views.as_ref().and_then(|views| begin_keeping(views, lineage));
+    let vhds = restore(&store, reactors, kept.clone().map(|kept| kept as Arc<dyn Keep>).as_ref())?;
+    let before = views.as_ref().and_then(|views| views.find(store.state().lineage));
+    let recovered = before.map(|before| recover_all(&before, &vhds)).unwrap_or_default();
     let written = pool.write_membership(&members)?;
     written.failed.iter().for_each(|failed| log::warn!("{failed}"));
-    let lineage = Uuid::new_v4().as_u64_pair().0;
+    // From here on the store names the maps that were just completed.
     let state = store.raise(written.epoch, lineage)?;
-    let vhds = restore(&store, reactors)?;
+    if let Some(views) = &views {
+        views.remove_others(lineage);
+    }
     let (record, jobs) = (store.pool.clone(), store.jobs.clone());
     let region_len = store.members().map(|(place, _)| place.place.len).min().unwrap_or(0);
     let (members_here, total) = (store.into_members(), members.len());
     let members = loaded(members_here, total)?;
     // Pages of a large table, each for a moment, in between what stays.
     heap::give_back();
-    Ok(Table { pool: record, vhds, jobs, members, total, state, region_len })
+    Ok(Table { pool: record, vhds, jobs, members, total, state, region_len, kept, recovered })
 }
 
 /// Measures the members. One that cannot be read to the end is left out: as long as the others are a majority, it must not
@@ -194,9 +211,42 @@ fn tell(store: &OpenStore<FileDisk>) {
     }
 }
 
-fn restore(store: &OpenStore<FileDisk>, reactors: u16) -> Result<Vec<(VhdRecord, Arc<VhdState>)>, TableError> {
+fn begin_keeping(views: &Views, lineage: u64) -> Option<Arc<ViewDir>> {
+    let made = views.make(lineage).inspect_err(|error| {
+        log::warn!(
+            "what guests have not flushed does not survive SIGKILL of this daemon: a directory in shared memory cannot be made: {error}"
+        );
+    });
+    made.ok().map(Arc::new)
+}
+
+/// Brings the maps to what guests saw last before an earlier daemon was killed.
+fn recover_all(before: &ViewDir, vhds: &[(VhdRecord, Arc<VhdState>)]) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (record, state) in vhds {
+        match before.segments(record.uuid) {
+            Ok(segments) => segments.iter().for_each(|segment| recover(state, segment.iter(), &mut changes)),
+            Err(error) => log::error!(
+                "VHD '{}': what its guest has not flushed is lost: {}: {error}",
+                record.name,
+                before.path().display()
+            ),
+        }
+    }
+    log::info!(
+        "the daemon before this one was killed; {} changes of the placement that it had not committed are found",
+        changes.len()
+    );
+    changes
+}
+
+fn restore(
+    store: &OpenStore<FileDisk>,
+    reactors: u16,
+    keep: Option<&Arc<dyn Keep>>,
+) -> Result<Vec<(VhdRecord, Arc<VhdState>)>, TableError> {
     let geometry: Geometry = store.pool.geometry()?;
-    let states = store.vhds.iter().map(|record| (record.id, Arc::new(vhd_state(record, geometry, reactors))));
+    let states = store.vhds.iter().map(|record| (record.id, Arc::new(vhd_state(record, geometry, reactors, keep))));
     let states: HashMap<VhdId, Arc<VhdState>> = states.collect();
     let mut stray = None;
     let show = |key: PageKey, place, row: &ExtentRow| {

@@ -74,7 +74,7 @@ fn after_a_restart_the_first_flush_syncs_the_disks_with_extents() {
     let (used, _) = World::place_of(&vhd, 0).unwrap();
     let pool = world.owner.pool.clone();
     for missing in [false, true] {
-        let state = Arc::new(crate::owner::vhd_state(&vhd.record, world.owner.geometry, 1));
+        let state = Arc::new(crate::owner::vhd_state(&vhd.record, world.owner.geometry, 1, None));
         let place = vhd.state.map.lookup(ExtentIndex(0));
         state.map.restore(ExtentIndex(0), place.replicas, BlockMask(1), place.generation);
         let disks: Vec<Arc<DiskState>> = pool.disks.iter().map(disk_state).collect();

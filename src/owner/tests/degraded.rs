@@ -302,7 +302,7 @@ fn a_bad_source_is_repaired_from_the_target() {
 fn reopened(dead: Option<DiskId>) -> (World, VhdInfo) {
     let (before, vhd) = degrading();
     let pool = before.owner.pool.clone();
-    let state = Arc::new(vhd_state(&vhd.record, before.owner.geometry, 1));
+    let state = Arc::new(vhd_state(&vhd.record, before.owner.geometry, 1, None));
     for extent in (0..8).map(ExtentIndex) {
         let seen = vhd.state.map.lookup(extent);
         state.map.restore(extent, seen.replicas, seen.present, seen.generation);

@@ -280,7 +280,7 @@ fn a_thick_vhd_that_does_not_fit_is_refused_with_numbers() {
 fn a_thick_vhd_cut_short_is_completed_at_start() {
     let mut world = World::new(&[10, 10], 1);
     let vhd = world.create(CreateVhd { thick: true, ..create("a", 12, SPANNED) });
-    let state = Arc::new(vhd_state(&vhd.record, world.owner.geometry, 1));
+    let state = Arc::new(vhd_state(&vhd.record, world.owner.geometry, 1, None));
     for extent in [0, 1, 5] {
         let found = vhd.state.map.lookup(ExtentIndex(extent));
         state.map.restore(ExtentIndex(extent), found.replicas, found.present, found.generation);

@@ -396,7 +396,7 @@ fn a_restart_goes_on_from_where_extents_are() {
         let Moving { world, vhd, .. } = &mut moving;
         let record = world.owner.vhds.get(vhd.record.id).unwrap().record.clone();
         let jobs = world.owner.jobs.iter().map(|job| job.record.clone()).collect();
-        let state = Arc::new(vhd_state(&record, world.owner.geometry, 1));
+        let state = Arc::new(vhd_state(&record, world.owner.geometry, 1, None));
         for extent in (0..3).map(ExtentIndex) {
             let seen = vhd.state.map.lookup(extent);
             let replica = seen.replicas.on(durably).unwrap();

@@ -4,9 +4,11 @@
 //! has more than one segment until the daemon starts again. A segment is added with room to spare (untouched zero pages cost
 //! nothing), so that their number is no limit in practice.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use super::keep::{Keeping, offsets};
+use crate::base::kept::{KeptFile, Words};
 use crate::base::limits::{COPIES_MAX, EXTENTS_PER_PAGE, GROWTHS_MAX};
 use crate::base::units::ExtentIndex;
 
@@ -24,39 +26,85 @@ const PAGE: u32 = EXTENTS_PER_PAGE as u32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManySegments;
 
+/// Extents of a part of a segment: a page of words.
+const PART: usize = 512;
+
+fn untouched(extents: u32) -> Box<[AtomicBool]> {
+    (0..(extents as usize).div_ceil(PART)).map(|_| AtomicBool::new(false)).collect()
+}
+
+fn pages(extents: u32) -> Box<[AtomicU8]> {
+    bytemuck::zeroed_slice_box(extents.div_ceil(PAGE) as usize)
+}
+
 /// Consecutive extents.
 pub(super) struct Segment {
-    start: u32,
+    pub start: u32,
     len: u32,
     /// One array for each copy of an extent, made when the first extent has so many.
-    pub replicas: [OnceLock<Box<[AtomicU64]>>; COPIES_MAX],
-    pub bits: Box<[AtomicU64]>,
-    /// One word for each page of extents: see [`super::pages`].
+    pub replicas: [OnceLock<Words<AtomicU64>>; COPIES_MAX],
+    pub bits: Words<AtomicU64>,
+    pub versions: Words<AtomicU32>,
+    /// One word for each page of extents: see [`super::pages`]. The table has what must outlive the process.
     pub pages: Box<[AtomicU8]>,
-    pub versions: Box<[AtomicU32]>,
+    /// Parts in which an extent was ever placed: the others need not be looked at to know what is there, which would take memory
+    /// where the arrays are kept.
+    touched: Box<[AtomicBool]>,
+    /// Where they are, if they outlive the process.
+    file: Option<Arc<KeptFile>>,
 }
 
 impl Segment {
-    fn new(start: u32, len: u32) -> Segment {
+    fn new(start: u32, len: u32, keeping: Option<&Keeping>) -> Segment {
+        if let Some(file) = keeping.and_then(|keeping| keeping.make(start, len)) {
+            return Segment::within(&file, start, len);
+        }
         let replicas = [const { OnceLock::new() }; COPIES_MAX];
-        let pages = zeroed(len.div_ceil(PAGE));
-        let segment = Segment { start, len, replicas, bits: zeroed(len), pages, versions: zeroed(len) };
+        let (bits, versions) = (Words::zeroed(len), Words::zeroed(len));
+        let (touched, pages) = (untouched(len), pages(len));
+        let segment = Segment { start, len, replicas, bits, versions, pages, touched, file: None };
+        segment.words(0);
+        segment
+    }
+
+    /// A segment in a file that is as long as it must be.
+    pub fn within(file: &Arc<KeptFile>, start: u32, len: u32) -> Segment {
+        let ([versions, bits, ..], _) = offsets(len);
+        let (bits, versions) = (Words::within(file, bits, len), Words::within(file, versions, len));
+        let replicas = [const { OnceLock::new() }; COPIES_MAX];
+        let (touched, file) = (untouched(len), Some(Arc::clone(file)));
+        let pages = pages(len);
+        let segment = Segment { start, len, replicas, bits, versions, pages, touched, file };
         segment.words(0);
         segment
     }
 
     /// The words of one copy of each extent.
     pub fn words(&self, copy: usize) -> &[AtomicU64] {
-        self.replicas[copy].get_or_init(|| zeroed(self.len))
+        self.replicas[copy].get_or_init(|| match &self.file {
+            Some(file) => Words::within(file, offsets(self.len).0[2 + copy], self.len),
+            None => Words::zeroed(self.len),
+        })
+    }
+
+    /// An extent is about to be placed.
+    pub fn touch(&self, at: usize) {
+        self.touched[at / PART].store(true, Ordering::Release);
+    }
+
+    /// Places in the arrays, from `skip` on, at which an extent may be, or has been.
+    pub fn touched_from(&self, skip: usize) -> impl Iterator<Item = usize> + '_ {
+        let parts = (skip / PART..).zip(self.touched.iter().skip(skip / PART));
+        let touched = parts.filter(|(_, touched)| touched.load(Ordering::Acquire));
+        touched.flat_map(move |(part, _)| (part * PART).max(skip)..((part + 1) * PART).min(self.len as usize))
     }
 
     /// The extents from `from` on that have a slot.
     fn placed_from(&self, from: u32) -> impl Iterator<Item = ExtentIndex> + '_ {
         let words = self.words(0);
         let skip = (from.saturating_sub(self.start) as usize).min(words.len());
-        let first = self.start.max(from);
-        let placed = words[skip..].iter().zip(first..).filter(|(word, _)| word.load(Ordering::Acquire) != 0);
-        placed.map(|(_, extent)| ExtentIndex(extent))
+        let placed = self.touched_from(skip).filter(|at| words[*at].load(Ordering::Acquire) != 0);
+        placed.map(|at| ExtentIndex(self.start + u32::try_from(at).expect("extents are counted in u32")))
     }
 }
 
@@ -69,10 +117,10 @@ pub(super) struct Segments {
 }
 
 impl Segments {
-    pub fn new(extents: u32) -> Segments {
+    pub fn new(extents: u32, keeping: Option<&Keeping>) -> Segments {
         Segments {
             // Whole pages, so that the next segment begins with one; what is beyond the end costs nothing.
-            first: Segment::new(0, extents.div_ceil(PAGE).saturating_mul(PAGE)),
+            first: Segment::new(0, extents.div_ceil(PAGE).saturating_mul(PAGE), keeping),
             starts: [const { AtomicU32::new(u32::MAX) }; GROWTHS_MAX],
             more: [const { OnceLock::new() }; GROWTHS_MAX],
         }
@@ -130,7 +178,7 @@ impl Segments {
     ///
     /// # Errors
     /// There are too many segments already.
-    pub fn reserve(&self, extents: u32) -> Result<(), TooManySegments> {
+    pub fn reserve(&self, extents: u32, keeping: Option<&Keeping>) -> Result<(), TooManySegments> {
         let start = self.capacity();
         if extents <= start {
             return Ok(());
@@ -139,13 +187,9 @@ impl Segments {
         let spare = (start / SEGMENT_SHARE).max(SEGMENT_MIN);
         // `u32::MAX` is no extent: it marks segments that are not there.
         let len = (extents - start).max(spare).div_ceil(PAGE).saturating_mul(PAGE).min(u32::MAX - start);
-        let set = self.more[index].set(Box::new(Segment::new(start, len)));
+        let set = self.more[index].set(Box::new(Segment::new(start, len, keeping)));
         assert!(set.is_ok(), "two owners grow one VHD");
         self.starts[index].store(start, Ordering::Release);
         Ok(())
     }
-}
-
-fn zeroed<T: bytemuck::Zeroable>(len: u32) -> Box<[T]> {
-    bytemuck::zeroed_slice_box(len as usize)
 }

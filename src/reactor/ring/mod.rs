@@ -5,6 +5,9 @@
 //!
 //! Unsafe: the status byte is written here.
 
+mod fault;
+mod inflight;
+mod replay;
 #[cfg(test)]
 mod tests;
 mod used;
@@ -26,35 +29,14 @@ use crate::shared::{Load, VhdState, guest_memory};
 use crate::virtio::device::DeviceLimits;
 use crate::virtio::parse::{Answer, ParseError, Parsed, parse};
 use crate::virtio::request::{Request, RequestKind, Status};
+pub(super) use fault::RingFault;
+use fault::available_fault;
+use inflight::{Inflight, Recovered};
+use replay::Replay;
 use used::{AVAILABLE_ENTRY, RING_EXTRA, USED_ENTRY, UsedRing};
 
 /// Bytes of a descriptor.
 const DESCRIPTOR: usize = 16;
-
-/// How a guest (or its VMM) broke a ring.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum RingFault {
-    #[error("a size of {0}: it must be a power of two, at most {QUEUE_SIZE_MAX}")]
-    Size(u16),
-    #[error("the {what} at guest address {address:#x} is misaligned or outside guest memory")]
-    Address { what: &'static str, address: u64 },
-    #[error("the available index moved further than the ring is long, or more is available than exists")]
-    AvailableIndex,
-    #[error("descriptor {0} is available, which is outside the table")]
-    HeadOutOfRange(u16),
-    #[error("descriptor {0} is available, which is still in use")]
-    HeadInUse(u16),
-    #[error("the frontend took guest memory away: the file behind it has been truncated")]
-    MemoryLost,
-    #[error("guest memory is not accessible: {0}")]
-    Memory(#[from] GuestMemoryError),
-    #[error("virtqueue: {0}")]
-    Queue(#[from] virtio_queue::Error),
-    #[error("the {0} descriptor is not an eventfd")]
-    NotAnEventfd(&'static str),
-    #[error("the kick eventfd cannot be watched")]
-    KickLost,
-}
 
 /// A chain that the guest is owed.
 #[derive(Clone, Copy)]
@@ -101,6 +83,10 @@ pub(super) struct Ring {
     used: UsedRing,
     heads: Box<[Option<Head>]>,
     in_flight: u16,
+    /// What survives us of that, if the frontend keeps it.
+    inflight: Option<Inflight>,
+    /// Chains that somebody else popped and did not give back, as long as some are not started again.
+    replay: Option<Replay>,
     /// Chains popped.
     load: Arc<Load>,
     malformed: Option<Malformed>,
@@ -127,8 +113,15 @@ impl Ring {
         queue.try_set_avail_ring_address(GuestAddress(config.addresses.available))?;
         queue.try_set_used_ring_address(GuestAddress(config.addresses.used))?;
         queue.set_event_idx(config.event_idx);
-        queue.set_next_avail(config.next_available);
+        let used = UsedRing::open(&config.memory, config.addresses, size, config.event_idx)?;
+        let kept = config.inflight.clone().map(|queue| Inflight::open(queue, size, used.published())).transpose()?;
+        let (inflight, next_available, heads) = match kept {
+            Some(Recovered { inflight, next_available, heads }) => (Some(inflight), next_available, heads),
+            None => (None, None, Vec::new()),
+        };
+        queue.set_next_avail(next_available.unwrap_or(config.next_available));
         queue.set_ready(true);
+        let replay = Replay::new(&config.memory, config.addresses, size, heads)?;
         let vhd = &config.vhd.settings;
         Ok(Ring {
             vhd: Arc::clone(&config.vhd),
@@ -141,9 +134,11 @@ impl Ring {
             old_memory: Vec::new(),
             limits: DeviceLimits::new(config.vhd.size(), vhd.block_size, vhd.read_only, vhd.geometry, config.features),
             queue,
-            used: UsedRing::open(&config.memory, config.addresses, size, config.event_idx)?,
+            used,
             heads: vec![None; usize::from(size)].into_boxed_slice(),
             in_flight: 0,
+            inflight,
+            replay,
             load: Arc::clone(&config.load),
             malformed: None,
             armed: true,
@@ -163,6 +158,16 @@ impl Ring {
         self.in_flight
     }
 
+    /// Whether chains that somebody else popped have not been started again yet.
+    pub fn is_replaying(&self) -> bool {
+        self.replay.is_some()
+    }
+
+    /// They are not started again: whoever serves the ring next finds them as we did.
+    pub fn give_up_replay(&mut self) {
+        self.replay = None;
+    }
+
     /// The next available index to pop.
     pub fn next_available(&self) -> u16 {
         self.queue.next_avail()
@@ -177,6 +182,9 @@ impl Ring {
     pub fn set_memory(&mut self, memory: Arc<GuestMemoryMmap>) -> Result<(), RingFault> {
         check_addresses(&memory, self.addresses, self.size)?;
         self.table = host_address(&memory, self.addresses.descriptors);
+        if let Some(replay) = self.replay.take() {
+            self.replay = replay.moved_to(&memory, self.addresses, self.size)?;
+        }
         let old = std::mem::replace(&mut self.memory, memory);
         self.losses = None;
         if self.in_flight > 0 {
@@ -190,9 +198,11 @@ impl Ring {
         let losses = Some(guest_memory::losses());
         if self.losses != losses {
             self.losses = losses;
-            let memory = &self.memory;
-            let ours =
-                |start| vm_memory::GuestMemoryBackend::iter(&**memory).any(|region| region.as_ptr().addr() == start);
+            let (memory, kept) = (&self.memory, self.inflight.as_ref().map(Inflight::region_start));
+            let ours = |start| {
+                kept == Some(start)
+                    || vm_memory::GuestMemoryBackend::iter(&**memory).any(|region| region.as_ptr().addr() == start)
+            };
             self.memory_lost |= guest_memory::is_lost(ours);
         }
         self.memory_lost
@@ -203,7 +213,8 @@ impl Ring {
         if self.memory_is_lost() { Err(RingFault::MemoryLost) } else { result }
     }
 
-    /// Pops a batch of chains and starts their requests. `token` makes the name of the request with a given head.
+    /// Pops a batch of chains and starts their requests, or starts again what somebody else popped. `token` makes the name of the
+    /// request with a given head.
     pub fn pop<E: Engine, O: Outbox>(
         &mut self,
         pipeline: &mut Pipeline<E, O>,
@@ -211,8 +222,36 @@ impl Ring {
         token: impl Fn(u16) -> Token,
         now: Nanos,
     ) -> Result<Popped, RingFault> {
-        let result = self.pop_batch(pipeline, reactor, token, now);
+        let result = if self.is_replaying() {
+            self.replay_batch(pipeline, reactor, token, now)
+        } else {
+            self.pop_batch(pipeline, reactor, token, now)
+        };
         self.unless_lost(result)
+    }
+
+    fn replay_batch<E: Engine, O: Outbox>(
+        &mut self,
+        pipeline: &mut Pipeline<E, O>,
+        reactor: ReactorId,
+        token: impl Fn(u16) -> Token,
+        now: Nanos,
+    ) -> Result<Popped, RingFault> {
+        let (mut budget, mut bytes) = (POP_BATCH, POP_BYTES);
+        while budget > 0
+            && bytes > 0
+            && let Some(replay) = &mut self.replay
+        {
+            let memory = replay.memory();
+            let chain = replay.next(&memory)?;
+            let is_last = replay.is_done();
+            bytes = bytes.saturating_sub(self.pop_one(pipeline, reactor, chain, &token, now)?);
+            budget -= 1;
+            if is_last {
+                self.replay = None;
+            }
+        }
+        Ok(Popped::More)
     }
 
     fn pop_batch<E: Engine, O: Outbox>(
@@ -238,7 +277,7 @@ impl Ring {
             let (mut left, mut fault) = (count, None);
             for chain in chains.into_iter().flatten() {
                 left -= 1;
-                match self.pop_one(pipeline, reactor, chain, memory, &token, now) {
+                match self.pop_one(pipeline, reactor, chain, &token, now) {
                     Ok(cost) => bytes = bytes.saturating_sub(cost),
                     Err(error) => fault = Some(error),
                 }
@@ -284,7 +323,6 @@ impl Ring {
         pipeline: &mut Pipeline<E, O>,
         reactor: ReactorId,
         chain: Chain<'_>,
-        memory: &GuestMemoryMmap,
         token: &impl Fn(u16) -> Token,
         now: Nanos,
     ) -> Result<u64, RingFault> {
@@ -297,11 +335,14 @@ impl Ring {
         // As many chains are in flight as there are descriptors.
         let slot = if self.in_flight < self.size { pipeline.prepare() } else { None };
         let slot = slot.ok_or(RingFault::AvailableIndex)?;
+        if let (Some(inflight), None) = (&mut self.inflight, &self.replay) {
+            inflight.popped(head);
+        }
         let mut descriptors = 0;
         // After the chain was seen: whoever made it may have been told of more bytes just before.
         self.limits.capacity = self.vhd.size();
         let counted = chain.inspect(|_| descriptors += 1);
-        let parsed = parse(counted, memory, &self.limits, pipeline.request_mut(slot));
+        let parsed = parse(counted, &self.memory, &self.limits, pipeline.request_mut(slot));
         if self.memory_is_lost() {
             pipeline.abandon(slot);
             return Err(RingFault::MemoryLost);
@@ -388,8 +429,15 @@ impl Ring {
         let count = self.malformed.map_or(0, |malformed| malformed.count) + 1;
         self.malformed = Some(Malformed { count, error });
         // A length of 0 promises nothing of the buffers; drivers look at the status byte.
-        self.used.put(&self.memory, head, 0)?;
+        self.give_back(head, 0)?;
         Ok(())
+    }
+
+    fn give_back(&mut self, head: u16, len: u32) -> Result<(), GuestMemoryError> {
+        if let Some(inflight) = &mut self.inflight {
+            inflight.given_back(head);
+        }
+        self.used.put(&self.memory, head, len)
     }
 
     /// Gives a chain back: status byte, then used entry. The guest sees it after [`Ring::publish`].
@@ -407,7 +455,7 @@ impl Ring {
         if self.in_flight == 0 {
             self.old_memory.clear();
         }
-        let put = self.used.put(&self.memory, head, parsed.used_len(kind, status));
+        let put = self.give_back(head, parsed.used_len(kind, status));
         self.unless_lost(put.map_err(RingFault::from))
     }
 
@@ -419,6 +467,9 @@ impl Ring {
     /// Shows the guest what was given back. Returns whether to interrupt it.
     pub fn publish(&mut self) -> Result<bool, RingFault> {
         let published = self.used.publish(&self.memory);
+        if let (Some(inflight), false) = (&mut self.inflight, self.used.has_unpublished()) {
+            inflight.published(self.used.published());
+        }
         self.unless_lost(published.map_err(RingFault::from))
     }
 }
@@ -426,13 +477,6 @@ impl Ring {
 /// Where a guest address is in our memory; 0: nowhere.
 fn host_address(memory: &GuestMemoryMmap, address: u64) -> usize {
     vm_memory::GuestMemoryBackend::get_host_address(memory, GuestAddress(address)).map_or(0, |pointer| pointer.addr())
-}
-
-fn available_fault(error: virtio_queue::Error) -> RingFault {
-    if matches!(error, virtio_queue::Error::InvalidAvailRingIndex) {
-        return RingFault::AvailableIndex;
-    }
-    RingFault::Queue(error)
 }
 
 fn check_addresses(memory: &GuestMemoryMmap, addresses: RingAddresses, size: u16) -> Result<(), RingFault> {

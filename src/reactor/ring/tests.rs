@@ -2,6 +2,8 @@
 
 #[path = "../../../tests/common/guest.rs"]
 mod guest;
+#[path = "tests/inflight.rs"]
+mod region;
 
 use std::collections::HashSet;
 
@@ -77,6 +79,7 @@ fn config(guest: &Guest, event_idx: bool) -> RingConfig {
         size: guest.size,
         addresses: RingAddresses { descriptors, available, used },
         next_available: 0,
+        inflight: None,
         event_idx,
         indirect: false,
         writeback: Arc::new(AtomicBool::new(true)),

@@ -50,7 +50,7 @@ fn vhd(id: u32, vm: Option<&str>, layout: Layout, on: &[&[u8]], written: impl Fn
         writeback: true,
     };
     let geometry = Geometry::new(MIB).unwrap();
-    let state = Arc::new(vhd_state(&record, geometry, 1));
+    let state = Arc::new(vhd_state(&record, geometry, 1, None));
     let mut slots: BTreeMap<DiskId, u32> = BTreeMap::new();
     for (extent, disks) in on.iter().enumerate() {
         let mut replicas = ReplicaSet::ABSENT;

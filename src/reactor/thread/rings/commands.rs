@@ -161,7 +161,7 @@ impl Rings {
     /// Goes on with what waits for the ring to have nothing in flight: a switch of the cache mode, then a stop.
     pub(super) fn settle<O: Outbox>(&mut self, place: u32, pipeline: &mut UringPipeline<O>, now: Nanos) {
         let Some(served) = &mut self.places[place as usize] else { return };
-        if served.ring.in_flight() > 0 || served.flushing {
+        if served.ring.in_flight() > 0 || served.ring.is_replaying() || served.flushing {
             return;
         }
         if !served.switching.is_empty() {

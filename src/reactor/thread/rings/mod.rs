@@ -82,8 +82,10 @@ impl Served {
         self.mode = Mode::Ended;
     }
 
+    /// What was in flight when somebody else served the ring is started again even if it is about to stop: whoever serves it next
+    /// may not be told of that.
     fn pops(&self) -> bool {
-        matches!(self.mode, Mode::Running) && self.switching.is_empty()
+        self.ring.is_replaying() || matches!(self.mode, Mode::Running) && self.switching.is_empty()
     }
 }
 
@@ -138,9 +140,13 @@ impl Rings {
     /// No ring pops any more.
     pub fn leave(&mut self) {
         self.leaving = true;
-        for served in self.places.iter_mut().flatten() {
+        for place in 0..self.places.len() {
+            let Some(served) = &mut self.places[place] else { continue };
             served.end();
+            served.ring.give_up_replay();
             served.hand_back();
+            // A stop may have waited for that.
+            self.force_unpublished(u32::try_from(place).expect("checked at start"));
         }
     }
 
@@ -326,6 +332,12 @@ impl Rings {
 
     /// The guest or its VMM broke the ring: it pops no more, and waits to be stopped.
     fn break_ring(&mut self, place: u32, fault: &RingFault, engine: &mut UringEngine, now: Nanos) {
+        let served = self.served(place);
+        if served.ring.is_replaying() {
+            served.ring.give_up_replay();
+            // A stop may have waited for that.
+            self.force_unpublished(place);
+        }
         let served = self.served(place);
         if matches!(served.mode, Mode::Ended) {
             return;

@@ -1,0 +1,216 @@
+//! After SIGKILL: what guests rely on and the table does not have yet.
+//!
+//! The view that was kept is what guests saw last: every request had changed it before it completed. The table is the newest state
+//! that was committed. Per extent the generation says which of them is newer:
+//!
+//! * equal: it is where the table says (a move changes the table first), and has the blocks that the view says;
+//! * the view is newer: what the table has was dropped, and the slots are to be freed; then it may have been placed again;
+//! * the table is newer: a command was durable and not in the view yet.
+//!
+//! The differences become changes that are pending as they were before, with the first sync after the opening in front of them
+//! (ordering rule 1: what was written before may be in the disk's cache). If the view is not there (another boot, no room), the table
+//! is all there is, as after a power cut.
+
+use crate::base::ids::VhdId;
+use crate::base::limits::COPIES_MAX;
+use crate::base::units::{BlockMask, ExtentIndex, Generation, Geometry};
+use crate::placement::ReplicaSet;
+use crate::placement::view::{Kept, Lookup, VhdMap};
+use crate::shared::VhdState;
+use crate::shared::disk::{SyncNumber, SyncPoint};
+use crate::store::change::{Change, ChangeKind};
+
+/// Brings the map of a VHD, restored from the table, to what `kept` says, and adds what is to be made durable to `changes`.
+pub fn recover(vhd: &VhdState, kept: impl Iterator<Item = (ExtentIndex, Kept)>, changes: &mut Vec<Change>) {
+    let (geometry, size) = (vhd.settings.geometry, vhd.size());
+    for (extent, seen) in kept.filter(|(extent, _)| extent.0 < vhd.map.extents()) {
+        // A VHD that was shrunk durably may have been longer in the view.
+        let seen = Kept { present: seen.present.and(blocks_of(geometry, size, extent)), ..seen };
+        let table = vhd.map.lookup(extent);
+        if seen.generation == table.generation {
+            same_content(vhd.id(), &vhd.map, extent, &seen, &table, changes);
+        } else if seen.generation > table.generation {
+            newer_content(vhd.id(), &vhd.map, extent, &seen, &table, changes);
+        }
+    }
+}
+
+/// The blocks of an extent that are within the VHD, in part or as a whole.
+fn blocks_of(geometry: Geometry, size: u64, extent: ExtentIndex) -> BlockMask {
+    let start = u64::from(extent.0) * geometry.extent_size();
+    match size.saturating_sub(start).min(geometry.extent_size()) {
+        0 => BlockMask::NONE,
+        len => geometry.blocks(0, len),
+    }
+}
+
+fn same_content(vhd: VhdId, map: &VhdMap, extent: ExtentIndex, seen: &Kept, table: &Lookup, changes: &mut Vec<Change>) {
+    // Without a place it was being dropped, and nobody knows of it yet.
+    if seen.replicas.is_absent() || table.replicas.is_absent() || seen.present == table.present {
+        return;
+    }
+    let generation = table.generation;
+    map.restore(extent, table.replicas, seen.present, generation);
+    let mut add = |kind| changes.push(Change { vhd, extent, generation, kind });
+    let cleared = table.present.without(seen.present);
+    if !cleared.is_empty() {
+        add(ChangeKind::Cleared { blocks: cleared });
+    }
+    let written = seen.present.without(table.present);
+    if !written.is_empty() {
+        add(written_kind(table.replicas, written));
+    }
+}
+
+fn newer_content(
+    vhd: VhdId,
+    map: &VhdMap,
+    extent: ExtentIndex,
+    seen: &Kept,
+    table: &Lookup,
+    changes: &mut Vec<Change>,
+) {
+    // While it was being placed, its words may be those of two moments; with a block in it, of a move that adds or takes a copy.
+    let half_placed = seen.was_changing && seen.present.is_empty();
+    let place = if half_placed { ReplicaSet::ABSENT } else { seen.replicas.settled() };
+    let present = if place.is_absent() { BlockMask::NONE } else { seen.present };
+    if !table.replicas.is_absent() {
+        // It was dropped by the generation before the one in which it was placed again.
+        let placed = u32::from(!place.is_absent()) * 2;
+        let generation = Generation(seen.generation.0.saturating_sub(placed).max(table.generation.0 + 2));
+        changes.push(Change { vhd, extent, generation, kind: ChangeKind::Freed { freed: table.replicas } });
+    }
+    map.restore(extent, place, present, seen.generation);
+    if !present.is_empty() {
+        changes.push(Change { vhd, extent, generation: seen.generation, kind: written_kind(place, present) });
+    }
+}
+
+/// Written on all copies, in which nothing counts as synced.
+fn written_kind(replicas: ReplicaSet, blocks: BlockMask) -> ChangeKind {
+    let mut needs = [None; COPIES_MAX];
+    for (need, replica) in needs.iter_mut().zip(replicas.iter()) {
+        *need = Some(SyncPoint { disk: replica.disk, number: SyncNumber(1) });
+    }
+    ChangeKind::Written { replicas, blocks, needs }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::DiskId;
+    use crate::base::units::SlotIndex;
+    use crate::placement::{Replica, ReplicaState};
+    use crate::shared::VhdSettings;
+
+    const EXTENT: ExtentIndex = ExtentIndex(1);
+
+    fn single(slot: u32) -> ReplicaSet {
+        ReplicaSet::single(DiskId(3), SlotIndex(slot))
+    }
+
+    fn kept(generation: u32, replicas: ReplicaSet, present: u32) -> Kept {
+        Kept { generation: Generation(generation), was_changing: false, replicas, present: BlockMask(present) }
+    }
+
+    /// What comes of a table row and a kept view, for an extent of a VHD of two and a half.
+    fn recovered(table: (u32, ReplicaSet, u32), seen: Kept) -> (Lookup, Vec<(u32, ChangeKind)>) {
+        let settings = VhdSettings {
+            id: VhdId(1),
+            uuid: uuid::Uuid::nil(),
+            geometry: Geometry::new(1 << 20).unwrap(),
+            block_size: 512,
+            read_only: false,
+            thick: false,
+        };
+        let vhd = VhdState::new(settings, 5 << 19, VhdMap::new(3), 1);
+        vhd.map.restore(EXTENT, table.1, BlockMask(table.2), Generation(table.0));
+        let mut changes = Vec::new();
+        recover(&vhd, [(EXTENT, seen), (ExtentIndex(3), seen)].into_iter(), &mut changes);
+        assert!(changes.iter().all(|change| change.extent == EXTENT && change.vhd == VhdId(1)));
+        let changes = changes.iter().map(|change| (change.generation.0, change.kind)).collect();
+        (vhd.map.lookup(EXTENT), changes)
+    }
+
+    fn state(lookup: &Lookup) -> (u32, ReplicaSet, u32) {
+        (lookup.generation.0, lookup.replicas, lookup.present.0)
+    }
+
+    #[test]
+    fn what_was_written_and_cleared_since_the_commit_is_pending_again() {
+        let (lookup, changes) = recovered((2, single(5), 0b0011), kept(2, single(5), 0b0110));
+        assert_eq!(state(&lookup), (2, single(5), 0b0110));
+        let cleared = ChangeKind::Cleared { blocks: BlockMask(1) };
+        assert_eq!(changes, [(2, cleared), (2, written_kind(single(5), BlockMask(0b100)))]);
+        let ChangeKind::Written { needs, .. } = changes[1].1 else { unreachable!() };
+        assert_eq!(needs[0], Some(SyncPoint { disk: DiskId(3), number: SyncNumber(1) }), "rule 1");
+        let (_, changes) = recovered((2, single(5), 0b11), kept(2, single(5), 0b11));
+        assert!(changes.is_empty());
+    }
+
+    #[test]
+    fn a_first_write_to_an_extent_that_the_table_does_not_have() {
+        let (lookup, changes) = recovered((0, ReplicaSet::ABSENT, 0), kept(2, single(5), 0b1));
+        assert_eq!(state(&lookup), (2, single(5), 1));
+        assert_eq!(changes, [(2, written_kind(single(5), BlockMask(1)))]);
+        // Placed, and nothing written: as it was, too, and nothing to commit.
+        let (lookup, changes) = recovered((0, ReplicaSet::ABSENT, 0), kept(2, single(5), 0));
+        assert_eq!((state(&lookup), changes.len()), ((2, single(5), 0), 0));
+    }
+
+    #[test]
+    fn what_was_dropped_does_not_come_back() {
+        let freed = ChangeKind::Freed { freed: single(5) };
+        let (lookup, changes) = recovered((2, single(5), 0b11), kept(4, ReplicaSet::ABSENT, 0));
+        assert_eq!((state(&lookup), changes), ((4, ReplicaSet::ABSENT, 0), vec![(4, freed)]));
+        // Nor when the extent is somewhere else by now, maybe with the same blocks.
+        let (lookup, changes) = recovered((2, single(5), 0b11), kept(6, single(9), 0b11));
+        assert_eq!(state(&lookup), (6, single(9), 0b11));
+        assert_eq!(changes, [(4, freed), (6, written_kind(single(9), BlockMask(0b11)))]);
+    }
+
+    #[test]
+    fn a_move_is_where_the_table_says() {
+        let mut both = single(5);
+        both.push(Replica { disk: DiskId(1), slot: SlotIndex(8), state: ReplicaState::Sealing });
+        let there = ReplicaSet::single(DiskId(1), SlotIndex(8));
+        // The commit came, the switch of the view did not.
+        let (lookup, changes) = recovered((2, there, 0b01), kept(2, both, 0b11));
+        assert_eq!(state(&lookup), (2, there, 0b11));
+        assert_eq!(changes, [(2, written_kind(there, BlockMask(0b10)))]);
+        // Neither came: the copy is given up. Also of an extent that the table does not have.
+        let (lookup, _) = recovered((2, single(5), 0b01), kept(2, both, 0b11));
+        assert_eq!(state(&lookup), (2, single(5), 0b11));
+        let (lookup, changes) = recovered((0, ReplicaSet::ABSENT, 0), kept(2, both, 0b11));
+        assert_eq!(state(&lookup), (2, single(5), 0b11));
+        assert_eq!(changes, [(2, written_kind(single(5), BlockMask(0b11)))]);
+    }
+
+    #[test]
+    fn an_owner_that_died_between_two_stores() {
+        let changing = |kept: Kept| Kept { was_changing: true, ..kept };
+        // Placing: the version is still that of the absent extent.
+        let (lookup, changes) = recovered((0, ReplicaSet::ABSENT, 0), changing(kept(4, single(5), 0)));
+        assert_eq!((state(&lookup), changes.len()), ((4, ReplicaSet::ABSENT, 0), 0));
+        // Dropping: the discard has not completed, so the old blocks may or may not be there.
+        let (lookup, changes) = recovered((2, single(5), 0b1), changing(kept(2, ReplicaSet::ABSENT, 0)));
+        assert_eq!((state(&lookup), changes.len()), ((2, single(5), 1), 0));
+        // Moving, of what the table does not have.
+        let (lookup, _) = recovered((0, ReplicaSet::ABSENT, 0), changing(kept(2, single(5), 0b1)));
+        assert_eq!(state(&lookup), (2, single(5), 1));
+    }
+
+    #[test]
+    fn a_table_that_is_newer_counts() {
+        let (lookup, changes) = recovered((4, single(7), 0), kept(2, single(5), 0b1));
+        assert_eq!((state(&lookup), changes.len()), ((4, single(7), 0), 0));
+    }
+
+    #[test]
+    fn blocks_beyond_the_end_of_a_shrunk_vhd_are_not_there() {
+        let geometry = Geometry::new(1 << 20).unwrap();
+        assert_eq!(blocks_of(geometry, 5 << 19, ExtentIndex(2)), BlockMask(0xffff));
+        assert_eq!(blocks_of(geometry, 5 << 19, ExtentIndex(1)), BlockMask::ALL);
+        assert_eq!(blocks_of(geometry, 5 << 19, ExtentIndex(3)), BlockMask::NONE);
+    }
+}

@@ -1,0 +1,128 @@
+//! A daemon that is killed loses nothing that guests rely on, flushed or not: what was written, discarded and zeroed before is there
+//! for the next one, also when that is killed, too; and it is made durable by the next FLUSH.
+
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+#[allow(dead_code, reason = "shared with other tests")]
+#[path = "common/daemon_host.rs"]
+mod daemon_host;
+
+use std::path::PathBuf;
+
+use daemon_host::{Host, pattern, read};
+
+const MIB: usize = 1 << 20;
+const DISKS: [&str; 3] = ["d0.img", "d1.img", "d2.img"];
+
+/// Directories in shared memory that belong to the pool.
+fn kept(host: &Host) -> Vec<PathBuf> {
+    let pool = host.json(&["pool", "show"])["uuid"].as_str().unwrap().to_owned();
+    let of_pool = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(&format!("spanblk-{pool}-"));
+    std::fs::read_dir("/dev/shm").unwrap().map(|entry| entry.unwrap().path()).filter(of_pool).collect()
+}
+
+fn start_again(host: &mut Host) {
+    host.kill();
+    host.serve(&[], &DISKS);
+}
+
+#[test]
+fn what_was_not_flushed_is_there_after_a_sigkill_and_another() {
+    let mut host = Host::with_pool(3);
+    host.serve(&[], &DISKS);
+    for (name, layout) in [("one", "isolated"), ("all", "spanned")] {
+        host.ok(&["vhd", "create", name, "--size", "40MiB", "--layout", layout]);
+    }
+    let data = pattern(1, 24 * MIB);
+    for name in ["one", "all"] {
+        let mut client = host.attach(name).unwrap();
+        client.write_at(0, &data[..16 * MIB]).unwrap();
+        client.flush().unwrap();
+        // Parts of blocks, blocks, extents; then some of that goes, and some comes again.
+        client.write_at(16 * MIB as u64 + 4096, &data[16 * MIB + 4096..]).unwrap();
+        client.discard(2 << 20, 3 << 20).unwrap();
+        client.discard((8 << 20) + (64 << 10), 256 << 10).unwrap();
+        client.write_at(3 << 20, &data[..MIB / 2]).unwrap();
+    }
+    let mut expected = data.clone();
+    expected[16 * MIB..16 * MIB + 4096].fill(0);
+    expected[2 * MIB..5 * MIB].fill(0);
+    expected[8 * MIB + (64 << 10)..8 * MIB + (320 << 10)].fill(0);
+    expected[3 * MIB..7 * MIB / 2].copy_from_slice(&data[..MIB / 2]);
+    for life in 1..=3 {
+        start_again(&mut host);
+        host.ok(&["check"]);
+        for name in ["one", "all"] {
+            let mut client = host.attach_soon(name);
+            assert!(read(&mut client, 0, expected.len()) == expected, "VHD {name} in life {life}");
+            // The room of what was discarded is used again, by somebody else's data.
+            client.write_at(30 << 20, &pattern(life, 2 * MIB)).unwrap();
+        }
+    }
+    // A FLUSH makes all of it durable: without what was kept, as after a power cut, it is there.
+    for name in ["one", "all"] {
+        host.attach_soon(name).flush().unwrap();
+    }
+    let of_this_life = kept(&host);
+    assert_eq!(of_this_life.len(), 1, "that of the serving, and no other");
+    host.kill();
+    std::fs::remove_dir_all(&of_this_life[0]).unwrap();
+    host.serve(&[], &DISKS);
+    for name in ["one", "all"] {
+        let mut client = host.attach_soon(name);
+        assert!(read(&mut client, 0, expected.len()) == expected, "VHD {name} after the FLUSH");
+        assert!(read(&mut client, 30 << 20, 2 * MIB) == pattern(3, 2 * MIB));
+    }
+    host.ok(&["check"]);
+    // A daemon that is stopped leaves nothing behind.
+    let of_this_life = kept(&host);
+    host.stop();
+    assert!(!of_this_life[0].exists());
+    host.serve(&[], &DISKS);
+    host.ok(&["check"]);
+    host.stop();
+}
+
+/// The table alone does not have it: what the test above finds comes from what was kept.
+#[test]
+fn without_what_was_kept_the_table_is_all_there_is() {
+    let mut host = Host::with_pool(3);
+    host.serve(&[], &DISKS);
+    host.ok(&["vhd", "create", "one", "--size", "8MiB", "--layout", "spanned"]);
+    host.attach("one").unwrap().write_at(0, &pattern(1, MIB)).unwrap();
+    let kept = kept(&host);
+    host.kill();
+    std::fs::remove_dir_all(&kept[0]).unwrap();
+    host.serve(&[], &DISKS);
+    assert!(read(&mut host.attach_soon("one"), 0, MIB) == vec![0; MIB]);
+    host.stop();
+}
+
+#[test]
+fn resized_deleted_and_new_vhds_are_kept_too() {
+    let mut host = Host::with_pool(3);
+    host.serve(&[], &DISKS);
+    for name in ["grows", "shrinks", "goes"] {
+        host.ok(&["vhd", "create", name, "--size", "8MiB", "--layout", "spanned"]);
+        host.attach(name).unwrap().write_at(0, &pattern(1, 8 * MIB)).unwrap();
+    }
+    host.ok(&["vhd", "resize", "grows", "--size", "100MiB"]);
+    host.attach_soon("grows").write_at(90 << 20, &pattern(2, 2 * MIB)).unwrap();
+    host.attach_soon("shrinks").flush().unwrap();
+    host.ok(&["vhd", "resize", "shrinks", "--size", "3MiB", "--force"]);
+    host.ok(&["vhd", "delete", "goes"]);
+    host.ok(&["vhd", "create", "goes", "--size", "8MiB", "--layout", "spanned"]);
+    host.attach_soon("goes").write_at(1 << 20, &pattern(3, 512)).unwrap();
+    for _ in 0..2 {
+        start_again(&mut host);
+        host.ok(&["check"]);
+        let mut client = host.attach_soon("grows");
+        assert!(read(&mut client, 0, 8 * MIB) == pattern(1, 8 * MIB));
+        assert!(read(&mut client, 90 << 20, 2 * MIB) == pattern(2, 2 * MIB));
+        assert!(read(&mut host.attach_soon("shrinks"), 0, 3 * MIB) == pattern(1, 8 * MIB)[..3 * MIB]);
+        let mut client = host.attach_soon("goes");
+        assert!(read(&mut client, 0, MIB) == vec![0; MIB], "the data of a VHD that was deleted");
+        assert!(read(&mut client, 1 << 20, 512) == pattern(3, 512));
+    }
+    host.stop();
+}
