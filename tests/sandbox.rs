@@ -128,6 +128,8 @@ fn every_thread_is_confined_and_what_goes_by_name_works() {
     }
     assert!(all_confined(pid, uid) >= before, "threads that were started since");
     let [broker] = children(pid)[..] else { panic!("{:?}", children(pid)) };
+    // Standard streams and its two sockets: nothing of the daemon's.
+    assert_eq!(std::fs::read_dir(format!("/proc/{broker}/fd")).unwrap().count(), 5);
     for thread in threads(broker) {
         assert_eq!(thread["NoNewPrivs"], "1", "the broker has no way to more rights");
         // CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER.

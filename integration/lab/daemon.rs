@@ -67,6 +67,8 @@ impl Pool {
                 .arg(self.control())
                 .arg("--socket-dir")
                 .arg(self.socket_dir())
+                // Any of them may be added later.
+                .args(self.disks.iter().filter_map(|disk| disk.parent()).flat_map(|dir| [Path::new("--disk-dir"), dir]))
                 .args(order.iter().map(|&i| &self.disks[i]))
                 .env("NOTIFY_SOCKET", &notify_path)
                 .stdout(Stdio::null())

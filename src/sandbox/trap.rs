@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn the_number_is_where_the_kernel_puts_it() {
         // Signal, error, code, hole, address (two words), number, architecture.
-        const { assert!(size_of::<libc::siginfo_t>() >= 8 * size_of::<u32>()) };
+        const { assert!(size_of::<libc::siginfo_t>() >= size_of::<[u32; 8]>()) };
         const { assert!(cfg!(target_pointer_width = "64")) };
     }
 }

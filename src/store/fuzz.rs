@@ -22,6 +22,8 @@ const REGION: RegionPlace = RegionPlace { offset: 1 << 20, len: REGION_LEN_MIN }
 const LABEL_CRC_AT: usize = 8;
 const HEADER_CRC_AT: usize = 12;
 const SLOT_LEN: usize = 4096;
+/// A sequence number that can be raised twice.
+const LAST_BUT_ONE: u64 = u64::MAX - 3;
 
 /// Reads `data` as one of the formats: the first byte says which. Returns whether it was accepted.
 ///
@@ -65,6 +67,13 @@ fn label(bytes: &[u8], repair: bool) -> bool {
     }
     let Ok(read) = copies::read(&disk) else { return false };
     let mut label = read.label.clone();
+    if label.unknown_ro_compat() != 0 {
+        copies::write(&disk, &mut label).expect_err("of a newer program, only to be read");
+        return true;
+    }
+    if label.sequence > LAST_BUT_ONE {
+        return true;
+    }
     copies::write(&disk, &mut label).expect("what was read can be written");
     again(&label, &copies::read(&disk).map(|read| read.label))
 }
@@ -74,6 +83,13 @@ fn region(bytes: &[u8], repair: bool) -> bool {
     let (first, second) = bytes.split_at(bytes.len() / 2);
     for (at, slot) in [first, second].into_iter().enumerate() {
         disk.poke(REGION.offset + (at * SLOT_LEN) as u64, &block(slot, HEADER_CRC_AT, repair));
+    }
+    // One more, and it is the last, which is refused.
+    let near_the_end = |slot: &[u8]| {
+        slot.get(16..24).is_some_and(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")) > LAST_BUT_ONE)
+    };
+    if [first, second].into_iter().any(near_the_end) && repair {
+        return RegionBackend::open(disk, REGION, Uuid::nil()).is_ok();
     }
     let pool = Uuid::from_slice(first.get(40..56).unwrap_or(&[0; 16])).expect("16 bytes");
     let Ok(region) = RegionBackend::open(Arc::clone(&disk), REGION, pool) else { return false };
