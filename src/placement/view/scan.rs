@@ -29,12 +29,16 @@ impl VhdMap {
         for segment in self.segments.iter() {
             // Out of the loop what is the same for all: it runs for tens of millions of extents.
             let copies = [1, 2, 3].map(|copy| segment.replicas[copy].get().map_or(&[][..], |words| &words[..]));
-            for (at, (word, bits)) in segment.words(0).iter().zip(&segment.bits).enumerate() {
-                let first = word.load(Ordering::Acquire);
-                if first != 0 {
-                    let words = words_of(first, copies, at);
-                    let (present, _) = unpack_bits(bits.load(Ordering::Acquire));
-                    each(&PlacedExtent { words, present });
+            let firsts = segment.words(0);
+            for part in segment.touched_parts() {
+                // Slices of one length, so that the loop checks no bounds.
+                for (at, (word, bits)) in part.clone().zip(firsts[part.clone()].iter().zip(&segment.bits[part])) {
+                    let first = word.load(Ordering::Acquire);
+                    if first != 0 {
+                        let words = words_of(first, copies, at);
+                        let (present, _) = unpack_bits(bits.load(Ordering::Acquire));
+                        each(&PlacedExtent { words, present });
+                    }
                 }
             }
         }

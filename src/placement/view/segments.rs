@@ -92,6 +92,12 @@ impl Segment {
         self.touched[at / PART].store(true, Ordering::Release);
     }
 
+    /// Parts of the arrays in which an extent may be, or has been.
+    pub fn touched_parts(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        let touched = self.touched.iter().enumerate().filter(|(_, touched)| touched.load(Ordering::Acquire));
+        touched.map(|(part, _)| part * PART..((part + 1) * PART).min(self.len as usize))
+    }
+
     /// Places in the arrays, from `skip` on, at which an extent may be, or has been.
     pub fn touched_from(&self, skip: usize) -> impl Iterator<Item = usize> + '_ {
         let parts = (skip / PART..).zip(self.touched.iter().skip(skip / PART));
