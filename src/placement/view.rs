@@ -159,6 +159,7 @@ impl VhdMap {
         let (present, claimed) = unpack_bits(word.load(Ordering::Acquire));
         assert!(claimed.is_empty(), "a VHD shrinks while nobody uses it");
         word.store(pack_bits(present.and(last), BlockMask::NONE), Ordering::Release);
+        self.forget_pages_beyond(extents);
         self.extents.store(extents, Ordering::Release);
     }
 
