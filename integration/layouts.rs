@@ -12,12 +12,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use lab::daemon::Pool;
+use lab::guest::Guest;
 use lab::load::{Load, Terms};
 use lab::model::Random;
 use lab::report::Report;
 use lab::tools::{RunDir, number_from_env};
 use layout_parts::counters::Counters;
-use layout_parts::guest::Guest;
 use layout_parts::jobs::{begin, wait};
 use layout_parts::resize::{self, SMALLEST, Way};
 use layout_parts::{Tally, VHDS, Vhd, ask, disks};
@@ -65,8 +65,8 @@ fn run(dir: &RunDir, changes: u64, seed: u64) -> Result<Vec<String>> {
     let mut guests = Vec::new();
     for (vhd, disk) in VHDS.iter().zip(1..) {
         pool.create_vhd(vhd.name, SMALLEST * 512, vhd.options)?;
-        let Vhd { block, writethrough, replicated, .. } = *vhd;
-        let terms = Terms { block, discard: 64, writethrough, outlives: true, replicated };
+        let Vhd { block, writethrough, .. } = *vhd;
+        let terms = Terms { block, discard: 64, writethrough, outlives: true };
         guests.push(Guest::new(vhd.name, disk, SMALLEST, terms, random.next()));
     }
     let (mut tally, mut counters) = (Tally::default(), Counters::default());

@@ -115,8 +115,7 @@ fn all_rounds(dir: &RunDir, mut backend: Backend, rounds: u64, seed: u64) -> Res
         .iter()
         .zip(1..)
         .map(|((_, _, block, writethrough), disk)| {
-            let terms =
-                Terms { block: *block, discard: 64, writethrough: *writethrough, outlives: false, replicated: false };
+            let terms = Terms { block: *block, discard: 64, writethrough: *writethrough, outlives: false };
             Load::new(disk, SIZE / 512, terms, random.next())
         })
         .collect();

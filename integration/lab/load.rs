@@ -28,8 +28,6 @@ pub struct Terms {
     pub writethrough: bool,
     /// Whether whatever has completed outlives a SIGKILL of the backend.
     pub outlives: bool,
-    /// Whether there may be several replicas. What was not flushed may differ between them after a crash, until it is written again.
-    pub replicated: bool,
 }
 
 /// A load on one disk.
@@ -46,6 +44,8 @@ pub struct Load {
     first_size: u64,
     /// Sectors that the load knows of, for whoever waits until it knows of more.
     pub known: Arc<AtomicU64>,
+    /// Requests that completed, for whoever waits until there are more.
+    pub progress: Arc<AtomicU64>,
     /// Requests that completed behind the first end of the disk.
     pub beyond: u64,
     /// Requests that completed, and flushes among them.
@@ -82,6 +82,7 @@ impl Load {
             unread: 0..0,
             first_size: sectors,
             known: Arc::new(AtomicU64::new(sectors)),
+            progress: Arc::default(),
             beyond: 0,
             completed: 0,
             flushes: 0,
@@ -138,9 +139,7 @@ impl Load {
         for first in (0..self.model.sectors()).step_by(usize::try_from(SECTORS_MAX)?) {
             let count = SECTORS_MAX.min(self.model.sectors() - first);
             let data = frontend.ring().read(first, count * 512)?;
-            if self.model.check_after_crash(first, &data)? && self.terms.replicated {
-                frontend.ring().write(first, &data)?;
-            }
+            self.model.check_after_crash(first, &data)?;
         }
         frontend.ring().flush()?;
         self.model.settled();
@@ -191,6 +190,7 @@ impl Load {
         };
         ensure!(status == 0, "{kind:?} of {count} sectors at {first}: status {status}");
         self.completed += 1;
+        self.progress.store(self.completed, Ordering::Relaxed);
         self.beyond += u64::from(first + count > self.first_size);
         match kind {
             Kind::Read => self.model.check_read(first, &frontend.ring().data(slot, count * 512)?)?,

@@ -8,6 +8,7 @@ pub mod cost;
 pub mod daemon;
 pub mod fio;
 pub mod frontend;
+pub mod guest;
 pub mod helper;
 pub mod idle;
 pub mod image;

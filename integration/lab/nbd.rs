@@ -1,6 +1,8 @@
 //! Host disks behind nbdkit, mounted as files through FUSE; among them one whose every request is written down.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -43,7 +45,8 @@ impl NbdDisk {
         serve(&mut server);
         let server = Process::start("nbdkit", &mut server)?;
         wait_for("socket of nbdkit", Duration::from_secs(10), || socket.exists().then_some(()))?;
-        let fuse = Process::start("nbdfuse", command("nbdfuse").arg(&path).arg("--unix").arg(&socket))?;
+        let fuse =
+            Process::start("nbdfuse", command("nbdfuse").arg(&path).arg("--unix").arg(&socket).stderr(Stdio::null()))?;
         wait_for("disk of nbdfuse", Duration::from_secs(10), || {
             fs::metadata(&path).is_ok_and(|m| m.len() == size).then_some(())
         })?;
@@ -57,6 +60,91 @@ impl Drop for NbdDisk {
         let _ = Command::new("fusermount3").args(["-u", "-z"]).arg(&self.path).status();
         self.fuse.kill();
         self.server.kill();
+    }
+}
+
+/// A disk that gives errors, stalls, and goes away, as it is told. Open [`FaultyDisk::path`] with O_DIRECT.
+#[derive(Debug)]
+pub struct FaultyDisk {
+    disk: Option<NbdDisk>,
+    dir: PathBuf,
+    name: String,
+    size: u64,
+    path: PathBuf,
+}
+
+impl FaultyDisk {
+    /// A disk of `size` bytes with its files in `dir`.
+    ///
+    /// # Errors
+    /// nbdkit, nbdfuse or FUSE are missing.
+    pub fn new(dir: &Path, name: &str, size: u64) -> Result<FaultyDisk> {
+        let path = dir.join(format!("{name}.mount")).join(name);
+        let mut disk = FaultyDisk { disk: None, dir: dir.to_owned(), name: name.to_owned(), size, path };
+        sparse_file(&disk.file("backing"), size)?;
+        disk.put_back()?;
+        Ok(disk)
+    }
+
+    fn file(&self, what: &str) -> PathBuf {
+        self.dir.join(format!("{}.{what}", self.name))
+    }
+
+    /// The disk.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Every request fails from now on, until [`FaultyDisk::put_back`].
+    pub fn pull(&mut self) {
+        self.disk = None;
+    }
+
+    /// The disk is there again, with what it has.
+    ///
+    /// # Errors
+    /// nbdkit, nbdfuse or FUSE are missing.
+    pub fn put_back(&mut self) -> Result<()> {
+        let (backing, trigger, pause) = (self.file("backing"), self.file("trigger"), self.file("pause"));
+        for left in [&trigger, &pause, &self.file("nbd")] {
+            let _ = fs::remove_file(left);
+        }
+        let _ = fs::remove_dir_all(self.file("mount"));
+        let disk = NbdDisk::new(&self.dir, &self.name, self.size, |server| {
+            server.args(["--filter=error", "--filter=pause", "file", "cache=none", "error=EIO", "error-rate=100%"]);
+            server.arg(&backing).arg(format!("error-file={}", trigger.display()));
+            server.arg(format!("pause-control={}", pause.display()));
+        })?;
+        self.disk = Some(disk);
+        Ok(())
+    }
+
+    /// Reads and writes fail, or do not any more. (Syncs go on.)
+    ///
+    /// # Errors
+    /// No file can be made.
+    pub fn set_failing(&self, failing: bool) -> Result<()> {
+        let trigger = self.file("trigger");
+        if failing {
+            fs::File::create(trigger).map(drop)?
+        } else {
+            fs::remove_file(trigger)?
+        }
+        Ok(())
+    }
+
+    /// Requests get no answer, or do again.
+    ///
+    /// # Errors
+    /// nbdkit does not hear.
+    pub fn set_stalled(&self, stalled: bool) -> Result<()> {
+        let mut control = UnixStream::connect(self.file("pause")).context("pause-control of nbdkit")?;
+        control.set_read_timeout(Some(Duration::from_secs(5)))?;
+        control.write_all(if stalled { b"p" } else { b"r" })?;
+        let mut answer = [0];
+        control.read_exact(&mut answer).context("answer of nbdkit's pause filter")?;
+        Ok(())
     }
 }
 

@@ -11,7 +11,6 @@ use crate::lab::daemon::{Pool, SPANBLK};
 
 pub mod counters;
 pub mod disks;
-pub mod guest;
 pub mod jobs;
 pub mod resize;
 

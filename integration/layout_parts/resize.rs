@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::guest::Guest;
 use super::{Tally, ask, command};
 use crate::lab::daemon::Pool;
+use crate::lab::guest::Guest;
 use crate::lab::model::Random;
 
 /// Sizes of a VHD in sectors: 256 extents, and half as many again.

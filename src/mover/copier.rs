@@ -13,7 +13,7 @@ use crate::base::aligned::AlignedBuf;
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, DiskSet, ReactorId, VhdId};
 use crate::base::limits::{
-    COPY_BUFFER_LEN, COPY_CHUNK_LEN, COPY_CHUNKS_MAX, COPY_PATIENCE_MILLIS, COPY_TURN_MILLIS, DISKS_MAX, REACTORS_MAX,
+    COPY_BUFFER_LEN, COPY_CHUNK_LEN, COPY_CHUNKS_MAX, COPY_PATIENCE_MILLIS, COPY_TURN_MILLIS, DISKS_MAX,
 };
 use crate::base::units::{BLOCKS_PER_EXTENT, BlockMask, ExtentIndex};
 use crate::engine::fences::Fences;
@@ -24,10 +24,6 @@ use crate::placement::view::Lookup;
 use crate::reactor::messages::ReactorMessage;
 use crate::shared::disk::SyncNumber;
 use crate::shared::{DiskState, VhdState};
-
-/// Its number among the threads that use disks: after all reactors.
-#[allow(clippy::cast_possible_truncation, reason = "at most 63")]
-const MOVER: ReactorId = ReactorId(REACTORS_MAX as u16);
 
 /// Tags of syncs follow those of chunks.
 const SYNC_TAG: u64 = COPY_CHUNKS_MAX as u64;
@@ -174,7 +170,8 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
             let disk = if chunk.writing { copy.target.disk } else { copy.source.disk };
             // A late write to a replica in sync could land on newer ones, as long as these go there.
             let failed = has_failed(disk);
-            if !failed && !(chunk.writing && copy.target.state == ReplicaState::Syncing) {
+            let may_be_left = chunk.writing && copy.target.state == ReplicaState::Syncing;
+            if !failed && !may_be_left {
                 continue;
             }
             if !failed {
@@ -365,7 +362,6 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         } else {
             Op::Read { disk: replica.disk, offset, buffers: &buffers }
         };
-        disk.progress_of(MOVER).begun();
         // SAFETY: the buffer of a place is used by the one chunk in it, lives as long as the engine is in use, and is not freed
         // before the engine (see the order of the fields, and `drop` of the engine).
         unsafe { self.engine.submit(op, OpTag(place as u64)) }.expect("the engine has room for every place and sync");
@@ -381,7 +377,6 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         let (source, target) = (copy.source.disk, copy.target.disk);
         let (disk, kind) = if chunk.writing { (target, IoKind::Write) } else { (source, IoKind::Read) };
         let state = self.disks[disk.index()].as_ref().expect("it was submitted there");
-        state.progress_of(MOVER).completed();
         state.copy_metrics.record(kind, chunk.len, now.since(chunk.begun), completion.result.is_ok());
         if !chunk.writing {
             self.fences[source.index()].leave(chunk.source_epoch);
@@ -425,7 +420,6 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
     fn begin_sync(&mut self, wave: WaveId, disk: DiskId, now: Nanos) {
         let state = self.disks[disk.index()].as_ref().expect("copies lie on disks of the pool");
         let number = state.begin_sync();
-        state.progress_of(MOVER).begun();
         let tag = self.next_sync;
         self.next_sync += 1;
         // SAFETY: a sync has no buffers.
@@ -437,7 +431,6 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
     fn sync_done(&mut self, completion: Completion) {
         let Sync { wave, disk, number, .. } = self.syncs.remove(&completion.tag.0).expect("a sync in flight");
         let state = self.disks[disk.index()].as_ref().expect("it was submitted there");
-        state.progress_of(MOVER).completed();
         match completion.result {
             Ok(()) => state.sync_succeeded(number),
             Err(_) => state.fail(),

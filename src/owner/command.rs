@@ -121,7 +121,7 @@ pub enum Command {
 }
 
 /// How redundancy comes back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Restoration {
     /// What a failed disk had is made anew on others.
     Rebuild,

@@ -1,22 +1,27 @@
 //! Disks that do not answer: one on which nothing completes for long, although something is in flight, has failed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Owner;
 use super::outbox::OwnerOutbox;
 use crate::base::clock::Nanos;
-use crate::base::ids::DiskId;
+use crate::base::ids::{DiskId, ReactorId};
 use crate::base::limits::HANG_LOOK_MILLIS;
 use crate::engine::IoError;
+use crate::reactor::messages::ReactorMessage;
 
 /// What was seen at the last look.
 #[derive(Debug, Default)]
 pub(super) struct Hangs {
     /// How long a disk may take; `None`: as long as it likes.
     pub patience: Option<Duration>,
-    /// By disk and thread: what had completed when something was found to be in flight, and when that was.
-    waiting: BTreeMap<(DiskId, usize), (u32, Nanos)>,
+    /// By disk and reactor: what had completed when something was found to be in flight, and when that was.
+    waiting: BTreeMap<(DiskId, ReactorId), (u32, Nanos)>,
+    /// Reactors that have been asked whether they turn, and have not answered: nothing is known of their disks.
+    asked: BTreeSet<ReactorId>,
+    /// Those that have answered since the last look.
+    turned: BTreeSet<ReactorId>,
     looked: Nanos,
 }
 
@@ -28,7 +33,14 @@ impl Hangs {
 }
 
 impl Owner {
-    /// Looks at every disk. One that hangs has failed: nothing more is asked of it, and whatever can do without goes on.
+    /// A reactor that was asked has answered.
+    pub(super) fn turned(&mut self, reactor: ReactorId) {
+        self.hangs.asked.remove(&reactor);
+        self.hangs.turned.insert(reactor);
+    }
+
+    /// Looks at every disk. One that hangs has failed: nothing more is asked of it, and whatever can do without goes on. First the
+    /// reactor is asked: one that is held up itself does not notice what completes.
     pub(super) fn look_for_hangs(&mut self, now: Nanos, out: &mut impl OwnerOutbox) {
         let Some(patience) = self.hangs.patience else { return };
         if self.hangs.due().is_none_or(|due| due > now) {
@@ -36,20 +48,29 @@ impl Owner {
         }
         self.hangs.looked = now;
         let patience_ns = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
-        let mut hung = Vec::new();
+        let turned = std::mem::take(&mut self.hangs.turned);
+        let (mut hung, mut late) = (Vec::new(), BTreeSet::new());
         for disk in self.space.iter().filter(|disk| !disk.state.is_failed()) {
             let id = disk.state.id;
-            for (thread, progress) in disk.state.progress().iter().enumerate() {
-                let Some(done) = progress.waiting_since() else {
-                    self.hangs.waiting.remove(&(id, thread));
+            for reactor in (0..self.reactors).map(ReactorId) {
+                let Some(done) = disk.state.progress_of(reactor).waiting_since() else {
+                    self.hangs.waiting.remove(&(id, reactor));
                     continue;
                 };
-                let seen = self.hangs.waiting.entry((id, thread)).or_insert((done, now));
+                let seen = self.hangs.waiting.entry((id, reactor)).or_insert((done, now));
                 if seen.0 != done {
                     *seen = (done, now);
-                } else if now.since(seen.1) >= patience_ns && !hung.contains(&id) {
-                    hung.push(id);
+                } else if now.since(seen.1) >= patience_ns {
+                    if turned.contains(&reactor) && !hung.contains(&id) {
+                        hung.push(id);
+                    }
+                    late.insert(reactor);
                 }
+            }
+        }
+        for reactor in late {
+            if self.hangs.asked.insert(reactor) {
+                out.to_reactor(reactor, ReactorMessage::Turn);
             }
         }
         for disk in hung {

@@ -311,6 +311,7 @@ impl Owner {
                     self.fence_reached(reached, out);
                 }
             }
+            OwnerRequest::Turned { reactor } => self.turned(reactor),
             OwnerRequest::Intend { reactor, ticket, vhd, extent } => self.intend((reactor, ticket), vhd, extent, out),
             OwnerRequest::ReadFailed { vhd, extent, disk } => self.read_failed(vhd, extent, disk, out),
             OwnerRequest::DiskError { disk, error, sync } => {

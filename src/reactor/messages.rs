@@ -78,6 +78,11 @@ pub enum OwnerRequest {
         /// The disk of the bad replica.
         disk: DiskId,
     },
+    /// Answer to [`ReactorMessage::Turn`].
+    Turned {
+        /// Who.
+        reactor: ReactorId,
+    },
     /// A host disk gave an error (counted; the owner decides what it means).
     DiskError {
         /// The disk.
@@ -190,6 +195,8 @@ pub enum ReactorMessage {
     Ring(RingCommand),
     /// Show that the loop gets on: answered when it comes to this.
     Alive(crossbeam_channel::Sender<()>),
+    /// Answer with [`OwnerRequest::Turned`]: whoever does so has taken what had completed before.
+    Turn,
     /// Finish what is in flight, then leave the loop.
     Shutdown,
 }

@@ -72,7 +72,7 @@ pub struct DiskState {
     pub metrics: IoMetricsSet,
     /// What the mover did on it.
     pub copy_metrics: IoMetrics,
-    /// What each reactor, and after them the mover, has in flight.
+    /// What each reactor has in flight.
     progress: Box<[Progress]>,
     sync_begun: AtomicU64,
     sync_done: AtomicU64,
@@ -99,7 +99,7 @@ impl DiskState {
             memory_alignment,
             metrics: IoMetricsSet::new(REACTORS),
             copy_metrics: IoMetrics::default(),
-            progress: (0..=REACTORS_MAX).map(|_| Progress::default()).collect(),
+            progress: (0..REACTORS_MAX).map(|_| Progress::default()).collect(),
             sync_begun: AtomicU64::new(0),
             sync_done: AtomicU64::new(0),
             failed: Arc::default(),
@@ -117,12 +117,6 @@ impl DiskState {
     #[must_use]
     pub fn progress_of(&self, reactor: ReactorId) -> &Progress {
         &self.progress[usize::from(reactor.0)]
-    }
-
-    /// By thread: see [`Progress`].
-    #[must_use]
-    pub fn progress(&self) -> &[Progress] {
-        &self.progress
     }
 
     /// Call when a write has completed: the sync it needs.

@@ -446,6 +446,7 @@ impl World {
             ReactorMessage::Committed { ticket, ok } => PipelineMessage::Committed { ticket, ok },
             ReactorMessage::ClaimReleased { vhd } => PipelineMessage::ClaimReleased { vhd },
             ReactorMessage::CopyDropped { by, disk, ok } => PipelineMessage::CopyDropped { by, disk, ok },
+            ReactorMessage::Turn => PipelineMessage::Turn,
             ReactorMessage::DiskFailed { disk } => PipelineMessage::DiskFailed { disk },
             ReactorMessage::Fence { fence, disk } => PipelineMessage::Fence { fence, disk },
             ReactorMessage::RemoveDisk { disk } => {

@@ -15,14 +15,14 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::{Completion, Engine, EngineFull, Op, OpTag};
-use crate::base::ids::DiskId;
+use crate::base::ids::{DiskId, DiskSet};
 use crate::base::limits::{COMPLETION_ENTRIES, DISKS_MAX, ENGINE_SLOTS};
 
 pub use setup::SetupError;
@@ -86,6 +86,8 @@ pub struct UringEngine {
     events: VecDeque<Event>,
     /// Keeps the disks open (and so locked) as long as the ring has them.
     disks: [Option<Arc<OwnedFd>>; DISKS_MAX],
+    /// Those that can hold up whoever submits something: kernel workers do that.
+    blocking: DiskSet,
 }
 
 impl UringEngine {
@@ -100,19 +102,25 @@ impl UringEngine {
             completions: VecDeque::with_capacity(ENGINE_SLOTS),
             events: VecDeque::with_capacity(COMPLETION_ENTRIES as usize),
             disks: [const { None }; DISKS_MAX],
+            blocking: DiskSet::default(),
         })
     }
 
     /// Makes a disk known.
     ///
-    /// A disk whose *submission* can block (a file on a hung FUSE file system does that) would stop the thread here; such a
-    /// disk will be given a submitter thread of its own behind the same trait.
+    /// A file whose *submission* can block (one on a hung FUSE file system does that, and holds the thread uninterruptibly) is
+    /// left to kernel workers: a hung disk must not stop the thread.
     ///
     /// # Errors
     /// What the kernel said.
     pub fn add_disk(&mut self, disk: DiskId, file: Arc<OwnedFd>) -> io::Result<()> {
         let index = u32::from(disk.0);
         self.ring.submitter().register_files_update(index, &[file.as_raw_fd()])?;
+        if setup::submission_can_block(file.as_fd()) {
+            self.blocking.insert(disk);
+        } else {
+            self.blocking.remove(disk);
+        }
         self.disks[disk.index()] = Some(file);
         Ok(())
     }
@@ -270,7 +278,8 @@ impl UringEngine {
 
     fn push_op(&mut self, index: u16) {
         let entry = self.slots.entry(index).user_data(user_data(KIND_OP, u64::from(index)));
-        self.push(entry);
+        let may_block = !self.blocking.is_empty() && self.blocking.contains(self.slots.disk(index));
+        self.push(if may_block { entry.flags(squeue::Flags::FIXED_FILE | squeue::Flags::ASYNC) } else { entry });
     }
 
     fn push(&mut self, entry: squeue::Entry) {

@@ -98,6 +98,11 @@ impl Slots {
         Some(index)
     }
 
+    /// The disk of an operation.
+    pub fn disk(&self, index: u16) -> DiskId {
+        self.slots[usize::from(index)].disk
+    }
+
     /// The submission entry for what is left of an operation. Points into the slab, which never moves.
     pub fn entry(&self, index: u16) -> squeue::Entry {
         let slot = &self.slots[usize::from(index)];

@@ -44,7 +44,7 @@ impl Owner {
         job.todo.clear();
         (job.passes, job.begun) = (0, 0);
         job.rate = 0;
-        self.look_at_redundancy(None);
+        self.restoring_ended(id);
         self.save_job(id, out);
         self.tell_job(id, out);
         if self.waves.of_job(id) == 0 {

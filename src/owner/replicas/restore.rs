@@ -26,8 +26,8 @@ pub(in crate::owner) struct Restore {
     /// Something has changed since the last look.
     pub changed: bool,
     looked: Nanos,
-    /// When what has stopped may be tried again, by disk.
-    retry: BTreeMap<DiskId, Nanos>,
+    /// When what was tried may be tried again.
+    retry: BTreeMap<(DiskId, Restoration), Nanos>,
     /// A look that must come even if nothing changes.
     later: Option<Nanos>,
 }
@@ -78,43 +78,57 @@ impl Owner {
             }
         }
         for (disk, what, due) in wanted {
-            let due = self.restore.retry.get(&disk).copied().unwrap_or_default().max(due);
+            let due = self.restore.retry.get(&(disk, what)).copied().unwrap_or_default().max(due);
             if due > now {
                 self.restore.look_again(due);
                 continue;
             }
-            self.restore.retry.insert(disk, now.after(Duration::from_secs(RESTORE_RETRY_SECS)));
+            self.restore.retry.insert((disk, what), now.after(Duration::from_secs(RESTORE_RETRY_SECS)));
             self.handle_command(CommandId::NOBODY, Command::Restore { disk, what }, out);
         }
     }
 
     /// Jobs of this kind that an error has stopped go on after a while.
     fn retry_stopped(&mut self, now: Nanos, out: &mut impl OwnerOutbox) {
-        let disk_of = |kind: &JobKind| match kind {
-            JobKind::Rebuild { disk } | JobKind::Resync { disk } => Some(*disk),
-            _ => None,
-        };
         let stopped = self.jobs.iter().filter(|job| job.record.state == JobState::Stopped);
-        let stopped: Vec<(JobId, DiskId)> =
-            stopped.filter_map(|job| Some((job.record.id, disk_of(&job.record.kind)?))).collect();
-        for (job, disk) in stopped {
-            let due = *self.restore.retry.entry(disk).or_insert(now);
+        let stopped: Vec<(JobId, (DiskId, Restoration))> =
+            stopped.filter_map(|job| Some((job.record.id, restoration(&job.record.kind)?))).collect();
+        for (job, what) in stopped {
+            let due = *self.restore.retry.entry(what).or_insert(now);
             if due > now {
                 self.restore.look_again(due);
                 continue;
             }
-            self.restore.retry.insert(disk, now.after(Duration::from_secs(RESTORE_RETRY_SECS)));
+            self.restore.retry.insert(what, now.after(Duration::from_secs(RESTORE_RETRY_SECS)));
             let resume = SetJob { job, paused: Some(false), max_rate: None, urgent: None };
             self.handle_command(CommandId::NOBODY, Command::SetJob(resume), out);
         }
     }
 
+    /// A job has ended. One that has brought back what it was for says nothing against the next.
+    pub(in crate::owner) fn restoring_ended(&mut self, job: JobId) {
+        let done = self.jobs.get(job).filter(|job| job.record.state == JobState::Done);
+        if let Some(what) = done.and_then(|job| restoration(&job.record.kind)) {
+            self.restore.retry.remove(&what);
+        }
+        self.look_at_redundancy(None);
+    }
+
     /// A disk works again, or has failed only now: what was tried before says nothing.
     pub(in crate::owner) fn look_at_redundancy(&mut self, disk: Option<DiskId>) {
         if let Some(disk) = disk {
-            self.restore.retry.remove(&disk);
+            self.restore.retry.retain(|(of, _), _| *of != disk);
         }
         self.restore.changed |= self.vhds.iter().any(|vhd| vhd.record.replicas > 1);
+    }
+}
+
+/// What a job brings back, and where.
+fn restoration(kind: &JobKind) -> Option<(DiskId, Restoration)> {
+    match kind {
+        JobKind::Rebuild { disk } => Some((*disk, Restoration::Rebuild)),
+        JobKind::Resync { disk } => Some((*disk, Restoration::Resync)),
+        _ => None,
     }
 }
 

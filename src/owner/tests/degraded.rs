@@ -444,6 +444,13 @@ fn a_disk_on_which_nothing_completes_has_failed() {
     world.advance(4000);
     assert!(!disk.is_failed(), "it is slow");
     world.advance(1000);
+    assert!(!disk.is_failed(), "the reactor may be held up by something else");
+    let asked = |(_, message): &&(ReactorId, ReactorMessage)| matches!(message, ReactorMessage::Turn);
+    assert_eq!(world.mail.reactors.iter().filter(asked).count(), 1);
+    world.advance(1000);
+    assert_eq!(world.mail.reactors.iter().filter(asked).count(), 1, "asked once");
+    world.tell(OwnerRequest::Turned { reactor: R });
+    world.advance(1000);
     assert!(disk.is_failed());
     let failed = |event: &Event| matches!(event, Event::DiskFailed { .. });
     assert!(world.mail.events.iter().any(failed));

@@ -39,7 +39,7 @@ use crate::base::units::BLOCKS_PER_EXTENT;
 use crate::engine::fences::Fences;
 use crate::engine::{Buffer, Completion, Engine};
 use crate::metrics::IoKind;
-use crate::reactor::messages::{AllocateError, MissedBy, Outbox};
+use crate::reactor::messages::{AllocateError, MissedBy, Outbox, OwnerRequest};
 use crate::shared::{DiskState, VhdState};
 use crate::virtio::request::{Request, RequestKind, Status};
 
@@ -101,6 +101,8 @@ pub enum PipelineMessage {
         /// Nobody will read the copy as it is; false: it is the extent's only place.
         ok: bool,
     },
+    /// Say that the reactor turns.
+    Turn,
     /// A host disk has failed.
     DiskFailed {
         /// The disk.
@@ -259,6 +261,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             PipelineMessage::Committed { ticket, ok } => self.committed(ticket, ok),
             PipelineMessage::ClaimReleased { vhd } => self.wake_claim_waiters(vhd),
             PipelineMessage::CopyDropped { by, disk, ok } => self.copy_dropped(by, disk, ok),
+            PipelineMessage::Turn => self.outbox.to_owner(OwnerRequest::Turned { reactor: self.id }),
             PipelineMessage::DiskFailed { disk } => self.disk_failed(disk),
             PipelineMessage::Fence { fence, disk } => {
                 self.fences[disk.index()].begin(fence);

@@ -285,6 +285,7 @@ impl<O: Outbox> Reactor<O> {
             ReactorMessage::Committed { ticket, ok } => PipelineMessage::Committed { ticket, ok },
             ReactorMessage::ClaimReleased { vhd } => PipelineMessage::ClaimReleased { vhd },
             ReactorMessage::CopyDropped { by, disk, ok } => PipelineMessage::CopyDropped { by, disk, ok },
+            ReactorMessage::Turn => PipelineMessage::Turn,
             ReactorMessage::DiskFailed { disk } => PipelineMessage::DiskFailed { disk },
             ReactorMessage::Fence { fence, disk } => PipelineMessage::Fence { fence, disk },
         };

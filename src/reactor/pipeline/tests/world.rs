@@ -355,7 +355,10 @@ impl World {
             OwnerRequest::CopyMissed { reactor, disk, by, .. } => {
                 self.tell(reactor, PipelineMessage::CopyDropped { by, disk, ok: false });
             }
-            OwnerRequest::FenceReached { .. } | OwnerRequest::ReadFailed { .. } | OwnerRequest::DiskError { .. } => {}
+            OwnerRequest::FenceReached { .. }
+            | OwnerRequest::ReadFailed { .. }
+            | OwnerRequest::Turned { .. }
+            | OwnerRequest::DiskError { .. } => {}
         }
         true
     }

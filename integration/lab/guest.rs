@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::lab::daemon::Pool;
-use crate::lab::load::{Load, Terms, connect};
-use crate::lab::tools::wait_for;
+use super::daemon::Pool;
+use super::load::{Load, Terms, connect};
+use super::tools::wait_for;
 
 /// Longest wait for something that takes milliseconds.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -36,6 +36,7 @@ pub struct Guest {
 struct Running {
     stop: Arc<AtomicBool>,
     known: Arc<AtomicU64>,
+    progress: Arc<AtomicU64>,
     thread: JoinHandle<(Load, Result<()>)>,
 }
 
@@ -80,12 +81,13 @@ impl Guest {
         frontend.set_writeback(!self.writethrough)?;
         let stop = Arc::new(AtomicBool::new(false));
         let known = Arc::clone(&load.known);
+        let progress = Arc::clone(&load.progress);
         let until = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let outcome = load.run(&mut frontend, &until);
             (load, outcome)
         });
-        self.running = Some(Running { stop, known, thread });
+        self.running = Some(Running { stop, known, progress, thread });
         Ok(())
     }
 
@@ -127,6 +129,12 @@ impl Guest {
         let running = self.running.as_ref().context("no load that could be told")?;
         let told = || (running.known.load(Ordering::Relaxed) == self.sectors || self.has_ended()).then_some(());
         wait_for(&format!("the load on {} hears of {} sectors", self.name, self.sectors), LIMIT, told)
+    }
+
+    /// Requests that have completed, while the load runs.
+    #[must_use]
+    pub fn progress(&self) -> Option<u64> {
+        self.running.as_ref().map(|running| running.progress.load(Ordering::Relaxed))
     }
 
     /// Whether the load has ended by itself: it has found something wrong.

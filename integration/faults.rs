@@ -1,0 +1,248 @@
+//! Disks that are pulled, give errors, stall, and are given up, in random order, under loads that check every answer: VHDs with replicas
+//! notice nothing but a pause, and VHDs with one replica only if it is theirs.
+//!
+//! After each fault the disk comes back, the replicas on it catch up, and all of it is checked.
+//!
+//! `LAB_FAULTS` sets the number of faults (8), `LAB_SEED` the seed.
+
+mod lab;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+use lab::daemon::Pool;
+use lab::guest::Guest;
+use lab::load::{Terms, connect};
+use lab::model::Random;
+use lab::nbd::FaultyDisk;
+use lab::report::Report;
+use lab::tools::{RunDir, number_from_env, sparse_file, wait_for};
+
+const MIB: u64 = 1 << 20;
+
+/// Disks that faults happen to. The placement table is on others.
+const DISKS: usize = 4;
+
+const DISK_SIZE: u64 = 512 * MIB;
+
+/// Size of each VHD, in sectors.
+const SECTORS: u64 = 48 * MIB / 512;
+
+/// Seconds after which a disk that does not answer has failed.
+const HANG_TIMEOUT: u64 = 2;
+
+/// The VHDs: name, options, and the disk that one with one replica is on.
+const VHDS: [(&str, &[&str], Option<usize>); 4] = [
+    ("two", &["--layout", "spanned", "--replicas", "2"], None),
+    ("three", &["--layout", "spanned", "--replicas", "3", "--block-size", "4096"], None),
+    ("first", &["--layout", "isolated", "--disks", "f0"], Some(0)),
+    ("last", &["--layout", "isolated", "--disks", "f3"], Some(3)),
+];
+
+/// What happens to a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// Nothing that is asked of it succeeds any more, and it comes back.
+    Pulled,
+    /// Reads and writes give errors, for a while.
+    Failing,
+    /// It does not answer, until it does again.
+    Stalled,
+    /// Somebody marks it as failed.
+    GivenUp,
+}
+
+const FAULTS: [Fault; 4] = [Fault::Pulled, Fault::Failing, Fault::Stalled, Fault::GivenUp];
+
+fn main() -> ExitCode {
+    let mut report = Report::new("faults");
+    let faults = number_from_env("LAB_FAULTS", 8);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let seed = number_from_env("LAB_SEED", now);
+    report.note(&format!("LAB_SEED={seed} LAB_FAULTS={faults}"));
+    let Some(dir) = report.check("directories", RunDir::new) else { return report.finish() };
+    let Some(mut world) = report.check("a pool on disks that fail", || World::new(&dir, seed)) else {
+        return report.finish();
+    };
+    let name = format!("{faults} faults under loads that check every answer");
+    if let Some(told) = report.check(&name, || world.run(faults)) {
+        told.iter().for_each(|line| report.note(line));
+    }
+    report.finish()
+}
+
+struct World {
+    disks: Vec<FaultyDisk>,
+    pool: Pool,
+    guests: Vec<Guest>,
+    random: Random,
+    /// By kind: how often, and the longest pause of a VHD with replicas.
+    told: [(u64, Duration); FAULTS.len()],
+    restarts: u64,
+}
+
+impl World {
+    fn new(dir: &RunDir, seed: u64) -> Result<World> {
+        let mut disks = Vec::new();
+        for index in 0..DISKS {
+            disks.push(FaultyDisk::new(dir.disks(), &format!("f{index}"), DISK_SIZE)?);
+        }
+        let metadata: Vec<PathBuf> = (0..3).map(|index| dir.disks().join(format!("m{index}.img"))).collect();
+        metadata.iter().try_for_each(|path| sparse_file(path, 64 * MIB))?;
+        let carriers = metadata.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(",");
+        let all: Vec<PathBuf> = metadata.into_iter().chain(disks.iter().map(|disk| disk.path().to_owned())).collect();
+        let domains: Vec<String> =
+            (0..).zip(&all).map(|(number, path)| format!("--failure-domain={}=d{number}", path.display())).collect();
+        let options: Vec<&str> =
+            ["--metadata-only", &carriers].into_iter().chain(domains.iter().map(String::as_str)).collect();
+        let mut pool = Pool::create(dir.sockets(), all, &options)?;
+        serve(&mut pool)?;
+        let mut random = Random::new(seed);
+        let mut guests = Vec::new();
+        for ((name, options, _), disk) in VHDS.iter().zip(1..) {
+            pool.create_vhd(name, SECTORS * 512, options)?;
+            let terms = Terms { block: 8, discard: 64, writethrough: disk == 2, outlives: true };
+            guests.push(Guest::new(name, disk, SECTORS, terms, random.next()));
+        }
+        let told = [(0, Duration::ZERO); FAULTS.len()];
+        Ok(World { disks, pool, guests, random, told, restarts: 0 })
+    }
+
+    fn run(&mut self, faults: u64) -> Result<Vec<String>> {
+        self.attach_all()?;
+        for number in 0..faults {
+            // Each kind now and then, whatever the seed.
+            let kind = usize::try_from(if number < 4 { number } else { self.random.below(4) })?;
+            let disk = usize::try_from(self.random.below(u64::try_from(DISKS)?))?;
+            let fault = FAULTS[kind];
+            let pause = self
+                .strike(fault, disk)
+                .with_context(|| format!("fault {number}: disk f{disk} {fault:?}; {}", self.pool.log_tail()))?;
+            let told = &mut self.told[kind];
+            *told = (told.0 + 1, told.1.max(pause));
+        }
+        self.detach_all()?;
+        self.pool.check()?;
+        let mut lines: Vec<String> = FAULTS
+            .iter()
+            .zip(self.told)
+            .map(|(fault, (count, pause))| {
+                format!("{fault:?}: {count} times, longest pause of a VHD with replicas {} ms", pause.as_millis())
+            })
+            .collect();
+        let completed: u64 = self.guests.iter().filter_map(|guest| Some(guest.load().ok()?.completed)).sum();
+        lines.push(format!("{} restarts, {completed} requests, 0 errors, 0 mismatches", self.restarts));
+        Ok(lines)
+    }
+
+    fn attach_all(&mut self) -> Result<()> {
+        let pool = &self.pool;
+        self.guests.iter_mut().try_for_each(|guest| guest.attach(pool))
+    }
+
+    fn detach_all(&mut self) -> Result<()> {
+        self.guests.iter_mut().try_for_each(Guest::detach)
+    }
+
+    /// One fault, and all that it takes until everything is as before. The longest pause of a VHD with replicas.
+    fn strike(&mut self, fault: Fault, disk: usize) -> Result<Duration> {
+        let alone = VHDS.iter().position(|(_, _, on)| *on == Some(disk));
+        if let Some(alone) = alone {
+            self.guests[alone].detach()?;
+            self.guests[alone].wait_detached(&self.pool)?;
+        }
+        let name = format!("f{disk}");
+        match fault {
+            Fault::Pulled => self.disks[disk].pull(),
+            Fault::Failing => self.disks[disk].set_failing(true)?,
+            Fault::Stalled => self.disks[disk].set_stalled(true)?,
+            Fault::GivenUp => drop(self.pool.cli(&["disk", "fail", &name, "--yes"])?),
+        }
+        let pause = self.watch(Duration::from_secs(if fault == Fault::Stalled { HANG_TIMEOUT + 4 } else { 3 }))?;
+        if let Some(alone) = alone.filter(|_| fault != Fault::Stalled) {
+            let mut frontend = connect(&self.pool.socket(VHDS[alone].0))?;
+            ensure!(frontend.ring().read(0, SECTORS.min(64) * 512).is_err(), "its only replica can be read");
+        }
+        match fault {
+            Fault::Pulled => self.disks[disk].put_back()?,
+            Fault::Failing => self.disks[disk].set_failing(false)?,
+            Fault::Stalled => self.disks[disk].set_stalled(false)?,
+            Fault::GivenUp => {}
+        }
+        // A disk that has failed is used again by the next daemon.
+        if self.health(&name)? == "failed" {
+            self.restart()?;
+        } else if let Some(alone) = alone {
+            let pool = &self.pool;
+            self.guests[alone].attach(pool)?;
+        }
+        self.wait_whole()?;
+        Ok(pause)
+    }
+
+    /// Watches the loads of VHDs with replicas: none may end, and the longest that one does nothing is told.
+    fn watch(&self, time: Duration) -> Result<Duration> {
+        let until = Instant::now() + time;
+        let running: Vec<&Guest> =
+            self.guests.iter().zip(VHDS).filter(|(_, (_, _, on))| on.is_none()).map(|(guest, _)| guest).collect();
+        let mut seen: Vec<(Option<u64>, Instant)> = vec![(None, Instant::now()); running.len()];
+        let mut longest = Duration::ZERO;
+        while Instant::now() < until || seen.iter().any(|(_, since)| since.elapsed() > Duration::from_millis(500)) {
+            for (guest, seen) in running.iter().zip(&mut seen) {
+                ensure!(!guest.has_ended(), "the load on {} has ended", guest.name);
+                longest = longest.max(seen.1.elapsed());
+                if guest.progress() != seen.0 {
+                    *seen = (guest.progress(), Instant::now());
+                }
+                ensure!(seen.1.elapsed() < Duration::from_secs(30), "{} waits for ever", guest.name);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(longest)
+    }
+
+    fn health(&self, disk: &str) -> Result<String> {
+        let health = self.pool.json(&["disk", "show", disk])?["health"].as_str().map(str::to_owned);
+        health.context("the health of a disk")
+    }
+
+    /// The daemon is killed, and the next one finds all disks.
+    fn restart(&mut self) -> Result<()> {
+        self.pool.kill();
+        self.detach_all()?;
+        serve(&mut self.pool)?;
+        self.restarts += 1;
+        self.attach_all()
+    }
+
+    /// Waits until every replica is in sync, and every VHD where it was.
+    fn wait_whole(&self) -> Result<()> {
+        let jobs = self.pool.json(&["job", "list"])?;
+        for job in jobs["jobs"].as_array().into_iter().flatten().filter(|job| job["state"] == "stopped") {
+            self.pool.cli(&["job", "resume", &job["id"].to_string()])?;
+        }
+        let whole = || {
+            let vhds = self.pool.json(&["vhd", "list"]).ok()?;
+            let vhds = vhds["vhds"].as_array()?;
+            let jobs = self.pool.json(&["job", "list"]).ok()?;
+            if jobs["jobs"].as_array()?.iter().any(|job| job["state"] == "running") {
+                return None;
+            }
+            vhds.iter().all(|vhd| vhd["health"] == "healthy").then_some(())
+        };
+        wait_for("replicas in sync", Duration::from_secs(90), whole).with_context(|| {
+            let jobs = self.pool.cli(&["job", "list"]).unwrap_or_default();
+            format!("{}\n{jobs}", self.pool.cli(&["vhd", "list"]).unwrap_or_default())
+        })?;
+        // What was rebuilt elsewhere comes back to where it may be.
+        self.pool.cli(&["pool", "rebalance", "--wait"])?;
+        self.pool.check()
+    }
+}
+
+fn serve(pool: &mut Pool) -> Result<()> {
+    let order: Vec<usize> = (0..pool.disks.len()).collect();
+    pool.serve(&order, &["--sandbox", "off", "--hang-timeout", &HANG_TIMEOUT.to_string()]).map(drop)
+}
