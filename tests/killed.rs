@@ -7,6 +7,7 @@
 #[path = "common/daemon_host.rs"]
 mod daemon_host;
 
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::PathBuf;
 
 use daemon_host::{Host, pattern, read};
@@ -124,5 +125,88 @@ fn resized_deleted_and_new_vhds_are_kept_too() {
         assert!(read(&mut client, 0, MIB) == vec![0; MIB], "the data of a VHD that was deleted");
         assert!(read(&mut client, 1 << 20, 512) == pattern(3, 512));
     }
+    host.stop();
+}
+
+/// What is done to a pool, under the daemon of one way of running it; returns what a guest then sees.
+fn write_unflushed(host: &Host, seed: u64) -> Vec<u8> {
+    let name = format!("v{seed}");
+    host.ok(&["vhd", "create", &name, "--size", "4MiB", "--layout", "spanned"]);
+    host.ok(&["vhd", "resize", &name, "--size", "30MiB"]);
+    let data = pattern(seed, 2 * MIB);
+    host.attach(&name).unwrap().write_at(25 << 20, &data).unwrap();
+    data
+}
+
+fn see(host: &Host, seed: u64, data: &[u8]) {
+    let mut client = host.attach_soon(&format!("v{seed}"));
+    assert!(read(&mut client, 25 << 20, data.len()) == data, "VHD v{seed}; log:\n{}", host.log());
+}
+
+#[test]
+fn however_the_daemon_and_the_next_are_confined() {
+    let mut host = Host::with_pool(3);
+    let mut ways = vec![vec![], vec!["--sandbox", "log"], vec!["--sandbox", "off"], vec![]];
+    if rustix::process::geteuid().is_root() {
+        ways.extend([vec!["--user", "nobody"], vec!["--user", "daemon"], vec!["--user", "nobody", "--sandbox", "off"]]);
+        ways.push(vec![]);
+    }
+    let mut written: Vec<Vec<u8>> = Vec::new();
+    for (seed, way) in (1..).zip(&ways) {
+        host.serve(way, &DISKS);
+        for (before, data) in (1..).zip(&written) {
+            see(&host, before, data);
+        }
+        host.ok(&["check"]);
+        assert_eq!(kept(&host).len(), 1, "{way:?}");
+        written.push(write_unflushed(&host, seed));
+        host.ok(&["vhd", "create", "gone", "--size", "1MiB", "--layout", "isolated"]);
+        host.ok(&["vhd", "delete", "gone"]);
+        host.kill();
+    }
+    host.serve(&[], &DISKS);
+    let kept = kept(&host);
+    host.stop();
+    assert!(kept.len() == 1 && !kept[0].exists());
+    let log = host.log();
+    assert!(!log.contains("shared memory"), "{log}");
+    assert_eq!(log.matches("that it had not committed").count(), ways.len(), "{log}");
+}
+
+/// A user without privileges, then root, for whom that user's directory could be anything, then root as that user.
+#[test]
+fn what_belongs_to_another_user_is_not_used_and_not_lost() {
+    const NOBODY: u32 = 65_534;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIP: this needs root");
+        return;
+    }
+    let mut host = Host::with_pool(1);
+    for path in [host.directory.path().to_owned(), host.path("d0.img")] {
+        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    host.serve_as(NOBODY, &[], &["d0.img"]);
+    let data = write_unflushed(&host, 1);
+    let left = kept(&host);
+    assert_eq!(std::fs::metadata(&left[0]).unwrap().uid(), NOBODY);
+    host.kill();
+    let refused = host.refused(&["serve", "--socket-dir", "v", "d0.img"], 1);
+    assert!(
+        refused.contains(left[0].to_str().unwrap()) && refused.contains("start the daemon as that user"),
+        "{refused}"
+    );
+    host.serve(&["--user", "nobody"], &["d0.img"]);
+    see(&host, 1, &data);
+    // Now it is root's, who makes files for the daemon.
+    let left = kept(&host);
+    assert_eq!((left.len(), std::fs::metadata(&left[0]).unwrap().uid()), (1, 0));
+    host.kill();
+    for path in ["c", "c/api.sock", "v"] {
+        let _ = chown(host.path(path), Some(NOBODY), Some(NOBODY));
+    }
+    let refused = host.run_as(NOBODY, &["serve", "--socket-dir", "v", "d0.img"]);
+    assert!(refused.contains(left[0].to_str().unwrap()) && refused.contains("of user 0"), "{refused}");
+    host.serve(&["--user", "nobody"], &["d0.img"]);
+    see(&host, 1, &data);
     host.stop();
 }

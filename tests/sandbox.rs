@@ -128,8 +128,8 @@ fn every_thread_is_confined_and_what_goes_by_name_works() {
     }
     assert!(all_confined(pid, uid) >= before, "threads that were started since");
     let [broker] = children(pid)[..] else { panic!("{:?}", children(pid)) };
-    // Standard streams and its two sockets: nothing of the daemon's.
-    assert_eq!(std::fs::read_dir(format!("/proc/{broker}/fd")).unwrap().count(), 5);
+    // Standard streams and its three sockets: nothing of the daemon's.
+    assert_eq!(std::fs::read_dir(format!("/proc/{broker}/fd")).unwrap().count(), 6);
     for thread in threads(broker) {
         assert_eq!(thread["NoNewPrivs"], "1", "the broker has no way to more rights");
         // CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER.
@@ -166,6 +166,14 @@ fn a_daemon_without_its_broker_goes_on_and_says_so() {
     let mut client = host.attach("a").unwrap();
     client.write_at(0, &pattern(1, 4096)).unwrap();
     assert!(read(&mut client, 0, 4096) == pattern(1, 4096));
+    drop(client);
+    // What it grows by lies in ordinary memory.
+    host.ok(&["vhd", "resize", "a", "--size", "100MiB"]);
+    let log = host.log();
+    assert!(log.contains("is not kept in shared memory") && log.contains("flushed"), "{log}");
+    let mut client = host.attach_soon("a");
+    client.write_at(90 << 20, &pattern(2, 4096)).unwrap();
+    assert!(read(&mut client, 90 << 20, 4096) == pattern(2, 4096));
     drop(client);
     host.stop();
 }

@@ -2,7 +2,7 @@
 //!
 //! * [`wire`]: the types of the API. * `http`: routes; a handler parses, asks the owner and waits for its answer.
 //! * `events`: the last things that happened. * `owner_thread`, `disk_worker`: threads around pure parts. [`broker`]: the
-//!   process that keeps the rights which the daemon gives up. * `serve`: start
+//!   process that keeps the rights which the daemon gives up. [`view_files`]: files in shared memory. * `serve`: start
 //!   and stop.
 //!
 //! Invariants: handlers never touch state; nothing here runs on a reactor.
@@ -21,6 +21,7 @@ pub mod owner_thread;
 mod reactors;
 pub mod serve;
 mod service;
+pub mod view_files;
 pub mod wire;
 
 /// An error with its causes, on one line.

@@ -16,17 +16,18 @@ pub enum Right {
     Disks,
     /// Sockets may be made, renamed and removed.
     Sockets,
+    /// Files and directories may be made, read, written to and removed.
+    Files,
 }
 
 impl Right {
     fn access(self) -> BitFlags<AccessFs> {
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
+        let change = AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg | AccessFs::RemoveFile;
         match self {
             Right::Read => read,
-            Right::Disks => {
-                let change = AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg | AccessFs::RemoveFile;
-                read | change | AccessFs::IoctlDev
-            }
+            Right::Disks => read | change | AccessFs::IoctlDev,
+            Right::Files => read | change | AccessFs::MakeDir | AccessFs::RemoveDir,
             Right::Sockets => AccessFs::MakeSock | AccessFs::RemoveFile,
         }
     }

@@ -3,14 +3,16 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::wire::{Answer, Request, receive, send};
+use super::wire::{Answer, Request, ViewRequest, receive, send};
+use crate::control::view_files::{Part, Serving, ViewFileError, ViewFiles};
 use crate::disk::file::{Access, OpenError};
 use crate::disk::paths::DiskPaths;
 use crate::placement::record::SocketOwner;
 use crate::vhost_user::{SocketError, SocketIdentity, SocketPaths, SocketSettings};
+use uuid::Uuid;
 
 /// One way to the broker; requests on it follow one another.
 #[derive(Debug)]
@@ -35,6 +37,18 @@ impl Client {
             Ok(_) => Err(failed(confused())),
             Err(error) => Err(failed(error)),
         }
+    }
+
+    fn ask_for_view(&self, request: ViewRequest) -> Result<(Answer, Option<OwnedFd>), ViewFileError> {
+        match self.ask(&Request::View(request))? {
+            (Answer::NoView(error), _) => Err(error),
+            answer => Ok(answer),
+        }
+    }
+
+    fn view_descriptor(&self, request: ViewRequest) -> Result<OwnedFd, ViewFileError> {
+        let (_, fd) = self.ask_for_view(request)?;
+        Ok(fd.ok_or_else(confused)?)
     }
 
     fn ask_for_socket(&self, request: &Request, path: &Path) -> Result<(Answer, Option<OwnedFd>), SocketError> {
@@ -105,5 +119,39 @@ impl SocketPaths for Client {
 
     fn check_owner(&self, owner: &SocketOwner) -> Result<(), SocketError> {
         self.ask_for_socket(&Request::CheckOwner { owner: owner.clone() }, Path::new("")).map(drop)
+    }
+}
+
+impl ViewFiles for Client {
+    fn begin(&self, serving: Serving) -> Result<OwnedFd, ViewFileError> {
+        self.view_descriptor(ViewRequest::Begin { serving })
+    }
+
+    fn make(&self, serving: Serving, part: Part) -> Result<OwnedFd, ViewFileError> {
+        self.view_descriptor(ViewRequest::Make { serving, part })
+    }
+
+    fn forget(&self, serving: Serving, vhd: Uuid) -> Result<(), ViewFileError> {
+        self.ask_for_view(ViewRequest::Forget { serving, vhd }).map(drop)
+    }
+
+    fn end(&self, serving: Serving) -> Result<(), ViewFileError> {
+        self.ask_for_view(ViewRequest::End { serving }).map(drop)
+    }
+
+    fn find(&self, ended: Serving) -> Result<Option<(OwnedFd, PathBuf)>, ViewFileError> {
+        match self.ask_for_view(ViewRequest::Find { ended })? {
+            (Answer::View(path), Some(fd)) => Ok(Some((fd, path))),
+            (Answer::Done, None) => Ok(None),
+            _ => Err(confused().into()),
+        }
+    }
+
+    fn open_ended(&self, ended: Serving, part: Part) -> Result<OwnedFd, ViewFileError> {
+        self.view_descriptor(ViewRequest::Open { ended, part })
+    }
+
+    fn remove_others(&self, serving: Serving) -> Result<(), ViewFileError> {
+        self.ask_for_view(ViewRequest::RemoveOthers { serving }).map(drop)
     }
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
 
+use crate::control::view_files::{PLACE, Serving, ViewFileError};
 use crate::disk::file::OpenError;
 use crate::sandbox::files::{Right, Rule};
 use crate::vhost_user::SocketError;
@@ -43,6 +45,7 @@ impl Policy {
             (PathBuf::from("/"), Right::Read),
             (self.socket_dir.clone(), Right::Sockets),
             (control_dir, Right::Sockets),
+            (PathBuf::from(PLACE), Right::Files),
         ];
         rules.extend(self.disk_dirs.iter().map(|dir| (dir.clone(), Right::Disks)));
         rules
@@ -101,6 +104,37 @@ impl Policy {
             return Ok(self.control.clone());
         }
         self.socket(path)
+    }
+}
+
+/// The one serving whose views the daemon has: said once, when it starts and nobody has been heard yet.
+#[derive(Debug, Default)]
+pub struct OneServing(OnceLock<Serving>);
+
+impl OneServing {
+    /// That of this daemon.
+    ///
+    /// # Errors
+    /// It has another one already.
+    pub fn begin(&self, serving: Serving) -> Result<Serving, ViewFileError> {
+        if *self.0.get_or_init(|| serving) == serving { Ok(serving) } else { Err(ViewFileError::Refused) }
+    }
+
+    /// The daemon's own, if it is that.
+    ///
+    /// # Errors
+    /// It is another one.
+    pub fn own(&self, serving: Serving) -> Result<Serving, ViewFileError> {
+        if self.0.get() == Some(&serving) { Ok(serving) } else { Err(ViewFileError::Refused) }
+    }
+
+    /// An earlier one of the same pool.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn earlier(&self, serving: Serving) -> Result<Serving, ViewFileError> {
+        let same_pool = self.0.get().is_some_and(|own| own.pool == serving.pool && *own != serving);
+        if same_pool { Ok(serving) } else { Err(ViewFileError::Refused) }
     }
 }
 
@@ -174,6 +208,18 @@ mod tests {
         let given = [root.join("disks/link").display().to_string()];
         let policy = Policy::new(&given, &[], &root.join("v"), &root.join("c/api.sock"));
         assert_eq!(policy.disk_dirs, [root.join("disks"), root.join("else")]);
+    }
+
+    #[test]
+    fn views_are_those_of_one_serving_and_of_earlier_ones_of_its_pool() {
+        let serving = |pool, lineage| Serving { pool: uuid::Uuid::from_u128(pool), lineage };
+        let one = OneServing::default();
+        assert!(one.own(serving(1, 7)).is_err() && one.earlier(serving(1, 6)).is_err(), "nothing before it begins");
+        one.begin(serving(1, 7)).unwrap();
+        assert!(one.begin(serving(1, 8)).is_err() && one.begin(serving(2, 7)).is_err());
+        assert!(one.own(serving(1, 7)).is_ok() && one.own(serving(1, 6)).is_err());
+        assert!(one.earlier(serving(1, 6)).is_ok() && one.earlier(serving(1, 7)).is_err());
+        assert!(one.own(serving(2, 7)).is_err() && one.earlier(serving(2, 6)).is_err());
     }
 
     #[test]

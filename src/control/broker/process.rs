@@ -8,12 +8,17 @@ use std::sync::Arc;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{ForkResult, fork};
 
-use super::policy::Policy;
+use super::policy::{OneServing, Policy};
+use super::server::Means;
 use super::{Client, Rights, server};
 use crate::control::error_chain;
+use crate::control::view_files::OwnRights as OwnViews;
 use crate::sandbox::files::{self, RestrictError, Subject};
 use crate::sandbox::user::{AccountError, BROKER_CAPABILITIES, keep_capabilities};
 use crate::vhost_user::OwnRights as OwnSockets;
+
+/// Sockets between daemon and broker: for disks, for sockets of VHDs, for views.
+const STREAMS: usize = 3;
 
 /// Why there is no broker.
 #[derive(Debug, thiserror::Error)]
@@ -37,22 +42,30 @@ pub fn start(policy: &Policy, owner: Option<(u32, u32)>, confined: bool) -> Resu
     }
     let (disks, broker_disks) = UnixStream::pair()?;
     let (sockets, broker_sockets) = UnixStream::pair()?;
+    let (views, broker_views) = UnixStream::pair()?;
     // SAFETY: there is one thread, as checked above, so that no lock is held by another one in the copy.
     match unsafe { fork() }.map_err(io::Error::from)? {
         ForkResult::Parent { .. } => {}
         ForkResult::Child => {
-            drop((disks, sockets));
-            let streams = [broker_disks, broker_sockets];
+            drop((disks, sockets, views));
+            let streams = [broker_disks, broker_sockets, broker_views];
+            let views = OwnViews::new(owner.map(|(user, _)| user));
+            let sockets = OwnSockets { default_owner: owner };
+            let means = Means { policy, sockets, views, serving: OneServing::default() };
             let ended = prepare(&streams, policy, confined)
                 .map_err(|error| error_chain(&error))
-                .and_then(|()| serve(&streams, policy, OwnSockets { default_owner: owner }).map_err(|e| e.to_string()));
+                .and_then(|()| serve(&streams, &means).map_err(|error| error.to_string()));
             if let Err(error) = &ended {
                 log::error!("the broker process ends: {error}");
             }
             std::process::exit(i32::from(ended.is_err()));
         }
     }
-    Ok(Rights { disks: Arc::new(Client::new(disks)), sockets: Arc::new(Client::new(sockets)) })
+    Ok(Rights {
+        disks: Arc::new(Client::new(disks)),
+        sockets: Arc::new(Client::new(sockets)),
+        views: Arc::new(Client::new(views)),
+    })
 }
 
 /// What the child's life begins with.
@@ -66,7 +79,7 @@ enum PrepareError {
     Files(#[from] RestrictError),
 }
 
-fn prepare(streams: &[UnixStream; 2], policy: &Policy, confined: bool) -> Result<(), PrepareError> {
+fn prepare(streams: &[UnixStream; STREAMS], policy: &Policy, confined: bool) -> Result<(), PrepareError> {
     close_others(streams).map_err(PrepareError::Inherited)?;
     // What ends the daemon comes to its whole process group. The broker has to outlive it: sockets are removed at the end.
     for ignored in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
@@ -82,7 +95,7 @@ fn prepare(streams: &[UnixStream; 2], policy: &Policy, confined: bool) -> Result
 }
 
 /// Closes what was inherited, but for standard streams and ours: a descriptor of a listening socket would keep it alive.
-fn close_others(streams: &[UnixStream; 2]) -> io::Result<()> {
+fn close_others(streams: &[UnixStream; STREAMS]) -> io::Result<()> {
     let ours = streams.each_ref().map(AsRawFd::as_raw_fd);
     let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
@@ -96,14 +109,17 @@ fn close_others(streams: &[UnixStream; 2]) -> io::Result<()> {
     Ok(())
 }
 
-fn serve(streams: &[UnixStream; 2], policy: &Policy, sockets: OwnSockets) -> io::Result<()> {
+fn serve(streams: &[UnixStream; STREAMS], means: &Means<'_>) -> io::Result<()> {
+    let [disks, others @ ..] = streams;
     std::thread::scope(|scope| {
-        let other = std::thread::Builder::new()
-            .name("spanblk-names".to_owned())
-            .spawn_scoped(scope, move || server::serve(&streams[1], policy, sockets))?;
-        let first = server::serve(&streams[0], policy, sockets);
-        let second = other.join().expect("a panic aborts the process");
-        first.and(second)
+        let start = |stream| {
+            let thread = std::thread::Builder::new().name("spanblk-names".to_owned());
+            thread.spawn_scoped(scope, move || server::serve(stream, means))
+        };
+        let others = others.iter().map(start).collect::<io::Result<Vec<_>>>()?;
+        let first = server::serve(disks, means);
+        let ends = others.into_iter().map(|thread| thread.join().expect("a panic aborts the process"));
+        ends.fold(first, Result::and)
     })
 }
 

@@ -6,15 +6,25 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use super::policy::Policy;
-use super::wire::{Answer, Request, receive, send};
+use super::policy::{OneServing, Policy};
+use super::wire::{Answer, Request, ViewRequest, receive, send};
+use crate::control::view_files::{OwnRights as OwnViews, ViewFileError, ViewFiles};
 use crate::disk::file::OpenError;
 use crate::disk::paths::{DiskPaths, OwnRights as OwnDisks};
 use crate::vhost_user::{OwnRights as OwnSockets, SocketError, SocketPaths};
 
+/// With whose rights, and for what.
+#[derive(Debug)]
+pub(super) struct Means<'a> {
+    pub policy: &'a Policy,
+    pub sockets: OwnSockets,
+    pub views: OwnViews,
+    pub serving: OneServing,
+}
+
 /// Serves one socket until the daemon has gone.
-pub(super) fn serve(stream: &UnixStream, policy: &Policy, sockets: OwnSockets) -> io::Result<()> {
-    let mut broker = Broker { policy, sockets, created: BTreeSet::new() };
+pub(super) fn serve(stream: &UnixStream, means: &Means<'_>) -> io::Result<()> {
+    let mut broker = Broker { means, created: BTreeSet::new() };
     while let Some((request, _)) = receive(stream)? {
         let (answer, fd) = broker.answer(request);
         // The descriptor is closed here right after: the daemon's own carries the lock, and ends with it.
@@ -24,21 +34,21 @@ pub(super) fn serve(stream: &UnixStream, policy: &Policy, sockets: OwnSockets) -
 }
 
 struct Broker<'a> {
-    policy: &'a Policy,
-    sockets: OwnSockets,
+    means: &'a Means<'a>,
     /// Files that were made here; no others are removed.
     created: BTreeSet<PathBuf>,
 }
 
 impl Broker<'_> {
     fn answer(&mut self, request: Request) -> (Answer, Option<OwnedFd>) {
+        let Means { policy, sockets, .. } = self.means;
         match request {
             Request::OpenDisk { path, access } => {
-                disk(self.policy.disk(&path).and_then(|path| OwnDisks.open(&path, access)))
+                disk(policy.disk(&path).and_then(|path| OwnDisks.open(&path, access)))
             }
             Request::CreateDisk { path, size } => disk(self.create(&path, size)),
             Request::DiscardDisk { path } => {
-                if let Ok(path) = self.policy.disk(&path)
+                if let Ok(path) = policy.disk(&path)
                     && self.created.remove(&path)
                 {
                     OwnDisks.discard(&path);
@@ -46,32 +56,52 @@ impl Broker<'_> {
                 (Answer::Done, None)
             }
             Request::BindSocket { path, settings } => {
-                match self.policy.socket(&path).and_then(|path| self.sockets.bind(&path, &settings)) {
+                match policy.socket(&path).and_then(|path| sockets.bind(&path, &settings)) {
                     Ok((fd, identity)) => (Answer::Socket(identity), Some(fd)),
                     Err(error) => (Answer::NoSocket(error), None),
                 }
             }
             Request::SetSocket { path, settings } => {
-                done(self.policy.socket(&path).and_then(|path| self.sockets.set(&path, &settings)))
+                done(policy.socket(&path).and_then(|path| sockets.set(&path, &settings)))
             }
             Request::RenameSocket { from, to } => done(self.rename(&from, &to)),
-            Request::ClearSocket { path } => done(self.policy.socket(&path).and_then(|path| self.sockets.clear(&path))),
+            Request::ClearSocket { path } => done(policy.socket(&path).and_then(|path| sockets.clear(&path))),
             Request::RemoveSocket { path, identity } => {
-                done(self.policy.removable(&path).map(|path| self.sockets.remove(&path, identity)))
+                done(policy.removable(&path).map(|path| sockets.remove(&path, identity)))
             }
-            Request::CheckOwner { owner } => done(self.sockets.check_owner(&owner)),
+            Request::CheckOwner { owner } => done(sockets.check_owner(&owner)),
+            Request::View(request) => self.view(request).unwrap_or_else(|error| (Answer::NoView(error), None)),
         }
     }
 
     fn create(&mut self, path: &std::path::Path, size: u64) -> Result<OwnedFd, OpenError> {
-        let path = self.policy.new_disk(path, size)?;
+        let path = self.means.policy.new_disk(path, size)?;
         let fd = OwnDisks.create(&path, size)?;
         self.created.insert(path);
         Ok(fd)
     }
 
     fn rename(&self, from: &std::path::Path, to: &std::path::Path) -> Result<(), SocketError> {
-        self.sockets.rename(&self.policy.socket(from)?, &self.policy.socket(to)?)
+        let Means { policy, sockets, .. } = self.means;
+        sockets.rename(&policy.socket(from)?, &policy.socket(to)?)
+    }
+
+    fn view(&self, request: ViewRequest) -> Result<(Answer, Option<OwnedFd>), ViewFileError> {
+        let Means { views, serving: one, .. } = self.means;
+        let came = |fd| (Answer::View(PathBuf::new()), Some(fd));
+        let done = |()| (Answer::Done, None);
+        match request {
+            ViewRequest::Begin { serving } => views.begin(one.begin(serving)?).map(came),
+            ViewRequest::Make { serving, part } => views.make(one.own(serving)?, part).map(came),
+            ViewRequest::Forget { serving, vhd } => views.forget(one.own(serving)?, vhd).map(done),
+            ViewRequest::End { serving } => views.end(one.own(serving)?).map(done),
+            ViewRequest::RemoveOthers { serving } => views.remove_others(one.own(serving)?).map(done),
+            ViewRequest::Open { ended, part } => views.open_ended(one.earlier(ended)?, part).map(came),
+            ViewRequest::Find { ended } => match views.find(one.earlier(ended)?)? {
+                Some((fd, path)) => Ok((Answer::View(path), Some(fd))),
+                None => Ok((Answer::Done, None)),
+            },
+        }
     }
 }
 
@@ -90,10 +120,14 @@ fn done(result: Result<(), SocketError>) -> (Answer, Option<OwnedFd>) {
 mod tests {
     use std::path::Path;
 
+    use uuid::Uuid;
+
     use super::super::client::Client;
     use super::*;
+    use crate::control::view_files::{Part, Serving};
     use crate::disk::file::{Access, FileDisk};
     use crate::placement::record::SocketOwner;
+    use crate::placement::view::kept_len;
     use crate::vhost_user::SocketSettings;
 
     const OPEN: SocketSettings = SocketSettings { mode: 0o660, owner: None };
@@ -109,7 +143,10 @@ mod tests {
         let policy = Policy::new(&[], &[root.join("disks")], &root.join("v"), &root.join("c/api.sock"));
         let (ours, theirs) = UnixStream::pair().unwrap();
         std::thread::scope(|scope| {
-            let served = scope.spawn(|| serve(&{ theirs }, &policy, OwnSockets::default()).unwrap());
+            let views = OwnViews::at(&root.join("else"), "boot", None);
+            let means =
+                Means { policy: &policy, sockets: OwnSockets::default(), views, serving: OneServing::default() };
+            let served = scope.spawn(move || serve(&theirs, &means).unwrap());
             test(&root, &Client::new(ours));
             served.join().unwrap();
         });
@@ -158,6 +195,42 @@ mod tests {
             assert!(elsewhere.to_string().contains("permission denied"), "{elsewhere}");
             let owner = SocketOwner { user: "no-such-user-here".into(), group: "root".into() };
             assert!(matches!(client.check_owner(&owner), Err(SocketError::NoSuchOwner { .. })));
+        });
+    }
+
+    #[test]
+    fn views_come_through_and_those_of_others_stay() {
+        with_broker(|root, client| {
+            let serving = |pool, lineage| Serving { pool: Uuid::from_u128(pool), lineage };
+            let part = Part { vhd: Uuid::from_u128(5), start: 0, extents: 10 };
+            let refused =
+                |result: Result<OwnedFd, ViewFileError>| assert!(matches!(result, Err(ViewFileError::Refused)));
+            let files = OwnViews::at(&root.join("else"), "boot", None);
+            for other in [serving(1, 6), serving(2, 6)] {
+                drop(files.begin(other).unwrap());
+                drop(files.make(other, part).unwrap());
+            }
+            refused(client.open_ended(serving(1, 6), part));
+            let in_use = client.begin(serving(1, 7)).unwrap();
+            assert!(matches!(files.find(serving(1, 7)), Err(ViewFileError::InUse(_))), "as long as the daemon has it");
+            drop(in_use);
+            assert!(files.find(serving(1, 7)).unwrap().is_some(), "not longer");
+            refused(client.begin(serving(2, 8)));
+            let made = std::fs::File::from(client.make(serving(1, 7), part).unwrap());
+            assert_eq!(made.metadata().unwrap().len(), kept_len(10) as u64);
+            refused(client.make(serving(1, 6), part));
+            refused(client.open_ended(serving(2, 6), part));
+            assert!(client.find(serving(2, 6)).is_err() && client.find(serving(1, 5)).unwrap().is_none());
+            assert!(client.find(serving(1, 6)).unwrap().is_some());
+            client.open_ended(serving(1, 6), part).unwrap();
+            assert!(client.end(serving(1, 6)).is_err() && client.remove_others(serving(2, 6)).is_err());
+            client.remove_others(serving(1, 7)).unwrap();
+            client.forget(serving(1, 7), part.vhd).unwrap();
+            client.make(serving(1, 7), part).unwrap();
+            client.end(serving(1, 7)).unwrap();
+            let left: Vec<_> =
+                [serving(1, 6), serving(1, 7), serving(2, 6)].map(|of| files.find(of).unwrap().is_some()).into();
+            assert_eq!(left, [false, false, true]);
         });
     }
 

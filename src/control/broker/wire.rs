@@ -12,8 +12,10 @@ use rustix::net::{
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::base::limits::BROKER_MESSAGE_MAX;
+use crate::control::view_files::{Part, Serving, ViewFileError};
 use crate::disk::file::{Access, OpenError};
 use crate::placement::record::SocketOwner;
 use crate::vhost_user::{SocketError, SocketIdentity, SocketSettings};
@@ -30,6 +32,19 @@ pub(super) enum Request {
     ClearSocket { path: PathBuf },
     RemoveSocket { path: PathBuf, identity: SocketIdentity },
     CheckOwner { owner: SocketOwner },
+    View(ViewRequest),
+}
+
+/// What the daemon asks of the files of its views.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum ViewRequest {
+    Begin { serving: Serving },
+    Make { serving: Serving, part: Part },
+    Forget { serving: Serving, vhd: Uuid },
+    End { serving: Serving },
+    Find { ended: Serving },
+    Open { ended: Serving, part: Part },
+    RemoveOthers { serving: Serving },
 }
 
 /// What the broker answers.
@@ -41,8 +56,11 @@ pub(super) enum Answer {
     Disk,
     /// The socket comes with this message.
     Socket(SocketIdentity),
+    /// The file, or directory, comes with this message; where it is, if it was looked for.
+    View(PathBuf),
     NoDisk(OpenError),
     NoSocket(SocketError),
+    NoView(ViewFileError),
 }
 
 /// Sends a message, and perhaps a descriptor.

@@ -92,7 +92,7 @@ impl Daemon {
     /// See [`ServeError`].
     pub fn start(config: Config, opened: Opened, runtime: &Runtime) -> Result<Daemon, ServeError> {
         let Opened { control, bound, metrics, rights, mut pool } = opened;
-        let table = open_table(&mut pool, config.accept_stale, config.reactors)?;
+        let table = open_table(&mut pool, config.accept_stale, config.reactors, &rights.views)?;
         let (states, disks) = disks_of(&table.pool, &pool);
 
         let events = Arc::new(EventLog::default());

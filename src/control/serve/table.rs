@@ -7,11 +7,12 @@ use std::thread;
 use uuid::Uuid;
 
 use super::recover::recover;
-use super::views::{ViewDir, Views};
+use super::views::{Left, ViewDir, Views};
 
 use crate::base::heap;
 use crate::base::ids::{DiskId, VhdId};
 use crate::base::units::Geometry;
+use crate::control::view_files::{ViewFileError, ViewFiles};
 use crate::disk::BlockDev;
 use crate::disk::file::FileDisk;
 use crate::disk::pool::{ChangeError, OpenDisk, OpenPool};
@@ -58,6 +59,9 @@ pub enum TableError {
         /// What the labels say.
         expected: Uuid,
     },
+    /// What guests rely on is there, and cannot be had.
+    #[error("cannot use what an earlier daemon, which was killed, has left in shared memory")]
+    Views(#[source] ViewFileError),
     /// A row that no command could have made.
     #[error(
         "the placement store is damaged: it has extent {extent} of VHD #{vhd}, which does not exist or cannot be so; run \
@@ -128,7 +132,12 @@ pub fn open_store<D: BlockDev + ?Sized + 'static>(
 ///
 /// # Errors
 /// See [`TableError`].
-pub fn open_table(pool: &mut OpenPool<FileDisk>, accept_stale: bool, reactors: u16) -> Result<Table, TableError> {
+pub fn open_table(
+    pool: &mut OpenPool<FileDisk>,
+    accept_stale: bool,
+    reactors: u16,
+    files: &Arc<dyn ViewFiles>,
+) -> Result<Table, TableError> {
     let mut store = open_store(pool, places(pool, |disk| Arc::clone(&disk.dev)), accept_stale)?;
     tell(&store);
     for name in pool.leave_out_unknown(|uuid| store.pool.disks.iter().any(|disk| disk.uuid == uuid)) {
@@ -138,18 +147,16 @@ pub fn open_table(pool: &mut OpenPool<FileDisk>, accept_stale: bool, reactors: u
     }
     let members = next_members(pool, &store, accept_stale);
     let lineage = Uuid::new_v4().as_u64_pair().0;
-    let views = Views::of(pool.uuid);
-    let kept = views.as_ref().and_then(|views| begin_keeping(views, lineage));
+    let views = Views::of(pool.uuid, Arc::clone(files));
+    let kept = begin_keeping(&views, lineage);
     let vhds = restore(&store, reactors, kept.clone().map(|kept| kept as Arc<dyn Keep>).as_ref())?;
-    let before = views.as_ref().and_then(|views| views.find(store.state().lineage));
+    let before = views.find(store.state().lineage).map_err(TableError::Views)?;
     let recovered = before.map(|before| recover_all(&before, &vhds)).unwrap_or_default();
     let written = pool.write_membership(&members)?;
     written.failed.iter().for_each(|failed| log::warn!("{failed}"));
     // From here on the store names the maps that were just completed.
     let state = store.raise(written.epoch, lineage)?;
-    if let Some(views) = &views {
-        views.remove_others(lineage);
-    }
+    views.remove_others(lineage);
     let (record, jobs) = (store.pool.clone(), store.jobs.clone());
     let region_len = store.members().map(|(place, _)| place.place.len).min().unwrap_or(0);
     let (members_here, total) = (store.into_members(), members.len());
@@ -213,29 +220,24 @@ fn tell(store: &OpenStore<FileDisk>) {
 
 fn begin_keeping(views: &Views, lineage: u64) -> Option<Arc<ViewDir>> {
     let made = views.make(lineage).inspect_err(|error| {
-        log::warn!(
-            "what guests have not flushed does not survive SIGKILL of this daemon: a directory in shared memory cannot be made: {error}"
-        );
+        log::warn!("what guests have not flushed does not survive SIGKILL of this daemon: {error}");
     });
     made.ok().map(Arc::new)
 }
 
 /// Brings the maps to what guests saw last before an earlier daemon was killed.
-fn recover_all(before: &ViewDir, vhds: &[(VhdRecord, Arc<VhdState>)]) -> Vec<Change> {
+fn recover_all(before: &Left, vhds: &[(VhdRecord, Arc<VhdState>)]) -> Vec<Change> {
     let mut changes = Vec::new();
     for (record, state) in vhds {
         match before.segments(record.uuid) {
             Ok(segments) => segments.iter().for_each(|segment| recover(state, segment.iter(), &mut changes)),
-            Err(error) => log::error!(
-                "VHD '{}': what its guest has not flushed is lost: {}: {error}",
-                record.name,
-                before.path().display()
-            ),
+            Err(error) => log::error!("VHD '{}': what its guest has not flushed is lost: {error}", record.name),
         }
     }
     log::info!(
-        "the daemon before this one was killed; {} changes of the placement that it had not committed are found",
-        changes.len()
+        "the daemon before this one was killed; {} changes of the placement that it had not committed are in {}",
+        changes.len(),
+        before.path().display()
     );
     changes
 }

@@ -1,0 +1,404 @@
+//! The files of placement views that outlive the daemon, by name: with the rights of this process, or through the broker.
+//!
+//! A serving of a pool has a directory of its own in shared memory, and a file in it for each part of a view. Shared memory is a place
+//! where everybody may make files: a directory of somebody else is not used, and no link is followed.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::base::errno;
+use crate::base::kept::free_bytes;
+use crate::placement::view::kept_len;
+
+/// Shared memory.
+pub const PLACE: &str = "/dev/shm";
+
+/// What is left of it for others, in bytes.
+const LEAVE_FREE: u64 = 16 << 20;
+
+/// One serving of a pool, from an epoch to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serving {
+    /// The pool.
+    pub pool: Uuid,
+    /// What the store was given when the serving began.
+    pub lineage: u64,
+}
+
+/// A part of the view of a VHD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Part {
+    /// The VHD.
+    pub vhd: Uuid,
+    /// Its first extent.
+    pub start: u32,
+    /// How many extents.
+    pub extents: u32,
+}
+
+impl Part {
+    /// The name of its file.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{}.{}.{}", self.vhd, self.start, self.extents)
+    }
+
+    /// The part whose file has that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Part> {
+        let (vhd, rest) = name.split_once('.')?;
+        let (start, extents) = rest.split_once('.')?;
+        Some(Part { vhd: vhd.parse().ok()?, start: start.parse().ok()?, extents: extents.parse().ok()? })
+    }
+}
+
+/// Why files of a view cannot be used.
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+pub enum ViewFileError {
+    /// The system refuses.
+    #[error("cannot {what} {}: {source}", path.display())]
+    System {
+        /// What was tried.
+        what: String,
+        /// With what.
+        path: PathBuf,
+        /// What the kernel said.
+        #[serde(with = "errno")]
+        source: io::Error,
+    },
+    /// It may say what somebody else wants.
+    #[error(
+        "{} is of user {owner}, whom this daemon does not trust. If a daemon of that user was killed, it has what guests have written and not \
+         flushed: start the daemon as that user, stop it, and then go on as another one. If not, remove it", path.display()
+    )]
+    OfAnother {
+        /// The directory.
+        path: PathBuf,
+        /// The user's number.
+        owner: u32,
+    },
+    /// It may say what somebody else wants.
+    #[error("{} is not a directory of one user alone: remove it; what guests have not flushed is lost then", path.display())]
+    NotAlone {
+        /// The directory, or what is in its place.
+        path: PathBuf,
+    },
+    /// Its daemon serves.
+    #[error("{} belongs to a daemon that still runs", .0.display())]
+    InUse(PathBuf),
+    /// There is not enough shared memory.
+    #[error("{PLACE} has no room for {len} bytes more")]
+    NoRoom {
+        /// What was asked for.
+        len: u64,
+    },
+    /// Without it, views of before a restart of the host would be taken for true.
+    #[error("the system does not say which boot this is")]
+    NoBoot,
+    /// Not a thing that this daemon has to do.
+    #[error("the daemon's broker process refuses what another serving of a pool has to do")]
+    Refused,
+    /// The broker.
+    #[error(transparent)]
+    Broker(
+        #[from]
+        #[serde(with = "errno")]
+        io::Error,
+    ),
+}
+
+/// Files of views by name.
+pub trait ViewFiles: Send + Sync {
+    /// Makes the directory of a serving, which is in use as long as the descriptor is open.
+    ///
+    /// # Errors
+    /// See [`ViewFileError`].
+    fn begin(&self, serving: Serving) -> Result<OwnedFd, ViewFileError>;
+
+    /// Makes a file of zeros, as long as the part needs.
+    ///
+    /// # Errors
+    /// See [`ViewFileError`].
+    fn make(&self, serving: Serving, part: Part) -> Result<OwnedFd, ViewFileError>;
+
+    /// Removes the files of a VHD.
+    ///
+    /// # Errors
+    /// See [`ViewFileError`].
+    fn forget(&self, serving: Serving, vhd: Uuid) -> Result<(), ViewFileError>;
+
+    /// Removes the directory of a serving.
+    ///
+    /// # Errors
+    /// See [`ViewFileError`].
+    fn end(&self, serving: Serving) -> Result<(), ViewFileError>;
+
+    /// Opens the directory of a serving that has ended, and says where it is; `None` if there is none.
+    ///
+    /// # Errors
+    /// See [`ViewFileError`].
+    fn find(&self, ended: Serving) -> Result<Option<(OwnedFd, PathBuf)>, ViewFileError>;
+
+    /// Opens a file of a serving that has ended.
+    ///
+    /// # Errors
+    /// See [`ViewFileError`].
+    fn open_ended(&self, ended: Serving, part: Part) -> Result<OwnedFd, ViewFileError>;
+
+    /// Removes the directories of all other servings of the pool that have ended (a copy of the pool may be served, too).
+    ///
+    /// # Errors
+    /// See [`ViewFileError`].
+    fn remove_others(&self, serving: Serving) -> Result<(), ViewFileError>;
+}
+
+/// With the rights of this process.
+#[derive(Clone, Debug)]
+pub struct OwnRights {
+    place: PathBuf,
+    boot: Option<String>,
+    trusted: Vec<u32>,
+}
+
+impl OwnRights {
+    /// Trusts what this process's user has made, and `account`, whose rights the daemon will have.
+    #[must_use]
+    pub fn new(account: Option<u32>) -> OwnRights {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|boot| boot.trim().to_owned());
+        OwnRights { boot, ..OwnRights::at(Path::new(PLACE), "", account) }
+    }
+
+    /// In another place than shared memory, and in a boot of that name.
+    #[must_use]
+    pub fn at(place: &Path, boot: &str, account: Option<u32>) -> OwnRights {
+        let own = rustix::process::geteuid().as_raw();
+        let trusted = [Some(own), account].into_iter().flatten().collect();
+        OwnRights { place: place.to_owned(), boot: Some(boot.to_owned()), trusted }
+    }
+
+    /// The directory of a serving in this boot.
+    fn path(&self, serving: Serving) -> Result<PathBuf, ViewFileError> {
+        let boot = self.boot.as_deref().ok_or(ViewFileError::NoBoot)?;
+        Ok(self.place.join(format!("{}{:016x}-{boot}", prefix(serving.pool), serving.lineage)))
+    }
+
+    /// A directory that only those whom we trust can have made.
+    fn directory(&self, path: &Path) -> Result<Option<File>, ViewFileError> {
+        match fs::symlink_metadata(path) {
+            Ok(metadata) => self.trust(path, &metadata)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(system("look at", path)(source)),
+        }
+        let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+        let opened = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(system("open", path))?;
+        self.trust(path, &opened.metadata().map_err(system("look at", path))?)?;
+        Ok(Some(opened))
+    }
+
+    fn trust(&self, path: &Path, metadata: &fs::Metadata) -> Result<(), ViewFileError> {
+        let path = path.to_owned();
+        if !self.trusted.contains(&metadata.uid()) {
+            return Err(ViewFileError::OfAnother { path, owner: metadata.uid() });
+        }
+        if !metadata.is_dir() || metadata.mode() & 0o077 != 0 {
+            return Err(ViewFileError::NotAlone { path });
+        }
+        Ok(())
+    }
+}
+
+impl ViewFiles for OwnRights {
+    fn begin(&self, serving: Serving) -> Result<OwnedFd, ViewFileError> {
+        let path = self.path(serving)?;
+        DirBuilder::new().mode(0o700).create(&path).map_err(system("make", &path))?;
+        let gone = || system("open", &path)(io::ErrorKind::NotFound.into());
+        let made = self.directory(&path)?.ok_or_else(gone)?;
+        made.lock().map_err(system("lock", &path))?;
+        Ok(made.into())
+    }
+
+    fn make(&self, serving: Serving, part: Part) -> Result<OwnedFd, ViewFileError> {
+        let (path, len) = (self.path(serving)?.join(part.name()), kept_len(part.extents) as u64);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
+        let file = file.map_err(system("make", &path))?;
+        // What is never touched takes no room; but if all of it is one day, there must be some: a page that cannot be had then ends
+        // the daemon.
+        let room = free_bytes(&file).map_err(system("look at", &path))?;
+        let set = if room < len + LEAVE_FREE { Err(ViewFileError::NoRoom { len }) } else { Ok(()) }
+            .and_then(|()| file.set_len(len).map_err(system("set the length of", &path)));
+        if set.is_err() {
+            let _ = fs::remove_file(&path);
+        }
+        set.map(|()| file.into())
+    }
+
+    fn forget(&self, serving: Serving, vhd: Uuid) -> Result<(), ViewFileError> {
+        let path = self.path(serving)?;
+        let of_vhd = |name: &str| Part::named(name).is_some_and(|part| part.vhd == vhd);
+        for entry in fs::read_dir(&path).map_err(system("list", &path))?.flatten() {
+            if entry.file_name().to_str().is_some_and(of_vhd) {
+                fs::remove_file(entry.path()).map_err(system("remove", &entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&self, serving: Serving) -> Result<(), ViewFileError> {
+        let path = self.path(serving)?;
+        fs::remove_dir_all(&path).map_err(system("remove", &path))
+    }
+
+    fn find(&self, ended: Serving) -> Result<Option<(OwnedFd, PathBuf)>, ViewFileError> {
+        let path = self.path(ended)?;
+        let Some(found) = self.directory(&path)? else { return Ok(None) };
+        match found.try_lock() {
+            Ok(()) => Ok(Some((found.into(), path))),
+            Err(fs::TryLockError::WouldBlock) => Err(ViewFileError::InUse(path)),
+            Err(fs::TryLockError::Error(source)) => Err(system("lock", &path)(source)),
+        }
+    }
+
+    fn open_ended(&self, ended: Serving, part: Part) -> Result<OwnedFd, ViewFileError> {
+        let path = self.path(ended)?.join(part.name());
+        // Whoever may make files in there could have made something else.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path);
+        let file = file.map_err(system("open", &path))?;
+        let metadata = file.metadata().map_err(system("look at", &path))?;
+        if !metadata.is_file() || metadata.nlink() != 1 || !self.trusted.contains(&metadata.uid()) {
+            return Err(ViewFileError::OfAnother { path, owner: metadata.uid() });
+        }
+        Ok(file.into())
+    }
+
+    fn remove_others(&self, serving: Serving) -> Result<(), ViewFileError> {
+        let (kept, prefix) = (self.path(serving)?, prefix(serving.pool));
+        let of_pool = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name.starts_with(&prefix)) && *path != kept
+        };
+        let entries = fs::read_dir(&self.place).map_err(system("list", &self.place))?;
+        for path in entries.flatten().map(|entry| entry.path()).filter(of_pool) {
+            // What others have made is left to them.
+            let Ok(Some(directory)) = self.directory(&path) else { continue };
+            if directory.try_lock().is_err() {
+                continue;
+            }
+            if let Err(error) = fs::remove_dir_all(&path) {
+                log::warn!("cannot remove {}: {error}; it is of no use any more", path.display());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How the names of a pool's directories begin.
+fn prefix(pool: Uuid) -> String {
+    format!("spanblk-{pool}-")
+}
+
+fn system(what: &str, path: &Path) -> impl FnOnce(io::Error) -> ViewFileError {
+    let (what, path) = (what.to_owned(), path.to_owned());
+    move |source| ViewFileError::System { what, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    use super::*;
+
+    const SERVING: Serving = Serving { pool: Uuid::from_u128(1), lineage: 7 };
+    const PART: Part = Part { vhd: Uuid::from_u128(2), start: 64, extents: 100 };
+
+    fn only_entry(place: &Path) -> PathBuf {
+        let [entry] = fs::read_dir(place).unwrap().collect::<Vec<_>>().try_into().unwrap();
+        entry.unwrap().path()
+    }
+
+    #[test]
+    fn files_are_named_by_what_is_in_them() {
+        assert_eq!(Part::named(&PART.name()), Some(PART));
+        for other in
+            ["", "x.0.1", "00000000-0000-0000-0000-000000000002.0", "00000000-0000-0000-0000-000000000002.0.1.2"]
+        {
+            assert_eq!(Part::named(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_serving_that_has_not_ended_is_in_use() {
+        let place = tempfile::tempdir().unwrap();
+        let files = OwnRights::at(place.path(), "boot", None);
+        let in_use = files.begin(SERVING).unwrap();
+        let next = Serving { lineage: 9, ..SERVING };
+        let _next = files.begin(next).unwrap();
+        assert!(matches!(files.find(SERVING), Err(ViewFileError::InUse(_))));
+        files.remove_others(next).unwrap();
+        drop(in_use);
+        assert!(files.find(SERVING).unwrap().is_some());
+        files.remove_others(next).unwrap();
+        assert!(files.find(SERVING).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_directory_that_others_could_have_made_is_not_trusted() {
+        let place = tempfile::tempdir().unwrap();
+        let files = OwnRights::at(place.path(), "boot", None);
+        drop(files.begin(SERVING).unwrap());
+        let path = only_entry(place.path());
+        assert!(files.find(SERVING).unwrap().is_some());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o770)).unwrap();
+        assert!(matches!(files.find(SERVING), Err(ViewFileError::NotAlone { .. })));
+        let elsewhere = tempfile::tempdir().unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::rename(&path, elsewhere.path().join("x")).unwrap();
+        symlink(elsewhere.path().join("x"), &path).unwrap();
+        assert!(matches!(files.find(SERVING), Err(ViewFileError::NotAlone { .. })));
+        fs::remove_file(&path).unwrap();
+        fs::rename(elsewhere.path().join("x"), &path).unwrap();
+        if rustix::process::geteuid().is_root() {
+            chown(&path, Some(65_534), None).unwrap();
+            let error = files.find(SERVING).unwrap_err().to_string();
+            assert!(error.contains("user 65534") && error.contains("start the daemon as that user"), "{error}");
+            files.remove_others(Serving { lineage: 9, ..SERVING }).unwrap();
+            assert!(path.exists(), "left to its owner");
+            assert!(OwnRights::at(place.path(), "boot", Some(65_534)).find(SERVING).unwrap().is_some());
+        }
+    }
+
+    #[test]
+    fn links_in_a_directory_are_not_followed() {
+        let place = tempfile::tempdir().unwrap();
+        let files = OwnRights::at(place.path(), "boot", None);
+        let _in_use = files.begin(SERVING).unwrap();
+        drop(files.make(SERVING, PART).unwrap());
+        assert!(files.make(SERVING, PART).is_err(), "it is there");
+        let path = only_entry(place.path()).join(PART.name());
+        assert_eq!(fs::metadata(&path).unwrap().len(), kept_len(PART.extents) as u64);
+        drop(files.open_ended(SERVING, PART).unwrap());
+        let precious = place.path().join("precious");
+        fs::rename(&path, &precious).unwrap();
+        symlink(&precious, &path).unwrap();
+        assert!(files.open_ended(SERVING, PART).is_err(), "a link");
+        fs::remove_file(&path).unwrap();
+        fs::hard_link(&precious, &path).unwrap();
+        assert!(files.open_ended(SERVING, PART).is_err(), "another name");
+        files.forget(SERVING, Uuid::from_u128(5)).unwrap();
+        assert!(path.exists(), "of another VHD");
+        files.forget(SERVING, PART.vhd).unwrap();
+        assert!(!path.exists() && precious.exists());
+        let too_long = Part { extents: u32::MAX, ..PART };
+        let error = files.make(SERVING, too_long).unwrap_err();
+        assert!(matches!(error, ViewFileError::NoRoom { .. }), "{error}");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
+        files.end(SERVING).unwrap();
+        assert!(!path.parent().unwrap().exists());
+    }
+}
