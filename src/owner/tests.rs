@@ -5,6 +5,7 @@ mod cache_mode;
 mod degraded;
 mod health;
 mod lifecycle;
+mod mending;
 mod missed;
 mod moves;
 mod random;

@@ -16,7 +16,7 @@ const E: ExtentIndex = ExtentIndex(0);
 const EIO: IoError = IoError::Os(libc::EIO);
 
 /// A VHD of 8 extents with two replicas each, on three disks, and everything in it written.
-fn degrading() -> (World, VhdInfo) {
+pub(super) fn degrading() -> (World, VhdInfo) {
     let mut world = world(&[(20, "a"), (20, "b"), (20, "c")]);
     let vhd = world.create(replicated(8, 2));
     fill(&mut world, &vhd, 8);
@@ -29,27 +29,27 @@ fn degrading() -> (World, VhdInfo) {
     (world, vhd)
 }
 
-fn replicas(vhd: &VhdInfo, extent: ExtentIndex) -> Vec<Replica> {
+pub(super) fn replicas(vhd: &VhdInfo, extent: ExtentIndex) -> Vec<Replica> {
     vhd.state.map.lookup(extent).replicas.iter().collect()
 }
 
 /// The extents with a replica on the disk, in that state.
-fn on(vhd: &VhdInfo, disk: DiskId, state: ReplicaState) -> Vec<ExtentIndex> {
+pub(super) fn on(vhd: &VhdInfo, disk: DiskId, state: ReplicaState) -> Vec<ExtentIndex> {
     let is_it = |extent: &ExtentIndex| replicas(vhd, *extent).iter().any(|r| r.disk == disk && r.state == state);
     (0..vhd.state.map.extents()).map(ExtentIndex).filter(is_it).collect()
 }
 
 impl World {
-    fn tell(&mut self, request: OwnerRequest) {
+    pub(super) fn tell(&mut self, request: OwnerRequest) {
         self.owner.handle_reactor(request, self.now, &mut self.mail);
     }
 
-    fn miss(&mut self, vhd: &VhdInfo, disk: DiskId, by: MissedBy) {
+    pub(super) fn miss(&mut self, vhd: &VhdInfo, disk: DiskId, by: MissedBy) {
         self.tell(OwnerRequest::CopyMissed { reactor: R, vhd: vhd.record.id, disk, by });
     }
 
     /// What reactors were told about copies that missed something.
-    fn dropped(&mut self) -> Vec<bool> {
+    pub(super) fn dropped(&mut self) -> Vec<bool> {
         let mut answers = Vec::new();
         self.mail.reactors.retain(|(_, message)| match message {
             ReactorMessage::CopyDropped { ok, .. } => {
@@ -61,33 +61,40 @@ impl World {
         answers
     }
 
-    fn intend(&mut self, vhd: &VhdInfo, extent: ExtentIndex) {
+    pub(super) fn intend(&mut self, vhd: &VhdInfo, extent: ExtentIndex) {
         self.tell(OwnerRequest::Intend { reactor: R, ticket: 77, vhd: vhd.record.id, extent });
     }
 
-    fn edit_done(&mut self, result: Result<(), EditFailed>) {
+    pub(super) fn edit_done(&mut self, result: Result<(), EditFailed>) {
         let (edit, _) = self.mail.edits.remove(0);
         self.owner.handle_store(StoreReport::EditDone { edit, result }, &mut self.mail);
     }
 
     /// What the mover was asked to copy, taken.
-    fn copies(&mut self) -> Vec<CopyTask> {
-        let copy = |message| if let MoverMessage::Copy(copy) = message { Some(copy) } else { None };
-        std::mem::take(&mut self.mail.mover).into_iter().filter_map(copy).collect()
+    pub(super) fn copies(&mut self) -> Vec<CopyTask> {
+        let mut found = Vec::new();
+        self.mail.mover.retain(|message| match message {
+            MoverMessage::Copy(copy) => {
+                found.push(copy.clone());
+                false
+            }
+            _ => true,
+        });
+        found
     }
 
-    fn fail(&mut self, disk: DiskId) {
+    pub(super) fn fail(&mut self, disk: DiskId) {
         self.owner.space.disk(disk).state.fail();
         self.tell(OwnerRequest::DiskError { disk, error: EIO, sync: true });
     }
 
-    fn jobs(&mut self) -> Vec<(JobKind, JobState)> {
+    pub(super) fn jobs(&mut self) -> Vec<(JobKind, JobState)> {
         let Reply::Jobs(jobs) = self.ask(Command::ListJobs).unwrap() else { panic!("jobs") };
         jobs.into_iter().map(|job| (job.record.kind, job.record.state)).collect()
     }
 }
 
-fn write(extent: ExtentIndex) -> MissedBy {
+pub(super) fn write(extent: ExtentIndex) -> MissedBy {
     MissedBy::Write { piece: 3, extent }
 }
 
@@ -299,7 +306,7 @@ fn a_bad_source_is_repaired_from_the_target() {
 }
 
 /// What the daemon finds when it was killed while replicas were written to.
-fn reopened(dead: Option<DiskId>) -> (World, VhdInfo) {
+pub(super) fn reopened(dead: Option<DiskId>) -> (World, VhdInfo) {
     let (before, vhd) = degrading();
     let pool = before.owner.pool.clone();
     let state = Arc::new(vhd_state(&vhd.record, before.owner.geometry, 1, None));

@@ -1,0 +1,167 @@
+//! What replicas have missed, while something else happens to them: moves, shrinks, more errors.
+
+use super::super::command::{JobRequest, ResizeVhd, StartJob};
+use super::degraded::{degrading, on, reopened, replicas, write};
+use super::*;
+use crate::engine::IoError;
+use crate::mover::messages::Speed;
+use crate::placement::ReplicaState;
+use crate::reactor::messages::MissedBy;
+use crate::store::edit::EditFailed;
+
+const R: ReactorId = ReactorId(0);
+const E: ExtentIndex = ExtentIndex(0);
+const EIO: IoError = IoError::Os(libc::EIO);
+
+fn start(world: &mut World, request: JobRequest) {
+    let start = StartJob { request, dry_run: false, speed: Speed::default(), created: 1 };
+    world.run(Command::StartJob(Box::new(start))).unwrap();
+}
+
+fn discard_part(world: &World, vhd: &VhdInfo, extent: ExtentIndex) {
+    // As if it had been dropped and placed anew: another generation.
+    let map = &vhd.state.map;
+    let seen = map.lookup(extent);
+    map.claim_and_clear(extent, BlockMask::ALL, seen.version).unwrap();
+    map.drop_extent(extent);
+    map.release(extent, BlockMask::ALL, BlockMask::NONE);
+    assert!(world.owner.vhds.get(vhd.record.id).is_some());
+}
+
+#[test]
+fn a_replica_is_not_mended_while_its_extent_is_moved_nor_moved_while_it_is_mended() {
+    let (mut world, vhd) = degrading();
+    let bad = replicas(&vhd, E)[1].disk;
+    world.tell(OwnerRequest::ReadFailed { vhd: vhd.record.id, extent: E, disk: bad });
+    let copy = world.copies().remove(0);
+    start(&mut world, JobRequest::Evacuate { disk: format!("d{}", bad.0), accept_loss: false });
+    assert!(!vhd.state.map.lookup(E).replicas.is_moving(), "it is being mended");
+    let others = on(&vhd, bad, ReplicaState::InSync).into_iter().filter(|extent| *extent != E);
+    for other in others {
+        assert!(vhd.state.map.lookup(other).replicas.is_moving());
+        world.tell(OwnerRequest::ReadFailed { vhd: vhd.record.id, extent: other, disk: bad });
+    }
+    assert!(world.copies().is_empty(), "they are being moved");
+    let report = MoverReport::Failed { id: copy.id, disk: bad, error: EIO };
+    world.owner.handle_mover(report, world.now, &mut world.mail);
+    world.move_all();
+    world.advance(1000);
+    world.move_all();
+    let left = on(&vhd, bad, ReplicaState::InSync);
+    assert!(left.is_empty(), "all of it has left in the end, not {left:?}: {:?}", world.jobs());
+    world.check();
+}
+
+#[test]
+fn an_intent_is_not_taken_back_under_a_move() {
+    let (mut world, vhd) = degrading();
+    world.intend(&vhd, E);
+    world.edit_done(Ok(()));
+    world.advance(10_000);
+    start(&mut world, JobRequest::Evacuate { disk: "d0".to_owned(), accept_loss: false });
+    world.advance(10_000);
+    assert!(vhd.state.map.has_intent(0), "what is written to a copy that becomes a replica does not ask");
+    world.move_all();
+    assert!(vhd.state.map.has_intent(0));
+}
+
+#[test]
+fn what_a_shrink_cuts_off_has_no_intent_when_it_grows_again() {
+    let mut world = super::replicas::world(&[(600, "a"), (600, "b")]);
+    let vhd = world.create(super::replicas::replicated(192, 2));
+    super::replicas::fill(&mut world, &vhd, 192);
+    for extent in [0, 64, 130].map(ExtentIndex) {
+        world.intend(&vhd, extent);
+        world.edit_done(Ok(()));
+    }
+    for extents in [64, 192] {
+        let size = extents * EXTENT;
+        let resize = ResizeVhd { vhd: "r".to_owned(), size, force: true };
+        world.run(Command::ResizeVhd(resize)).unwrap();
+        world.settle();
+    }
+    assert_eq!([0, 1, 2].map(|page| vhd.state.map.has_intent(page)), [true, false, false]);
+    world.allocate(&vhd, 130);
+    world.intend(&vhd, ExtentIndex(130));
+    assert_eq!(world.mail.edits.len(), 1, "the row is made anew");
+}
+
+/// Doubt is over when every replica of the page is equal, whatever else is mended meanwhile.
+#[test]
+fn doubt_ends_with_the_last_replica() {
+    let (mut world, vhd) = reopened(None);
+    let read = replicas(&vhd, ExtentIndex(7))[0].disk;
+    world.tell(OwnerRequest::ReadFailed { vhd: vhd.record.id, extent: ExtentIndex(7), disk: read });
+    let mut left = 8;
+    while left > 0 {
+        for copy in world.copies() {
+            assert!(vhd.state.map.is_in_doubt(E), "{left} replicas are left");
+            assert_eq!(copy.source, replicas(&vhd, copy.extent)[0], "never the one that is read");
+            left -= 1;
+            world.owner.handle_mover(MoverReport::Copied { id: copy.id }, world.now, &mut world.mail);
+        }
+    }
+    assert!(!vhd.state.map.is_in_doubt(E));
+}
+
+#[test]
+fn what_guests_read_and_cannot_be_read_as_a_whole_stays_in_doubt() {
+    let (mut world, vhd) = reopened(None);
+    let copies = world.copies();
+    let report = |copy: &crate::mover::messages::CopyTask, bad: bool| {
+        let error = MoverReport::Failed { id: copy.id, disk: copy.source.disk, error: EIO };
+        if bad { error } else { MoverReport::Copied { id: copy.id } }
+    };
+    for (number, copy) in copies.iter().enumerate() {
+        world.owner.handle_mover(report(copy, number == 0), world.now, &mut world.mail);
+    }
+    assert!(world.copies().is_empty(), "nothing is copied over what guests read");
+    assert!(vhd.state.map.is_in_doubt(E));
+    let settle = JobRequest::Evacuate { disk: "d0".to_owned(), accept_loss: false };
+    start(&mut world, settle);
+    world.move_all();
+    assert!(on(&vhd, DiskId(0), ReplicaState::InSync).is_empty(), "jobs go on");
+}
+
+/// What a FLUSH waits for may be dropped meanwhile.
+#[test]
+fn a_flush_is_answered_when_what_it_waits_for_is_gone() {
+    let (mut world, vhd) = degrading();
+    let disk = DiskId(1);
+    vhd.state.note_written(world.owner.space.disk(disk).state.sync_needed());
+    world.intend(&vhd, E);
+    world.edit_done(Ok(()));
+    let here = on(&vhd, disk, ReplicaState::InSync);
+    world.miss(&vhd, disk, write(here[0]));
+    world.owner.space.disk(disk).state.fail();
+    world.miss(&vhd, disk, MissedBy::Flush { ticket: 5, disk });
+    here[1..].iter().for_each(|extent| discard_part(&world, &vhd, *extent));
+    world.edit_done(Ok(()));
+    assert_eq!(world.dropped(), [true, true]);
+}
+
+#[test]
+fn an_intent_that_could_not_be_made_does_not_keep_the_owner_awake() {
+    let (mut world, vhd) = degrading();
+    world.intend(&vhd, E);
+    world.edit_done(Err(EditFailed));
+    assert_eq!(world.allocated(77), Some(Err(AllocateError::Store)));
+    world.advance(60_000);
+    assert!(world.owner.next_deadline().is_none_or(|due| due > world.now));
+}
+
+#[test]
+fn a_disk_that_fails_keeps_intents_from_being_taken_back() {
+    let (mut world, vhd) = degrading();
+    world.intend(&vhd, E);
+    world.edit_done(Ok(()));
+    world.advance(10_000);
+    world.advance(10_000);
+    let fences = world.fences(0);
+    assert!(!fences.is_empty() && !vhd.state.map.has_intent(0), "it is about to be");
+    world.owner.space.disk(DiskId(2)).state.fail();
+    world.tell(OwnerRequest::DiskError { disk: DiskId(2), error: EIO, sync: true });
+    assert!(vhd.state.map.has_intent(0));
+    fences.into_iter().for_each(|(fence, _)| world.reach(R.0, fence));
+    assert!(vhd.state.map.has_intent(0), "its fences mean nothing any more");
+}
