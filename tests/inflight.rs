@@ -303,6 +303,15 @@ fn requests_in_flight_at_a_sigkill_are_given_back_once_each() {
 
 #[test]
 fn a_queue_stopped_cleanly_begins_where_the_frontend_says_with_the_same_region() {
+    stopped_cleanly(false);
+}
+
+#[test]
+fn so_does_one_that_was_disabled_before() {
+    stopped_cleanly(true);
+}
+
+fn stopped_cleanly(disabled: bool) {
     let daemon = Daemon::new();
     let mut driver = Driver::new(Guest::new());
     let mut frontend = driver.connect(&daemon);
@@ -313,6 +322,9 @@ fn a_queue_stopped_cleanly_begins_where_the_frontend_says_with_the_same_region()
     }
     driver.kick();
     assert_eq!(driver.wait(0, 3), [0, 3, 6]);
+    if disabled {
+        (0..QUEUES).for_each(|queue| frontend.set_vring_enable(queue, false).unwrap());
+    }
     assert_eq!((frontend.get_vring_base(0).unwrap(), frontend.get_vring_base(1).unwrap()), (3, 0));
     // The guest's driver begins anew, with empty rings: the used index is another one than in the region.
     let ring = driver.ring(0);

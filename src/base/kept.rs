@@ -1,21 +1,31 @@
 //! Arrays of atomics that may outlive the process: in anonymous memory, or in a mapped file, which is as it was at the moment when
 //! the process was killed.
 //!
+//! A page of shared memory that is touched and cannot be had is a SIGBUS. So whoever maps a file reserves each part of it before the
+//! first access, and takes anonymous memory for those that there is no room for.
+//!
 //! Unsafe: maps files and makes slices of the mappings.
 
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use rustix::fs::{FallocateFlags, fallocate};
+
+/// Bytes of a page.
+pub const PAGE: usize = 4096;
 
 /// A mapped file that nobody else changes, and that does not become shorter.
 #[derive(Debug)]
 pub struct KeptFile {
     start: NonNull<u8>,
     len: usize,
+    file: File,
 }
 
 // SAFETY: memory that is accessed by atomics only and stays mapped as long as this lives.
@@ -28,7 +38,7 @@ impl KeptFile {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn map(file: &File, len: usize) -> io::Result<Arc<KeptFile>> {
+    pub fn map(file: File, len: usize) -> io::Result<Arc<KeptFile>> {
         if file.metadata()?.len() < len as u64 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
         }
@@ -39,7 +49,7 @@ impl KeptFile {
             return Err(io::Error::last_os_error());
         }
         let start = NonNull::new(at.cast()).expect("nothing is mapped at 0");
-        Ok(Arc::new(KeptFile { start, len }))
+        Ok(Arc::new(KeptFile { start, len, file }))
     }
 
     /// Its length in bytes.
@@ -52,6 +62,38 @@ impl KeptFile {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Takes memory for these bytes of the file, so that an access to them cannot fail. What is there already stays.
+    ///
+    /// # Errors
+    /// What the kernel says, above all that there is no room.
+    pub fn reserve(&self, bytes: Range<usize>) -> io::Result<()> {
+        let (offset, len) = (bytes.start as u64, bytes.len() as u64);
+        loop {
+            match fallocate(&self.file, FallocateFlags::empty(), offset, len) {
+                Err(rustix::io::Errno::INTR) => {}
+                done => return Ok(done?),
+            }
+        }
+    }
+
+    /// Puts zeros of anonymous memory in the place of these bytes, which nobody has looked at yet. They do not outlive the process.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    ///
+    /// # Panics
+    /// If they are not whole pages of the mapping.
+    pub fn give_up(&self, bytes: Range<usize>) -> io::Result<()> {
+        assert!(bytes.end <= self.len && bytes.start.is_multiple_of(PAGE) && bytes.len().is_multiple_of(PAGE));
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        // SAFETY: within the mapping, as was just checked.
+        let at = unsafe { self.start.add(bytes.start) };
+        // SAFETY: replaces pages of a mapping that is ours; what is in them is accessed by atomics only.
+        let done = unsafe { libc::mmap(at.as_ptr().cast(), bytes.len(), protection, flags, -1, 0) };
+        if done == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
@@ -153,15 +195,16 @@ mod tests {
     fn what_is_kept_is_there_in_another_mapping() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(8192).unwrap();
-        let words: Words<AtomicU64> = Words::within(&KeptFile::map(&file, 8192).unwrap(), 4096, 512);
+        let map = |len| KeptFile::map(file.try_clone().unwrap(), len);
+        let words: Words<AtomicU64> = Words::within(&map(8192).unwrap(), 4096, 512);
         words[511].store(7, Relaxed);
         drop(words);
-        let again = KeptFile::map(&file, 8192).unwrap();
+        let again = map(8192).unwrap();
         let (words, halves): (Words<AtomicU64>, Words<AtomicU32>) =
             (Words::within(&again, 4096, 512), Words::within(&again, 8184, 2));
         assert_eq!((words.len(), words[0].load(Relaxed), words[511].load(Relaxed)), (512, 0, 7));
         assert_eq!(halves[0].load(Relaxed), 7);
-        assert!(KeptFile::map(&file, 8193).is_err());
+        assert!(map(8193).is_err());
         assert!(free_bytes(&file).unwrap() > 0);
     }
 
@@ -170,7 +213,23 @@ mod tests {
     fn nothing_is_beyond_the_end() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096).unwrap();
-        drop(Words::<AtomicU64>::within(&KeptFile::map(&file, 4096).unwrap(), 8, 512));
+        drop(Words::<AtomicU64>::within(&KeptFile::map(file, 4096).unwrap(), 8, 512));
+    }
+
+    #[test]
+    fn what_is_given_up_is_zeros_that_do_not_outlive_the_mapping() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(3 * PAGE as u64).unwrap();
+        let kept = KeptFile::map(file.try_clone().unwrap(), 3 * PAGE).unwrap();
+        let words: Words<AtomicU64> = Words::within(&kept, 0, 3 * 512);
+        kept.reserve(0..PAGE).unwrap();
+        kept.give_up(PAGE..2 * PAGE).unwrap();
+        for page in 0..3 {
+            words[page * 512].store(7, Relaxed);
+        }
+        drop((words, kept));
+        let words: Words<AtomicU64> = Words::within(&KeptFile::map(file, 3 * PAGE).unwrap(), 0, 3 * 512);
+        assert_eq!([0, 512, 1024].map(|at| words[at].load(Relaxed)), [7, 0, 7]);
     }
 
     #[test]

@@ -124,20 +124,25 @@ pub struct Effects {
     pub events: Arc<EventLog>,
 }
 
-/// Starts the thread, which begins with [`Owner::start`]. It gives the workers back when it ends.
+/// Calls [`Owner::start`], and starts the thread. So whatever that hands over is with the others when this returns, before anything
+/// that a guest asks can be. The thread gives the workers back when it ends.
 ///
 /// # Errors
 /// No thread.
-pub fn start(owner: Owner, queue: Receiver<OwnerInput>, effects: Effects) -> io::Result<JoinHandle<Vec<DiskWorker>>> {
+pub fn start(
+    mut owner: Owner,
+    queue: Receiver<OwnerInput>,
+    effects: Effects,
+) -> io::Result<JoinHandle<Vec<DiskWorker>>> {
     let (answers, new_disks) = (HashMap::new(), HashMap::new());
-    let outbox = Outbox { effects, answers, new_disks, punched: Vec::new(), failures: Vec::new() };
+    let mut outbox = Outbox { effects, answers, new_disks, punched: Vec::new(), failures: Vec::new() };
+    owner.set_wall_secs(clock::wall_secs());
+    owner.start(&mut outbox);
     std::thread::Builder::new().name("spanblk-owner".to_owned()).spawn(move || run(owner, &queue, outbox))
 }
 
 fn run(mut owner: Owner, queue: &Receiver<OwnerInput>, mut outbox: Outbox) -> Vec<DiskWorker> {
     let mut next_command = 1;
-    owner.set_wall_secs(clock::wall_secs());
-    owner.start(&mut outbox);
     let mut next_look = clock::now();
     loop {
         outbox.punch_where_there_is_no_disk(&mut owner);
@@ -315,5 +320,103 @@ impl OwnerOutbox for Outbox {
         }
         let (severity, detail) = event_detail(event);
         self.effects.events.record(severity, detail);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};
+    use crate::control::mover::Mover;
+    use crate::control::reactors::Inboxes;
+    use crate::disk::file::FileDisk;
+    use crate::owner::vhd_state;
+    use crate::placement::ReplicaSet;
+    use crate::placement::record::{Accept, DiskRecord, Layout, PoolRecord, RECORD_VERSION, WhenFull};
+    use crate::shared::DiskState;
+    use crate::shared::disk::SyncNumber;
+    use crate::store::change::{ChangeKind, CommitRequest};
+    use crate::store::committer::Committer;
+    use crate::store::mirror::threads::MemberThreads;
+    use crate::store::page::Stamp;
+    use crate::store::thread::{self, Replies};
+
+    struct Nobody;
+
+    impl Replies for Nobody {
+        fn durable(&mut self, _stamp: Stamp) {}
+        fn committed(&mut self, _request: CommitRequest, _ok: bool) {}
+        fn report(&mut self, _report: StoreReport) {}
+    }
+
+    fn pool() -> (PoolRecord, Arc<DiskState>) {
+        let (id, name) = (DiskId(0), "d0".to_owned());
+        let record = DiskRecord {
+            id,
+            uuid: uuid::Uuid::from_u128(2),
+            name: name.clone(),
+            slots: 100,
+            data_offset: 1 << 20,
+            accept: Accept::Any,
+            failure_domain: name.clone(),
+        };
+        let state = Arc::new(DiskState::new(id, name, 1 << 20, 100, 512, 512));
+        (PoolRecord::new(uuid::Uuid::from_u128(1), 1 << 20, vec![record]), state)
+    }
+
+    fn vhd() -> VhdRecord {
+        VhdRecord {
+            version: RECORD_VERSION,
+            id: VhdId(1),
+            name: "v".to_owned(),
+            uuid: uuid::Uuid::from_u128(3),
+            size: 8 << 20,
+            layout: Layout::Isolated { disk: DiskId(0), chosen: false },
+            replicas: 1,
+            thick: false,
+            read_only: false,
+            block_size: 512,
+            queues: 1,
+            vm: None,
+            socket_owner: None,
+            socket_mode: 0o660,
+            when_full: WhenFull::Queue { secs: 60 },
+            expand: None,
+            created: 0,
+            writeback: true,
+        }
+    }
+
+    /// Else a guest that flushes at once would be told that all is durable, with what was recovered still on its way.
+    #[test]
+    fn what_was_recovered_is_handed_over_before_anybody_is_served() {
+        let ((pool, disk), record) = (pool(), vhd());
+        let state = Arc::new(vhd_state(&record, pool.geometry().unwrap(), 1, None));
+        let (replicas, generation) = (ReplicaSet::single(DiskId(0), SlotIndex(5)), Generation(2));
+        state.map.restore(ExtentIndex(1), replicas, BlockMask(1), generation);
+        let needs = [Some(SyncPoint { disk: DiskId(0), number: SyncNumber(1) }), None, None, None];
+        let kind = ChangeKind::Written { replicas, blocks: BlockMask(1), needs };
+        let change = Change { vhd: VhdId(1), extent: ExtentIndex(1), generation, kind };
+        let owner = Owner::new(pool, vec![Arc::clone(&disk)], vec![(record, Arc::clone(&state))], 1).unwrap();
+        let owner = owner.with_kept(None, vec![change]).unwrap();
+
+        let (sender, queue) = OwnerSender::channel();
+        let reactors = Inboxes::new(1).unwrap().handles();
+        let mover = Mover::start(&sender, &reactors).unwrap();
+        let members = MemberThreads::start::<FileDisk>(Vec::new(), 1).unwrap();
+        let committer = Committer::new(Stamp { epoch: 1, commit: 0 }, 1 << 30);
+        let (store, store_thread) = thread::start(committer, members, Nobody).unwrap();
+        store.add_disk(&disk);
+        store.open_vhd(&state);
+        let (service, _services) = crossbeam_channel::unbounded();
+        let (workers, events) = (HashMap::new(), Arc::default());
+        let effects = Effects { reactors, mover: mover.handle(), store: store.clone(), workers, service, events };
+        let thread = start(owner, queue, effects).unwrap();
+        assert!(state.has_pending_changes());
+        sender.send(OwnerInput::Stop);
+        thread.join().unwrap();
+        store.stop();
+        store_thread.join().unwrap();
+        assert!(mover.stop(Duration::from_secs(10)) && store.status().pending, "the disk was never synced");
     }
 }

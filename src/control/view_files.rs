@@ -19,6 +19,9 @@ use crate::placement::view::kept_len;
 /// Shared memory.
 pub const PLACE: &str = "/dev/shm";
 
+/// What is in the files and how, counted up when that changes. In the names of directories.
+const FORMAT: u32 = 1;
+
 /// What is left of it for others, in bytes.
 const LEAVE_FREE: u64 = 16 << 20;
 
@@ -87,6 +90,15 @@ pub enum ViewFileError {
     #[error("{} is not a directory of one user alone: remove it; what guests have not flushed is lost then", path.display())]
     NotAlone {
         /// The directory, or what is in its place.
+        path: PathBuf,
+    },
+    /// What it says has another meaning.
+    #[error(
+        "{} was left by another version of spanblk. It has what guests have written and not flushed: start that version, stop it, and then \
+         go on with this one. Or remove it, and lose that", path.display()
+    )]
+    OtherFormat {
+        /// The directory.
         path: PathBuf,
     },
     /// Its daemon serves.
@@ -184,8 +196,22 @@ impl OwnRights {
 
     /// The directory of a serving in this boot.
     fn path(&self, serving: Serving) -> Result<PathBuf, ViewFileError> {
+        Ok(self.place.join(format!("{}.{FORMAT}", self.name(serving)?)))
+    }
+
+    /// Its name but for the format.
+    fn name(&self, serving: Serving) -> Result<String, ViewFileError> {
         let boot = self.boot.as_deref().ok_or(ViewFileError::NoBoot)?;
-        Ok(self.place.join(format!("{}{:016x}-{boot}", prefix(serving.pool), serving.lineage)))
+        Ok(format!("{}{:016x}-{boot}", prefix(serving.pool), serving.lineage))
+    }
+
+    /// The directory of a serving by another version.
+    fn of_other_format(&self, serving: Serving) -> Result<Option<PathBuf>, ViewFileError> {
+        let (name, ours) = (self.name(serving)?, self.path(serving)?);
+        let entries = fs::read_dir(&self.place).map_err(system("list", &self.place))?.flatten();
+        let same =
+            |path: &PathBuf| path.file_name().is_some_and(|file| file.as_encoded_bytes().starts_with(name.as_bytes()));
+        Ok(entries.map(|entry| entry.path()).find(|path| same(path) && *path != ours))
     }
 
     /// A directory that only those whom we trust can have made.
@@ -256,7 +282,10 @@ impl ViewFiles for OwnRights {
 
     fn find(&self, ended: Serving) -> Result<Option<(OwnedFd, PathBuf)>, ViewFileError> {
         let path = self.path(ended)?;
-        let Some(found) = self.directory(&path)? else { return Ok(None) };
+        let Some(found) = self.directory(&path)? else {
+            let other = self.of_other_format(ended)?;
+            return other.map_or(Ok(None), |path| Err(ViewFileError::OtherFormat { path }));
+        };
         match found.try_lock() {
             Ok(()) => Ok(Some((found.into(), path))),
             Err(fs::TryLockError::WouldBlock) => Err(ViewFileError::InUse(path)),
@@ -371,6 +400,21 @@ mod tests {
             assert!(path.exists(), "left to its owner");
             assert!(OwnRights::at(place.path(), "boot", Some(65_534)).find(SERVING).unwrap().is_some());
         }
+    }
+
+    #[test]
+    fn what_another_version_has_left_is_named() {
+        let place = tempfile::tempdir().unwrap();
+        let files = OwnRights::at(place.path(), "boot", None);
+        drop(files.begin(SERVING).unwrap());
+        let path = only_entry(place.path());
+        let other = place.path().join(path.file_name().unwrap().to_str().unwrap().replace("boot.1", "boot.2"));
+        fs::rename(&path, &other).unwrap();
+        let error = files.find(SERVING).unwrap_err().to_string();
+        assert!(error.contains(other.to_str().unwrap()) && error.contains("start that version"), "{error}");
+        assert!(files.find(Serving { lineage: 8, ..SERVING }).unwrap().is_none(), "another serving");
+        files.remove_others(Serving { lineage: 9, ..SERVING }).unwrap();
+        assert!(!other.exists());
     }
 
     #[test]

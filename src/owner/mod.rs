@@ -269,6 +269,12 @@ impl Owner {
                 self.space.give_back(disk, slot);
             }
         }
+        // On a disk that has failed no sync will come: a FLUSH asks whether it can do without. (For the others see `adopt`.)
+        for change in &recovered {
+            if let (ChangeKind::Written { needs, .. }, Some(vhd)) = (change.kind, self.vhds.get(change.vhd)) {
+                needs.iter().flatten().for_each(|need| vhd.state.note_written(*need));
+            }
+        }
         (self.keep, self.recovered) = (keep, recovered);
         Ok(self)
     }

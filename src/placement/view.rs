@@ -45,6 +45,16 @@ pub struct Lookup {
     pub version: Version,
 }
 
+impl Lookup {
+    const NEVER_PLACED: Lookup = Lookup {
+        replicas: ReplicaSet::ABSENT,
+        present: BlockMask::NONE,
+        claimed: BlockMask::NONE,
+        generation: Generation(0),
+        version: Version(0),
+    };
+}
+
 /// A moment in the life of one extent's placement: equal versions, equal replicas.
 ///
 /// The word has the generation in bits 4.. (halved: generations are even), in bits 1..4 a counter of moves within the
@@ -155,10 +165,12 @@ impl VhdMap {
             assert!(claimed.is_empty(), "a VHD shrinks while nobody uses it");
             self.change(extent, Version::next_generation, || self.store_replicas(extent, ReplicaSet::ABSENT));
         }
-        let word = self.bits(ExtentIndex(extents - 1));
-        let (present, claimed) = unpack_bits(word.load(Ordering::Acquire));
-        assert!(claimed.is_empty(), "a VHD shrinks while nobody uses it");
-        word.store(pack_bits(present.and(last), BlockMask::NONE), Ordering::Release);
+        if self.has_memory(ExtentIndex(extents - 1)) {
+            let word = self.bits(ExtentIndex(extents - 1));
+            let (present, claimed) = unpack_bits(word.load(Ordering::Acquire));
+            assert!(claimed.is_empty(), "a VHD shrinks while nobody uses it");
+            word.store(pack_bits(present.and(last), BlockMask::NONE), Ordering::Release);
+        }
         self.forget_pages_beyond(extents);
         self.extents.store(extents, Ordering::Release);
     }
@@ -167,6 +179,9 @@ impl VhdMap {
     #[must_use]
     pub fn lookup(&self, extent: ExtentIndex) -> Lookup {
         let (segment, at) = self.segments.of(extent);
+        if !segment.has_memory(at) {
+            return Lookup::NEVER_PLACED;
+        }
         let version_now = || Version(segment.versions[at].load(Ordering::Acquire));
         loop {
             let version = version_now();
@@ -252,6 +267,9 @@ impl VhdMap {
         new_present: impl Fn(BlockMask) -> BlockMask,
     ) -> Result<(), ClaimError> {
         assert!(!blocks.is_empty());
+        if !self.has_memory(extent) {
+            return Err(ClaimError::Changed);
+        }
         let word = self.bits(extent);
         let mut current = word.load(Ordering::Acquire);
         loop {
@@ -314,6 +332,7 @@ impl VhdMap {
 
     /// Owner only: places an extent. Present bits are as they were (none, for an absent extent).
     pub fn place(&self, extent: ExtentIndex, replicas: ReplicaSet) {
+        self.touch(extent, replicas);
         self.change(extent, Version::next_generation, || self.store_replicas(extent, replicas));
     }
 
@@ -321,6 +340,7 @@ impl VhdMap {
     /// stay valid; nobody can claim under an older lookup.
     pub fn set_replicas(&self, extent: ExtentIndex, replicas: ReplicaSet) {
         assert!(!replicas.settled().is_absent(), "an extent keeps a copy while it is moved");
+        self.touch(extent, replicas);
         self.change(extent, Version::next_move, || self.store_replicas(extent, replicas));
     }
 
@@ -337,6 +357,7 @@ impl VhdMap {
     /// Owner only, before any reactor sees the map: sets an extent as the store has it.
     pub fn restore(&self, extent: ExtentIndex, replicas: ReplicaSet, present: BlockMask, generation: Generation) {
         let version = Version::of(generation);
+        self.touch(extent, replicas);
         self.store_replicas(extent, replicas);
         self.bits(extent).store(pack_bits(present, BlockMask::NONE), Ordering::Release);
         self.version_word(extent).store(version.0, Ordering::Release);
@@ -366,15 +387,26 @@ impl VhdMap {
         &segment.bits[at]
     }
 
+    /// Before anything of the extent is looked at or changed.
+    fn touch(&self, extent: ExtentIndex, replicas: ReplicaSet) {
+        let (segment, at) = self.segments.of(extent);
+        segment.touch(at, replicas.len());
+    }
+
+    fn has_memory(&self, extent: ExtentIndex) -> bool {
+        let (segment, at) = self.segments.of(extent);
+        segment.has_memory(at)
+    }
+
     fn store_replicas(&self, extent: ExtentIndex, replicas: ReplicaSet) {
         let (segment, at) = self.segments.of(extent);
-        segment.touch(at);
+        let copies = segment.copies(at);
         let mut wanted = replicas.iter();
         for (copy, words) in segment.replicas.iter().enumerate() {
             match wanted.next() {
                 Some(replica) => segment.words(copy)[at].store(pack_replica(replica), Ordering::Release),
                 None => {
-                    if let Some(words) = words.get() {
+                    if let Some(words) = words.get().filter(|_| copies & 1 << copy != 0) {
                         words[at].store(0, Ordering::Release);
                     }
                 }
@@ -385,15 +417,24 @@ impl VhdMap {
 
 fn replicas_at(segment: &Segment, at: usize) -> ReplicaSet {
     let mut set = ReplicaSet::ABSENT;
-    for words in &segment.replicas {
-        let Some(words) = words.get() else { break };
-        match unpack_replica(words[at].load(Ordering::Acquire)) {
-            Some(replica) if set.on(replica.disk).is_none() => set.push(replica),
-            // Empty, or two words of different moments; the version tells the reader to look again.
-            _ => break,
+    let copies = segment.copies(at);
+    for (copy, words) in segment.replicas.iter().enumerate() {
+        let Some(words) = words.get().filter(|_| copies & 1 << copy != 0) else { break };
+        if !push_replica(&mut set, words[at].load(Ordering::Acquire)) {
+            break;
         }
     }
     set
+}
+
+/// Adds the replica of a word; false if there is none, and none behind it.
+fn push_replica(set: &mut ReplicaSet, word: u64) -> bool {
+    match unpack_replica(word) {
+        Some(replica) if set.on(replica.disk).is_none() => set.push(replica),
+        // Empty, or two words of different moments; the version tells the reader to look again.
+        _ => return false,
+    }
+    true
 }
 
 fn count_present(bits: &AtomicU64) -> u64 {

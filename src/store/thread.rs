@@ -39,6 +39,9 @@ const FILL_STEPS: u64 = 100;
 
 /// Where the committer's answers go.
 pub trait Replies: Send {
+    /// Nobody: the store has this commit durably, and nobody has been told yet.
+    fn durable(&mut self, stamp: Stamp);
+
     /// To the reactor that asked.
     fn committed(&mut self, request: CommitRequest, ok: bool);
 
@@ -68,6 +71,8 @@ pub struct StoreStatus {
     pub stamp: Stamp,
     /// No majority works: nothing is committed until the store is opened again.
     pub failed: bool,
+    /// After the last commit there was something left that waits for a sync.
+    pub pending: bool,
     /// The members that were there when it was opened.
     pub members: Vec<MemberStatus>,
     /// How many must have a commit for it to count: a majority of all members, here or not.
@@ -173,8 +178,13 @@ pub fn start(
     replies: impl Replies + 'static,
 ) -> std::io::Result<(StoreHandle, JoinHandle<()>)> {
     let (messages, queue) = crossbeam_channel::unbounded();
-    let status =
-        StoreStatus { stamp: committer.stamp(), failed: false, members: members.status(), needed: members.needed() };
+    let status = StoreStatus {
+        stamp: committer.stamp(),
+        failed: false,
+        pending: false,
+        members: members.status(),
+        needed: members.needed(),
+    };
     let status = Arc::new(Mutex::new(status));
     let shell = Shell {
         committer,
@@ -272,7 +282,10 @@ impl<R: Replies> Shell<R> {
 
     /// Carries out what came of a commit.
     fn tell(&mut self, outcome: Outcome) {
-        let Outcome { counts, requests, edits, freed, dropped, commits: _, failed } = outcome;
+        let Outcome { counts, requests, edits, freed, dropped, commits, failed } = outcome;
+        if commits > 0 && !failed {
+            self.replies.durable(self.committer.stamp());
+        }
         // Before the answers: whoever is answered must find nothing pending.
         for (vhd, count) in counts {
             if let Some(state) = self.vhds.get(&vhd).and_then(Weak::upgrade) {
@@ -310,6 +323,7 @@ impl<R: Replies> Shell<R> {
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         status.stamp = self.committer.stamp();
         status.failed |= failed;
+        status.pending = self.committer.has_pending();
         status.members = self.members.status();
         status.needed = self.members.needed();
     }

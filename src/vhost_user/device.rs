@@ -175,6 +175,7 @@ impl Device {
     pub(super) fn set_inflight(&mut self, region: Arc<InflightRegion>) -> Result<(), DeviceError> {
         self.stop_all();
         self.inflight = Some(region);
+        self.rings.iter_mut().for_each(|ring| ring.tracked = false);
         self.settle()
     }
 
@@ -204,9 +205,10 @@ impl Device {
 
     /// GET_VRING_BASE: drains the ring; it is started again by its next kick descriptor.
     pub(super) fn take_base(&mut self, index: u32) -> Result<u16, DeviceError> {
-        let ran = self.ring(index)?.place.is_some();
+        // Also one that does not run any more, because it was disabled before. But not what a daemon before us has left.
+        let tracked = std::mem::take(&mut self.ring(index)?.tracked);
         self.stop(index as usize);
-        if let (true, Some(inflight)) = (ran, self.inflight_of(index as usize)?) {
+        if let (true, Some(inflight)) = (tracked, self.inflight_of(index as usize)?) {
             inflight.forget();
         }
         let ring = self.ring(index)?;
@@ -419,6 +421,7 @@ impl Device {
     fn launch(&mut self, index: usize, acknowledged: u64, parts: Parts, wanted: Option<ReactorId>) -> Place {
         let siblings = self.rings.iter().filter_map(|ring| ring.place).map(|place| place.reactor).collect();
         let (place, load) = self.hub.place(&Asking { siblings, wanted, orders: &self.orders });
+        self.rings[index].tracked |= parts.inflight.is_some();
         let ring = &self.rings[index];
         let config = RingConfig {
             key: place.key,

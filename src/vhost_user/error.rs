@@ -58,6 +58,10 @@ pub(super) enum MemoryError {
          /dev/shm or hugetlbfs"
     )]
     Remote(u64),
+    #[error(
+        "the region at {guest:#x} has {len} bytes, and its file has huge pages of {page}: give the guest memory in whole pages of that size"
+    )]
+    PartOfPage { guest: u64, len: u64, page: usize },
     #[error("the file of the region at {guest:#x} cannot be examined: {source}")]
     Stat { guest: u64, source: io::Error },
     #[error("the region at {guest:#x} cannot be watched: {source}")]

@@ -45,11 +45,13 @@ pub(super) fn map(given: &VhostUserInflight, file: File, queues: u16) -> Result<
         return Err(InflightError::NotMemory);
     }
     // What is behind what we need is not mapped: a frontend may round up.
-    let end = offset.checked_add(needed).filter(|end| *end <= metadata.size());
-    let len = usize::try_from(needed).expect("limited by queues and their sizes").next_multiple_of(paging.page);
-    end.ok_or(InflightError::BeyondFile { offset, needed, file: metadata.size() })?;
-    let mapping = MmapRegion::from_file(FileOffset::new(file, offset), usize::try_from(needed).expect("as above"))
-        .map_err(InflightError::Map)?;
+    let needed = usize::try_from(needed).expect("limited by queues and their sizes");
+    let len = needed.next_multiple_of(paging.page);
+    // Of huge pages, part of one could not be unmapped.
+    let mapped = if paging.huge { len } else { needed };
+    let end = offset.checked_add(mapped as u64).filter(|end| *end <= metadata.size());
+    end.ok_or(InflightError::BeyondFile { offset, needed: mapped as u64, file: metadata.size() })?;
+    let mapping = MmapRegion::from_file(FileOffset::new(file, offset), mapped).map_err(InflightError::Map)?;
     let watch = Watch::new(mapping.as_ptr(), len, paging.page).map_err(InflightError::Watch)?;
     Ok(Arc::new(InflightRegion::new(mapping, watch, num_queues, queue_size)))
 }
@@ -76,6 +78,19 @@ mod tests {
             last.set_counter(size - 1, u64::MAX);
             assert_eq!(last.counter(size - 1), u64::MAX);
         }
+    }
+
+    #[test]
+    fn a_region_in_huge_pages_is_unmapped_again() {
+        let Some(file) = sys::tests::huge_pages("spanblk-test-inflight", 1) else { return };
+        let len = file.metadata().unwrap().len();
+        let given = VhostUserInflight { mmap_size: len, ..asked(1, 128) };
+        let region = map(&given, file.try_clone().unwrap(), 1).unwrap();
+        assert_eq!(sys::tests::mappings_of("spanblk-test-inflight"), 1);
+        drop(region);
+        assert_eq!(sys::tests::mappings_of("spanblk-test-inflight"), 0);
+        file.set_len(0).unwrap();
+        assert!(matches!(map(&given, file, 1), Err(InflightError::BeyondFile { .. })));
     }
 
     #[test]

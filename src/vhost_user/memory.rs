@@ -111,6 +111,10 @@ fn map(region: Region, offset: u64, file: File) -> Result<(GuestRegionMmap, Watc
     if paging.remote {
         return Err(MemoryError::Remote(guest));
     }
+    // What is not whole pages could be mapped, but never unmapped.
+    if paging.huge && !len.is_multiple_of(paging.page) {
+        return Err(MemoryError::PartOfPage { guest, len: region.len, page: paging.page });
+    }
     let mapping = MmapRegion::from_file(FileOffset::new(file, offset), len)
         .map_err(|source| MemoryError::Map { guest, source })?;
     let watch =
@@ -176,6 +180,19 @@ mod tests {
         read_only.as_file().set_len(0x1000).unwrap();
         let read_only = File::open(read_only.path()).unwrap();
         assert!(matches!(memory.with(&region(0x8000, 0x1000, 0, 0), read_only), Err(MemoryError::Map { .. })));
+    }
+
+    #[test]
+    fn regions_are_whole_huge_pages() {
+        let Some(file) = sys::tests::huge_pages("spanblk-test-memory", 2) else { return };
+        let page = sys::paging(&file).unwrap().page as u64;
+        let add = |len| Memory::empty().with(&region(0, len, 0, 0), file.try_clone().unwrap());
+        assert!(matches!(add(0x1000), Err(MemoryError::PartOfPage { guest: 0, len: 0x1000, .. })));
+        assert!(matches!(add(page + 0x1000), Err(MemoryError::PartOfPage { .. })));
+        let memory = add(page).unwrap();
+        assert_eq!(sys::tests::mappings_of("spanblk-test-memory"), 1);
+        drop(memory);
+        assert_eq!(sys::tests::mappings_of("spanblk-test-memory"), 0);
     }
 
     #[test]

@@ -150,6 +150,8 @@ const REMOTE: [u32; 8] =
 pub(super) struct Paging {
     /// Bytes of a page.
     pub(super) page: usize,
+    /// They are huge pages: only whole ones can be mapped and unmapped.
+    pub(super) huge: bool,
     /// Whether somebody else decides when a page is there.
     pub(super) remote: bool,
 }
@@ -168,14 +170,15 @@ pub(super) fn paging(file: impl AsFd) -> io::Result<Paging> {
     if unsafe { libc::fstatfs(file.as_fd().as_raw_fd(), &raw mut about) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    let page = if about.f_type == libc::HUGETLBFS_MAGIC {
+    let huge = about.f_type == libc::HUGETLBFS_MAGIC;
+    let page = if huge {
         about.f_bsize
     } else {
         // SAFETY: takes no pointer.
         unsafe { libc::sysconf(libc::_SC_PAGESIZE) }
     };
     let page = usize::try_from(page).expect("pages have a size");
-    Ok(Paging { page, remote: is_remote(about.f_type) })
+    Ok(Paging { page, huge, remote: is_remote(about.f_type) })
 }
 
 /// Sets the permission bits that a socket's path gets when it is bound.
@@ -234,13 +237,32 @@ fn lookup(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// A file of so many huge pages; `None` where the kernel has no such files. Nothing in it may be touched: there may be no memory.
+    pub(in super::super) fn huge_pages(name: &str, pages: u64) -> Option<File> {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::HUGETLB;
+        let Ok(file) = rustix::fs::memfd_create(name, flags) else {
+            eprintln!("SKIP: this needs hugetlbfs");
+            return None;
+        };
+        let file = File::from(file);
+        let paging = paging(&file).unwrap();
+        assert!(paging.huge);
+        file.set_len(pages * paging.page as u64).unwrap();
+        Some(file)
+    }
+
+    /// How many mappings this process has of a memory file.
+    pub(in super::super) fn mappings_of(name: &str) -> usize {
+        std::fs::read_to_string("/proc/self/maps").unwrap().lines().filter(|line| line.contains(name)).count()
+    }
 
     #[test]
     fn files_of_others_and_our_own() {
         let paging = paging(tempfile::tempfile().unwrap()).unwrap();
-        assert!(paging.page.is_power_of_two() && !paging.remote);
+        assert!(paging.page.is_power_of_two() && !paging.remote && !paging.huge);
         const { assert!(libc::FUSE_SUPER_MAGIC == 0x6573_5546 && libc::NFS_SUPER_MAGIC == 0x6969) };
         for local in [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC, libc::EXT4_SUPER_MAGIC, libc::XFS_SUPER_MAGIC] {
             assert!(!is_remote(local));

@@ -40,6 +40,8 @@ pub(super) struct Vring {
     pub(super) error: Option<OwnedFd>,
     /// What SET_VRING_ENABLE said last.
     pub(super) enabled: Option<bool>,
+    /// A reactor has served it with the in-flight region that is set, so that what that says is known to be ours.
+    pub(super) tracked: bool,
     /// Which reactor serves it now.
     pub(super) place: Option<Place>,
 }

@@ -49,6 +49,7 @@ use crate::store::change::CommitRequest;
 use crate::store::committer::Committer;
 use crate::store::edit::StoreReport;
 use crate::store::mirror::threads::MemberThreads;
+use crate::store::page::Stamp;
 use crate::store::thread::{self, Replies, StoreHandle};
 use crate::vhost_user::{Removal, ServerEvents, VhostUserServer};
 
@@ -99,7 +100,8 @@ impl Daemon {
         let (owner, queue) = OwnerSender::channel();
         let inboxes = Inboxes::new(config.reactors).map_err(system("make the reactors' queues"))?;
         let handles = inboxes.handles();
-        let replies = StoreReplies { owner: owner.clone(), reactors: handles.clone() };
+        let kept = table.kept;
+        let replies = StoreReplies { owner: owner.clone(), reactors: handles.clone(), kept: kept.clone() };
         let committer = Committer::new(table.state.stamp, table.region_len);
         let members = MemberThreads::start(table.members, table.total).map_err(system("start the store's threads"))?;
         let (store, store_thread) =
@@ -115,7 +117,6 @@ impl Daemon {
         announce_disks(&states, &disks, &handles, &mover.handle())?;
         let (service, service_thread) =
             service::start(Arc::clone(&server), Arc::clone(&problems)).map_err(system("start the service thread"))?;
-        let kept = table.kept;
         let core = Owner::new(table.pool, states, table.vhds.clone(), config.reactors)?
             .with_jobs(table.jobs)
             .with_patience(config.hang_timeout, config.rebuild_delay)
@@ -138,7 +139,7 @@ impl Daemon {
         }
 
         let host = DaemonHost::new(pool, disks, owner.clone(), store.clone(), Arc::clone(&server), problems);
-        let host = Arc::new(host.with_paths(rights.disks));
+        let host = Arc::new(host.with_paths(rights.disks).with_views(kept.clone()));
         let api = Api {
             owner: owner.link(),
             host: host.clone(),
@@ -195,10 +196,19 @@ impl Daemon {
         clean &= join_until(self.service_thread, deadline).is_some();
         self.store.stop();
         clean &= join_until(self.store_thread, clock::now().after(END_PATIENCE)).is_some();
-        clean &= !self.store.status().failed;
+        let store = self.store.status();
+        clean &= !store.failed;
         if clean {
-            self.kept.iter().for_each(|kept| kept.remove());
-            log::info!("stopped; everything is durable");
+            if store.pending {
+                // A FLUSH of it has failed, or was never asked for.
+                log::warn!(
+                    "stopped; what guests wrote to disks that have failed is not durable: the next daemon has it until the host restarts, if \
+                     those disks are well by then"
+                );
+            } else {
+                self.kept.iter().for_each(|kept| kept.remove());
+                log::info!("stopped; everything is durable");
+            }
             Ended::Cleanly
         } else {
             log::error!("stopped with a disk or guest that hangs; what was flushed is durable");
@@ -375,9 +385,16 @@ async fn stopping(mut stopped: watch::Receiver<bool>) {
 struct StoreReplies {
     owner: OwnerSender,
     reactors: Handles,
+    kept: Option<Arc<ViewDir>>,
 }
 
 impl Replies for StoreReplies {
+    fn durable(&mut self, stamp: Stamp) {
+        if let Some(kept) = &self.kept {
+            kept.note_durable(stamp);
+        }
+    }
+
     fn committed(&mut self, request: CommitRequest, ok: bool) {
         self.reactors.tell(request.reactor, ReactorMessage::Committed { ticket: request.ticket, ok });
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::daemon::{UsableDisk, announcement, announcement_to_mover, start_worker};
+use super::views::ViewDir;
 use crate::base::clock;
 use crate::base::ids::{DiskId, VhdId};
 use crate::control::convert::impact::Votes;
@@ -52,6 +53,7 @@ pub struct DaemonHost {
     problems: Arc<Problems>,
     disks: Arc<dyn DiskPaths>,
     facts: HostFacts,
+    kept: Option<Arc<ViewDir>>,
 }
 
 impl DaemonHost {
@@ -77,6 +79,7 @@ impl DaemonHost {
             problems,
             disks: Arc::new(OwnRights),
             facts: HostFacts::default(),
+            kept: None,
         }
     }
 
@@ -84,6 +87,13 @@ impl DaemonHost {
     #[must_use]
     pub fn with_paths(mut self, paths: Arc<dyn DiskPaths>) -> DaemonHost {
         self.disks = paths;
+        self
+    }
+
+    /// Views are kept there, which must know of every disk.
+    #[must_use]
+    pub fn with_views(mut self, kept: Option<Arc<ViewDir>>) -> DaemonHost {
+        self.kept = kept;
         self
     }
 
@@ -117,6 +127,9 @@ impl Host for DaemonHost {
         })?;
         let disk = pool.disk(id).expect("just added");
         self.known().extend([known(disk)]);
+        if let Some(kept) = &self.kept {
+            kept.note_disk(id, disk.identity);
+        }
         let record = super::disk_record(disk);
         let state = DiskState::new(
             id,

@@ -12,6 +12,7 @@ mod host;
 pub mod manager;
 mod members;
 mod recover;
+mod serving;
 mod signals;
 pub mod table;
 mod views;

@@ -11,27 +11,82 @@
 //! (ordering rule 1: what was written before may be in the disk's cache). If the view is not there (another boot, no room), the table
 //! is all there is, as after a power cut.
 
-use crate::base::ids::VhdId;
+use std::collections::HashMap;
+
+use crate::base::ids::{DiskId, VhdId};
 use crate::base::limits::COPIES_MAX;
-use crate::base::units::{BlockMask, ExtentIndex, Generation, Geometry};
-use crate::placement::ReplicaSet;
+use crate::base::units::{BlockMask, ExtentIndex, Generation, Geometry, SlotIndex};
 use crate::placement::view::{Kept, Lookup, VhdMap};
+use crate::placement::{Replica, ReplicaSet, ReplicaState};
 use crate::shared::VhdState;
 use crate::shared::disk::{SyncNumber, SyncPoint};
 use crate::store::change::{Change, ChangeKind};
 
-/// Brings the map of a VHD, restored from the table, to what `kept` says, and adds what is to be made durable to `changes`.
-pub fn recover(vhd: &VhdState, kept: impl Iterator<Item = (ExtentIndex, Kept)>, changes: &mut Vec<Change>) {
-    let (geometry, size) = (vhd.settings.geometry, vhd.size());
-    for (extent, seen) in kept.filter(|(extent, _)| extent.0 < vhd.map.extents()) {
-        // A VHD that was shrunk durably may have been longer in the view.
-        let seen = Kept { present: seen.present.and(blocks_of(geometry, size, extent)), ..seen };
-        let table = vhd.map.lookup(extent);
-        if seen.generation == table.generation {
-            same_content(vhd.id(), &vhd.map, extent, &seen, &table, changes);
-        } else if seen.generation > table.generation {
-            newer_content(vhd.id(), &vhd.map, extent, &seen, &table, changes);
+/// Brings an extent in the map of a VHD, restored from the table, to what was `seen`, and adds what the table lacks to `recovered`.
+pub fn recover(vhd: &VhdState, extent: ExtentIndex, seen: Kept, recovered: &mut Recovered) {
+    // A VHD that was shrunk durably may have been longer in the view.
+    if extent.0 >= vhd.map.extents() {
+        return;
+    }
+    let seen = Kept { present: seen.present.and(blocks_of(vhd.settings.geometry, vhd.size(), extent)), ..seen };
+    let table = vhd.map.lookup(extent);
+    if seen.generation == table.generation {
+        same_content(vhd.id(), &vhd.map, extent, &seen, &table, &mut recovered.changes);
+    } else if seen.generation > table.generation {
+        newer_content(vhd.id(), &vhd.map, extent, &seen, &table, recovered);
+    }
+}
+
+/// What a view has that the table lacks.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// To be made durable.
+    pub changes: Vec<Change>,
+    /// Slots that the table has not given to those extents.
+    pub placed: Vec<Replica>,
+}
+
+impl Recovered {
+    /// Whether the table agrees: nobody else has a slot that was placed or freed, of the disks with their number of `slots`. If not,
+    /// view and table are not of one pool at one time. Reads all maps once, if any slot is in question.
+    ///
+    /// # Errors
+    /// The first slot that two have.
+    pub fn check<'a>(
+        &self,
+        slots: impl Fn(DiskId) -> Option<u32>,
+        maps: impl Iterator<Item = &'a VhdMap>,
+    ) -> Result<(), Replica> {
+        let mut users: HashMap<(DiskId, SlotIndex), u32> = HashMap::new();
+        let freed = self.changes.iter().filter_map(|change| match change.kind {
+            ChangeKind::Freed { freed } => Some(freed),
+            ChangeKind::Written { .. } | ChangeKind::Cleared { .. } | ChangeKind::Placed { .. } => None,
+        });
+        for replica in freed.flat_map(|freed| freed.iter().collect::<Vec<_>>()) {
+            *users.entry((replica.disk, replica.slot)).or_default() += 1;
         }
+        // Counted by the maps, which have them.
+        for replica in &self.placed {
+            users.entry((replica.disk, replica.slot)).or_default();
+            if slots(replica.disk).is_none_or(|slots| replica.slot.0 >= slots) {
+                return Err(*replica);
+            }
+        }
+        let mut twice = None;
+        if users.is_empty() {
+            return Ok(());
+        }
+        for map in maps {
+            map.for_each_placed(|placed| {
+                for replica in placed.replicas() {
+                    if let Some(count) = users.get_mut(&(replica.disk, replica.slot)) {
+                        *count += 1;
+                        twice = twice.or((*count > 1).then_some(replica));
+                    }
+                }
+            });
+        }
+        twice.map_or(Ok(()), Err)
     }
 }
 
@@ -45,8 +100,9 @@ fn blocks_of(geometry: Geometry, size: u64, extent: ExtentIndex) -> BlockMask {
 }
 
 fn same_content(vhd: VhdId, map: &VhdMap, extent: ExtentIndex, seen: &Kept, table: &Lookup, changes: &mut Vec<Change>) {
-    // Without a place it was being dropped, and nobody knows of it yet.
-    if seen.replicas.is_absent() || table.replicas.is_absent() || seen.present == table.present {
+    // Without a place in the view it was being dropped, under a claim on all its blocks, which had cleared them: the discard may
+    // be applied, and those that had completed before must be.
+    if table.replicas.is_absent() || seen.present == table.present {
         return;
     }
     let generation = table.generation;
@@ -68,8 +124,9 @@ fn newer_content(
     extent: ExtentIndex,
     seen: &Kept,
     table: &Lookup,
-    changes: &mut Vec<Change>,
+    recovered: &mut Recovered,
 ) {
+    let Recovered { changes, placed: slots } = recovered;
     // While it was being placed, its words may be those of two moments; with a block in it, of a move that adds or takes a copy.
     let half_placed = seen.was_changing && seen.present.is_empty();
     let place = if half_placed { ReplicaSet::ABSENT } else { seen.replicas.settled() };
@@ -81,15 +138,17 @@ fn newer_content(
         changes.push(Change { vhd, extent, generation, kind: ChangeKind::Freed { freed: table.replicas } });
     }
     map.restore(extent, place, present, seen.generation);
+    slots.extend(place.iter());
     if !present.is_empty() {
         changes.push(Change { vhd, extent, generation: seen.generation, kind: written_kind(place, present) });
     }
 }
 
-/// Written on all copies, in which nothing counts as synced.
+/// Written on all replicas in sync, in which nothing counts as synced. Those that are stale have not got it, and need no sync.
 fn written_kind(replicas: ReplicaSet, blocks: BlockMask) -> ChangeKind {
     let mut needs = [None; COPIES_MAX];
-    for (need, replica) in needs.iter_mut().zip(replicas.iter()) {
+    let in_sync = |replica: &Replica| replica.state == ReplicaState::InSync;
+    for (need, replica) in needs.iter_mut().zip(replicas.iter().filter(in_sync)) {
         *need = Some(SyncPoint { disk: replica.disk, number: SyncNumber(1) });
     }
     ChangeKind::Written { replicas, blocks, needs }
@@ -98,9 +157,6 @@ fn written_kind(replicas: ReplicaSet, blocks: BlockMask) -> ChangeKind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::ids::DiskId;
-    use crate::base::units::SlotIndex;
-    use crate::placement::{Replica, ReplicaState};
     use crate::shared::VhdSettings;
 
     const EXTENT: ExtentIndex = ExtentIndex(1);
@@ -125,8 +181,10 @@ mod tests {
         };
         let vhd = VhdState::new(settings, 5 << 19, VhdMap::new(3), 1);
         vhd.map.restore(EXTENT, table.1, BlockMask(table.2), Generation(table.0));
-        let mut changes = Vec::new();
-        recover(&vhd, [(EXTENT, seen), (ExtentIndex(3), seen)].into_iter(), &mut changes);
+        let mut recovered = Recovered::default();
+        recover(&vhd, EXTENT, seen, &mut recovered);
+        recover(&vhd, ExtentIndex(3), seen, &mut recovered);
+        let changes = recovered.changes;
         assert!(changes.iter().all(|change| change.extent == EXTENT && change.vhd == VhdId(1)));
         let changes = changes.iter().map(|change| (change.generation.0, change.kind)).collect();
         (vhd.map.lookup(EXTENT), changes)
@@ -192,12 +250,47 @@ mod tests {
         // Placing: the version is still that of the absent extent.
         let (lookup, changes) = recovered((0, ReplicaSet::ABSENT, 0), changing(kept(4, single(5), 0)));
         assert_eq!((state(&lookup), changes.len()), ((4, ReplicaSet::ABSENT, 0), 0));
-        // Dropping: the discard has not completed, so the old blocks may or may not be there.
+        // Dropping: all blocks are cleared by then, some maybe by discards that have completed.
         let (lookup, changes) = recovered((2, single(5), 0b1), changing(kept(2, ReplicaSet::ABSENT, 0)));
-        assert_eq!((state(&lookup), changes.len()), ((2, single(5), 1), 0));
+        assert_eq!(state(&lookup), (2, single(5), 0));
+        assert_eq!(changes, [(2, ChangeKind::Cleared { blocks: BlockMask(1) })]);
         // Moving, of what the table does not have.
         let (lookup, _) = recovered((0, ReplicaSet::ABSENT, 0), changing(kept(2, single(5), 0b1)));
         assert_eq!(state(&lookup), (2, single(5), 1));
+    }
+
+    #[test]
+    fn what_a_stale_replica_lacks_needs_no_sync_there() {
+        let mut both = single(5);
+        both.push(Replica { disk: DiskId(1), slot: SlotIndex(8), state: ReplicaState::Stale });
+        let need = Some(SyncPoint { disk: DiskId(3), number: SyncNumber(1) });
+        for (table, view) in [((2, both, 0b01), kept(2, both, 0b11)), ((0, ReplicaSet::ABSENT, 0), kept(2, both, 0b11))]
+        {
+            let (_, changes) = recovered(table, view);
+            let ChangeKind::Written { needs, replicas, .. } = changes[0].1 else { panic!("{changes:?}") };
+            assert_eq!((replicas, needs), (both, [need, None, None, None]));
+        }
+    }
+
+    #[test]
+    fn slots_that_others_have_contradict_a_view() {
+        let map = |slot: u32| {
+            let map = VhdMap::new(1);
+            map.restore(ExtentIndex(0), single(slot), BlockMask(1), Generation(2));
+            map
+        };
+        let check = |placed: u32, freed: u32, maps: &[VhdMap]| {
+            let kind = ChangeKind::Freed { freed: single(freed) };
+            let change = Change { vhd: VhdId(1), extent: EXTENT, generation: Generation(4), kind };
+            let recovered = Recovered { changes: vec![change], placed: single(placed).iter().collect() };
+            let slots = |disk| (disk == DiskId(3)).then_some(10);
+            recovered.check(slots, maps.iter()).map_err(|replica| replica.slot.0)
+        };
+        assert_eq!(check(5, 6, &[map(5), map(7)]), Ok(()));
+        assert_eq!(check(5, 6, &[map(5), map(5)]), Err(5), "placed where another is");
+        assert_eq!(check(5, 6, &[map(5), map(6)]), Err(6), "freed, and another is there");
+        assert_eq!(check(5, 5, &[map(5)]), Err(5), "placed in a slot that waits to be free");
+        assert_eq!(check(10, 6, &[map(10)]), Err(10), "beyond the end of the disk");
     }
 
     #[test]

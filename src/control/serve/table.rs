@@ -6,7 +6,7 @@ use std::thread;
 
 use uuid::Uuid;
 
-use super::recover::recover;
+use super::recover::{Recovered, recover};
 use super::views::{Left, ViewDir, Views};
 
 use crate::base::heap;
@@ -17,6 +17,7 @@ use crate::disk::BlockDev;
 use crate::disk::file::FileDisk;
 use crate::disk::pool::{ChangeError, OpenDisk, OpenPool};
 use crate::owner::vhd_state;
+use crate::placement::Replica;
 use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, RecordError, VhdRecord};
 use crate::placement::view::Keep;
@@ -148,14 +149,15 @@ pub fn open_table(
     let members = next_members(pool, &store, accept_stale);
     let lineage = Uuid::new_v4().as_u64_pair().0;
     let views = Views::of(pool.uuid, Arc::clone(files));
-    let kept = begin_keeping(&views, lineage);
-    let vhds = restore(&store, reactors, kept.clone().map(|kept| kept as Arc<dyn Keep>).as_ref())?;
-    let before = views.find(store.state().lineage).map_err(TableError::Views)?;
-    let recovered = before.map(|before| recover_all(&before, &vhds)).unwrap_or_default();
+    let opening = Opening { store: &store, pool, views: &views, lineage, reactors };
+    let Maps { kept, vhds, recovered } = opening.maps(accept_stale)?;
     let written = pool.write_membership(&members)?;
     written.failed.iter().for_each(|failed| log::warn!("{failed}"));
     // From here on the store names the maps that were just completed.
     let state = store.raise(written.epoch, lineage)?;
+    if let Some(kept) = &kept {
+        kept.note_durable(state.stamp);
+    }
     views.remove_others(lineage);
     let (record, jobs) = (store.pool.clone(), store.jobs.clone());
     let region_len = store.members().map(|(place, _)| place.place.len).min().unwrap_or(0);
@@ -218,28 +220,96 @@ fn tell(store: &OpenStore<FileDisk>) {
     }
 }
 
-fn begin_keeping(views: &Views, lineage: u64) -> Option<Arc<ViewDir>> {
-    let made = views.make(lineage).inspect_err(|error| {
-        log::warn!("what guests have not flushed does not survive SIGKILL of this daemon: {error}");
-    });
-    made.ok().map(Arc::new)
+/// What the maps are made of.
+struct Opening<'a> {
+    store: &'a OpenStore<FileDisk>,
+    pool: &'a OpenPool<FileDisk>,
+    views: &'a Views,
+    lineage: u64,
+    reactors: u16,
+}
+
+/// The maps of all VHDs, where they are kept, and what they have and the table lacks.
+struct Maps {
+    kept: Option<Arc<ViewDir>>,
+    vhds: Vec<(VhdRecord, Arc<VhdState>)>,
+    recovered: Vec<Change>,
+}
+
+impl Opening<'_> {
+    /// By the table, and what guests saw last if an earlier daemon was killed.
+    fn maps(&self, accept_stale: bool) -> Result<Maps, TableError> {
+        let maps = self.by_table()?;
+        let Some(before) = self.before(accept_stale)? else { return Ok(maps) };
+        let recovered = recover_all(&before, &maps.vhds);
+        let slots = |id: DiskId| self.store.pool.disks.iter().find(|disk| disk.id == id).map(|disk| disk.slots);
+        match recovered.check(slots, maps.vhds.iter().map(|(_, vhd)| &vhd.map)) {
+            Ok(()) => {
+                log::info!(
+                    "the daemon before this one was killed; {} changes of the placement that it had not committed are in {}",
+                    recovered.changes.len(),
+                    before.path().display()
+                );
+                Ok(Maps { recovered: recovered.changes, ..maps })
+            }
+            Err(Replica { disk, slot, .. }) => {
+                log::error!(
+                    "{} contradicts the placement table (slot {} of disk #{}), so it is not used: what guests have not flushed is lost; \
+                     please report this",
+                    before.path().display(),
+                    slot.0,
+                    disk.0
+                );
+                if let Some(kept) = &maps.kept {
+                    kept.remove();
+                }
+                drop(maps);
+                self.by_table()
+            }
+        }
+    }
+
+    fn by_table(&self) -> Result<Maps, TableError> {
+        let made = self.views.make(self.lineage).inspect_err(|error| {
+            log::warn!("what guests have not flushed does not survive SIGKILL of this daemon: {error}");
+        });
+        let kept = made.ok().map(Arc::new);
+        if let Some(kept) = &kept {
+            self.pool.disks.iter().for_each(|disk| kept.note_disk(disk.id, disk.identity));
+        }
+        let vhds = restore(self.store, self.reactors, kept.clone().map(|kept| kept as Arc<dyn Keep>).as_ref())?;
+        Ok(Maps { kept, vhds, recovered: Vec::new() })
+    }
+
+    /// What an earlier daemon has left, if it is of this pool as it is.
+    fn before(&self, accept_stale: bool) -> Result<Option<Left>, TableError> {
+        let state = self.store.state();
+        let Some(before) = self.views.find(state.lineage).map_err(TableError::Views)? else { return Ok(None) };
+        let disks = self.pool.disks.iter().map(|disk| (disk.id, disk.identity));
+        let unfit = match before.fits(state.stamp, disks) {
+            Ok(()) if accept_stale => "with --accept-stale the placement table may be of another time".to_owned(),
+            Ok(()) => return Ok(Some(before)),
+            Err(unfit) => unfit.to_string(),
+        };
+        let path = before.path().display();
+        log::error!("what guests have not flushed, which is in {path}, is not used and lost: {unfit}");
+        Ok(None)
+    }
 }
 
 /// Brings the maps to what guests saw last before an earlier daemon was killed.
-fn recover_all(before: &Left, vhds: &[(VhdRecord, Arc<VhdState>)]) -> Vec<Change> {
-    let mut changes = Vec::new();
+fn recover_all(before: &Left, vhds: &[(VhdRecord, Arc<VhdState>)]) -> Recovered {
+    let mut recovered = Recovered::default();
     for (record, state) in vhds {
-        match before.segments(record.uuid) {
-            Ok(segments) => segments.iter().for_each(|segment| recover(state, segment.iter(), &mut changes)),
-            Err(error) => log::error!("VHD '{}': what its guest has not flushed is lost: {error}", record.name),
+        let read = before.segments(record.uuid).and_then(|segments| {
+            let mut each = |extent, kept| recover(state, extent, kept, &mut recovered);
+            segments.iter().try_for_each(|segment| segment.read(&mut each)).map_err(ViewFileError::Broker)
+        });
+        if let Err(error) = read {
+            log::error!("VHD '{}': what its guest has not flushed is lost, in part or whole: {error}", record.name);
         }
     }
-    log::info!(
-        "the daemon before this one was killed; {} changes of the placement that it had not committed are in {}",
-        changes.len(),
-        before.path().display()
-    );
-    changes
+    recovered
 }
 
 fn restore(

@@ -14,15 +14,20 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::Dir;
 use uuid::Uuid;
 
 use crate::base::clock;
+use crate::base::ids::DiskId;
 use crate::base::kept::KeptFile;
+use crate::control::serve::serving::{Mark, ServingMark, Unfit};
 use crate::control::view_files::{PLACE, Part, Serving, ViewFileError, ViewFiles};
+use crate::disk::identity::DiskIdentity;
 use crate::placement::view::{Keep, KeptSegment, kept_len};
+use crate::store::page::Stamp;
 
 /// How long a daemon that was killed may still have its files, and how often that is looked at. Its disks are free already.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
@@ -48,7 +53,12 @@ impl Views {
     pub fn make(&self, lineage: u64) -> Result<ViewDir, ViewFileError> {
         let serving = Serving { pool: self.pool, lineage };
         let in_use = self.files.begin(serving)?;
-        Ok(ViewDir { serving, files: Arc::clone(&self.files), _in_use: in_use })
+        let mark = self.files.make(serving, MARK).and_then(|file| {
+            let len = kept_len(MARK.extents);
+            Mark::begin(File::from(file), len).map_err(failed("take memory for", MARK))
+        });
+        let mark = mark.inspect_err(|_| drop(self.files.end(serving)))?;
+        Ok(ViewDir { serving, files: Arc::clone(&self.files), mark, is_full: AtomicBool::new(false), _in_use: in_use })
     }
 
     /// What a serving that ended without saying so has left; `None` if there is nothing.
@@ -76,7 +86,9 @@ impl Views {
             path: path.clone(),
             source,
         })?;
-        Ok(Some(Left { serving, files: Arc::clone(&self.files), path, parts, _in_use: directory }))
+        let mark = File::from(self.files.open_ended(serving, MARK)?);
+        let mark = ServingMark::read(&mark).map_err(failed("read", MARK))?;
+        Ok(Some(Left { serving, files: Arc::clone(&self.files), path, parts, mark, _in_use: directory }))
     }
 
     /// Removes what all other servings of the pool that have ended have left.
@@ -85,6 +97,13 @@ impl Views {
             log::warn!("views of daemons before this one stay in shared memory: {error}");
         }
     }
+}
+
+/// The file of what the serving itself says. It is named like a part of a VHD that there cannot be.
+const MARK: Part = Part { vhd: Uuid::nil(), start: 0, extents: 1 };
+
+fn failed(what: &str, part: Part) -> impl FnOnce(io::Error) -> ViewFileError {
+    move |source| ViewFileError::System { what: what.to_owned(), path: part.name().into(), source }
 }
 
 /// Parts by VHD, in order.
@@ -106,6 +125,7 @@ pub struct Left {
     files: Arc<dyn ViewFiles>,
     path: PathBuf,
     parts: HashMap<Uuid, Vec<Part>>,
+    mark: ServingMark,
     /// Nobody else takes it, or away.
     _in_use: OwnedFd,
 }
@@ -117,21 +137,27 @@ impl Left {
         &self.path
     }
 
+    /// Whether it is of the disks that are open, and of a time that their table has reached.
+    ///
+    /// # Errors
+    /// It is not, and nothing of it may be used.
+    pub fn fits(&self, table: Stamp, disks: impl Iterator<Item = (DiskId, DiskIdentity)>) -> Result<(), Unfit> {
+        self.mark.fits(table, disks)
+    }
+
     /// What was kept of a VHD, in the order of its extents.
     ///
     /// # Errors
     /// A file that cannot be read, or of a length that it cannot have.
     pub fn segments(&self, vhd: Uuid) -> Result<Vec<KeptSegment>, ViewFileError> {
         let parts = self.parts.get(&vhd).map_or([].as_slice(), Vec::as_slice);
-        parts.iter().map(|part| self.segment(*part)).collect()
+        parts.iter().filter_map(|part| self.segment(*part).transpose()).collect()
     }
 
-    fn segment(&self, part: Part) -> Result<KeptSegment, ViewFileError> {
+    /// `None`: the file was about to be made, so that nothing was placed there yet.
+    fn segment(&self, part: Part) -> Result<Option<KeptSegment>, ViewFileError> {
         let file = File::from(self.files.open_ended(self.serving, part)?);
-        let failed =
-            |source| ViewFileError::System { what: "map".to_owned(), path: self.path.join(part.name()), source };
-        let kept = KeptFile::map(&file, kept_len(part.extents)).map_err(failed)?;
-        Ok(KeptSegment::open(&kept, part.start, part.extents).expect("mapped with that length"))
+        KeptSegment::open(file, part.start, part.extents).map_err(failed("use", part))
     }
 }
 
@@ -139,6 +165,9 @@ impl Left {
 pub struct ViewDir {
     serving: Serving,
     files: Arc<dyn ViewFiles>,
+    mark: Mark,
+    /// That was told.
+    is_full: AtomicBool,
     /// Locked as long as the pool is served.
     _in_use: OwnedFd,
 }
@@ -151,10 +180,19 @@ impl ViewDir {
         }
     }
 
+    /// The store has this commit durably. Before anybody is told so.
+    pub fn note_durable(&self, stamp: Stamp) {
+        self.mark.note_durable(stamp);
+    }
+
+    /// A disk is served from now on. Before anything is placed there.
+    pub fn note_disk(&self, disk: DiskId, identity: DiskIdentity) {
+        self.mark.note_disk(disk, identity);
+    }
+
     fn try_make(&self, part: Part) -> Result<Arc<KeptFile>, ViewFileError> {
         let file = File::from(self.files.make(self.serving, part)?);
-        let failed = |source| ViewFileError::System { what: "map".to_owned(), path: part.name().into(), source };
-        KeptFile::map(&file, kept_len(part.extents)).map_err(failed)
+        KeptFile::map(file, kept_len(part.extents)).map_err(failed("map", part))
     }
 }
 
@@ -170,6 +208,17 @@ impl Keep for ViewDir {
         .ok()
     }
 
+    fn is_full(&self, vhd: Uuid, error: &io::Error) {
+        if self.is_full.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        log::error!(
+            "{PLACE} is full ({error}): of some extents of VHD {vhd}, and from now on maybe of others, it is not kept where they are. If the \
+             daemon is killed under its guests, they lose first writes there that they have not flushed; give {PLACE} more room, \
+             then restart the daemon"
+        );
+    }
+
     fn forget(&self, vhd: Uuid) {
         // Of no harm if it stays: nobody asks for it.
         if let Err(error) = self.files.forget(self.serving, vhd) {
@@ -181,7 +230,6 @@ impl Keep for ViewDir {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::ids::DiskId;
     use crate::base::units::{BlockMask, ExtentIndex, SlotIndex};
     use crate::control::view_files::OwnRights;
     use crate::placement::ReplicaSet;
@@ -215,9 +263,10 @@ mod tests {
 
         let found = views.find(7).unwrap().unwrap();
         assert!(found.segments(GONE).unwrap().is_empty(), "it was deleted");
-        let seen: Vec<_> =
-            found.segments(VHD).unwrap().iter().flat_map(|part| part.iter().collect::<Vec<_>>()).collect();
-        let seen: Vec<_> = seen.iter().map(|(extent, kept)| (extent.0, kept.replicas, kept.present.0)).collect();
+        let mut seen = Vec::new();
+        for part in found.segments(VHD).unwrap() {
+            part.read(|extent, kept| seen.push((extent.0, kept.replicas, kept.present.0))).unwrap();
+        }
         let single = |disk, slot| ReplicaSet::single(DiskId(disk), SlotIndex(slot));
         assert_eq!(seen, [(2, single(1, 5), 0b100), (4999, single(0, 6), 0)]);
         let none = |views: &Views, lineage| views.find(lineage).unwrap().is_none();
@@ -239,10 +288,13 @@ mod tests {
         let views = views_in(place.path(), POOL, "boot");
         drop(views.make(7).unwrap());
         let [directory] = std::fs::read_dir(place.path()).unwrap().collect::<Vec<_>>().try_into().unwrap();
-        let file = File::create(directory.unwrap().path().join(format!("{VHD}.0.100"))).unwrap();
+        let file =
+            |start: u32| File::create(directory.as_ref().unwrap().path().join(format!("{VHD}.{start}.100"))).unwrap();
+        let (first, _killed_before_it_had_a_length) = (file(0), file(100));
+        first.set_len(kept_len(100) as u64 - 1).unwrap();
         let found = views.find(7).unwrap().unwrap();
         assert!(found.segments(VHD).is_err());
-        file.set_len(kept_len(100) as u64).unwrap();
-        assert_eq!(found.segments(VHD).unwrap().len(), 1);
+        first.set_len(kept_len(100) as u64).unwrap();
+        assert_eq!(found.segments(VHD).unwrap().len(), 1, "what has no length has nothing to say of the others");
     }
 }

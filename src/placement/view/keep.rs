@@ -4,14 +4,17 @@
 //! behind: it has first writes and discards only once they were committed. So where the arrays of a view are in files that
 //! survive SIGKILL, the next daemon finds what guests rely on (`control::serve::views` has the files).
 
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
-use super::segments::{Segment, Segments};
-use super::{Version, VhdMap, replicas_at, unpack_bits};
-use crate::base::kept::KeptFile;
+use super::segments::{PART, Segments};
+use super::{Version, VhdMap, push_replica, unpack_bits};
+use crate::base::kept::{KeptFile, PAGE};
 use crate::base::limits::COPIES_MAX;
 use crate::base::units::{BlockMask, ExtentIndex, Generation};
 use crate::placement::ReplicaSet;
@@ -21,6 +24,9 @@ pub trait Keep: Send + Sync {
     /// A file of [`kept_len`] zeros for `extents` extents of a VHD from `start` on; `None` if there is no room for it (which has been logged),
     /// then they are not kept.
     fn make(&self, vhd: Uuid, start: u32, extents: u32) -> Option<Arc<KeptFile>>;
+
+    /// There was no room for a part of the file of a VHD: what is placed there is not kept.
+    fn is_full(&self, vhd: Uuid, error: &io::Error);
 
     /// The VHD is gone, and nobody will ask for its files.
     fn forget(&self, vhd: Uuid);
@@ -37,15 +43,25 @@ impl Keeping {
     pub fn make(&self, start: u32, extents: u32) -> Option<Arc<KeptFile>> {
         self.keep.make(self.vhd, start, extents)
     }
+
+    pub fn is_full(&self, error: &io::Error) {
+        self.keep.is_full(self.vhd, error);
+    }
 }
 
 /// Byte offsets of versions, bits and copies in a file for so many extents; the last is its length.
 pub(super) fn offsets(extents: u32) -> ([usize; 2 + COPIES_MAX], usize) {
-    const PAGE: usize = 4096;
     let extents = extents as usize;
     let (versions, words) = ((extents * 4).next_multiple_of(PAGE), (extents * 8).next_multiple_of(PAGE));
     let starts = std::array::from_fn(|array| if array == 0 { 0 } else { versions + (array - 1) * words });
     (starts, versions + (1 + COPIES_MAX) * words)
+}
+
+/// Which bytes of a file for `len` extents some of them take in one of its arrays, in whole pages.
+pub(super) fn array_of(len: u32, array: usize, extents: &Range<usize>) -> Range<usize> {
+    let (starts, _) = offsets(len);
+    let word = if array == 0 { size_of::<u32>() } else { size_of::<u64>() };
+    starts[array] + extents.start * word..(starts[array] + extents.end * word).next_multiple_of(PAGE)
 }
 
 /// Bytes that the view of so many extents takes in a file, most of which are never touched.
@@ -83,31 +99,67 @@ impl VhdMap {
     }
 }
 
-/// A part of a view that was kept, to be looked at by nobody but who opens the pool.
-pub struct KeptSegment(Segment);
+/// A part of a view that was kept, to be looked at by nobody but who opens the pool. It is read and not mapped: looking at what
+/// was never written must not take memory, of which there may be none left.
+pub struct KeptSegment {
+    file: File,
+    start: u32,
+    extents: u32,
+}
 
 impl KeptSegment {
-    /// The part for `extents` extents from `start` on; `None` if the file has another length.
-    #[must_use]
-    pub fn open(file: &Arc<KeptFile>, start: u32, extents: u32) -> Option<KeptSegment> {
-        (file.len() == kept_len(extents)).then(|| KeptSegment(Segment::within(file, start, extents)))
+    /// The part for `extents` extents from `start` on; `None` if whoever made the file was killed before it had a length.
+    ///
+    /// # Errors
+    /// Another length, or what the kernel says.
+    pub fn open(file: File, start: u32, extents: u32) -> io::Result<Option<KeptSegment>> {
+        match file.metadata()?.len() {
+            0 => Ok(None),
+            len if len == kept_len(extents) as u64 => Ok(Some(KeptSegment { file, start, extents })),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it has a length that it cannot have")),
+        }
     }
 
-    /// What it says of those of its extents that were ever placed, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (ExtentIndex, Kept)> + '_ {
-        let segment = &self.0;
-        for copy in 0..COPIES_MAX {
-            segment.words(copy);
-        }
-        (segment.start..).zip(segment.versions.iter()).enumerate().filter_map(move |(at, (extent, version))| {
-            let version = Version(version.load(Ordering::Acquire));
-            if version == Version::of(Generation(0)) {
-                return None;
+    /// Tells `each` what it says of those of its extents that were ever placed, in order.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn read(&self, mut each: impl FnMut(ExtentIndex, Kept)) -> io::Result<()> {
+        let mut arrays: [Vec<u8>; 2 + COPIES_MAX] = std::array::from_fn(|_| Vec::new());
+        for part in (0..self.extents as usize).step_by(PART) {
+            let extents = part..(part + PART).min(self.extents as usize);
+            self.read_array(0, &extents, &mut arrays)?;
+            if arrays[0].iter().all(|byte| *byte == 0) {
+                continue;
             }
-            let (replicas, bits) = (replicas_at(segment, at), segment.bits[at].load(Ordering::Acquire));
-            let (present, _) = unpack_bits(bits);
-            let (generation, was_changing) = (version.generation(), version.is_changing());
-            Some((ExtentIndex(extent), Kept { generation, was_changing, replicas, present }))
-        })
+            (1..arrays.len()).try_for_each(|array| self.read_array(array, &extents, &mut arrays))?;
+            for at in 0..extents.len() {
+                if let Some(kept) = kept_at(&arrays, at) {
+                    let extent = u32::try_from(part + at).expect("extents are counted in u32");
+                    each(ExtentIndex(self.start + extent), kept);
+                }
+            }
+        }
+        Ok(())
     }
+
+    fn read_array(&self, array: usize, extents: &Range<usize>, into: &mut [Vec<u8>; 2 + COPIES_MAX]) -> io::Result<()> {
+        let bytes = array_of(self.extents, array, extents);
+        into[array].resize(bytes.len(), 0);
+        self.file.read_exact_at(&mut into[array], bytes.start as u64)
+    }
+}
+
+/// What the arrays of a part say of one of its extents; `None` if it was never placed.
+fn kept_at(arrays: &[Vec<u8>; 2 + COPIES_MAX], at: usize) -> Option<Kept> {
+    let [versions, bits, copies @ ..] = arrays;
+    let version = Version(u32::from_ne_bytes(*versions.as_chunks().0.get(at)?));
+    if version == Version::of(Generation(0)) {
+        return None;
+    }
+    let word = |array: &Vec<u8>| u64::from_ne_bytes(array.as_chunks().0[at]);
+    let mut replicas = ReplicaSet::ABSENT;
+    let _ = copies.iter().all(|words| push_replica(&mut replicas, word(words)));
+    let (present, _) = unpack_bits(word(bits));
+    Some(Kept { generation: version.generation(), was_changing: version.is_changing(), replicas, present })
 }

@@ -31,6 +31,8 @@ impl VhdMap {
             let copies = [1, 2, 3].map(|copy| segment.replicas[copy].get().map_or(&[][..], |words| &words[..]));
             let firsts = segment.words(0);
             for part in segment.touched_parts() {
+                let there = segment.copies(part.start);
+                let copies = [1, 2, 3].map(|copy| if there & 1 << copy == 0 { &[][..] } else { copies[copy - 1] });
                 // Slices of one length, so that the loop checks no bounds.
                 for (at, (word, bits)) in part.clone().zip(firsts[part.clone()].iter().zip(&segment.bits[part])) {
                     let first = word.load(Ordering::Acquire);

@@ -4,10 +4,11 @@
 //! has more than one segment until the daemon starts again. A segment is added with room to spare (untouched zero pages cost
 //! nothing), so that their number is no limit in practice.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use super::keep::{Keeping, offsets};
+use super::keep::{Keeping, array_of, offsets};
 use crate::base::kept::{KeptFile, Words};
 use crate::base::limits::{COPIES_MAX, EXTENTS_PER_PAGE, GROWTHS_MAX};
 use crate::base::units::ExtentIndex;
@@ -26,11 +27,18 @@ const PAGE: u32 = EXTENTS_PER_PAGE as u32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManySegments;
 
-/// Extents of a part of a segment: a page of words.
-const PART: usize = 512;
+/// Extents of a part of a segment: whole pages of each array.
+pub(super) const PART: usize = 1024;
 
-fn untouched(extents: u32) -> Box<[AtomicBool]> {
-    (0..(extents as usize).div_ceil(PART)).map(|_| AtomicBool::new(false)).collect()
+/// Of a part: an extent in it was placed once. The lower bits say which copies there is memory for, that of the first also for the
+/// versions and the bits.
+const TOUCHED: u8 = 1 << 7;
+const ALL_COPIES: u8 = (1 << COPIES_MAX) - 1;
+
+const _: () = assert!(COPIES_MAX < 8 && PART.is_multiple_of(crate::base::kept::PAGE / size_of::<AtomicU32>()));
+
+fn parts(extents: u32, memory: u8) -> Box<[AtomicU8]> {
+    (0..(extents as usize).div_ceil(PART)).map(|_| AtomicU8::new(memory)).collect()
 }
 
 fn pages(extents: u32) -> Box<[AtomicU8]> {
@@ -47,61 +55,91 @@ pub(super) struct Segment {
     pub versions: Words<AtomicU32>,
     /// One word for each page of extents: see [`super::pages`]. The table has what must outlive the process.
     pub pages: Box<[AtomicU8]>,
-    /// Parts in which an extent was ever placed: the others need not be looked at to know what is there, which would take memory
-    /// where the arrays are kept.
-    touched: Box<[AtomicBool]>,
+    /// Which parts an extent was ever placed in, and what of them has memory. The rest is zeros and must not be looked at where the
+    /// arrays are kept: that would take memory, or end the process if there is none.
+    parts: Box<[AtomicU8]>,
     /// Where they are, if they outlive the process.
-    file: Option<Arc<KeptFile>>,
+    kept: Option<(Arc<KeptFile>, Keeping)>,
 }
 
 impl Segment {
     fn new(start: u32, len: u32, keeping: Option<&Keeping>) -> Segment {
-        if let Some(file) = keeping.and_then(|keeping| keeping.make(start, len)) {
-            return Segment::within(&file, start, len);
-        }
+        let kept = keeping.and_then(|keeping| Some((keeping.make(start, len)?, keeping.clone())));
+        let (bits, versions) = match &kept {
+            Some((file, _)) => {
+                let ([versions, bits, ..], _) = offsets(len);
+                (Words::within(file, bits, len), Words::within(file, versions, len))
+            }
+            None => (Words::zeroed(len), Words::zeroed(len)),
+        };
         let replicas = [const { OnceLock::new() }; COPIES_MAX];
-        let (bits, versions) = (Words::zeroed(len), Words::zeroed(len));
-        let (touched, pages) = (untouched(len), pages(len));
-        let segment = Segment { start, len, replicas, bits, versions, pages, touched, file: None };
-        segment.words(0);
-        segment
-    }
-
-    /// A segment in a file that is as long as it must be.
-    pub fn within(file: &Arc<KeptFile>, start: u32, len: u32) -> Segment {
-        let ([versions, bits, ..], _) = offsets(len);
-        let (bits, versions) = (Words::within(file, bits, len), Words::within(file, versions, len));
-        let replicas = [const { OnceLock::new() }; COPIES_MAX];
-        let (touched, file) = (untouched(len), Some(Arc::clone(file)));
-        let pages = pages(len);
-        let segment = Segment { start, len, replicas, bits, versions, pages, touched, file };
+        let parts = parts(len, if kept.is_some() { 0 } else { ALL_COPIES });
+        let segment = Segment { start, len, replicas, bits, versions, pages: pages(len), parts, kept };
         segment.words(0);
         segment
     }
 
     /// The words of one copy of each extent.
     pub fn words(&self, copy: usize) -> &[AtomicU64] {
-        self.replicas[copy].get_or_init(|| match &self.file {
-            Some(file) => Words::within(file, offsets(self.len).0[2 + copy], self.len),
+        self.replicas[copy].get_or_init(|| match &self.kept {
+            Some((file, _)) => Words::within(file, offsets(self.len).0[2 + copy], self.len),
             None => Words::zeroed(self.len),
         })
     }
 
-    /// An extent is about to be placed.
-    pub fn touch(&self, at: usize) {
-        self.touched[at / PART].store(true, Ordering::Release);
+    /// Owner only: an extent is about to be placed in so many copies. Takes memory for it where the arrays are kept.
+    pub fn touch(&self, at: usize, copies: usize) {
+        let part = &self.parts[at / PART];
+        // The owner alone changes it.
+        let before = part.load(Ordering::Relaxed);
+        let wanted = (1 << copies.max(1)) - 1;
+        if wanted & !before != 0 {
+            self.take_memory(at / PART, wanted & !before);
+        }
+        let now = before | TOUCHED | wanted;
+        if now != before {
+            part.store(now, Ordering::Release);
+        }
+    }
+
+    /// Memory for some copies of a part, with the first one also for versions and bits. If shared memory has no room for all of them,
+    /// none of them is kept: half of what an extent has would be taken for all of it.
+    fn take_memory(&self, part: usize, copies: u8) {
+        let Some((file, keeping)) = &self.kept else { return };
+        let extents = part * PART..((part + 1) * PART).min(self.len as usize);
+        let arrays = (0..COPIES_MAX).filter(|copy| copies & 1 << copy != 0);
+        let arrays = arrays.flat_map(|copy| if copy == 0 { 0..3 } else { 2 + copy..3 + copy });
+        let ranges: Vec<Range<usize>> = arrays.map(|array| array_of(self.len, array, &extents)).collect();
+        if let Err(error) = ranges.iter().try_for_each(|range| file.reserve(range.clone())) {
+            keeping.is_full(&error);
+            for range in ranges {
+                file.give_up(range).expect("there are addresses for zeros in the place of zeros");
+            }
+        }
+    }
+
+    /// Whether an extent can be looked at; if not it was never placed.
+    #[inline]
+    pub fn has_memory(&self, at: usize) -> bool {
+        self.copies(at) & 1 != 0
+    }
+
+    /// Bit by bit, which copies of an extent can be looked at; those that cannot are not there.
+    #[inline]
+    pub fn copies(&self, at: usize) -> u8 {
+        self.parts[at / PART].load(Ordering::Acquire)
     }
 
     /// Parts of the arrays in which an extent may be, or has been.
-    pub fn touched_parts(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
-        let touched = self.touched.iter().enumerate().filter(|(_, touched)| touched.load(Ordering::Acquire));
+    pub fn touched_parts(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let touched = self.parts.iter().enumerate().filter(|(_, part)| part.load(Ordering::Acquire) & TOUCHED != 0);
         touched.map(|(part, _)| part * PART..((part + 1) * PART).min(self.len as usize))
     }
 
     /// Places in the arrays, from `skip` on, at which an extent may be, or has been.
     pub fn touched_from(&self, skip: usize) -> impl Iterator<Item = usize> + '_ {
-        let parts = (skip / PART..).zip(self.touched.iter().skip(skip / PART));
-        let touched = parts.filter(|(_, touched)| touched.load(Ordering::Acquire));
+        let parts = (skip / PART..).zip(self.parts.iter().skip(skip / PART));
+        let touched = parts.filter(|(_, part)| part.load(Ordering::Acquire) & TOUCHED != 0);
         touched.flat_map(move |(part, _)| (part * PART).max(skip)..((part + 1) * PART).min(self.len as usize))
     }
 

@@ -17,6 +17,7 @@ use crate::store::region::{REGION_LEN_MIN, RegionPlace};
 const POOL: uuid::Uuid = uuid::Uuid::from_u128(7);
 
 enum Told {
+    Durable(Stamp),
     Committed(u64, bool),
     Report(StoreReport),
 }
@@ -24,6 +25,10 @@ enum Told {
 struct Tell(mpsc::Sender<Told>);
 
 impl Replies for Tell {
+    fn durable(&mut self, stamp: Stamp) {
+        let _ = self.0.send(Told::Durable(stamp));
+    }
+
     fn committed(&mut self, request: CommitRequest, ok: bool) {
         let _ = self.0.send(Told::Committed(request.ticket, ok));
     }
@@ -108,7 +113,7 @@ impl World {
     fn report(&self) -> StoreReport {
         loop {
             match self.next() {
-                Told::Report(StoreReport::Fill { .. }) => {}
+                Told::Report(StoreReport::Fill { .. }) | Told::Durable(_) => {}
                 Told::Report(report) => return report,
                 Told::Committed(..) => panic!("nobody asked"),
             }
@@ -228,4 +233,26 @@ fn a_refused_change_leaves_the_undecided_one_as_it_is() {
     assert_eq!(world.store.status().members.len(), 2, "commits need both");
     world.store.stop();
     world.thread.join().unwrap();
+}
+
+#[test]
+fn how_far_the_store_is_durable_is_told_before_anybody_is_answered() {
+    let world = World::new();
+    world.write(1);
+    assert!(world.flush(1), "and nothing to commit");
+    assert!(world.store.status().pending, "it waits for a sync");
+    world.sync();
+    world.store.commit(CommitRequest { reactor: ReactorId(0), ticket: 2 });
+    let mut told = None;
+    loop {
+        match world.next() {
+            Told::Durable(stamp) => told = Some(stamp),
+            Told::Committed(2, true) => break,
+            Told::Committed(..) => panic!("nobody asked"),
+            Told::Report(_) => {}
+        }
+    }
+    assert_eq!(told, Some(world.store.status().stamp));
+    assert!(told.is_some_and(|stamp| stamp.commit > 0) && !world.store.status().pending);
+    world.stop();
 }

@@ -1,0 +1,175 @@
+//! A daemon that is killed while a disk is away, and one whose disks are not those, or not as old, as they were: what was kept of its
+//! views is used as far as it is true.
+
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+#[allow(dead_code, reason = "shared with other tests")]
+#[path = "common/daemon_host.rs"]
+mod daemon_host;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use daemon_host::{Host, pattern, read};
+
+const MIB: usize = 1 << 20;
+const DISKS: [&str; 3] = ["d0.img", "d1.img", "d2.img"];
+const WITHOUT_D0: [&str; 2] = ["d1.img", "d2.img"];
+
+/// Directories in shared memory that belong to the pool.
+fn kept(host: &Host) -> Vec<PathBuf> {
+    let pool = host.json(&["pool", "show"])["uuid"].as_str().unwrap().to_owned();
+    let of_pool = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(&format!("spanblk-{pool}-"));
+    std::fs::read_dir("/dev/shm").unwrap().map(|entry| entry.unwrap().path()).filter(of_pool).collect()
+}
+
+/// As after a power cut: without what was kept.
+fn kill_and_forget(host: &mut Host) {
+    let kept = kept(host);
+    host.kill();
+    kept.iter().for_each(|path| std::fs::remove_dir_all(path).unwrap());
+}
+
+/// A host with a VHD that has a first part flushed.
+fn host_with(vhd: &[&str]) -> (Host, Vec<u8>) {
+    let mut host = Host::with_pool(3);
+    host.serve(&[], &DISKS);
+    for disk in ["d0", "d1", "d2"] {
+        host.ok(&["disk", "set", disk, "--failure-domain", disk]);
+    }
+    host.ok(&[&["vhd", "create", "v", "--size", "8MiB"], vhd].concat());
+    let data = pattern(1, 2 * MIB);
+    let mut client = host.attach("v").unwrap();
+    client.write_at(0, &data[..MIB / 2]).unwrap();
+    client.flush().unwrap();
+    (host, data)
+}
+
+/// A replica is stale, or was there when the daemon was killed and is not any more; then what was written first and flushed after that
+/// outlives the view, whether the daemon is killed then or stopped.
+fn with_two_replicas(stale: bool, stopped: bool) {
+    let (mut host, data) = host_with(&["--layout", "spanned", "--disks", "d0,d1", "--replicas", "2"]);
+    if stale {
+        host.ok(&["disk", "fail", "d0", "--yes"]);
+        let mut client = host.attach_soon("v");
+        client.write_at(0, &data[..4096]).unwrap();
+        client.flush().unwrap();
+    }
+    // First writes, to an extent that is there and to one that is not.
+    let mut client = host.attach_soon("v");
+    client.write_at(MIB as u64 / 2, &data[MIB / 2..]).unwrap();
+    host.kill();
+    host.serve(&[], &WITHOUT_D0);
+    let mut client = host.attach_soon("v");
+    assert!(read(&mut client, 0, data.len()) == data, "what was seen before");
+    client.flush().unwrap();
+    drop(client);
+    if stopped {
+        let kept = kept(&host);
+        host.stop();
+        assert!(!kept[0].exists(), "nothing is pending; log:\n{}", host.log());
+    } else {
+        kill_and_forget(&mut host);
+    }
+    host.serve(&[], &WITHOUT_D0);
+    assert!(read(&mut host.attach_soon("v"), 0, data.len()) == data, "what was flushed; log:\n{}", host.log());
+    host.ok(&["check"]);
+    host.stop();
+}
+
+#[test]
+fn a_flush_without_a_stale_replica_is_durable_after_a_sigkill() {
+    with_two_replicas(true, false);
+}
+
+#[test]
+fn a_flush_without_a_stale_replica_is_durable_after_a_stop() {
+    with_two_replicas(true, true);
+}
+
+#[test]
+fn a_flush_without_a_missing_replica_is_durable_after_a_sigkill() {
+    with_two_replicas(false, false);
+}
+
+#[test]
+fn a_flush_without_a_missing_replica_is_durable_after_a_stop() {
+    with_two_replicas(false, true);
+}
+
+#[test]
+fn what_only_a_missing_disk_has_fails_a_flush_and_is_kept_until_it_is_back() {
+    let (mut host, data) = host_with(&["--layout", "isolated", "--disks", "d0"]);
+    host.attach_soon("v").write_at(MIB as u64 / 2, &data[MIB / 2..]).unwrap();
+    host.kill();
+    host.serve(&[], &WITHOUT_D0);
+    let mut client = host.attach_soon("v");
+    assert!(client.flush().is_err(), "what was written is on a disk that is not there");
+    drop(client);
+    let of_this_life = kept(&host);
+    host.stop();
+    assert!(of_this_life[0].exists() && host.log().contains("is not durable"), "{}", host.log());
+    host.serve(&[], &DISKS);
+    let mut client = host.attach_soon("v");
+    assert!(read(&mut client, 0, data.len()) == data, "log:\n{}", host.log());
+    client.flush().unwrap();
+    drop(client);
+    kill_and_forget(&mut host);
+    host.serve(&[], &DISKS);
+    assert!(read(&mut host.attach_soon("v"), 0, data.len()) == data);
+    host.ok(&["check"]);
+    host.stop();
+}
+
+fn copy(host: &Host, from: &str, to: &str) {
+    for disk in 0..3 {
+        let [from, to] = [from, to].map(|name| host.path(&format!("{name}{disk}.img")));
+        assert!(Command::new("cp").arg("--sparse=always").args([from, to]).status().unwrap().success());
+    }
+}
+
+/// Serves disks whose daemon was killed, and for which what was kept must not be used.
+fn serve_by_table_alone(host: &mut Host, options: &[&str], disks: &[&str], data: &[u8], why: &str) {
+    host.serve(options, disks);
+    let mut client = host.attach_soon("v");
+    assert!(read(&mut client, 0, MIB / 2) == data[..MIB / 2], "what was flushed");
+    assert!(read(&mut client, MIB as u64 / 2, MIB) == vec![0; MIB], "of other disks, or another time");
+    drop(client);
+    host.ok(&["check"]);
+    assert_eq!(kept(host).len(), 1, "that of this serving");
+    assert!(host.log().contains(why), "{}", host.log());
+}
+
+#[test]
+fn what_was_kept_is_not_used_for_a_copy_of_the_disks() {
+    let (mut host, data) = host_with(&["--layout", "spanned"]);
+    host.attach_soon("v").write_at(MIB as u64 / 2, &data[MIB / 2..]).unwrap();
+    host.kill();
+    copy(&host, "d", "c");
+    serve_by_table_alone(&mut host, &[], &["c0.img", "c1.img", "c2.img"], &data, "is another device or file");
+    host.stop();
+}
+
+#[test]
+fn what_was_kept_is_not_used_for_an_older_state_of_the_disks() {
+    let (mut host, data) = host_with(&["--layout", "spanned"]);
+    copy(&host, "d", "c");
+    let mut client = host.attach_soon("v");
+    client.write_at(MIB as u64 / 2, &data[MIB / 2..MIB]).unwrap();
+    client.flush().unwrap();
+    client.write_at(MIB as u64, &data[MIB..]).unwrap();
+    host.kill();
+    // The same files, with what they had before.
+    copy(&host, "c", "d");
+    serve_by_table_alone(&mut host, &[], &DISKS, &data, "put back to an older state");
+    host.stop();
+}
+
+#[test]
+fn what_was_kept_is_not_used_with_a_table_that_was_accepted_as_stale() {
+    let (mut host, data) = host_with(&["--layout", "spanned"]);
+    host.attach_soon("v").write_at(MIB as u64 / 2, &data[MIB / 2..]).unwrap();
+    host.kill();
+    serve_by_table_alone(&mut host, &["--accept-stale"], &DISKS, &data, "with --accept-stale");
+    host.stop();
+}
