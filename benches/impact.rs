@@ -63,7 +63,7 @@ fn vhd(id: u32, size: u32, thinness: u32, mirrored: bool) -> VhdInfo {
         created: 0,
         writeback: true,
     };
-    let state = Arc::new(vhd_state(&record, Geometry::new(EXTENT).unwrap(), 1));
+    let state = Arc::new(vhd_state(&record, Geometry::new(EXTENT).unwrap(), 1, None));
     let mut slots: BTreeMap<DiskId, u32> = BTreeMap::new();
     for extent in (0..size).step_by(thinness as usize) {
         let disk = if spanned || mirrored { (extent / thinness % u32::from(DISKS)) as u8 } else { own };

@@ -3,7 +3,7 @@
 //!
 //! After each fault the disk comes back, the replicas on it catch up, and all of it is checked.
 //!
-//! `LAB_FAULTS` sets the number of faults (8), `LAB_SEED` the seed.
+//! `LAB_FAULTS` sets the number of faults (8), `LAB_SEED` the seed, `LAB_KIND` the only kind of fault (0 to 3; 4: all).
 
 mod lab;
 
@@ -114,7 +114,13 @@ impl World {
         self.attach_all()?;
         for number in 0..faults {
             // Each kind now and then, whatever the seed.
-            let kind = usize::try_from(if number < 4 { number } else { self.random.below(4) })?;
+            let only = number_from_env("LAB_KIND", 4);
+            let kind = match (only, number) {
+                (0..4, _) => only,
+                (_, 0..4) => number,
+                _ => self.random.below(4),
+            };
+            let kind = usize::try_from(kind)?;
             let disk = usize::try_from(self.random.below(u64::try_from(DISKS)?))?;
             let fault = FAULTS[kind];
             let pause = self

@@ -3,27 +3,27 @@
 //! A task goes through its extent from the first block to the last, a chunk at a time: a run of present blocks is claimed, read
 //! and written. Blocks that are absent when their turn comes are passed over: whoever writes one first writes all copies.
 
-use std::collections::btree_map::Entry;
+mod turns;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+
+use turns::Asked;
 
 use super::messages::{CopyTask, MoverMessage, MoverOutbox, MoverReport, WaveId};
 use super::pace::Paces;
 use crate::base::aligned::AlignedBuf;
 use crate::base::clock::Nanos;
-use crate::base::ids::{DiskId, DiskSet, ReactorId, VhdId};
-use crate::base::limits::{
-    COPY_BUFFER_LEN, COPY_CHUNK_LEN, COPY_CHUNKS_MAX, COPY_PATIENCE_MILLIS, COPY_TURN_MILLIS, DISKS_MAX,
-};
-use crate::base::units::{BLOCKS_PER_EXTENT, BlockMask, ExtentIndex};
+use crate::base::ids::{DiskId, DiskSet, VhdId};
+use crate::base::limits::{COPY_BUFFER_LEN, COPY_CHUNK_LEN, COPY_CHUNKS_MAX, COPY_PATIENCE_MILLIS, DISKS_MAX};
+use crate::base::units::{BLOCKS_PER_EXTENT, BlockMask};
 use crate::engine::fences::Fences;
 use crate::engine::{Buffer, Completion, Engine, IoError, Op, OpTag};
 use crate::metrics::IoKind;
 use crate::placement::ReplicaState;
 use crate::placement::view::Lookup;
-use crate::reactor::messages::ReactorMessage;
+use crate::shared::DiskState;
 use crate::shared::disk::SyncNumber;
-use crate::shared::{DiskState, VhdState};
 
 /// Tags of syncs follow those of chunks.
 const SYNC_TAG: u64 = COPY_CHUNKS_MAX as u64;
@@ -68,13 +68,6 @@ struct Sync {
     number: SyncNumber,
     begun: Nanos,
     told: bool,
-}
-
-/// An extent whose writers let the copier go first.
-struct Asked {
-    vhd: Arc<VhdState>,
-    extent: ExtentIndex,
-    since: Nanos,
 }
 
 /// The mover without its thread.
@@ -439,46 +432,6 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         let failed = || Err(completion.result.err().unwrap_or(IoError::Os(libc::EIO)));
         let result = if state.is_synced(number) { Ok(()) } else { failed() };
         self.outbox.to_owner(MoverReport::Synced { wave, disk, result });
-    }
-
-    /// Writers of this extent let the copier go first until it has had its turn. One extent of a VHD at a time.
-    fn ask_for_turn(&mut self, task: &Task, now: Nanos) {
-        let (vhd, extent) = (&task.copy.vhd, task.copy.extent);
-        if let Entry::Vacant(place) = self.asked.entry(vhd.id()) {
-            vhd.set_copier_waits(Some(extent));
-            place.insert(Asked { vhd: Arc::clone(vhd), extent, since: now });
-        }
-    }
-
-    fn end_turn(&mut self, copy: &CopyTask) {
-        let id = copy.vhd.id();
-        if self.asked.get(&id).is_some_and(|asked| asked.extent == copy.extent) {
-            self.end_turn_of(id);
-        }
-    }
-
-    fn end_turn_of(&mut self, id: VhdId) {
-        if let Some(Asked { vhd, .. }) = self.asked.remove(&id) {
-            vhd.set_copier_waits(None);
-            self.wake(&vhd);
-        }
-    }
-
-    /// Ends turns that were not made use of: there was no place for a chunk, or its disk hangs.
-    fn end_unused_turns(&mut self, now: Nanos) {
-        let late = |asked: &Asked| now.since(asked.since) >= COPY_TURN_MILLIS * 1_000_000;
-        let ids: Vec<VhdId> = self.asked.iter().filter(|(_, asked)| late(asked)).map(|(id, _)| *id).collect();
-        ids.into_iter().for_each(|id| self.end_turn_of(id));
-    }
-
-    /// Wakes requests that wait for a claim of the VHD.
-    fn wake(&mut self, vhd: &Arc<VhdState>) {
-        let mut waiters = vhd.take_release_waiters();
-        while waiters != 0 {
-            let reactor = ReactorId(u16::try_from(waiters.trailing_zeros()).expect("a bit of a u64"));
-            waiters &= waiters - 1;
-            self.outbox.to_reactor(reactor, ReactorMessage::ClaimReleased { vhd: vhd.id() });
-        }
     }
 
     fn report_fences(&mut self, disk: DiskId) {

@@ -8,7 +8,6 @@ use super::command::{AddDisk, Command, CommandError, CommandId, Outcome, Reply, 
 use super::create::Creation;
 use super::jobs::commands::JobStart;
 use super::outbox::{Event, OwnerOutbox};
-use super::replicas::CLEANING;
 use super::resize::{Resize, give_back_from};
 use super::reuse::Reached;
 use crate::base::ids::{DiskId, VhdId, check_name};
@@ -119,10 +118,13 @@ impl Owner {
                 Ok(Step::Commit { rows, action }) => {
                     let edit = self.next_edit();
                     let deleted = if let Action::Delete { vhd } = action { Some(vhd) } else { None };
+                    let cut = if let Action::Resize(resize) = &action { resize.shrinking() } else { None };
+                    if let Some(vhd) = deleted.or(cut).and_then(|vhd| self.vhds.get_mut(vhd)) {
+                        vhd.frozen = true;
+                    }
                     self.current = Some(Current { command, edit, action });
                     out.edit(edit, rows);
                     if let Some(vhd) = deleted {
-                        self.vhds.get_mut(vhd).expect("just looked up").deleting = true;
                         self.leave_jobs(vhd, out);
                     }
                 }
@@ -398,11 +400,9 @@ impl Owner {
             vhd.state.leave_disk(reached.disk);
         }
         for wave in &reached.waves {
-            if *wave == CLEANING {
-                self.cleaning_passed(reached.disk, out);
-                continue;
+            if !self.cleaning_passed(*wave, reached.disk, out) {
+                self.wave_fence_reached(*wave, reached.disk, out);
             }
-            self.wave_fence_reached(*wave, reached.disk, out);
         }
         if reached.closes {
             self.close_disk(reached.disk, out);

@@ -33,6 +33,13 @@ impl Hangs {
 }
 
 impl Owner {
+    /// Disks that somebody else has found to have failed: whoever writes labels, or the store.
+    fn announce_failures(&mut self, out: &mut impl OwnerOutbox) {
+        let unheard = |disk: &&super::space::DiskSpace| disk.state.is_failed() && !disk.failure_told && !disk.missing;
+        let disks: Vec<DiskId> = self.space.iter().filter(unheard).map(|disk| disk.state.id).collect();
+        disks.into_iter().for_each(|disk| self.disk_error(disk, IoError::Os(libc::EIO), true, out));
+    }
+
     /// A reactor that was asked has answered.
     pub(super) fn turned(&mut self, reactor: ReactorId) {
         self.hangs.asked.remove(&reactor);
@@ -48,6 +55,7 @@ impl Owner {
         }
         self.hangs.looked = now;
         let patience_ns = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
+        self.announce_failures(out);
         let turned = std::mem::take(&mut self.hangs.turned);
         let (mut hung, mut late) = (Vec::new(), BTreeSet::new());
         for disk in self.space.iter().filter(|disk| !disk.state.is_failed()) {

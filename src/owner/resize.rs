@@ -32,6 +32,11 @@ pub(super) struct Resize {
 }
 
 impl Resize {
+    /// The VHD, if it loses extents.
+    pub fn shrinking(&self) -> Option<VhdId> {
+        self.shrinks().then_some(self.record.id)
+    }
+
     fn shrinks(&self) -> bool {
         self.record.size < self.old_bytes
     }
@@ -111,7 +116,7 @@ impl Owner {
             let written = written_beyond(&vhd.state.map, extents, last) * block;
             return Err(CommandError::ShrinkLoses { vhd: name(), size: record.size, written });
         }
-        if self.waves.is_moving(record.id) {
+        if self.waves.is_moving(record.id) || self.is_mending(record.id) {
             return Err(CommandError::MovesEnding { vhd: name() });
         }
         if let Some(pid) = vhd.attached {
@@ -130,8 +135,9 @@ impl Owner {
             self.unreserve(quota);
         }
         if resize.shrinks()
-            && let Some(vhd) = self.vhds.get(resize.record.id)
+            && let Some(vhd) = self.vhds.get_mut(resize.record.id)
         {
+            vhd.frozen = false;
             vhd.state.door.open();
         }
     }
@@ -166,9 +172,11 @@ impl Owner {
         for (disk, runs) in runs.iter() {
             vhd.counts[disk.index()] -= runs.iter().map(|run| run.count).sum::<u32>();
         }
+        vhd.frozen = false;
         vhd.state.map.shrink(extents, last);
         vhd.state.set_size(vhd.record.size);
         vhd.state.door.open();
+        self.forget_pages_beyond(id, extents);
         self.drop_waiters_beyond(id, ExtentIndex(extents), out);
         self.resized(id, old_bytes, asked, out);
         self.reuse_runs(runs, out);

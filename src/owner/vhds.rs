@@ -41,8 +41,8 @@ pub(super) struct Vhd {
     pub attached: Option<u32>,
     /// Whether it may be served.
     pub ready: bool,
-    /// Its rows are being deleted: none may be written any more.
-    pub deleting: bool,
+    /// Its rows, or some of them, are being deleted: no row of an extent may be written until that is durable.
+    pub frozen: bool,
     /// Whether it has been reported that a write waits for room, or failed for want of it.
     pub told_waiting: bool,
     pub told_out_of_room: bool,
@@ -62,7 +62,7 @@ impl Vhd {
             state,
             attached: None,
             ready,
-            deleting: false,
+            frozen: false,
             told_waiting: false,
             told_out_of_room: false,
             told_degraded: DiskSet::default(),

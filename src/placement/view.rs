@@ -171,6 +171,7 @@ impl VhdMap {
             assert!(claimed.is_empty(), "a VHD shrinks while nobody uses it");
             word.store(pack_bits(present.and(last), BlockMask::NONE), Ordering::Release);
         }
+        self.forget_pages_beyond(extents);
         self.extents.store(extents, Ordering::Release);
     }
 

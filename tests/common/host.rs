@@ -29,6 +29,7 @@ use spanblk::shared::guest_memory::Watch;
 use spanblk::shared::inflight::{InflightQueue, InflightRegion, region_len};
 use spanblk::shared::{DiskState, Load, VhdSettings, VhdState};
 use spanblk::store::change::{Change, ChangeKind, CommitRequest};
+use spanblk::store::page::PageKey;
 use vm_memory::MmapRegion;
 
 use super::guest::Guest;
@@ -117,6 +118,10 @@ impl Double {
                         std::thread::sleep(Duration::from_millis(1));
                     }
                     self.allocate(vhd, extent);
+                    self.reactors[usize::from(reactor.0)].send(ReactorMessage::Allocated { ticket, result: Ok(()) });
+                }
+                ToDouble::Owner(OwnerRequest::Intend { reactor, ticket, vhd, extent }) => {
+                    self.vhds[&vhd].0.map.set_intent(PageKey::of(vhd, extent).0.page);
                     self.reactors[usize::from(reactor.0)].send(ReactorMessage::Allocated { ticket, result: Ok(()) });
                 }
                 ToDouble::Owner(OwnerRequest::Free { reactor, ticket, vhd, extent }) => {

@@ -22,6 +22,7 @@ use std::time::Duration;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::{Completion, Engine, EngineFull, Op, OpTag};
+use crate::base::aligned::AlignedBuf;
 use crate::base::ids::{DiskId, DiskSet};
 use crate::base::limits::{COMPLETION_ENTRIES, DISKS_MAX, ENGINE_SLOTS};
 
@@ -116,7 +117,7 @@ impl UringEngine {
     pub fn add_disk(&mut self, disk: DiskId, file: Arc<OwnedFd>) -> io::Result<()> {
         let index = u32::from(disk.0);
         self.ring.submitter().register_files_update(index, &[file.as_raw_fd()])?;
-        if setup::submission_can_block(file.as_fd()) {
+        if submission_can_block(file.as_fd()) {
             self.blocking.insert(disk);
         } else {
             self.blocking.remove(disk);
@@ -335,4 +336,14 @@ impl Drop for UringEngine {
             self.wait(Wait::Forever);
         }
     }
+}
+
+/// Whether reading from or writing to the file may hold up whoever submits it: it does not know how to refuse instead of waiting.
+fn submission_can_block(file: BorrowedFd<'_>) -> bool {
+    // What is read does not matter, only whether the flag is understood; a read of nothing would not look at it.
+    let block = AlignedBuf::zeroed(4096);
+    let buffer = libc::iovec { iov_base: block.as_ptr().cast(), iov_len: block.len() };
+    // SAFETY: one vector, of memory that is ours until the call returns.
+    let result = unsafe { libc::preadv2(file.as_raw_fd(), &raw const buffer, 1, 0, libc::RWF_NOWAIT) };
+    result < 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EOPNOTSUPP)
 }

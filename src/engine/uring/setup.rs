@@ -1,7 +1,6 @@
 //! Making the ring: what the kernel has, with what it lacks left out.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
 
 use io_uring::squeue::Flags;
 use io_uring::{IoUring, opcode, register};
@@ -80,14 +79,4 @@ fn build() -> Result<IoUring, SetupError> {
         .or_else(|_| cooperative.build(SUBMISSION_ENTRIES))
         .or_else(|_| plain.build(SUBMISSION_ENTRIES))
         .map_err(SetupError::Create)
-}
-
-/// Whether reading from or writing to the file may hold up whoever submits it: it does not know how to refuse instead of waiting.
-pub(super) fn submission_can_block(file: BorrowedFd<'_>) -> bool {
-    // Nothing is read: what counts is whether the flag is understood.
-    let mut nothing = [0_u8; 0];
-    let buffer = libc::iovec { iov_base: nothing.as_mut_ptr().cast(), iov_len: 0 };
-    // SAFETY: one vector of no bytes.
-    let result = unsafe { libc::preadv2(file.as_raw_fd(), &raw const buffer, 1, 0, libc::RWF_NOWAIT) };
-    result < 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EOPNOTSUPP)
 }

@@ -3,7 +3,8 @@ use std::rc::Rc;
 
 use super::super::messages::Speed;
 use super::*;
-use crate::base::ids::JobId;
+use crate::base::ids::{JobId, ReactorId};
+use crate::base::limits::COPY_TURN_MILLIS;
 use crate::base::rng::Rng;
 use crate::base::units::{ExtentIndex, Geometry, SlotIndex};
 use crate::disk::BlockDev;
@@ -12,7 +13,9 @@ use crate::engine::sim::SimEngine;
 use crate::mover::messages::MoveId;
 use crate::placement::view::VhdMap;
 use crate::placement::{Replica, ReplicaSet};
+use crate::reactor::messages::ReactorMessage;
 use crate::shared::VhdSettings;
+use crate::shared::VhdState;
 
 const EXTENT: u64 = 1 << 20;
 const EXTENT_LEN: usize = 1 << 20;

@@ -161,6 +161,10 @@ impl Owner {
             self.next_vhd(id);
             return self.run_jobs(out);
         }
+        if self.is_mending(vhd) {
+            // What replicas have missed comes first.
+            return self.job_waits(id);
+        }
         if !self.waits_for_room(id, vhd) {
             self.stop_job(id, "no room is left where its extents should go", out);
         }

@@ -105,6 +105,12 @@ impl Owner {
         }
     }
 
+    /// The extent is not where the copy was to be made from any more. Mostly the owner has ended the move itself; if not, it cannot
+    /// be carried out as it was begun.
+    pub(in crate::owner) fn copy_gone(&mut self, id: MoveId, out: &mut impl OwnerOutbox) {
+        self.give_up(id, out);
+    }
+
     /// The mover could not read the extent, or not write its copy.
     pub(in crate::owner) fn copy_failed(&mut self, id: MoveId, fault: Fault, out: &mut impl OwnerOutbox) {
         let Some(wave) = self.waves.of_move(id).and_then(|wave| self.waves.get(wave)) else { return };

@@ -22,8 +22,11 @@ impl Owner {
                     self.copied(id, out);
                 }
             }
-            // If it is a move, the owner ended it, and has forgotten it.
-            MoverReport::Gone { id } => _ = self.repair_ended(id, Ok(false), out),
+            MoverReport::Gone { id } => {
+                if !self.repair_ended(id, Ok(false), out) {
+                    self.copy_gone(id, out);
+                }
+            }
             MoverReport::Failed { id, disk, error } => {
                 let fault = Fault { disk, error };
                 if !self.repair_ended(id, Err(fault), out) {
@@ -92,6 +95,7 @@ impl Owner {
             && !seen.replicas.is_moving()
             && self.waves.of_extent(id, planned.extent).is_none()
             && !self.stale.concerns_extent(id, planned.extent)
+            && !self.repairs.is_running(id, planned.extent)
             && self.keeps_one(seen.replicas, planned);
         if !is_possible || seen.replicas.is_absent() {
             return None;
@@ -154,7 +158,12 @@ impl Owner {
             let works = |r: &Replica| r.state == ReplicaState::InSync && !self.space.disk(r.disk).state.is_failed();
             // The one that guests read: if a power cut has left replicas different, what was read once stays.
             // Nothing has to be read of an extent in which nothing is.
-            let empty = || settled.iter().next().filter(|_| vhd.state.map.lookup(moved.extent).present.is_empty());
+            let empty = || {
+                settled
+                    .iter()
+                    .find(|r| r.state == ReplicaState::InSync)
+                    .filter(|_| vhd.state.map.lookup(moved.extent).present.is_empty())
+            };
             let Some(source) = settled.iter().find(works).or_else(empty) else {
                 lost.push((moved.id, settled.iter().next().map_or(target.disk, |r| r.disk)));
                 continue;
@@ -279,13 +288,12 @@ impl Owner {
         let wave = self.waves.get(id).expect("looked up by the caller").clone();
         let vhd = self.vhds.get_mut(wave.vhd).expect("moves of a VHD end with it");
         let mut freed: std::collections::BTreeMap<DiskId, Vec<_>> = std::collections::BTreeMap::new();
-        let mut absent_blocks = 0;
+        let (mut absent_blocks, mut intended) = (0, std::collections::BTreeSet::new());
         for moved in &wave.moves {
             let before = vhd.state.map.lookup(moved.extent).replicas;
             let after = place_after(before, moved);
             if after.in_sync() > 1 {
-                // In the rows that are durable now, or in earlier ones.
-                vhd.state.map.set_intent(PageKey::of(wave.vhd, moved.extent).0.page);
+                intended.insert(PageKey::of(wave.vhd, moved.extent).0);
             }
             vhd.state.map.set_replicas(moved.extent, after);
             if let Some(to) = moved.to {
@@ -298,6 +306,8 @@ impl Owner {
                 freed.entry(from.disk).or_default().push(from.slot);
             }
         }
+        // In the rows that are durable now, or in earlier ones.
+        intended.into_iter().for_each(|page| self.intent_is_durable(page));
         self.job_spared(wave.job, absent_blocks * self.geometry.block_size());
         for (disk, slots) in freed {
             self.reuse.freed_durably(disk, slots, out);
@@ -309,6 +319,7 @@ impl Owner {
     pub(in crate::owner) fn wave_done(&mut self, id: WaveId, out: &mut impl OwnerOutbox) {
         let Some(wave) = self.waves.remove(id) else { return };
         self.answer_missed(out);
+        self.resume_repairs(out);
         self.job_wave_done(wave.job, out);
     }
 }

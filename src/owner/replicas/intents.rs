@@ -17,8 +17,8 @@ use crate::reactor::messages::{AllocateError, ReactorMessage};
 use crate::store::edit::{EditFailed, EditId, StoreEdit};
 use crate::store::page::PageKey;
 
-/// Names the fences that intents wait for, among those of waves, whose numbers begin with 1.
-pub(in crate::owner) const CLEANING: WaveId = WaveId(0);
+/// Names of fences that intents wait for have this bit; those of waves are below.
+const CLEANING: u64 = 1 << 63;
 
 /// Pages of one edit that takes intents back.
 const CLEANED_MAX: usize = 64;
@@ -34,6 +34,8 @@ struct Asking {
 /// Intents that are about to be taken back.
 #[derive(Debug)]
 struct Cleaning {
+    /// What its fences are called.
+    name: WaveId,
     pages: BTreeSet<PageKey>,
     /// Disks on which fences are awaited.
     missing: DiskSet,
@@ -47,6 +49,7 @@ pub(in crate::owner) struct Intents {
     asking: Vec<Asking>,
     making: Option<(EditId, BTreeSet<PageKey>)>,
     cleaning: Option<Cleaning>,
+    cleanings: u64,
     looked: Nanos,
     /// The store has failed.
     broken: bool,
@@ -65,7 +68,8 @@ impl Intents {
 
     /// When [`Owner::clean_intents`] has something to do.
     pub fn due(&self) -> Option<Nanos> {
-        (!self.set.is_empty()).then(|| self.looked.after(std::time::Duration::from_millis(INTENT_IDLE_MILLIS)))
+        (!self.set.is_empty() && !self.broken)
+            .then(|| self.looked.after(std::time::Duration::from_millis(INTENT_IDLE_MILLIS)))
     }
 }
 
@@ -80,7 +84,7 @@ impl Owner {
     ) {
         let (page, _) = PageKey::of(id, extent);
         let asking = Asking { reactor, ticket, page };
-        let Some(vhd) = self.vhds.get(id).filter(|vhd| !vhd.deleting && extent.0 < vhd.state.map.extents()) else {
+        let Some(vhd) = self.vhds.get(id).filter(|vhd| !vhd.frozen && extent.0 < vhd.state.map.extents()) else {
             return answer(asking, Err(AllocateError::Deleted), out);
         };
         if self.intents.broken {
@@ -103,7 +107,7 @@ impl Owner {
         if self.intents.making.is_some() || self.intents.asking.is_empty() {
             return;
         }
-        let gone = |asking: &Asking| self.vhds.get(asking.page.vhd).is_none_or(|vhd| vhd.deleting);
+        let gone = |asking: &Asking| self.vhds.get(asking.page.vhd).is_none_or(|vhd| vhd.frozen);
         let (void, asking): (Vec<_>, Vec<_>) = std::mem::take(&mut self.intents.asking).into_iter().partition(gone);
         void.into_iter().for_each(|asking| answer(asking, Err(AllocateError::Deleted), out));
         self.intents.asking = asking;
@@ -127,9 +131,7 @@ impl Owner {
         let Some((_, pages)) = self.intents.making.take_if(|(making, _)| *making == edit) else { return false };
         self.intents.broken |= result.is_err();
         for page in pages.iter().filter(|_| result.is_ok()) {
-            if let Some(vhd) = self.vhds.get(page.vhd) {
-                vhd.state.map.set_intent(page.page);
-            }
+            self.intent_is_durable(*page);
         }
         let is_done = |asking: &Asking| result.is_err() || pages.contains(&asking.page);
         let (done, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.intents.asking).into_iter().partition(is_done);
@@ -152,11 +154,16 @@ impl Owner {
             return;
         }
         self.intents.looked = now;
-        self.intents.set.retain(|page| self.vhds.get(page.vhd).is_some_and(|vhd| !vhd.deleting));
+        self.intents.set.retain(|page| self.vhds.get(page.vhd).is_some());
         let making = self.intents.making.as_ref().map(|(_, pages)| pages);
         let mut idle = BTreeSet::new();
         for page in &self.intents.set {
-            let map = &self.vhds.get(page.vhd).expect("just looked").state.map;
+            let vhd = self.vhds.get(page.vhd).expect("just looked");
+            let map = &vhd.state.map;
+            // What is written to an extent with one replica, while another one is made, does not ask.
+            if vhd.frozen || self.waves.is_moving(page.vhd) {
+                continue;
+            }
             let is_idle = !map.take_written(page.page) && !map.page_is_in_doubt(page.page);
             if is_idle && making.is_none_or(|pages| !pages.contains(page)) && idle.len() < CLEANED_MAX {
                 idle.insert(*page);
@@ -170,20 +177,55 @@ impl Owner {
         }
         let works = |disk: &&super::super::space::DiskSpace| disk.open && !disk.state.is_failed();
         let missing: DiskSet = self.space.iter().filter(works).map(|disk| disk.state.id).collect();
-        self.intents.cleaning = Some(Cleaning { pages: idle, missing });
-        missing.iter().for_each(|disk| self.reuse.fence_for(CLEANING, disk, out));
+        self.intents.cleanings += 1;
+        let name = WaveId(CLEANING | self.intents.cleanings);
+        self.intents.cleaning = Some(Cleaning { name, pages: idle, missing });
+        missing.iter().for_each(|disk| self.reuse.fence_for(name, disk, out));
         if missing.is_empty() {
             self.end_cleaning(out);
         }
     }
 
-    /// A fence was passed by all, or its disk has failed.
-    pub(in crate::owner) fn cleaning_passed(&mut self, disk: DiskId, out: &mut impl OwnerOutbox) {
-        let Some(cleaning) = &mut self.intents.cleaning else { return };
+    /// The table has an intent for the page: reactors need not ask, and nobody takes it back just now.
+    pub(in crate::owner) fn intent_is_durable(&mut self, page: PageKey) {
+        if let Some(cleaning) = &mut self.intents.cleaning {
+            cleaning.pages.remove(&page);
+        }
+        if let Some(vhd) = self.vhds.get(page.vhd).filter(|_| self.intents.set.contains(&page)) {
+            vhd.state.map.set_intent(page.page);
+        }
+    }
+
+    /// A disk has failed, and may have missed what its replicas were to get: all intents stay.
+    pub(in crate::owner) fn cancel_cleaning(&mut self) {
+        for page in self.intents.cleaning.take().into_iter().flat_map(|cleaning| cleaning.pages) {
+            self.intent_is_durable(page);
+        }
+    }
+
+    /// The VHD ends earlier from now on, and so do its rows.
+    pub(in crate::owner) fn forget_pages_beyond(&mut self, vhd: VhdId, extents: u32) {
+        let stays = |page: &PageKey| page.vhd != vhd || page.extent(0).is_some_and(|first| first.0 < extents);
+        self.intents.set.retain(stays);
+        if let Some(cleaning) = &mut self.intents.cleaning {
+            cleaning.pages.retain(stays);
+        }
+        self.repairs.forget_pages(stays);
+    }
+
+    /// A fence of a cleaning was passed by all. False if it is another fence.
+    pub(in crate::owner) fn cleaning_passed(&mut self, name: WaveId, disk: DiskId, out: &mut impl OwnerOutbox) -> bool {
+        if name.0 & CLEANING == 0 {
+            return false;
+        }
+        let Some(cleaning) = self.intents.cleaning.as_mut().filter(|cleaning| cleaning.name == name) else {
+            return true;
+        };
         cleaning.missing.remove(disk);
         if cleaning.missing.is_empty() {
             self.end_cleaning(out);
         }
+        true
     }
 
     /// Nothing that was written under the intents is in flight: they go, if everything is synced.
@@ -192,12 +234,13 @@ impl Owner {
         let mut quiet: BTreeMap<VhdId, bool> = BTreeMap::new();
         let mut cleaned = BTreeSet::new();
         for page in pages {
-            let Some(vhd) = self.vhds.get(page.vhd).filter(|vhd| !vhd.deleting) else { continue };
+            let Some(vhd) = self.vhds.get(page.vhd) else { continue };
             let is_synced = |disk: DiskId| {
                 self.space.get(disk).is_some_and(|of| of.state.is_synced(vhd.state.sync_wanted_on(disk)))
             };
             // What is written to an extent with one replica, while another one is made, goes on without asking.
-            let is_quiet = || !self.waves.is_moving(page.vhd) && vhd.state.disks_to_sync().iter().all(is_synced);
+            let is_quiet =
+                || !vhd.frozen && !self.waves.is_moving(page.vhd) && vhd.state.disks_to_sync().iter().all(is_synced);
             if *quiet.entry(page.vhd).or_insert_with(is_quiet) {
                 self.intents.set.remove(&page);
                 cleaned.insert(page);

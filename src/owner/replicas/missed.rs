@@ -40,8 +40,12 @@ impl Owner {
             }
         }
         self.give_up_all(|_, vhd, moved| to_it(vhd, moved), out);
-        self.waves.missed.push(missed);
-        self.answer_missed(out);
+        if let Some(ok) = self.judge(&missed, out) {
+            self.answer(&missed, ok, out);
+        } else {
+            self.waves.missed.push(missed);
+        }
+        self.make_stale_and_answer(out);
         for job in jobs {
             let why = format!("disk '{}' does not take what is written to it", self.pool.disk_name(missed.disk));
             self.stop_job(job, &why, out);
@@ -50,27 +54,46 @@ impl Owner {
 
     /// Answers those for whom it is clear by now what became of the copy.
     pub(in crate::owner) fn answer_missed(&mut self, out: &mut impl OwnerOutbox) {
+        self.answer_waiting(out);
+        self.make_stale_and_answer(out);
+    }
+
+    fn answer_waiting(&mut self, out: &mut impl OwnerOutbox) {
         let waiting = std::mem::take(&mut self.waves.missed);
         for missed in waiting {
-            let verdict = match missed.by {
-                MissedBy::Write { extent, .. } => self.write_verdict(missed.vhd, extent, missed.disk, out),
-                MissedBy::Flush { .. } => self.flush_verdict(missed.vhd, missed.disk, out),
-            };
-            let ok = match verdict {
-                Verdict::Without => true,
-                Verdict::Needed => false,
-                Verdict::Waits => {
-                    self.waves.missed.push(missed);
-                    continue;
-                }
-            };
-            if ok && matches!(missed.by, MissedBy::Flush { .. }) {
-                self.excuse(&missed, out);
+            match self.judge(&missed, out) {
+                Some(ok) => self.answer(&missed, ok, out),
+                None => self.waves.missed.push(missed),
             }
-            let message = ReactorMessage::CopyDropped { by: missed.by, disk: missed.disk, ok };
-            out.to_reactor(missed.reactor, message);
         }
-        self.make_stale(out);
+    }
+
+    /// Begins an edit for what is wished. Wishes may be void by now, and nothing else will come to say so to who waits for them.
+    fn make_stale_and_answer(&mut self, out: &mut impl OwnerOutbox) {
+        while self.make_stale(out) {
+            self.answer_waiting(out);
+        }
+    }
+
+    /// Whether nobody is shown what the copy has; `None`: something under way decides.
+    fn judge(&mut self, missed: &Missed, out: &mut impl OwnerOutbox) -> Option<bool> {
+        let verdict = match missed.by {
+            MissedBy::Write { extent, .. } => self.write_verdict(missed.vhd, extent, missed.disk, out),
+            MissedBy::Flush { .. } => self.flush_verdict(missed.vhd, missed.disk, out),
+        };
+        match verdict {
+            Verdict::Without => Some(true),
+            Verdict::Needed => Some(false),
+            Verdict::Waits => None,
+        }
+    }
+
+    fn answer(&mut self, missed: &Missed, ok: bool, out: &mut impl OwnerOutbox) {
+        if ok && matches!(missed.by, MissedBy::Flush { .. }) {
+            self.excuse(missed, out);
+        }
+        let message = ReactorMessage::CopyDropped { by: missed.by, disk: missed.disk, ok };
+        out.to_reactor(missed.reactor, message);
     }
 
     /// Whether a write is good without the disk that it missed.
@@ -136,7 +159,7 @@ impl Owner {
         // Writes that it has not answered are in other copies as well, which have fences of their own.
         let waiting: Vec<WaveId> = self.waves.iter().map(|(id, _)| id).collect();
         waiting.into_iter().for_each(|wave| self.wave_fence_reached(wave, disk, out));
-        self.cleaning_passed(disk, out);
+        self.cancel_cleaning();
         let here: Vec<VhdId> =
             self.vhds.iter().filter(|vhd| vhd.counts[disk.index()] > 0).map(|vhd| vhd.record.id).collect();
         for vhd in here {

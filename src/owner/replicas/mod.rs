@@ -11,7 +11,7 @@ mod repair;
 mod restore;
 mod stale;
 
-pub(super) use intents::{CLEANING, Intents};
+pub(super) use intents::Intents;
 pub(super) use repair::Repairs;
 pub(super) use restore::Restore;
 pub(super) use stale::Stale;

@@ -31,13 +31,15 @@ struct Place {
 pub(in crate::owner) struct Repairs {
     /// Pages in doubt of which nothing has been begun.
     pages: BTreeSet<PageKey>,
-    /// Of those that have been begun, how much is left.
-    left: BTreeMap<PageKey, usize>,
+    /// Of those that have been begun, what is left.
+    left: BTreeMap<PageKey, BTreeSet<Place>>,
+    /// Wait for the end of a move of their extent: rows of the one and of the other must not cross.
+    postponed: Vec<(Place, bool)>,
     waiting: VecDeque<(Place, bool)>,
     known: BTreeSet<Place>,
     running: BTreeMap<MoveId, (Place, bool)>,
     announced: bool,
-    /// A VHD is not in doubt any more: a job may have waited for that.
+    /// A job may have waited for what has ended.
     told_jobs: bool,
     /// Replicas made equal since the daemon started, and those for which that failed.
     pub made: u64,
@@ -49,6 +51,22 @@ impl Repairs {
     pub fn concerns(&self, vhd: VhdId) -> bool {
         let (first, last) = (PageKey { vhd, page: 0 }, PageKey { vhd, page: u32::MAX });
         self.pages.range(first..=last).next().is_some() || self.left.range(first..=last).next().is_some()
+    }
+
+    /// Whether a replica of the extent is being made equal.
+    pub fn is_running(&self, vhd: VhdId, extent: ExtentIndex) -> bool {
+        self.running.values().any(|(place, _)| place.vhd == vhd && place.extent == extent)
+    }
+
+    /// Whether a replica of the VHD is being made equal.
+    pub fn is_running_on(&self, vhd: VhdId) -> bool {
+        self.running.values().any(|(place, _)| place.vhd == vhd)
+    }
+
+    /// Pages that are gone.
+    pub fn forget_pages(&mut self, stays: impl Fn(&PageKey) -> bool) {
+        self.pages.retain(&stays);
+        self.left.retain(|page, _| stays(page));
     }
 }
 
@@ -92,12 +110,10 @@ impl Owner {
         }
     }
 
-    fn want_repair(&mut self, place: Place, may_turn: bool) -> bool {
-        let new = self.repairs.known.insert(place);
-        if new {
+    fn want_repair(&mut self, place: Place, may_turn: bool) {
+        if self.repairs.known.insert(place) {
             self.repairs.waiting.push_back((place, may_turn));
         }
-        new
     }
 
     /// Begins as many as may be on their way at the same time.
@@ -116,23 +132,38 @@ impl Owner {
         }
     }
 
+    /// A move has ended: what waited for it is looked at again.
+    pub(in crate::owner) fn resume_repairs(&mut self, out: &mut impl OwnerOutbox) {
+        if !self.repairs.postponed.is_empty() {
+            let postponed = std::mem::take(&mut self.repairs.postponed);
+            self.repairs.waiting.extend(postponed);
+            self.run_repairs(out);
+        }
+    }
+
+    /// Whether rows of the VHD are about to change because replicas of it have missed something.
+    pub(in crate::owner) fn is_mending(&self, vhd: VhdId) -> bool {
+        self.repairs.is_running_on(vhd) || self.stale.concerns(vhd)
+    }
+
     /// All replicas of the page but those that guests read.
     fn begin_page(&mut self, page: PageKey) {
         let Some(vhd) = self.vhds.get(page.vhd) else { return };
         let state = vhd.state.clone();
-        let mut count = 0;
+        let mut left = BTreeSet::new();
         for extent in extents_of(page, state.map.extents()) {
             let in_sync = self.working_replicas(page.vhd, extent);
             for replica in in_sync.iter().skip(1) {
                 let place = Place { vhd: page.vhd, extent, disk: replica.disk };
-                count += usize::from(self.want_repair(place, true));
+                self.want_repair(place, true);
+                left.insert(place);
             }
         }
-        if count == 0 {
+        if left.is_empty() {
             state.map.clear_doubt(page.page);
             self.repairs.told_jobs |= !self.repairs.concerns(page.vhd);
         } else {
-            self.repairs.left.insert(page, count);
+            self.repairs.left.insert(page, left);
         }
     }
 
@@ -145,7 +176,16 @@ impl Owner {
     }
 
     fn begin_repair(&mut self, place: Place, may_turn: bool, out: &mut impl OwnerOutbox) {
+        if self.waves.of_extent(place.vhd, place.extent).is_some() {
+            self.repairs.postponed.push((place, may_turn));
+            return;
+        }
         let working = self.working_replicas(place.vhd, place.extent);
+        let in_doubt = self.vhds.get(place.vhd).is_some_and(|vhd| vhd.state.map.is_in_doubt(place.extent));
+        if in_doubt && working.first().is_some_and(|read| read.disk == place.disk) {
+            // It is the one that the others are made equal to.
+            return self.repair_done(place);
+        }
         let target = working.iter().find(|replica| replica.disk == place.disk);
         let source = working.iter().find(|replica| replica.disk != place.disk);
         let (Some(source), Some(target), Some(vhd)) = (source, target, self.vhds.get(place.vhd)) else {
@@ -165,8 +205,7 @@ impl Owner {
         self.repairs.known.remove(&place);
         let (page, _) = PageKey::of(place.vhd, place.extent);
         let Some(left) = self.repairs.left.get_mut(&page) else { return };
-        *left -= 1;
-        if *left == 0 {
+        if left.remove(&place) && left.is_empty() {
             self.repairs.left.remove(&page);
             if let Some(vhd) = self.vhds.get(page.vhd) {
                 vhd.state.map.clear_doubt(page.page);
@@ -183,6 +222,7 @@ impl Owner {
         out: &mut impl OwnerOutbox,
     ) -> bool {
         let Some((place, may_turn)) = self.repairs.running.remove(&id) else { return false };
+        self.repairs.told_jobs = true;
         match ended {
             Ok(true) => {
                 self.repairs.made += 1;
@@ -204,14 +244,20 @@ impl Owner {
         if fault.disk == place.disk {
             self.wish_stale(place.vhd, place.extent, place.disk);
             self.make_stale(out);
-        } else if may_turn {
-            // The one that was to be read is bad itself, in another place: the other way round.
-            let turned = Place { disk: fault.disk, ..place };
-            if self.want_repair(turned, false) {
-                let (page, _) = PageKey::of(place.vhd, place.extent);
-                if let Some(left) = self.repairs.left.get_mut(&page) {
-                    *left += 1;
-                }
+        } else {
+            let (page, _) = PageKey::of(place.vhd, place.extent);
+            if self.repairs.left.remove(&page).is_some() {
+                // What guests read cannot be read as a whole, so that the others are not made equal to it: the page stays in
+                // doubt, and is always read in the same order.
+                log::warn!(
+                    "replicas of extent {} of VHD #{} stay as they are, since disk '{}' cannot be read there",
+                    place.extent.0,
+                    place.vhd.0,
+                    self.pool.disk_name(fault.disk)
+                );
+            } else if may_turn {
+                // The one that was to be read is bad itself, in another place: the other way round.
+                self.want_repair(Place { disk: fault.disk, ..place }, false);
             }
         }
         self.repair_done(place);

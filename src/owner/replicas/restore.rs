@@ -61,7 +61,7 @@ impl Owner {
         }
         (self.restore.looked, self.restore.changed, self.restore.later) = (now, false, None);
         self.retry_stopped(now, out);
-        let free = |vhd: &&Vhd| self.jobs.about(vhd.record.id).is_none() && !vhd.deleting;
+        let free = |vhd: &&Vhd| self.jobs.about(vhd.record.id).is_none() && !vhd.frozen;
         let surveys: Vec<Survey> = self.vhds.iter().filter(free).map(survey).collect();
         let stale = surveys.iter().fold(0, |all, survey| all | survey.stale.0);
         let replicated = surveys.iter().fold(0, |all, survey| all | survey.replicated.0);

@@ -35,6 +35,13 @@ impl Stale {
         making || self.wishes.contains(&place)
     }
 
+    /// Whether replicas of the VHD are about to be stale.
+    pub fn concerns(&self, vhd: VhdId) -> bool {
+        let (first, last) = ((vhd, ExtentIndex(0), DiskId(0)), (vhd, ExtentIndex(u32::MAX), DiskId(u8::MAX)));
+        let making = self.making.as_ref().is_some_and(|(_, places)| places.range(first..=last).next().is_some());
+        making || self.wishes.range(first..=last).next().is_some()
+    }
+
     /// Whether a replica of the extent is about to be stale.
     pub fn concerns_extent(&self, vhd: VhdId, extent: ExtentIndex) -> bool {
         let (first, last) = ((vhd, extent, DiskId(0)), (vhd, extent, DiskId(u8::MAX)));
@@ -58,7 +65,7 @@ impl Owner {
         if self.stale.is_going(place) {
             return true;
         }
-        let Some(of) = self.vhds.get(vhd).filter(|vhd| !vhd.deleting) else { return false };
+        let Some(of) = self.vhds.get(vhd).filter(|vhd| !vhd.frozen) else { return false };
         if self.stale.broken || !self.has_other(vhd, extent, of.state.map.lookup(extent).replicas, disk) {
             return false;
         }
@@ -99,10 +106,10 @@ impl Owner {
         (wished == written.len() && !sole).then_some(wished)
     }
 
-    /// Begins an edit for what is wished, unless one is under way.
-    pub(in crate::owner) fn make_stale(&mut self, out: &mut impl OwnerOutbox) {
-        if self.stale.making.is_some() || self.stale.broken {
-            return;
+    /// Begins an edit for what is wished, unless one is under way. True if there were wishes and all of them are void by now.
+    pub(in crate::owner) fn make_stale(&mut self, out: &mut impl OwnerOutbox) -> bool {
+        if self.stale.making.is_some() || self.stale.broken || self.stale.wishes.is_empty() {
+            return false;
         }
         let mut places = BTreeMap::new();
         let mut rows: Vec<StoreEdit> = Vec::new();
@@ -110,7 +117,7 @@ impl Owner {
             && let Some(place) = self.stale.wishes.pop_first()
         {
             let (id, extent, disk) = place;
-            let Some(vhd) = self.vhds.get(id).filter(|vhd| !vhd.deleting) else { continue };
+            let Some(vhd) = self.vhds.get(id).filter(|vhd| !vhd.frozen) else { continue };
             let seen = vhd.state.map.lookup(extent);
             let Some(replica) = seen.replicas.on(disk).filter(|r| r.state == ReplicaState::InSync) else { continue };
             // Of an extent two replicas may go stale in one edit.
@@ -127,11 +134,12 @@ impl Owner {
             places.insert(place, seen.generation);
         }
         if rows.is_empty() {
-            return;
+            return true;
         }
         let edit = self.next_edit();
         self.stale.making = Some((edit, places));
         out.edit(edit, rows);
+        false
     }
 
     /// Replicas are durably stale, or the store has failed. False if the edit is another one.
@@ -151,6 +159,7 @@ impl Owner {
                     }
                 }
                 self.tell_degraded(degraded, out);
+                self.run_jobs(out);
                 self.look_at_redundancy(None);
             }
             Err(_) => {

@@ -7,7 +7,11 @@
 use std::sync::atomic::Ordering;
 
 use super::VhdMap;
+use crate::base::limits::EXTENTS_PER_PAGE;
 use crate::base::units::ExtentIndex;
+
+#[allow(clippy::cast_possible_truncation, reason = "a small constant")]
+const PAGE_EXTENTS: u32 = EXTENTS_PER_PAGE as u32;
 
 /// There is a durable write intent.
 const INTENT: u8 = 1;
@@ -81,6 +85,14 @@ impl VhdMap {
     pub fn pages_with_intent(&self) -> impl Iterator<Item = u32> + '_ {
         let words = self.segments.iter().flat_map(|segment| segment.pages.iter());
         (0..).zip(words).filter(|(_, word)| word.load(Ordering::Acquire) & INTENT != 0).map(|(page, _)| page)
+    }
+
+    /// Rows beyond the end are gone, with what they said.
+    pub(super) fn forget_pages_beyond(&self, extents: u32) {
+        for page in extents.div_ceil(PAGE_EXTENTS).. {
+            let Some(word) = self.segments.page(page) else { return };
+            word.store(0, Ordering::Release);
+        }
     }
 
     fn page(&self, page: u32) -> u8 {

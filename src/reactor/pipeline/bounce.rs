@@ -27,6 +27,11 @@ impl BouncePool {
         self.held[disk.index()] < self.free.len()
     }
 
+    /// Whether no buffer is free at all.
+    pub fn is_empty(&self) -> bool {
+        self.free.is_empty()
+    }
+
     /// Takes a buffer for a transfer of these disks, each of which has room.
     pub fn take(&mut self, disks: DiskSet) -> BounceBuffer {
         disks.iter().for_each(|disk| self.held[disk.index()] += 1);

@@ -8,11 +8,12 @@
 
 use crate::base::ids::DiskId;
 use crate::base::limits::COPY_PATIENCE_MILLIS;
-use crate::engine::{Engine, IoError};
+use crate::engine::{Engine, IoError, OpTag};
+use crate::metrics::IoKind;
 use crate::reactor::messages::{Outbox, OwnerRequest};
 
 use super::Pipeline;
-use super::slots::{Purpose, RequestSlot};
+use super::slots::{Bounced, PieceSlot, Purpose, RequestSlot};
 
 impl<E: Engine, O: Outbox> Pipeline<E, O> {
     /// Whether [`Pipeline::tick`] may have something to do before anything else happens: call it a few times a second.
@@ -40,6 +41,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
                 self.report_missed(slot, disk);
             }
         }
+        for slot in self.slots.bounced_from(disk) {
+            self.read_elsewhere(slot, disk);
+        }
         let waiting: Vec<RequestSlot> = self.syncs[disk.index()].waiting().collect();
         for slot in waiting {
             self.syncs[disk.index()].remove(slot);
@@ -47,6 +51,39 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         }
         self.resume_disk_waiters();
         self.write_filled();
+    }
+
+    /// A read into a buffer of ours does not wait for its disk any more: the buffer stays with the disk until that answers, and
+    /// another replica is asked. (A read straight into guest memory has to wait: a late answer would overwrite what the guest has
+    /// there by then.)
+    fn read_elsewhere(&mut self, slot: PieceSlot, disk: DiskId) {
+        let Some(tag) = self.slots.orphan(slot, disk, IoKind::Read) else { return };
+        let piece = self.slots.piece_mut(slot);
+        piece.outstanding -= 1;
+        let bounced = piece.bounce.take().expect("only pieces with one are asked about");
+        let (request, filling, disks) = (piece.request, piece.filling, bounced.disks);
+        let (skip, len, request_offset) = (bounced.skip, bounced.len, bounced.request_offset);
+        self.leaked.push((tag, bounced));
+        if filling && self.bounce.is_empty() {
+            self.slots.piece_mut(slot).failed = true;
+        } else {
+            if filling {
+                let buffer = self.bounce.take(disks);
+                self.slots.piece_mut(slot).bounce = Some(Bounced { buffer, skip, len, request_offset, disks });
+            }
+            self.read_failed(slot, disk);
+        }
+        if self.slots.piece_mut(slot).outstanding == 0 && self.end_piece(slot) {
+            self.run_if_waiting(request);
+        }
+    }
+
+    /// The disk has answered after all: its buffer can be used again.
+    pub(super) fn take_back_leaked(&mut self, tag: OpTag) {
+        if let Some(at) = self.leaked.iter().position(|(of, _)| *of == tag) {
+            let (_, bounced) = self.leaked.swap_remove(at);
+            self.bounce.give_back(bounced.buffer, bounced.disks);
+        }
     }
 
     fn give_up_copies(&mut self) {

@@ -34,10 +34,10 @@ use std::sync::Arc;
 use crate::base::aligned::AlignedBuf;
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, DiskSet, ReactorId, VhdId};
-use crate::base::limits::{DISKS_MAX, EXTENT_SIZE_MAX, IOVECS_MAX};
+use crate::base::limits::{BOUNCE_BUFFERS, DISKS_MAX, EXTENT_SIZE_MAX, IOVECS_MAX};
 use crate::base::units::BLOCKS_PER_EXTENT;
 use crate::engine::fences::Fences;
-use crate::engine::{Buffer, Completion, Engine};
+use crate::engine::{Buffer, Completion, Engine, OpTag};
 use crate::metrics::IoKind;
 use crate::reactor::messages::{AllocateError, MissedBy, Outbox, OwnerRequest};
 use crate::shared::{DiskState, VhdState};
@@ -46,7 +46,7 @@ use crate::virtio::request::{Request, RequestKind, Status};
 use bounce::BouncePool;
 use flush::DiskSyncs;
 use park::Parking;
-use slots::{Phase, PieceSlot, Purpose, Slots};
+use slots::{Bounced, Phase, PieceSlot, Purpose, Slots};
 
 pub use slots::RequestSlot;
 
@@ -139,6 +139,8 @@ pub struct Pipeline<E: Engine, O: Outbox> {
     finished: VecDeque<Finished>,
     /// Pieces whose disk block has been read and that can be written.
     filled: VecDeque<PieceSlot>,
+    /// Buffers that a disk which has failed may still write to, by the operation that it has not answered.
+    leaked: Vec<(OpTag, Bounced)>,
     /// Zeros to pad first writes with; never written.
     zeros: AlignedBuf,
     buffers: Vec<Buffer>,
@@ -176,6 +178,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             bounce: BouncePool::new(),
             finished: VecDeque::new(),
             filled: VecDeque::new(),
+            leaked: Vec::with_capacity(BOUNCE_BUFFERS),
             zeros: AlignedBuf::zeroed(block_max),
             buffers: Vec::with_capacity(IOVECS_MAX),
         }
@@ -388,7 +391,10 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.disk(disk).progress_of(self.id).completed();
         match operation.purpose {
             Purpose::Sync { number } => self.sync_done(disk, number, completion.result),
-            Purpose::Orphan { epoch } => self.fences[disk.index()].leave(epoch),
+            Purpose::Orphan { epoch } => {
+                self.fences[disk.index()].leave(epoch);
+                self.take_back_leaked(completion.tag);
+            }
             Purpose::Transfer { piece, epoch } => {
                 self.fences[disk.index()].leave(epoch);
                 if let Some(slot) = self.transfer_done(piece, disk, completion.result) {

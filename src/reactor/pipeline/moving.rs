@@ -9,6 +9,7 @@ use crate::base::ids::DiskId;
 use crate::base::limits::BOUNCE_LEN;
 use crate::base::units::ExtentIndex;
 use crate::engine::Engine;
+use crate::metrics::IoKind;
 use crate::placement::view::{ClaimError, Lookup};
 use crate::placement::{ReplicaSet, ReplicaState};
 use crate::reactor::messages::{MissedBy, Outbox, OwnerRequest};
@@ -121,6 +122,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     /// A disk that a FLUSH should sync has failed, or does not answer and is needed for the sake of a move only. The FLUSH waits
     /// until the owner knows whether the disk can be done without.
     pub(super) fn report_unsynced(&mut self, slot: RequestSlot, disk: DiskId) {
+        if self.disk(disk).is_failed() {
+            self.slots.request_mut(slot).asked_failed.insert(disk);
+        }
         let by = MissedBy::Flush { ticket: self.slots.ticket(slot), disk };
         let vhd = self.slots.request(slot).vhd().id();
         self.outbox.to_owner(OwnerRequest::CopyMissed { reactor: self.id, vhd, disk, by });
@@ -137,7 +141,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
                 if ok {
                     piece.missed.remove(disk);
                     // What is still in flight goes to a place that nobody will read before it has completed.
-                    if self.slots.orphan(slot, disk) {
+                    if self.slots.orphan(slot, disk, IoKind::Write).is_some() {
                         self.slots.piece_mut(slot).outstanding -= 1;
                     }
                 } else {
@@ -151,6 +155,10 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             MissedBy::Flush { ticket, .. } => {
                 let Some(slot) = self.slots.by_ticket(ticket) else { return };
                 if !ok && !self.wait_on(slot, disk) {
+                    if !self.slots.request(slot).asked_failed.contains(disk) {
+                        // It has failed since: the owner knows another answer to that.
+                        return self.report_unsynced(slot, disk);
+                    }
                     self.slots.request_mut(slot).fail(Status::IoError);
                 }
                 self.run_if_waiting(slot);

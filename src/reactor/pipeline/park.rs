@@ -89,7 +89,7 @@ impl Parking {
 impl<E: Engine, O: Outbox> Pipeline<E, O> {
     /// Whether the engine takes `count` operations more.
     pub(super) fn engine_has_room(&self, count: usize) -> bool {
-        self.engine.available() >= count && self.slots.operations_free() >= count
+        self.engine.available() >= count && self.slots.operations_free() >= count && self.slots.pieces_free() > 0
     }
 
     /// Parks the request unless the engine and every disk that works take one more operation; fails it if no replica is in sync on
@@ -105,7 +105,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             self.slots.request_mut(slot).fail(Status::IoError);
             return Some(Step::Again);
         }
-        if !self.engine_has_room(count) {
+        // What a failed disk misses waits for the owner: many of those must not use up what others need.
+        let misses = replicas.clone().any(|r| !works(&r));
+        if !self.engine_has_room(count) || misses && !self.slots.spares_pieces() {
             return Some(self.park_on_engine(slot));
         }
         let free = self.slots.operations_free();
@@ -116,7 +118,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 
     /// Parks the request unless every disk may take a bounce buffer.
     pub(super) fn park_unless_bounce(&mut self, slot: RequestSlot, disks: DiskSet) -> Option<Step> {
-        let full = disks.iter().find(|&disk| !self.bounce.has_room(disk))?;
+        let works = |disk: &DiskId| !self.disk(*disk).is_failed();
+        let full = disks.iter().filter(works).find(|&disk| !self.bounce.has_room(disk));
+        let full = full.or_else(|| disks.iter().next().filter(|_| self.bounce.is_empty()))?;
         self.parking.on_bounce[full.index()].push_back(slot);
         Some(self.park_for_disk(slot, full))
     }
@@ -158,7 +162,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
                 any |= self.resume_front(|parking| &mut parking.on_disk[index]);
             }
             for _ in 0..self.parking.on_bounce[index].len() {
-                if !self.bounce.has_room(disk) {
+                if !self.bounce.has_room(disk) && !self.disk(disk).is_failed() {
                     break;
                 }
                 any |= self.resume_front(|parking| &mut parking.on_bounce[index]);

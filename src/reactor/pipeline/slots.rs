@@ -72,6 +72,8 @@ pub(super) struct RequestState {
     pub wrote: DiskSet,
     /// Disks whose syncs have not been asked for yet.
     pub to_sync: DiskSet,
+    /// Disks that the owner was asked about when they had failed already.
+    pub asked_failed: DiskSet,
     /// Whether the commit has been asked for.
     pub asked_commit: bool,
     /// A part of a read that a replica could not answer.
@@ -100,6 +102,7 @@ impl RequestState {
             freeing: None,
             wrote: DiskSet::default(),
             to_sync: DiskSet::default(),
+            asked_failed: DiskSet::default(),
             asked_commit: false,
             unread: None,
             avoid: None,
@@ -124,6 +127,7 @@ impl RequestState {
         self.freeing = None;
         self.wrote = DiskSet::default();
         self.to_sync = DiskSet::default();
+        self.asked_failed = DiskSet::default();
         self.asked_commit = false;
         self.unread = None;
         self.avoid = None;
@@ -249,7 +253,7 @@ impl Slots {
     /// Slabs for `operations` operations in flight, and no requests yet.
     pub fn new(operations: usize) -> Slots {
         let count = u32::try_from(operations).expect("fewer than 2^32 engine slots");
-        // A piece has at least one operation in flight, or has been filled, waits to be written and holds a bounce buffer.
+        // A piece has an operation in flight, or has been filled and holds a bounce buffer, or waits for the owner.
         let pieces = u32::try_from(operations + BOUNCE_BUFFERS).expect("fewer than 2^32 engine slots");
         Slots {
             requests: Vec::new(),
@@ -334,8 +338,18 @@ impl Slots {
         self.free_operations.len()
     }
 
+    /// Pieces that can still be recorded.
+    pub fn pieces_free(&self) -> usize {
+        self.free_pieces.len()
+    }
+
+    /// Whether pieces that are going to wait for the owner leave enough to others.
+    pub fn spares_pieces(&self) -> bool {
+        self.free_pieces.len() * 2 > self.pieces.len()
+    }
+
     pub fn add_piece(&mut self, piece: Piece) -> PieceSlot {
-        let slot = self.free_pieces.pop().expect("there are as many as operations and bounce buffers");
+        let slot = self.free_pieces.pop().expect("room was checked");
         self.pieces[slot as usize] = Some(piece);
         PieceSlot(slot)
     }
@@ -392,16 +406,31 @@ impl Slots {
         writes.filter_map(piece).collect()
     }
 
-    /// Takes the write of a piece on a disk away from the piece, if it is in flight.
-    pub fn orphan(&mut self, slot: PieceSlot, disk: DiskId) -> bool {
-        let is_it = |op: &&mut Operation| {
-            op.disk == disk
-                && op.kind == IoKind::Write
-                && matches!(op.purpose, Purpose::Transfer { piece, .. } if piece == slot)
+    /// The pieces of which a read is under way on the disk into a buffer of ours.
+    pub fn bounced_from(&self, disk: DiskId) -> Vec<PieceSlot> {
+        let reads = self.operations.iter().flatten().filter(|op| op.disk == disk && op.kind == IoKind::Read);
+        let piece = |op: &Operation| match op.purpose {
+            Purpose::Transfer { piece, .. } => Some(piece),
+            Purpose::Orphan { .. } | Purpose::Sync { .. } => None,
         };
-        let Some(operation) = self.operations.iter_mut().flatten().find(is_it) else { return false };
+        let is_bounced =
+            |piece: &PieceSlot| self.pieces[piece.0 as usize].as_ref().is_some_and(|piece| piece.bounce.is_some());
+        reads.filter_map(piece).filter(is_bounced).collect()
+    }
+
+    /// Takes the transfer of a piece on a disk away from the piece, if it is in flight: which operation that is.
+    pub fn orphan(&mut self, slot: PieceSlot, disk: DiskId, kind: IoKind) -> Option<OpTag> {
+        let is_it = |(_, op): &(usize, &mut Option<Operation>)| {
+            op.as_ref().is_some_and(|op| {
+                op.disk == disk
+                    && op.kind == kind
+                    && matches!(op.purpose, Purpose::Transfer { piece, .. } if piece == slot)
+            })
+        };
+        let (index, operation) = self.operations.iter_mut().enumerate().find(is_it)?;
+        let operation = operation.as_mut().expect("just found");
         operation.purpose = operation.purpose.orphaned();
         self.copies_in_flight -= usize::from(std::mem::take(&mut operation.is_copy));
-        true
+        Some(OpTag(index as u64))
     }
 }

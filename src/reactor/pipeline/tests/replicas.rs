@@ -110,7 +110,7 @@ fn a_long_read_fails_over_extent_by_extent() {
         while let Some((_, disk)) = in_flight(&world).first().copied() {
             let offset = world.pipelines[0].engine.pending[0].offset;
             // The first extent, of which the end is read, is bad on A, the second on B.
-            let is_bad = (disk == A) == (offset % EXTENT != 0);
+            let is_bad = (disk == A) != offset.is_multiple_of(EXTENT);
             finish(&mut world, Kind::Read, disk, if is_bad { EIO } else { Ok(()) });
             turns += 1;
             assert!(turns < 10, "it comes to an end");
