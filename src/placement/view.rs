@@ -1,8 +1,8 @@
 //! The lock-free view of one VHD's placement, read by reactors on every request.
 //!
 //! Per extent: up to four replica words and a version (written by the owner only), and one word of present and claim bits
-//! (changed by reactors and the mover with compare-and-swap). The arrays are zeroed anonymous memory, so that untouched parts of
-//! a large thin VHD cost no memory.
+//! (changed by reactors and the mover with compare-and-swap). The arrays are zeroed memory, so that untouched parts of
+//! a large thin VHD cost none; where they outlive the process (`keep`), parts that have none are not looked at.
 //!
 //! Reading order matters: replicas first, bits second, then both are confirmed by reading the version again. The other
 //! way round, old present bits could be combined with a new slot that holds a stranger's bytes.
