@@ -56,14 +56,15 @@ impl Trouble {
     /// Whether a disk has failed before what the VHD has on it was synced.
     pub fn keeps_from_flushing(&self, vhd: &VhdState) -> bool {
         let unsynced = |disk: &&DiskState| !disk.is_synced(vhd.sync_needed_on(disk.id));
-        let failed: DiskSet = self.failed().filter(unsynced).map(|disk| disk.id).collect();
+        let owes = self.failed().any(|disk| unsynced(&disk));
+        let failed: DiskSet = self.failed().map(|disk| disk.id).collect();
         // What other replicas have need not be synced there.
         let is_sole = |extent| {
             let replicas = vhd.map.lookup(extent).replicas;
             let mut in_sync = replicas.iter().filter(|r| r.state == ReplicaState::InSync);
             in_sync.all(|replica| failed.contains(replica.disk))
         };
-        !failed.is_empty() && vhd.map.placed_from(ExtentIndex(0)).any(is_sole)
+        owes && vhd.map.placed_from(ExtentIndex(0)).any(is_sole)
     }
 
     pub fn has_failed_disk(&self) -> bool {

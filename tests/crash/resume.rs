@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use spanblk::base::ids::JobId;
+use spanblk::base::ids::{DiskId, JobId};
 use spanblk::base::rng::Rng;
 use spanblk::base::units::ExtentIndex;
 use spanblk::disk::sim::SimDisk;
 use spanblk::owner::command::{Command, Reply, SetJob};
 use spanblk::placement::ReplicaState;
-use spanblk::placement::job::{JobRecord, JobState};
+use spanblk::placement::job::{JobKind, JobRecord, JobState};
 use spanblk::placement::record::VhdRecord;
 use spanblk::shared::VhdState;
 
@@ -135,11 +135,25 @@ impl World {
             }
             let Reply::Vhds(vhds) = self.ask_owner(Command::ListVhds) else { panic!("a list of VHDs") };
             for vhd in vhds.iter().filter(|vhd| job.vhds.contains(&vhd.record.id)) {
-                check_is_home(&vhd.record, &vhd.state, job)?;
+                match job.kind {
+                    JobKind::Resync { disk } | JobKind::Rebuild { disk } => check_is_filled(&vhd.state, disk, job)?,
+                    _ => check_is_home(&vhd.record, &vhd.state, job)?,
+                }
             }
         }
         Ok(())
     }
+}
+
+/// Nothing on the disk lacks anything any more.
+fn check_is_filled(state: &VhdState, disk: DiskId, job: &JobRecord) -> Result<(), String> {
+    for extent in state.map.placed_from(ExtentIndex(0)) {
+        let replica = state.map.lookup(extent).replicas.on(disk);
+        if replica.is_some_and(|replica| replica.state != ReplicaState::InSync) {
+            return Err(format!("{job:?} is done, and extent {} there is {replica:?}", extent.0));
+        }
+    }
+    Ok(())
 }
 
 fn check_is_home(record: &VhdRecord, state: &VhdState, job: &JobRecord) -> Result<(), String> {
