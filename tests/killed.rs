@@ -200,7 +200,7 @@ fn what_belongs_to_another_user_is_not_used_and_not_lost() {
     let left = kept(&host);
     assert_eq!(std::fs::metadata(&left[0]).unwrap().uid(), NOBODY);
     host.kill();
-    let refused = host.refused(&["serve", "--socket-dir", "v", "d0.img"], 1);
+    let refused = host.does_not_serve(&[], &["d0.img"]);
     assert!(
         refused.contains(left[0].to_str().unwrap()) && refused.contains("start the daemon as that user"),
         "{refused}"

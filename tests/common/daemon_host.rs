@@ -57,6 +57,18 @@ impl Host {
         self.command(args).output().unwrap()
     }
 
+    /// What a daemon says that must not start, and would otherwise serve for ever.
+    #[allow(dead_code, reason = "not every test that uses this file")]
+    pub fn does_not_serve(&self, options: &[&str], disks: &[&str]) -> String {
+        let plain = self.command(&Host::serve_args(options, disks));
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=1", "20"]).arg(plain.get_program()).args(plain.get_args());
+        command.current_dir(self.directory.path()).env("SPANBLK_CONTROL", self.path("c/api.sock"));
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "it served: {}", text(&output.stderr));
+        text(&output.stderr)
+    }
+
     pub fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
