@@ -158,6 +158,8 @@ impl World {
         if let Some(alone) = alone {
             self.guests[alone].detach()?;
             self.guests[alone].wait_detached(&self.pool)?;
+            // What its disk has not synced when it is pulled is lost.
+            connect(&self.pool.socket(VHDS[alone].0))?.ring().flush()?;
         }
         let name = format!("f{disk}");
         match fault {
@@ -179,7 +181,7 @@ impl World {
         }
         // A disk that has failed is used again by the next daemon.
         if self.health(&name)? == "failed" {
-            self.restart()?;
+            self.restart(fault)?;
         } else if let Some(alone) = alone {
             let pool = &self.pool;
             self.guests[alone].attach(pool)?;
@@ -214,10 +216,16 @@ impl World {
         health.context("the health of a disk")
     }
 
-    /// The daemon is killed, and the next one finds all disks.
-    fn restart(&mut self) -> Result<()> {
-        self.pool.kill();
-        self.detach_all()?;
+    /// The next daemon finds all disks. Mostly this one is killed; but a disk that was pulled comes back as another device, as far as
+    /// anybody can tell, and then only what is in the table counts.
+    fn restart(&mut self, fault: Fault) -> Result<()> {
+        if fault == Fault::Pulled {
+            self.detach_all()?;
+            self.pool.stop()?;
+        } else {
+            self.pool.kill();
+            self.detach_all()?;
+        }
         serve(&mut self.pool)?;
         self.restarts += 1;
         self.attach_all()
