@@ -37,6 +37,7 @@ const REACTOR: ReactorId = ReactorId(0);
 const NOW: Nanos = Nanos(0);
 const EXTENT: u64 = 256 << 10;
 const EXTENTS: u32 = 1024;
+const PAGE_EXTENTS: u32 = spanblk::base::limits::EXTENTS_PER_PAGE as u32;
 const DISKS: u32 = 4;
 /// Requests at a time.
 const BATCH: u16 = 32;
@@ -96,6 +97,7 @@ fn vhd(replicas: u32) -> Arc<VhdState> {
         }
         map.restore(ExtentIndex(extent), set, BlockMask::ALL, Generation(0));
     }
+    (0..EXTENTS).for_each(|extent| map.set_intent(extent / PAGE_EXTENTS));
     let settings = VhdSettings {
         id: VhdId(1),
         uuid: uuid::Uuid::nil(),

@@ -141,10 +141,14 @@ fn hotplug(session: &Session, machine: &mut Machine) -> Result<()> {
     machine.plug(&extra, 2)?;
     machine.agent.run(&wait_for_device("vdd", true))?;
     raw::pattern_is_there(&mut machine.agent, "vdd")?;
-    // The guest's writer gets errors when the disk goes, and ends.
+    // The guest's writer gets errors when the disk goes, and ends. It has a node of its own: under the name in /dev it would make
+    // a file when the disk is gone, and write to that.
     machine.agent.run(
-        "(while dd if=/dev/zero of=/dev/vdd bs=64k count=16 seek=64 oflag=direct 2>/dev/null; do :; done) &
-         sleep 1",
+        "set -e
+         mknod /tmp/writer b $(tr : ' ' </sys/block/vdd/dev)
+         (while dd if=/dev/zero of=/tmp/writer bs=64k count=16 seek=64 oflag=direct 2>/dev/null; do :; done; rm /tmp/writer) &
+         sleep 1
+         [ -b /tmp/writer ]",
     )?;
     machine.unplug(&extra.id)?;
     machine.agent.run(&wait_for_device("vdd", false))?;
