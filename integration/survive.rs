@@ -14,9 +14,9 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::daemon::Pool;
-use lab::fio::Verify;
+use lab::fio::endless;
 use lab::image::Image;
 use lab::machine::{Accel, Drive, Machine, probe_kvm};
 use lab::model::Random;
@@ -146,7 +146,7 @@ impl World {
 
     fn kill_again_and_again(&mut self, machine: &mut Machine, kills: u64) -> Result<Vec<String>> {
         for (_, device, ..) in VHDS {
-            machine.agent.run(&endless_fio(device))?;
+            endless::begin(&mut machine.agent, device)?;
         }
         let regions = regions_of(machine.id())?;
         ensure!(regions.len() == VHDS.len(), "QEMU keeps {} in-flight regions", regions.len());
@@ -166,7 +166,7 @@ impl World {
         }
         let mut rounds = Vec::new();
         for (_, device, ..) in VHDS {
-            rounds.push(end_of_fio(machine, device)?);
+            rounds.push(endless::end(&mut machine.agent, device)?);
         }
         let met = if longest.as_millis() < STALL_GOAL_MS { "met" } else { "MISSED" };
         lines.push(format!(
@@ -205,41 +205,5 @@ impl World {
             }
         }
         Ok((in_flight, begun.elapsed()))
-    }
-}
-
-/// Discards, writes and verifies until told to stop, or something is wrong.
-fn endless_fio(device: &str) -> String {
-    let target = format!("/dev/{device}");
-    let verify = Verify { target: &target, offset: 0, size: 12 * MIB, block: 4096, largest: 64 << 10, seed: 1 };
-    let line = verify.line().replace("--randseed=1", "--randseed=$n");
-    format!(
-        "(n=1
-          while [ ! -e /tmp/stop ]; do
-              /sbin/blkdiscard /dev/{device} || {{ echo blkdiscard >/tmp/failed.{device}; break; }}
-              {line} >/tmp/fio.{device} 2>&1 || {{ echo fio >/tmp/failed.{device}; break; }}
-              n=$((n + 1))
-              echo $n >/tmp/rounds.{device}
-          done
-          touch /tmp/ended.{device}) >/dev/null 2>&1 &
-         sleep 1"
-    )
-}
-
-/// Waits for the end of the round; how many there were.
-fn end_of_fio(machine: &mut Machine, device: &str) -> Result<u64> {
-    machine.agent.run("touch /tmp/stop")?;
-    let outcome = machine.agent.run_within(
-        &format!(
-            "for i in $(seq 1 2400); do [ -e /tmp/ended.{device} ] && break; usleep 50000; done
-             [ -e /tmp/ended.{device} ] || {{ echo never ended; exit 1; }}
-             [ -e /tmp/failed.{device} ] && {{ cat /tmp/failed.{device} /tmp/fio.{device}; exit 1; }}
-             cat /tmp/rounds.{device}"
-        ),
-        Duration::from_secs(150),
-    )?;
-    match outcome.trim().parse::<u64>() {
-        Ok(rounds) if rounds > 1 => Ok(rounds - 1),
-        _ => bail!("fio on {device} says '{outcome}'"),
     }
 }

@@ -267,9 +267,13 @@ fn connect(host: &mut Host, case: &Case) -> Vec<Connection> {
     for extent in 0..PLACED {
         vhd.map.restore(ExtentIndex(extent), (case.copies)(extent), BlockMask::ALL, Generation(0));
     }
+    // As after the first write to several replicas: all extents are of one page.
+    vhd.map.set_intent(0);
     let change = |config: &mut RingConfig| {
         config.writeback = Arc::new(AtomicBool::new(case.writeback));
         config.inflight = Some(host::inflight(config.size));
+        // Some are about to be migrated.
+        config.log = (!case.writeback).then(|| host::dirty_log(config.addresses.used));
         if let (true, Some(call)) = (case.blocking_call, &config.call) {
             // SAFETY: takes no pointer.
             assert_eq!(unsafe { libc::fcntl(call.as_raw_fd(), libc::F_SETFL, 0) }, 0);

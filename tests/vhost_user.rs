@@ -38,6 +38,7 @@ fn qemu_starts_stops_and_starts_again() {
             | Protocol::CONFIGURE_MEM_SLOTS
             | Protocol::BACKEND_REQ
             | Protocol::INFLIGHT_SHMFD
+            | Protocol::LOG_SHMFD
             | Protocol::RESET_DEVICE
     );
     frontend.set_protocol_features(protocol).unwrap();
@@ -266,23 +267,6 @@ fn descriptors_change_under_a_running_ring() {
     frontend.get_features().unwrap();
     let notes = host.take_notes();
     assert!(matches!(&notes[..], [Note::Stop(_), Note::Start(start)] if start.regions == 1), "{notes:?}");
-}
-
-#[test]
-fn a_second_frontend_is_turned_away_and_the_log_names_both() {
-    let host = Host::new(1);
-    let socket = host.add(1, "lonely", 1);
-    let guest = Guest::new();
-    let frontend = guest.start(&socket, 1);
-    let mut second = UnixStream::connect(&socket).unwrap();
-    assert_eq!(second.read(&mut [0; 1]).unwrap(), 0, "closed at once");
-    let pid = std::process::id();
-    let line = host.logged("VHD lonely", "turned away");
-    assert_eq!(line.matches(&format!("process {pid} ")).count(), 2, "{line}");
-    frontend.get_features().unwrap();
-    let status = host.status(1);
-    assert_eq!((status.connections, status.refused), (1, 1));
-    assert_eq!(status.frontend.unwrap().pid, pid);
 }
 
 #[test]

@@ -190,6 +190,7 @@ fn open(guest: &Guest, vhd: &Arc<VhdState>) -> Ring {
         addresses: RingAddresses { descriptors, available, used },
         next_available: 0,
         inflight: None,
+        log: None,
         event_idx: guest.uses_event_idx(),
         indirect: false,
         writeback: Arc::new(AtomicBool::new(true)),

@@ -99,3 +99,58 @@ pub fn measure(file: &Path, load: Load, size: u64, time: Duration) -> Result<Mea
         p999_us: percentile("99.900000")?,
     })
 }
+
+/// fio that discards, writes and verifies in a guest without end, so that there are always first writes that nobody has flushed.
+pub mod endless {
+    use std::time::Duration;
+
+    use anyhow::{Result, bail};
+
+    use super::Verify;
+    use crate::lab::agent::Agent;
+
+    const MIB: u64 = 1 << 20;
+
+    /// Starts it; it runs until told to stop, or something is wrong.
+    ///
+    /// # Errors
+    /// The guest does not answer.
+    pub fn begin(agent: &mut Agent, device: &str) -> Result<()> {
+        let target = format!("/dev/{device}");
+        let verify = Verify { target: &target, offset: 0, size: 12 * MIB, block: 4096, largest: 64 << 10, seed: 1 };
+        let line = verify.line().replace("--randseed=1", "--randseed=$n");
+        agent.run(&format!(
+            "(n=1
+              while [ ! -e /tmp/stop ]; do
+                  /sbin/blkdiscard /dev/{device} || {{ echo blkdiscard >/tmp/failed.{device}; break; }}
+                  {line} >/tmp/fio.{device} 2>&1 || {{ echo fio >/tmp/failed.{device}; break; }}
+                  n=$((n + 1))
+                  echo $n >/tmp/rounds.{device}
+              done
+              touch /tmp/ended.{device}) >/dev/null 2>&1 &
+             sleep 1"
+        ))?;
+        Ok(())
+    }
+
+    /// Waits for the end of the round; how many there were.
+    ///
+    /// # Errors
+    /// What fio or the guest's kernel has found wrong since the beginning.
+    pub fn end(agent: &mut Agent, device: &str) -> Result<u64> {
+        agent.run("touch /tmp/stop")?;
+        let outcome = agent.run_within(
+            &format!(
+                "for i in $(seq 1 2400); do [ -e /tmp/ended.{device} ] && break; usleep 50000; done
+                 [ -e /tmp/ended.{device} ] || {{ echo never ended; exit 1; }}
+                 [ -e /tmp/failed.{device} ] && {{ cat /tmp/failed.{device} /tmp/fio.{device}; exit 1; }}
+                 cat /tmp/rounds.{device}"
+            ),
+            Duration::from_secs(150),
+        )?;
+        match outcome.trim().parse::<u64>() {
+            Ok(rounds) if rounds > 1 => Ok(rounds - 1),
+            _ => bail!("fio on {device} says '{outcome}'"),
+        }
+    }
+}

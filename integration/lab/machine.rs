@@ -54,6 +54,25 @@ pub struct Machine {
     dir: PathBuf,
 }
 
+/// How a migration went.
+#[derive(Clone, Copy, Debug)]
+pub struct Moved {
+    /// The guest stood still.
+    pub down: Duration,
+    /// From the beginning to the end.
+    pub total: Duration,
+}
+
+impl Moved {
+    fn of(state: &serde_json::Value) -> Result<Moved> {
+        let time = |name: &str| {
+            let millis = state[name].as_u64().with_context(|| format!("QEMU does not say {name}: {state}"))?;
+            Ok::<_, anyhow::Error>(Duration::from_millis(millis))
+        };
+        Ok(Moved { down: time("downtime")?, total: time("total-time")? })
+    }
+}
+
 /// Root ports for hot-plug; slots 1 to this.
 const HOTPLUG_PORTS: u16 = 3;
 
@@ -68,11 +87,62 @@ impl Machine {
     pub fn boot(run: &RunDir, image: &Image, accel: Accel, drives: &[Drive]) -> Result<(Machine, Duration)> {
         let started = Instant::now();
         let dir = run.guest_dir(&format!("guest-{}", unique()))?;
-        let process = start_qemu(&dir, &image.place_in(&dir)?, accel, drives)?;
+        let process = start_qemu(&dir, &image.place_in(&dir)?, accel, drives, false)?;
         let connected = connect(process, &dir);
         let mut machine = connected.with_context(|| stderr_of(&dir))?;
         machine.wait_ready()?;
         Ok((machine, started.elapsed()))
+    }
+
+    /// Starts a QEMU that waits for a guest with these drives, which another QEMU serves still.
+    ///
+    /// # Errors
+    /// QEMU refuses.
+    pub fn waiting(run: &RunDir, image: &Image, accel: Accel, drives: &[Drive]) -> Result<Machine> {
+        let dir = run.guest_dir(&format!("guest-{}", unique()))?;
+        let process = start_qemu(&dir, &image.place_in(&dir)?, accel, drives, true)?;
+        connect(process, &dir).with_context(|| stderr_of(&dir))
+    }
+
+    /// Moves the guest to a QEMU that waits for it; the one it leaves ends. A guest on KVM goes on meanwhile. An emulated one stands
+    /// still: on a loaded machine, QEMU 7.2 loses some of what it writes to memory then, also when it has no disk at all.
+    ///
+    /// # Errors
+    /// What either QEMU says, or it takes too long.
+    pub fn migrate_to(mut self, target: &mut Machine, accel: Accel) -> Result<Moved> {
+        let socket = target.dir.join("incoming");
+        // No pause because of the bandwidth, and pages go as fast as they can.
+        let parameters = json!({ "downtime-limit": 300, "max-bandwidth": 1_u64 << 40 });
+        self.qmp.execute("migrate-set-parameters", parameters)?;
+        let stopped = Instant::now();
+        if accel == Accel::Tcg {
+            self.qmp.execute("stop", json!({}))?;
+        }
+        self.qmp.execute("migrate", json!({ "uri": format!("unix:{}", socket.display()) }))?;
+        let moved = wait_for("end of the migration", Duration::from_secs(120), || {
+            let state = match self.qmp.execute("query-migrate", json!({})) {
+                Ok(state) => state,
+                Err(error) => return Some(Err(error)),
+            };
+            match state["status"].as_str() {
+                Some("completed") => Some(Moved::of(&state)),
+                Some("failed" | "cancelled") => Some(Err(anyhow::anyhow!("the migration failed: {state}"))),
+                _ => None,
+            }
+        });
+        let moved = moved
+            .and_then(|moved| moved)
+            .with_context(|| format!("source: {}\ntarget: {}", self.console_tail(), target.console_tail()))?;
+        let moved = if accel == Accel::Tcg {
+            target.qmp.execute("cont", json!({}))?;
+            Moved { down: stopped.elapsed(), ..moved }
+        } else {
+            moved
+        };
+        let complaints = self.complaints();
+        anyhow::ensure!(complaints.is_empty(), "{}", complaints.join("\n"));
+        self.quit()?;
+        Ok(moved)
     }
 
     /// The last lines of the kernel's console, and what QEMU complained about.
@@ -182,7 +252,7 @@ pub fn probe_kvm(run: &RunDir, image: &Image) -> Result<Accel, String> {
     }
     let booted = (|| -> Result<()> {
         let dir = run.guest_dir("probe")?;
-        let mut process = start_qemu(&dir, &image.place_in(&dir)?, Accel::Kvm, &[])?;
+        let mut process = start_qemu(&dir, &image.place_in(&dir)?, Accel::Kvm, &[], false)?;
         let control = dir.join("control");
         let stream = wait_for("QEMU with KVM", Duration::from_secs(10), || {
             UnixStream::connect(&control).ok().map(Some).or_else(|| process.exited().map(|_| None))
@@ -215,7 +285,7 @@ fn connect(mut process: Process, dir: &Path) -> Result<Machine> {
     Ok(Machine { agent, qmp, process, dir: dir.to_owned() })
 }
 
-fn start_qemu(dir: &Path, image: &Image, accel: Accel, drives: &[Drive]) -> Result<Process> {
+fn start_qemu(dir: &Path, image: &Image, accel: Accel, drives: &[Drive], waits: bool) -> Result<Process> {
     let mut command = match accel {
         Accel::Tcg => unprivileged("qemu-system-x86_64"),
         Accel::Kvm => unprivileged_with_kvm(dir, "qemu-system-x86_64")?,
@@ -251,6 +321,9 @@ fn start_qemu(dir: &Path, image: &Image, accel: Accel, drives: &[Drive]) -> Resu
         command.args(["-chardev", &format!("socket,id=c-{id},path={socket},reconnect=1")]);
         let queues = drive.queues;
         command.args(["-device", &format!("vhost-user-blk-pci,id={id},chardev=c-{id},num-queues={queues}")]);
+    }
+    if waits {
+        command.args(["-incoming", &format!("unix:{}", dir.join("incoming").display())]);
     }
     let stderr = fs::File::create(dir.join("stderr"))?;
     command.stdout(Stdio::null()).stderr(stderr);

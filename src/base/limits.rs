@@ -204,6 +204,9 @@ pub const VHOST_USER_THREADS_MAX: usize = 1024;
 /// Guest memory that one frontend can map, in bytes, so that no frontend can use up the address space.
 pub const GUEST_MEMORY_MAX: u64 = 16 << 40;
 
+/// Bytes of a dirty log: enough for 32 TiB of guest address space.
+pub const DIRTY_LOG_MAX: u64 = 1 << 30;
+
 /// Guest memory that all frontends together can map, in bytes: half of the address space, so that the daemon itself has room.
 pub const GUEST_MEMORY_TOTAL_MAX: usize = 64 << 40;
 

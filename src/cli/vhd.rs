@@ -168,8 +168,8 @@ fn table(list: &VhdList, jobs: &[JobInfo]) -> String {
         Table::new(&["Name", "State", ">Size", ">Allocated", ">Written", "Layout", "Disks", "VM", "Attached"]);
     for vhd in &list.vhds {
         let attached = match (&vhd.attached, &vhd.socket_problem) {
-            (Some(Attachment { pid: Some(pid) }), _) => format!("pid {pid}"),
-            (Some(Attachment { pid: None }), _) => "yes".to_owned(),
+            (Some(Attachment { pid: Some(pid), .. }), _) => format!("pid {pid}"),
+            (Some(Attachment { pid: None, .. }), _) => "yes".to_owned(),
             (None, Some(_)) => "SOCKET PROBLEM".to_owned(),
             (None, None) => "-".to_owned(),
         };
@@ -245,7 +245,11 @@ fn details(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
         None => "as the pool says",
     };
     let attached = match &vhd.attached {
-        Some(attachment) => attachment.pid.map_or("yes".to_owned(), |pid| format!("by process {pid}")),
+        Some(attachment) => {
+            let waiting =
+                attachment.waiting.map(|pid| format!("; process {pid} waits for its turn")).unwrap_or_default();
+            attachment.pid.map_or("yes".to_owned(), |pid| format!("by process {pid}")) + &waiting
+        }
         None => "no".to_owned(),
     };
     let placed: Vec<String> = vhd.placement.iter().map(|p| format!("{} {}", p.disk, p.extents)).collect();

@@ -7,6 +7,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::base::ids::{DiskId, ReactorId, VhdId};
 use crate::base::units::ExtentIndex;
+use crate::shared::dirty_log::DirtyLog;
 use crate::shared::inflight::InflightQueue;
 use crate::shared::{DiskState, Load, VhdState};
 use crate::store::change::{Change, CommitRequest};
@@ -216,6 +217,17 @@ pub struct RingAddresses {
     pub used: u64,
 }
 
+/// Where a ring notes which guest memory it has written to, during a live migration.
+#[derive(Clone, Debug)]
+pub struct RingLog {
+    /// The log of its device.
+    pub log: Arc<DirtyLog>,
+    /// The used ring's guest physical address for the log; `None`: writes to the used ring are not noted.
+    pub used: Option<u64>,
+    /// Written to when something was noted, if the frontend gave an eventfd for that.
+    pub call: Option<Arc<OwnedFd>>,
+}
+
 /// Everything a reactor needs to serve a vring.
 pub struct RingConfig {
     /// Its name.
@@ -232,6 +244,8 @@ pub struct RingConfig {
     pub next_available: u16,
     /// Where the frontend keeps what is in flight, if it does.
     pub inflight: Option<InflightQueue>,
+    /// Where it notes what it writes; `None`: nowhere.
+    pub log: Option<RingLog>,
     /// VIRTIO_RING_F_EVENT_IDX was acknowledged.
     pub event_idx: bool,
     /// VIRTIO_RING_F_INDIRECT_DESC was acknowledged.
@@ -298,6 +312,15 @@ pub enum RingCommand {
         key: RingKey,
         /// The eventfd.
         kick: Option<OwnedFd>,
+    },
+    /// Note what is written from now on elsewhere, or nowhere. Answered once nothing is noted as before any more.
+    SetLog {
+        /// The ring.
+        key: RingKey,
+        /// Where.
+        log: Option<RingLog>,
+        /// Where to answer; dropped if the ring is unknown.
+        reply: crossbeam_channel::Sender<()>,
     },
     /// Guest memory grew; what was mapped before stays mapped.
     SetMemory {

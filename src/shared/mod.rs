@@ -1,8 +1,10 @@
 //! State that reactors, the owner and the committer share without a lock: per host disk and per VHD. Besides, which guest
-//! memory has been taken away from us, what frontends keep of requests in flight, and how busy reactors and rings are.
+//! memory has been taken away from us, what frontends keep of requests in flight and of pages that were written, and how busy
+//! reactors and rings are.
 //!
 //! Everything here is atomics or fixed after creation. Uses `base`, `metrics` and `placement`.
 
+pub mod dirty_log;
 pub mod disk;
 pub mod door;
 pub mod guest_memory;

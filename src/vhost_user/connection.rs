@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, spawn_blocking};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
@@ -18,9 +18,10 @@ use super::device::Device;
 use super::error::DeviceError;
 use super::hub::Hub;
 use super::listener::{Vhd, stopped};
-use super::peek::{self, PeekError};
+use super::peek::{self, LogCall, PeekError};
 use super::server::Frontend;
 use super::sys;
+use super::turn::FrontendId;
 use crate::base::clock;
 
 type Handler = BackendReqHandler<Mutex<Device>>;
@@ -32,24 +33,47 @@ enum Fault {
     Peek(#[from] PeekError),
     #[error(transparent)]
     Message(#[from] Error),
-    #[error("a virtqueue could not go on at another reactor: {0}")]
-    Move(#[from] DeviceError),
+    #[error("its virtqueues could not go on: {0}")]
+    Change(#[from] DeviceError),
+}
+
+impl Fault {
+    /// Whether the frontend did nothing wrong, but came while there was another one.
+    fn is_refusal(&self) -> bool {
+        let of_device = |error: &DeviceError| matches!(error, DeviceError::InUse(_));
+        match self {
+            Fault::Change(error) => of_device(error),
+            Fault::Message(Error::ReqHandlerError(error)) => {
+                error.get_ref().and_then(|error| error.downcast_ref()).is_some_and(of_device)
+            }
+            Fault::Message(_) | Fault::Peek(_) => false,
+        }
+    }
+}
+
+/// What a device is called to between two messages.
+struct Calls {
+    /// To move rings to other reactors.
+    moves: UnboundedReceiver<Move>,
+    /// To look whether it is its turn.
+    freed: watch::Receiver<()>,
 }
 
 /// Serves a connection until the frontend leaves, makes a mistake, or `stop` becomes true. Then drains its rings.
 pub(super) async fn serve(
     stream: UnixStream,
-    frontend: Frontend,
+    (id, frontend): (FrontendId, Frontend),
     vhd: Arc<Vhd>,
     hub: Arc<Hub>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let (orders, mut moves) = unbounded_channel();
-    let device = Arc::new(Mutex::new(Device::new(Arc::clone(&vhd), hub, orders)));
+    let (orders, moves) = unbounded_channel();
+    let mut calls = Calls { moves, freed: vhd.turn().watch() };
+    let device = Arc::new(Mutex::new(Device::new(Arc::clone(&vhd), id, hub, orders)));
     let outcome = match stream.try_clone() {
         Ok(socket) => {
             let handler = BackendReqHandler::from_stream(stream, Arc::clone(&device));
-            let outcome = converse(handler, &device, &socket, &mut moves, &mut stop).await;
+            let outcome = converse(handler, &device, &socket, &mut calls, &mut stop).await;
             // The frontend is to know at once, even if draining takes long.
             let _ = socket.shutdown(Shutdown::Both);
             outcome
@@ -57,7 +81,9 @@ pub(super) async fn serve(
         Err(error) => Err(PeekError::from(error).into()),
     };
     if let Err(fault) = outcome {
-        vhd.counters.faults.fetch_add(1, Ordering::Relaxed);
+        let is_refusal = fault.is_refusal();
+        let counter = if is_refusal { &vhd.counters.refused } else { &vhd.counters.faults };
+        counter.fetch_add(1, Ordering::Relaxed);
         if let Some(held_back) = vhd.faults.pass(clock::now()) {
             let (name, pid) = (vhd.name(), frontend.pid);
             log::warn!("VHD {name}: process {pid} is disconnected: {fault} ({held_back} more faults not logged)");
@@ -71,7 +97,7 @@ async fn converse(
     mut handler: Handler,
     device: &Arc<Mutex<Device>>,
     socket: &UnixStream,
-    moves: &mut UnboundedReceiver<Move>,
+    calls: &mut Calls,
     stop: &mut watch::Receiver<bool>,
 ) -> Result<(), Fault> {
     let watched = socket.try_clone().and_then(|socket| sys::watch(socket.into())).map_err(PeekError::from)?;
@@ -82,14 +108,22 @@ async fn converse(
             there = peek::message(&watched) => if !there? {
                 return Ok(());
             },
-            Some(mut order) = moves.recv() => {
-                // Only the last one counts: the others are of a time when a message took long.
-                while let Ok(newer) = moves.try_recv() {
-                    order = newer;
-                }
-                carry_out(device, order).await?;
+            Ok(()) = calls.freed.changed() => {
+                change(device, Device::settle).await?;
                 continue;
             }
+            Some(mut order) = calls.moves.recv() => {
+                // Only the last one counts: the others are of a time when a message took long.
+                while let Ok(newer) = calls.moves.try_recv() {
+                    order = newer;
+                }
+                change(device, move |device| device.move_ring(order)).await?;
+                continue;
+            }
+        }
+        if let Some(given) = peek::take_log_call(socket).map_err(PeekError::from)? {
+            take_log_call(device, socket, given).await?;
+            continue;
         }
         if let Some(channel) = peek::channel(socket).map_err(PeekError::from)? {
             // Between messages nobody holds the lock.
@@ -118,17 +152,37 @@ async fn converse(
     }
 }
 
-/// Moves a ring to another reactor, between two messages.
-async fn carry_out(device: &Arc<Mutex<Device>>, order: Move) -> Result<(), Fault> {
+/// Changes something about the device, between two messages.
+async fn change(
+    device: &Arc<Mutex<Device>>,
+    change: impl FnOnce(&mut Device) -> Result<(), DeviceError> + Send + 'static,
+) -> Result<(), Fault> {
     let device = Arc::clone(device);
-    let moved = spawn_blocking(move || device.lock().unwrap_or_else(PoisonError::into_inner).move_ring(order)).await;
-    match moved {
-        Ok(moved) => Ok(moved?),
+    let changed = spawn_blocking(move || change(&mut device.lock().unwrap_or_else(PoisonError::into_inner))).await;
+    match changed {
+        Ok(changed) => Ok(changed?),
         Err(error) => {
             pass_on(error);
             Ok(())
         }
     }
+}
+
+/// SET_LOG_FD, of which the protocol library knows nothing.
+async fn take_log_call(device: &Arc<Mutex<Device>>, socket: &UnixStream, given: LogCall) -> Result<(), Fault> {
+    let LogCall { call, wants_answer } = given;
+    let (answers, asked) = oneshot::channel();
+    let set = move |device: &mut Device| {
+        device.set_log_call(call);
+        let _ = answers.send(device.answers());
+        Ok(())
+    };
+    change(device, set).await?;
+    if wants_answer && asked.await.unwrap_or(false) {
+        // There is room: `peek::message` has looked.
+        sys::send_now(socket, &peek::log_call_answer()).map_err(PeekError::from)?;
+    }
+    Ok(())
 }
 
 /// A panic on a thread is a panic here; a thread that was never started belongs to a runtime that is shutting down.

@@ -1,33 +1,33 @@
 //! What one frontend has negotiated, and the rings that run because of it.
 //!
 //! Every change goes the same way: what must not change while a ring runs stops it first; then the change is made; then
-//! [`Device::settle`] starts whatever should run and does not.
+//! [`Device::settle`] starts whatever should run and does not, if it is this frontend's turn. `rings`: how rings start and stop.
+
+mod rings;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::Receiver;
 use tokio::sync::mpsc::UnboundedSender;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
 use super::balance::Move;
-use super::error::{DeviceError, InflightError};
-use super::hub::{Asking, Hub, Place};
+use super::channel::Channel;
+use super::error::DeviceError;
+use super::hub::{Hub, Place};
 use super::listener::Vhd;
 use super::memory::Memory;
+use super::turn::FrontendId;
 use super::vring::{Kick, Vring};
 use crate::base::clock;
-use crate::base::ids::ReactorId;
-use crate::reactor::messages::{RingAddresses, RingCommand, RingConfig, RingStopped};
-use crate::shared::inflight::{InflightQueue, InflightRegion};
+use crate::reactor::messages::{RingAddresses, RingCommand};
+use crate::shared::dirty_log::DirtyLog;
+use crate::shared::inflight::InflightRegion;
 use crate::virtio::config;
 use crate::virtio::device::DeviceSettings;
 use crate::virtio::features::{self, is_writeback};
-
-/// How long a guest waits at most for one of its rings to change the reactor.
-const YIELD_PATIENCE: Duration = Duration::from_millis(20);
 
 /// The protocol features that we offer.
 pub(super) const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::CONFIG
@@ -36,20 +36,15 @@ pub(super) const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtoco
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(VhostUserProtocolFeatures::BACKEND_REQ)
     .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
+    .union(VhostUserProtocolFeatures::LOG_SHMFD)
     .union(VhostUserProtocolFeatures::RESET_DEVICE);
-
-/// Where a ring is, and its descriptors.
-struct Parts {
-    addresses: RingAddresses,
-    kick: Option<OwnedFd>,
-    call: Option<OwnedFd>,
-    error: Option<OwnedFd>,
-    inflight: Option<InflightQueue>,
-}
 
 /// The device of one connection.
 pub(super) struct Device {
     vhd: Arc<Vhd>,
+    id: FrontendId,
+    /// It is this frontend's turn.
+    active: bool,
     hub: Arc<Hub>,
     settings: DeviceSettings,
     /// `None` until SET_FEATURES.
@@ -58,7 +53,13 @@ pub(super) struct Device {
     rings: Vec<Vring>,
     /// Where the frontend keeps what is in flight.
     inflight: Option<Arc<InflightRegion>>,
+    /// Where it wants to find which of its memory was written to, and how it wants to be told.
+    log: Option<Arc<DirtyLog>>,
+    log_call: Option<Arc<OwnedFd>>,
     writeback: Arc<AtomicBool>,
+    channel: Arc<Channel>,
+    /// Rings that run, as others know.
+    shown: usize,
     /// Protocol features that the frontend acknowledged.
     protocol: VhostUserProtocolFeatures,
     /// The socket in the message that is about to be handled.
@@ -72,16 +73,22 @@ pub(super) struct Device {
 }
 
 impl Device {
-    pub(super) fn new(vhd: Arc<Vhd>, hub: Arc<Hub>, orders: UnboundedSender<Move>) -> Device {
+    pub(super) fn new(vhd: Arc<Vhd>, id: FrontendId, hub: Arc<Hub>, orders: UnboundedSender<Move>) -> Device {
         let settings = vhd.device_settings();
         Device {
             rings: (0..settings.queues).map(|_| Vring::default()).collect(),
+            channel: vhd.new_channel(),
             vhd,
+            id,
+            active: false,
             hub,
             settings,
             acknowledged: None,
             memory: Memory::empty(),
             inflight: None,
+            log: None,
+            log_call: None,
+            shown: 0,
             writeback: Arc::new(AtomicBool::new(false)),
             protocol: VhostUserProtocolFeatures::empty(),
             offered_channel: None,
@@ -112,7 +119,15 @@ impl Device {
             return Err(DeviceError::ProtocolFeatures(unknown));
         }
         self.protocol = VhostUserProtocolFeatures::from_bits_truncate(features);
-        Ok(())
+        match self.vhd.turn().earlier(self.id) {
+            Some(first) if !self.can_migrate() => Err(DeviceError::InUse(first.pid)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the frontend may wait for another one to stop: it could be the destination of a live migration.
+    fn can_migrate(&self) -> bool {
+        self.protocol.contains(VhostUserProtocolFeatures::LOG_SHMFD)
     }
 
     /// The next message gives this socket.
@@ -123,7 +138,7 @@ impl Device {
     /// SET_BACKEND_REQ_FD. Only a frontend that can read the configuration space is told of its changes.
     pub(super) fn take_channel(&mut self) {
         let channel = self.offered_channel.take();
-        self.vhd.channel().set(channel.filter(|_| self.protocol.contains(VhostUserProtocolFeatures::CONFIG)));
+        self.channel.set(channel.filter(|_| self.protocol.contains(VhostUserProtocolFeatures::CONFIG)));
     }
 
     pub(super) fn vhd(&self) -> &Vhd {
@@ -140,13 +155,17 @@ impl Device {
         ring.ok_or(DeviceError::NoSuchQueue { index, queues })
     }
 
-    /// SET_FEATURES. Rings that run are started again, since they look at the features.
+    /// SET_FEATURES. Rings that run are started again, since they look at the features; but for LOG_ALL, which begins and ends while
+    /// they run.
     pub(super) fn set_features(&mut self, acknowledged: u64) -> Result<(), DeviceError> {
         let unknown = acknowledged & !features::offered(&self.settings());
         if unknown != 0 {
             return Err(DeviceError::Features(unknown));
         }
-        if self.acknowledged != Some(acknowledged) {
+        if self.acknowledged.is_some_and(|before| (before ^ acknowledged) & !features::LOG_ALL == 0) {
+            self.acknowledged = Some(acknowledged);
+            self.tell_log();
+        } else {
             self.stop_all();
             self.acknowledged = Some(acknowledged);
             self.writeback.store(is_writeback(acknowledged, self.vhd.writeback_field()), Ordering::SeqCst);
@@ -183,13 +202,43 @@ impl Device {
         self.change(index, |ring| ring.set_size(entries))
     }
 
-    /// The same addresses again (a frontend may change the flags beside them) leave the ring running.
-    pub(super) fn set_addresses(&mut self, index: u32, user: RingAddresses) -> Result<(), DeviceError> {
-        if self.ring(index)?.user == Some(user) {
+    /// SET_LOG_BASE. Returns once nothing is noted in an earlier log any more.
+    pub(super) fn set_log(&mut self, log: Arc<DirtyLog>) {
+        // Unmapped here, and not by the last reactor that lets go of it.
+        let earlier = self.log.replace(log);
+        self.tell_log();
+        drop(earlier);
+    }
+
+    /// SET_LOG_FD.
+    pub(super) fn set_log_call(&mut self, call: Option<OwnedFd>) {
+        self.log_call = call.map(Arc::new);
+        self.tell_log();
+    }
+
+    /// Whether it wants answers where it asks for them.
+    pub(super) fn answers(&self) -> bool {
+        let protocol = self.acknowledged.is_some_and(|features| features & features::VHOST_USER_PROTOCOL != 0);
+        protocol && self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK)
+    }
+
+    /// The same addresses again (a frontend may change what is said of the log beside them) leave the ring running.
+    pub(super) fn set_addresses(
+        &mut self,
+        index: u32,
+        user: RingAddresses,
+        log: Option<u64>,
+    ) -> Result<(), DeviceError> {
+        let ring = self.ring(index)?;
+        if ring.user == Some(user) {
+            if std::mem::replace(&mut ring.log, log) != log {
+                self.tell_log();
+            }
             return Ok(());
         }
         self.change(index, |ring| {
             ring.user = Some(user);
+            ring.log = log;
             Ok(())
         })
     }
@@ -213,7 +262,9 @@ impl Device {
         }
         let ring = self.ring(index)?;
         ring.kick = None;
-        Ok(ring.base)
+        let base = ring.base;
+        self.end_turn();
+        Ok(base)
     }
 
     pub(super) fn set_enabled(&mut self, index: u32, enabled: bool) -> Result<(), DeviceError> {
@@ -253,6 +304,12 @@ impl Device {
 
     /// The driver writes the `writeback` field. Returns once what was written before is durable, if it is cleared.
     pub(super) fn set_writeback_field(&mut self, field: bool) {
+        if let Some(other) = self.vhd.turn().other_active(self.id) {
+            let pid = other.pid;
+            return self
+                .vhd
+                .log_coming(&format!("a choice of the cache mode is ignored: the guest of process {pid} makes it"));
+        }
         self.vhd.set_writeback_field(field);
         let writeback = self.acknowledged.is_some_and(|acknowledged| is_writeback(acknowledged, field));
         if self.writeback.swap(writeback, Ordering::SeqCst) != writeback {
@@ -297,21 +354,20 @@ impl Device {
         self.acknowledged = None;
         self.writeback.store(false, Ordering::SeqCst);
         self.owes_flush = false;
-        self.vhd.set_writeback_field(true);
+        if self.vhd.turn().other_active(self.id).is_none() {
+            self.vhd.set_writeback_field(true);
+        }
+        self.end_turn();
     }
 
     /// Ends the session: all rings drained, memory unmapped.
     pub(super) fn shut_down(&mut self) {
-        self.vhd.channel().set(None);
+        self.channel.set(None);
         self.stop_all();
         self.rings.clear();
         self.inflight = None;
+        self.log = None;
         self.memory = Memory::empty();
-    }
-
-    /// Number of rings that reactors serve.
-    pub(super) fn running(&self) -> usize {
-        self.rings.iter().filter(|ring| ring.place.is_some()).count()
     }
 
     /// Changes what a ring that runs cannot change.
@@ -326,159 +382,60 @@ impl Device {
         self.settle()
     }
 
-    /// Starts every ring that should run and does not.
-    fn settle(&mut self) -> Result<(), DeviceError> {
+    /// Starts every ring that should run and does not, if this frontend's turn has come.
+    pub(super) fn settle(&mut self) -> Result<(), DeviceError> {
         let Some(acknowledged) = self.acknowledged else { return Ok(()) };
         let enabled_by_default = acknowledged & features::VHOST_USER_PROTOCOL == 0;
-        let mut started = false;
-        for index in 0..self.rings.len() {
-            let ring = &self.rings[index];
-            if ring.place.is_none() && ring.wants_to_run(enabled_by_default) {
-                let parts = self.parts(index)?;
-                self.launch(index, acknowledged, parts, None);
-                started = true;
-            }
+        let waits = |ring: &Vring| ring.place.is_none() && ring.wants_to_run(enabled_by_default);
+        let waiting: Vec<usize> = (0..self.rings.len()).filter(|index| waits(&self.rings[*index])).collect();
+        if waiting.is_empty() || !self.take_turn(acknowledged)? {
+            return Ok(());
         }
-        if started {
-            self.vhd.set_running(self.running());
-            self.tell_size();
-            if self.owes_flush {
-                self.switch_cache_mode();
-            }
+        for index in waiting {
+            let parts = self.parts(index)?;
+            self.launch(index, acknowledged, parts, None);
+        }
+        self.show_running();
+        self.tell_size();
+        if self.owes_flush {
+            self.switch_cache_mode();
         }
         Ok(())
+    }
+
+    /// Whether the rings of this frontend may run.
+    fn take_turn(&mut self, acknowledged: u64) -> Result<bool, DeviceError> {
+        match self.vhd.turn().take(self.id) {
+            Ok(()) => {
+                if !std::mem::replace(&mut self.active, true) {
+                    // The guest may have chosen another cache mode through the frontend that was active before.
+                    let writeback = is_writeback(acknowledged, self.vhd.writeback_field());
+                    self.writeback.store(writeback, Ordering::SeqCst);
+                }
+                Ok(true)
+            }
+            Err(active) if !self.can_migrate() => Err(DeviceError::InUse(active.pid)),
+            Err(active) => {
+                self.vhd.log_coming(&format!("virtqueues wait until those of process {} are stopped", active.pid));
+                Ok(false)
+            }
+        }
+    }
+
+    /// Lets another frontend have its turn, if no ring is started any more.
+    fn end_turn(&mut self) {
+        if self.active && self.rings.iter().all(|ring| ring.kick.is_none()) {
+            self.active = false;
+            self.vhd.turn().release(self.id);
+        }
     }
 
     /// The VHD may have been resized while nobody could be told: the frontend was away (a VMM that connects again does not read the
     /// configuration again), or had not given its channel yet.
     fn tell_size(&mut self) {
         let size = self.vhd.state().size();
-        if self.size_read != Some(size) && self.vhd.channel().tell_config_changed() {
+        if self.size_read != Some(size) && self.channel.tell_config_changed() {
             self.size_read = Some(size);
-        }
-    }
-
-    /// Moves a ring that runs to another reactor, if it still does. It is drained first; if that takes long (a request waits for
-    /// room, or for a disk that hangs), it stays where it is.
-    pub(super) fn move_ring(&mut self, order: Move) -> Result<(), DeviceError> {
-        let at = |ring: &Vring| ring.place.is_some_and(|place| place.key == order.ring);
-        let (Some(index), Some(acknowledged)) = (self.rings.iter().position(at), self.acknowledged) else {
-            return Ok(());
-        };
-        // All that can fail comes before it stops.
-        let parts = self.parts(index)?;
-        let Some(stopped) = self.ask_to_yield(index) else {
-            self.hub.stays(order.ring);
-            return Ok(());
-        };
-        let ring = &mut self.rings[index];
-        ring.base = stopped.next_available;
-        if let Some(place) = ring.place.take() {
-            self.hub.release(place);
-        }
-        let place = self.launch(index, acknowledged, parts, Some(order.to));
-        log::debug!("VHD {}: queue {index} is served by reactor {} from now on", self.vhd.name(), place.reactor.0);
-        self.hub.moved(place.key);
-        Ok(())
-    }
-
-    /// Asks a reactor to let go of a ring soon. `None`: it does not, and serves it as before.
-    fn ask_to_yield(&self, index: usize) -> Option<RingStopped> {
-        let Place { key, reactor } = self.rings[index].place?;
-        let (reply, answer) = crossbeam_channel::bounded(1);
-        self.hub.send(reactor, RingCommand::Yield { key, reply });
-        match answer.recv_timeout(YIELD_PATIENCE) {
-            Ok(stopped) => Some(stopped),
-            Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => {
-                self.hub.send(reactor, RingCommand::GoOn { key });
-                // Unless it has stopped just before.
-                answer.recv().ok()
-            }
-        }
-    }
-
-    /// What a reactor gets of a ring.
-    fn parts(&self, index: usize) -> Result<Parts, DeviceError> {
-        let ring = &self.rings[index];
-        Ok(Parts {
-            addresses: ring.guest_addresses(index, &self.memory)?,
-            kick: ring.duplicate_kick()?,
-            call: Vring::duplicate(ring.call.as_ref())?,
-            error: Vring::duplicate(ring.error.as_ref())?,
-            inflight: self.inflight_of(index)?,
-        })
-    }
-
-    /// Where the frontend keeps what a queue has in flight; `None` if it does not.
-    fn inflight_of(&self, index: usize) -> Result<Option<InflightQueue>, DeviceError> {
-        let Some(region) = &self.inflight else { return Ok(None) };
-        let queue = u16::try_from(index).ok().and_then(|index| region.queue(index));
-        queue.map(Some).ok_or(DeviceError::Inflight(InflightError::NoSuchQueue(index)))
-    }
-
-    /// Has a ring served, by a certain reactor if one is wanted. Its place is given back when it stops.
-    fn launch(&mut self, index: usize, acknowledged: u64, parts: Parts, wanted: Option<ReactorId>) -> Place {
-        let siblings = self.rings.iter().filter_map(|ring| ring.place).map(|place| place.reactor).collect();
-        let (place, load) = self.hub.place(&Asking { siblings, wanted, orders: &self.orders });
-        self.rings[index].tracked |= parts.inflight.is_some();
-        let ring = &self.rings[index];
-        let config = RingConfig {
-            key: place.key,
-            vhd: Arc::clone(self.vhd.state()),
-            index: u16::try_from(index).expect("queues are counted in u16"),
-            size: ring.size,
-            addresses: parts.addresses,
-            next_available: ring.base,
-            inflight: parts.inflight,
-            event_idx: acknowledged & features::EVENT_IDX != 0,
-            indirect: acknowledged & features::INDIRECT_DESC != 0,
-            writeback: Arc::clone(&self.writeback),
-            features: acknowledged,
-            load,
-            memory: Arc::clone(self.memory.map()),
-            kick: parts.kick,
-            call: parts.call,
-            error: parts.error,
-        };
-        self.hub.send(place.reactor, RingCommand::Start(Box::new(config)));
-        self.rings[index].place = Some(place);
-        place
-    }
-
-    fn stop(&mut self, index: usize) {
-        if let Some(answer) = self.ask_to_stop(index) {
-            self.await_stopped(index, &answer);
-        }
-        self.vhd.set_running(self.running());
-    }
-
-    /// Drains all rings, at the same time.
-    fn stop_all(&mut self) {
-        let answers: Vec<_> =
-            (0..self.rings.len()).filter_map(|index| Some((index, self.ask_to_stop(index)?))).collect();
-        for (index, answer) in &answers {
-            self.await_stopped(*index, answer);
-        }
-        self.vhd.set_running(0);
-    }
-
-    fn ask_to_stop(&mut self, index: usize) -> Option<Receiver<RingStopped>> {
-        let Place { key, reactor } = self.rings[index].place?;
-        let (reply, answer) = crossbeam_channel::bounded(1);
-        self.hub.send(reactor, RingCommand::Stop { key, reply });
-        Some(answer)
-    }
-
-    /// Waits, as long as it takes, until the reactor has completed what it popped. A reactor that does not know the ring (it
-    /// refused to start it, or has ended) drops the reply: then nothing was popped since we know the base.
-    fn await_stopped(&mut self, index: usize, answer: &Receiver<RingStopped>) {
-        let ring = &mut self.rings[index];
-        if let Ok(stopped) = answer.recv() {
-            ring.base = stopped.next_available;
-        }
-        if let Some(place) = ring.place.take() {
-            self.hub.release(place);
         }
     }
 }

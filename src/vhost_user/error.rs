@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::errno;
 use crate::base::ids::VhdId;
-use crate::base::limits::{GUEST_MEMORY_MAX, MEM_SLOTS_MAX, QUEUE_SIZE_MAX};
+use crate::base::limits::{DIRTY_LOG_MAX, GUEST_MEMORY_MAX, MEM_SLOTS_MAX, QUEUE_SIZE_MAX};
 use crate::shared::guest_memory::WatchError;
 
 /// A message that asks for something impossible. It ends the connection.
@@ -32,6 +32,13 @@ pub(super) enum DeviceError {
     Memory(#[from] MemoryError),
     #[error("the in-flight region: {0}")]
     Inflight(#[from] InflightError),
+    #[error("the dirty log: {0}")]
+    Log(#[from] LogError),
+    #[error(
+        "process {0} is connected, and a frontend that comes second must be able to take part in a live migration, which this one \
+         is not: it does not use the protocol feature LOG_SHMFD"
+    )]
+    InUse(u32),
     #[error("a file descriptor cannot be duplicated: {0}")]
     Duplicate(#[source] io::Error),
 }
@@ -79,14 +86,30 @@ pub(super) enum InflightError {
     QueueSize(u16),
     #[error("it has {size} bytes and needs {needed}")]
     TooShort { size: u64, needed: u64 },
-    #[error("it begins at byte {offset} of its file and needs {needed}, and the file has {file}")]
-    BeyondFile { offset: u64, needed: u64, file: u64 },
-    #[error("its file is not one in memory: use what GET_INFLIGHT_FD has answered")]
-    NotMemory,
     #[error("it has none for queue {0}")]
     NoSuchQueue(usize),
     #[error("it cannot be made: {0}")]
     Create(#[source] io::Error),
+    #[error(transparent)]
+    Mapping(#[from] MappingError),
+}
+
+/// A dirty log that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LogError {
+    #[error("it has {0} bytes: 1 to {DIRTY_LOG_MAX} are possible")]
+    Size(u64),
+    #[error(transparent)]
+    Mapping(#[from] MappingError),
+}
+
+/// Shared memory that cannot be mapped.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MappingError {
+    #[error("it begins at byte {offset} of its file and needs {needed}, and the file has {file}")]
+    BeyondFile { offset: u64, needed: u64, file: u64 },
+    #[error("its file is not one in memory: use a memfd, or a file in /dev/shm")]
+    NotMemory,
     #[error("its file cannot be examined: {0}")]
     Stat(#[source] io::Error),
     #[error("it cannot be watched: {0}")]

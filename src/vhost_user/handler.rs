@@ -12,9 +12,9 @@ use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqH
 
 use super::device::{Device, PROTOCOL_FEATURES};
 use super::error::DeviceError;
-use super::inflight;
 use super::memory::Memory;
 use super::vring::Kick;
+use super::{dirty_log, inflight};
 use crate::base::clock;
 use crate::base::limits::MEM_SLOTS_MAX;
 use crate::base::log_gate::LogGate;
@@ -114,13 +114,14 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         descriptors: u64,
         used: u64,
         available: u64,
-        _log: u64,
+        log: u64,
     ) -> Result<()> {
-        Ok(self.set_addresses(index, RingAddresses { descriptors, available, used })?)
+        let log = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG).then_some(log);
+        Ok(self.set_addresses(index, RingAddresses { descriptors, available, used }, log)?)
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
@@ -208,7 +209,8 @@ impl VhostUserBackendReqHandlerMut for Device {
         unsupported("shared memory of the device")
     }
 
-    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
-        unsupported("the dirty log")
+    fn set_log_base(&mut self, given: &VhostUserLog, file: File) -> Result<()> {
+        self.set_log(dirty_log::map(given, file).map_err(DeviceError::from)?);
+        Ok(())
     }
 }

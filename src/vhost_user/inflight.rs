@@ -1,16 +1,13 @@
 //! In-flight regions as frontends ask for them and give them: made, checked and mapped. What they say is for `reactor::ring`.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::VhostUserInflight;
-use vm_memory::{FileOffset, MmapRegion};
 
 use super::error::InflightError;
-use super::sys;
+use super::{mapping, sys};
 use crate::base::limits::QUEUE_SIZE_MAX;
-use crate::shared::guest_memory::Watch;
 use crate::shared::inflight::{InflightRegion, region_len};
 
 /// The description of a region, for a device of `queues` queues.
@@ -39,26 +36,15 @@ pub(super) fn map(given: &VhostUserInflight, file: File, queues: u16) -> Result<
     if size < needed {
         return Err(InflightError::TooShort { size, needed });
     }
-    let metadata = file.metadata().map_err(InflightError::Stat)?;
-    let paging = sys::paging(&file).map_err(InflightError::Stat)?;
-    if !metadata.is_file() || paging.remote {
-        return Err(InflightError::NotMemory);
-    }
     // What is behind what we need is not mapped: a frontend may round up.
-    let needed = usize::try_from(needed).expect("limited by queues and their sizes");
-    let len = needed.next_multiple_of(paging.page);
-    // Of huge pages, part of one could not be unmapped.
-    let mapped = if paging.huge { len } else { needed };
-    let end = offset.checked_add(mapped as u64).filter(|end| *end <= metadata.size());
-    end.ok_or(InflightError::BeyondFile { offset, needed: mapped as u64, file: metadata.size() })?;
-    let mapping = MmapRegion::from_file(FileOffset::new(file, offset), mapped).map_err(InflightError::Map)?;
-    let watch = Watch::new(mapping.as_ptr(), len, paging.page).map_err(InflightError::Watch)?;
+    let (mapping, watch) = mapping::map(file, offset, needed)?;
     Ok(Arc::new(InflightRegion::new(mapping, watch, num_queues, queue_size)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vhost_user::error::MappingError;
 
     fn asked(num_queues: u16, queue_size: u16) -> VhostUserInflight {
         VhostUserInflight::new(0, 0, num_queues, queue_size)
@@ -90,7 +76,7 @@ mod tests {
         drop(region);
         assert_eq!(sys::tests::mappings_of("spanblk-test-inflight"), 0);
         file.set_len(0).unwrap();
-        assert!(matches!(map(&given, file, 1), Err(InflightError::BeyondFile { .. })));
+        assert!(matches!(map(&given, file, 1), Err(InflightError::Mapping(MappingError::BeyondFile { .. }))));
     }
 
     #[test]
@@ -112,13 +98,19 @@ mod tests {
         assert!(matches!(given(&|g| g.mmap_size -= 1), Some(InflightError::TooShort { .. })));
         assert!(matches!(given(&|g| g.num_queues = 3), Some(InflightError::TooShort { .. })));
         assert!(matches!(given(&|g| g.queue_size = 256), Some(InflightError::TooShort { .. })));
-        assert!(matches!(given(&|g| g.mmap_offset = 4096), Some(InflightError::BeyondFile { .. })));
-        assert!(matches!(given(&|g| g.mmap_offset = u64::MAX), Some(InflightError::BeyondFile { .. })));
+        assert!(matches!(
+            given(&|g| g.mmap_offset = 4096),
+            Some(InflightError::Mapping(MappingError::BeyondFile { .. }))
+        ));
+        assert!(matches!(
+            given(&|g| g.mmap_offset = u64::MAX),
+            Some(InflightError::Mapping(MappingError::BeyondFile { .. }))
+        ));
         let longer = tempfile::tempfile().unwrap();
         longer.set_len(1 << 20).unwrap();
         let misaligned = VhostUserInflight { mmap_offset: 100, ..good };
-        assert!(matches!(map(&misaligned, longer, 4), Err(InflightError::Map(_))));
+        assert!(matches!(map(&misaligned, longer, 4), Err(InflightError::Mapping(MappingError::Map(_)))));
         let null = File::open("/dev/null").unwrap();
-        assert!(matches!(map(&good, null, 4), Err(InflightError::NotMemory)));
+        assert!(matches!(map(&good, null, 4), Err(InflightError::Mapping(MappingError::NotMemory))));
     }
 }

@@ -1,20 +1,22 @@
-//! The socket of one VHD, and whose turn it is.
+//! The socket of one VHD, and who may connect.
 //!
-//! A VHD has one frontend at a time: a second connection is closed at once. If the first is gone already and only its rings
-//! are still being drained, its successor (a frontend that reconnects) waits for that instead.
+//! A VHD has two frontends at a time, so that a VM can move from one VMM to another; of them one is served (`turn`). A third
+//! connection is closed at once. If one is gone already and only its rings are still being drained, its successor (a frontend that
+//! reconnects) waits for that instead.
 
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 use super::channel::Channel;
 use super::hub::Hub;
 use super::server::{Frontend, ServerEvents, VhdEndpoint};
+use super::turn::{FRONTENDS_MAX, FrontendId, Turn};
 use super::{connection, sys};
 use crate::base::clock;
 use crate::base::ids::VhdId;
@@ -38,8 +40,9 @@ pub(super) struct Vhd {
     writeback_field: AtomicBool,
     /// Rings that reactors serve.
     running: AtomicUsize,
-    frontend: Mutex<Option<Frontend>>,
-    channel: Channel,
+    turn: Turn,
+    /// Of the frontends that are connected.
+    channels: Mutex<Vec<Weak<Channel>>>,
     /// The size that frontends were last told of.
     told_size: AtomicU64,
     events: Arc<dyn ServerEvents>,
@@ -60,7 +63,8 @@ pub(super) struct Counters {
 impl Vhd {
     pub(super) fn new(endpoint: VhdEndpoint, events: Arc<dyn ServerEvents>) -> Vhd {
         Vhd {
-            channel: Channel::default(),
+            turn: Turn::new(Arc::clone(&endpoint.state), Arc::clone(&events)),
+            channels: Mutex::default(),
             told_size: AtomicU64::new(endpoint.state.size()),
             state: endpoint.state,
             queues: endpoint.queues,
@@ -68,7 +72,6 @@ impl Vhd {
             name: Mutex::new(endpoint.name),
             writeback_field: AtomicBool::new(endpoint.writeback),
             running: AtomicUsize::new(0),
-            frontend: Mutex::new(None),
             events,
             counters: Counters::default(),
             comings: LogGate::with_burst(CONNECTION_LINES),
@@ -93,12 +96,8 @@ impl Vhd {
         name.clone_into(&mut self.name.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    pub(super) fn frontend(&self) -> Option<Frontend> {
-        *self.frontend.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_frontend(&self, frontend: Option<Frontend>) {
-        *self.frontend.lock().unwrap_or_else(PoisonError::into_inner) = frontend;
+    pub(super) fn turn(&self) -> &Turn {
+        &self.turn
     }
 
     pub(super) fn writeback_field(&self) -> bool {
@@ -111,15 +110,23 @@ impl Vhd {
         }
     }
 
-    pub(super) fn channel(&self) -> &Channel {
-        &self.channel
+    /// A way to a frontend that has come; it lasts as long as who asks keeps it.
+    pub(super) fn new_channel(&self) -> Arc<Channel> {
+        let channel = Arc::<Channel>::default();
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        channels.retain(|channel| channel.strong_count() > 0);
+        channels.push(Arc::downgrade(&channel));
+        channel
     }
 
-    /// Tells the frontend that is connected if the VHD has been resized.
+    /// Tells the frontends that are connected if the VHD has been resized.
     pub(super) fn tell_size(&self) {
         let size = self.state.size();
         if self.told_size.swap(size, Ordering::SeqCst) != size {
-            self.channel.tell_config_changed();
+            let channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+            for channel in channels.iter().filter_map(Weak::upgrade) {
+                channel.tell_config_changed();
+            }
         }
     }
 
@@ -127,8 +134,19 @@ impl Vhd {
         self.running.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_running(&self, rings: usize) {
-        self.running.store(rings, Ordering::Relaxed);
+    /// A frontend has so many rings that run, instead of `before`.
+    pub(super) fn set_running(&self, before: usize, now: usize) {
+        self.running.fetch_add(now, Ordering::Relaxed);
+        self.running.fetch_sub(before, Ordering::Relaxed);
+    }
+
+    /// Logs what a frontend does, unless there has been too much of that.
+    pub(super) fn log_coming(&self, what: &str) {
+        match self.comings.pass(clock::now()) {
+            Some(0) => log::info!("VHD {}: {what}", self.name()),
+            Some(held_back) => log::info!("VHD {}: {what} ({held_back} comings and goings not logged)", self.name()),
+            None => {}
+        }
     }
 
     pub(super) fn device_settings(&self) -> DeviceSettings {
@@ -144,36 +162,37 @@ impl Vhd {
     }
 }
 
-/// The connection whose turn it is.
-struct Active {
+/// A frontend that is connected.
+struct Connected {
+    id: FrontendId,
     frontend: Frontend,
     /// To see whether the frontend is still there.
     socket: UnixStream,
-    task: JoinHandle<()>,
 }
 
 /// Serves the socket until `stop` becomes true; returns when the last ring is drained.
 pub(super) async fn run(vhd: Arc<Vhd>, hub: Arc<Hub>, listener: UnixListener, mut stop: watch::Receiver<bool>) {
-    let mut turns = Turns { vhd, hub, stop: stop.clone(), active: None, next: None };
+    let mut entry = Entry { vhd, hub, stop: stop.clone(), connected: Vec::new(), serving: JoinSet::new(), next: None };
     loop {
         tokio::select! {
             biased;
             () = stopped(&mut stop) => break,
-            () = ended(&mut turns.active) => turns.finish(),
+            Some(id) = ended(&mut entry.serving) => entry.finish(id),
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => turns.admit(stream),
+                Ok((stream, _)) => entry.admit(stream),
                 Err(error) => {
-                    turns.log_refusal(&format!("cannot accept a connection: {error}"));
+                    entry.log_refusal(&format!("cannot accept a connection: {error}"));
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
         }
     }
-    // Nobody can connect any more; the connection sees the same signal.
+    // Nobody can connect any more; the connections see the same signal.
     drop(listener);
-    turns.next = None;
-    ended_if_any(&mut turns.active).await;
-    turns.finish();
+    entry.next = None;
+    while let Some(id) = ended(&mut entry.serving).await {
+        entry.finish(id);
+    }
 }
 
 /// Returns when the VHD is taken out of service.
@@ -182,32 +201,27 @@ pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await.map(drop);
 }
 
-async fn ended(active: &mut Option<Active>) {
-    if active.is_none() {
-        std::future::pending::<()>().await;
-    }
-    ended_if_any(active).await;
-}
-
-async fn ended_if_any(active: &mut Option<Active>) {
-    if let Some(active) = active
-        && let Err(error) = (&mut active.task).await
-        && error.is_panic()
-    {
-        std::panic::resume_unwind(error.into_panic());
+/// Waits until a connection has ended and its rings are drained; `None`: there is none.
+async fn ended(serving: &mut JoinSet<FrontendId>) -> Option<FrontendId> {
+    match serving.join_next().await? {
+        Ok(id) => Some(id),
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // Only a runtime that ends cancels a task, and this one with it.
+        Err(_) => std::future::pending().await,
     }
 }
 
-struct Turns {
+struct Entry {
     vhd: Arc<Vhd>,
     hub: Arc<Hub>,
     stop: watch::Receiver<bool>,
-    active: Option<Active>,
+    connected: Vec<Connected>,
+    serving: JoinSet<FrontendId>,
     /// Waits until the rings of one that is gone are drained.
     next: Option<(Frontend, UnixStream)>,
 }
 
-impl Turns {
+impl Entry {
     fn admit(&mut self, stream: tokio::net::UnixStream) {
         let (pid, uid) = stream.peer_cred().map_or((0, u32::MAX), |peer| (peer.pid().unwrap_or(0), peer.uid()));
         let frontend = Frontend { pid: u32::try_from(pid).unwrap_or(0), uid, since: clock::wall_secs() };
@@ -219,20 +233,22 @@ impl Turns {
                 return self.log_refusal(&format!("a connection of process {} is lost: {error}", frontend.pid));
             }
         };
-        match &self.active {
-            None => self.begin(frontend, stream),
-            Some(active) if sys::is_hung_up(&active.socket) && !self.successor_is_there() => {
-                self.next = Some((frontend, stream));
-            }
-            Some(active) => {
-                self.vhd.counters.refused.fetch_add(1, Ordering::Relaxed);
-                let first = active.frontend.pid;
-                let second = frontend.pid;
-                self.log_refusal(&format!(
-                    "process {second} tried to connect while process {first} is connected, and was turned away: a VHD has one \
-                     frontend at a time"
-                ));
-            }
+        let one_is_gone = self.connected.iter().any(|connected| sys::is_hung_up(&connected.socket));
+        if one_is_gone && !self.successor_is_there() {
+            self.next = Some((frontend, stream));
+        } else if !one_is_gone && self.connected.len() < FRONTENDS_MAX {
+            self.begin(frontend, stream);
+        } else {
+            self.vhd.counters.refused.fetch_add(1, Ordering::Relaxed);
+            let pid = frontend.pid;
+            let there: Vec<String> =
+                self.connected.iter().map(|connected| format!("process {}", connected.frontend.pid)).collect();
+            let verb = if there.len() == 1 { "is" } else { "are" };
+            self.log_refusal(&format!(
+                "process {pid} was turned away, since {} {verb} connected: a VHD has one frontend, and during a live migration \
+                 another one that waits",
+                there.join(" and ")
+            ));
         }
     }
 
@@ -253,32 +269,32 @@ impl Turns {
             return self.log_refusal(&format!("process {pid} tried to connect while the VHD is being resized"));
         }
         vhd.counters.connections.fetch_add(1, Ordering::Relaxed);
-        vhd.set_frontend(Some(frontend));
-        vhd.events.attached(vhd.id(), frontend.pid);
-        self.log_coming(&format!("process {} (user {}) is connected", frontend.pid, frontend.uid));
-        let serve = connection::serve(stream, frontend, vhd, Arc::clone(&self.hub), self.stop.clone());
-        self.active = Some(Active { frontend, socket, task: tokio::spawn(serve) });
+        let id = vhd.turn.join(frontend);
+        let Frontend { pid, uid, .. } = frontend;
+        vhd.log_coming(&match vhd.turn.earlier(id) {
+            None => format!("process {pid} (user {uid}) is connected"),
+            Some(first) => format!(
+                "process {pid} (user {uid}) is connected, too: its virtqueues wait until those of process {} are stopped",
+                first.pid
+            ),
+        });
+        let serve = connection::serve(stream, (id, frontend), vhd, Arc::clone(&self.hub), self.stop.clone());
+        self.serving.spawn(async move {
+            serve.await;
+            id
+        });
+        self.connected.push(Connected { id, frontend, socket });
     }
 
-    /// The active connection has ended and its rings are drained.
-    fn finish(&mut self) {
-        let Some(Active { frontend, .. }) = self.active.take() else { return };
-        self.vhd.set_frontend(None);
+    /// A connection has ended and its rings are drained.
+    fn finish(&mut self, id: FrontendId) {
+        let at = self.connected.iter().position(|connected| connected.id == id).expect("it is served once");
+        let Connected { frontend, .. } = self.connected.swap_remove(at);
         self.vhd.state.door.leave();
-        self.vhd.events.detached(self.vhd.id(), frontend.pid);
-        self.log_coming(&format!("process {} is disconnected", frontend.pid));
+        self.vhd.turn.leave(id);
+        self.vhd.log_coming(&format!("process {} is disconnected", frontend.pid));
         if let Some((frontend, stream)) = self.next.take() {
             self.begin(frontend, stream);
-        }
-    }
-
-    fn log_coming(&self, what: &str) {
-        match self.vhd.comings.pass(clock::now()) {
-            Some(0) => log::info!("VHD {}: {what}", self.vhd.name()),
-            Some(held_back) => {
-                log::info!("VHD {}: {what} ({held_back} comings and goings not logged)", self.vhd.name())
-            }
-            None => {}
         }
     }
 

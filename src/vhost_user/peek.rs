@@ -1,7 +1,8 @@
 //! Whether a message is there as a whole. Only then does a thread read it, so that nobody waits for the rest of one.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use tokio::io::unix::AsyncFd;
 use vhost::vhost_user::message::{FrontendReq, MAX_MSG_SIZE};
@@ -31,6 +32,51 @@ pub(super) fn channel(socket: impl AsFd + Copy) -> io::Result<Option<OwnedFd>> {
     let got = sys::peek(socket, &mut request)?;
     let gives_channel = got == request.len() && u32::from_ne_bytes(request) == FrontendReq::SET_BACKEND_REQ_FD as u32;
     if gives_channel { sys::peek_descriptor(socket) } else { Ok(None) }
+}
+
+/// What a SET_LOG_FD message gives.
+pub(super) struct LogCall {
+    /// Written to when the dirty log has changed.
+    pub(super) call: Option<OwnedFd>,
+    /// Whether the frontend waits for an answer, if it has agreed on answers.
+    pub(super) wants_answer: bool,
+}
+
+/// Bits of a header's flags: the protocol's version, that it is an answer, that one is wanted.
+const VERSION_1: u32 = 1;
+const ANSWER: u32 = 1 << 2;
+const WANTS_ANSWER: u32 = 1 << 3;
+
+/// Takes the message that is there, if it is SET_LOG_FD, which the protocol library does not know. One that is not as it should be
+/// stays, and is refused there.
+pub(super) fn take_log_call(socket: &UnixStream) -> io::Result<Option<LogCall>> {
+    let mut header = [0; HEADER_LEN];
+    if sys::peek(socket, &mut header)? < HEADER_LEN {
+        return Ok(None);
+    }
+    let [request, flags, size] = words(&header);
+    if request != FrontendReq::SET_LOG_FD as u32 || size != 0 || flags & 3 != VERSION_1 {
+        return Ok(None);
+    }
+    let call = sys::peek_descriptor(socket)?;
+    // Its descriptors go with the bytes.
+    (&*socket).read_exact(&mut header)?;
+    Ok(Some(LogCall { call, wants_answer: flags & WANTS_ANSWER != 0 }))
+}
+
+/// The answer to SET_LOG_FD: done.
+pub(super) fn log_call_answer() -> [u8; 20] {
+    let mut answer = [0; 20];
+    for (bytes, word) in answer.chunks_exact_mut(4).zip([FrontendReq::SET_LOG_FD as u32, VERSION_1 | ANSWER, 8]) {
+        bytes.copy_from_slice(&word.to_ne_bytes());
+    }
+    answer
+}
+
+/// Request, flags, size of what follows.
+fn words(header: &[u8; HEADER_LEN]) -> [u32; 3] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = *header;
+    [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes)
 }
 
 /// What is there to read.
@@ -90,8 +136,7 @@ fn look(socket: impl AsFd) -> Result<Sight, PeekError> {
     match got {
         0 => Ok(Sight::End),
         HEADER_LEN => {
-            let [.., a, b, c, d] = header;
-            let size = u32::from_ne_bytes([a, b, c, d]);
+            let [.., size] = words(&header);
             if size as usize > MAX_MSG_SIZE {
                 return Err(PeekError::TooLong(size));
             }
@@ -105,7 +150,6 @@ fn look(socket: impl AsFd) -> Result<Sight, PeekError> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::os::unix::net::UnixStream;
 
     use super::*;
 

@@ -42,10 +42,10 @@ pub struct VhdEndpoint {
 
 /// Who is told what happens.
 pub trait ServerEvents: Send + Sync + 'static {
-    /// A frontend is connected. Must not block.
+    /// A frontend is connected, or takes the turn over from another one that may be connected still. Must not block.
     fn attached(&self, vhd: VhdId, pid: u32);
 
-    /// The frontend is gone, its rings are drained. Must not block.
+    /// The last frontend is gone, all rings are drained. Must not block.
     fn detached(&self, vhd: VhdId, pid: u32);
 
     /// The guest switched its cache mode. The guest has no answer before this returns, so that whoever wants the choice to
@@ -73,15 +73,17 @@ pub struct VhdStatus {
     pub name: String,
     /// Its socket.
     pub socket: PathBuf,
-    /// Who is connected.
+    /// Who is connected: the one whose rings run, or that came first.
     pub frontend: Option<Frontend>,
+    /// Who is connected besides, and waits for its turn.
+    pub waiting: Option<Frontend>,
     /// Rings that reactors serve.
     pub rings: usize,
     /// The cache mode that the configuration space shows.
     pub writeback: bool,
     /// Connections so far.
     pub connections: u64,
-    /// Connections turned away because there was one already.
+    /// Connections turned away because there were others already.
     pub refused: u64,
     /// Connections closed because of a bad message.
     pub faults: u64,
@@ -307,7 +309,8 @@ impl Entry {
             vhd: vhd.id(),
             name: vhd.name(),
             socket: self.path.path().to_owned(),
-            frontend: vhd.frontend(),
+            frontend: vhd.turn().frontend(),
+            waiting: vhd.turn().waiting(),
             rings: vhd.running(),
             writeback: vhd.writeback_field(),
             connections: vhd.counters.connections.load(Ordering::Relaxed),

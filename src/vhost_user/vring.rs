@@ -30,6 +30,8 @@ pub(super) struct Vring {
     pub(super) size: u16,
     /// Where it is, in the frontend's addresses.
     pub(super) user: Option<RingAddresses>,
+    /// The guest physical address under which writes to its used ring are logged, if they are.
+    pub(super) log: Option<u64>,
     /// Next available index to pop.
     pub(super) base: u16,
     /// Set while the ring is started.

@@ -28,6 +28,8 @@ pub const INDIRECT_DESC: u64 = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 pub const EVENT_IDX: u64 = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 /// Not a legacy device.
 pub const VERSION_1: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1;
+/// Writes to guest memory can be logged (a bit of the transport, not of virtio): VHOST_F_LOG_ALL.
+pub const LOG_ALL: u64 = 1 << 26;
 /// vhost-user protocol features can be negotiated (a bit of the transport, not of virtio).
 pub const VHOST_USER_PROTOCOL: u64 = 1 << 30;
 
@@ -43,6 +45,7 @@ pub fn offered(device: &DeviceSettings) -> u64 {
         | INDIRECT_DESC
         | EVENT_IDX
         | VERSION_1
+        | LOG_ALL
         | VHOST_USER_PROTOCOL;
     always | if device.read_only { READ_ONLY } else { DISCARD | WRITE_ZEROES }
 }
@@ -83,7 +86,7 @@ mod tests {
         let secure_erase = 1 << virtio_blk::VIRTIO_BLK_F_SECURE_ERASE;
         let zoned = 1 << virtio_blk::VIRTIO_BLK_F_ZONED;
         assert_eq!(offered(&device(false)) & (size_max | secure_erase | zoned), 0);
-        assert_eq!(offered(&device(false)), 0x1_7000_7e44);
+        assert_eq!(offered(&device(false)), 0x1_7400_7e44);
     }
 
     #[test]

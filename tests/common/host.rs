@@ -22,9 +22,10 @@ use spanblk::placement::view::VhdMap;
 use spanblk::reactor::handle::ReactorHandle;
 use spanblk::reactor::inbox;
 use spanblk::reactor::messages::{
-    Outbox, OwnerRequest, ReactorMessage, RingAddresses, RingCommand, RingConfig, RingKey, RingStopped,
+    Outbox, OwnerRequest, ReactorMessage, RingAddresses, RingCommand, RingConfig, RingKey, RingLog, RingStopped,
 };
 use spanblk::reactor::thread::{ReactorConfig, spawn};
+use spanblk::shared::dirty_log::DirtyLog;
 use spanblk::shared::guest_memory::Watch;
 use spanblk::shared::inflight::{InflightQueue, InflightRegion, region_len};
 use spanblk::shared::{DiskState, Load, VhdSettings, VhdState};
@@ -283,6 +284,7 @@ impl Host {
             addresses: RingAddresses { descriptors, available, used },
             next_available: 0,
             inflight: None,
+            log: None,
             event_idx: guest.uses_event_idx(),
             indirect: false,
             writeback,
@@ -384,6 +386,13 @@ pub fn inflight(size: u16) -> InflightQueue {
     let mapping = MmapRegion::new(len).unwrap();
     let watch = Watch::new(mapping.as_ptr(), len.next_multiple_of(4096), 4096).unwrap();
     Arc::new(InflightRegion::new(mapping, watch, 1, size)).queue(0).unwrap()
+}
+
+/// A dirty log for a guest of up to 128 MiB, for the used ring at a guest address, too.
+pub fn dirty_log(used: u64) -> RingLog {
+    let mapping = MmapRegion::new(4096).unwrap();
+    let watch = Watch::new(mapping.as_ptr(), 4096, 4096).unwrap();
+    RingLog { log: Arc::new(DirtyLog::new(mapping, watch, 4096)), used: Some(used), call: None }
 }
 
 /// A new eventfd in non-blocking mode.

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "not every test uses all of it")]
 
+mod dirty;
 mod log;
 pub mod raw;
 
@@ -48,6 +49,7 @@ pub enum Note {
     SetCall,
     SetKick { polled: bool },
     SetMemory { regions: usize },
+    SetLog { used: Option<u64>, logs: bool },
     SetWriteback(bool),
 }
 
@@ -67,6 +69,7 @@ pub struct Start {
     pub regions: usize,
     pub has_kick: bool,
     pub has_call: bool,
+    pub logs: bool,
 }
 
 #[derive(Default)]
@@ -159,6 +162,12 @@ impl FakeReactors {
                 inner.notes.push(Note::SetMemory { regions: memory.num_regions() });
                 inner.rings.get_mut(&key).unwrap().1.memory = memory;
             }
+            RingCommand::SetLog { key, log, reply } => {
+                known(&inner, &key);
+                let used = log.as_ref().and_then(|log| log.used);
+                inner.notes.push(Note::SetLog { used, logs: log.is_some() });
+                reply.send(()).unwrap();
+            }
             RingCommand::SetWriteback { key, writeback, reply } => {
                 known(&inner, &key);
                 inner.notes.push(Note::SetWriteback(writeback));
@@ -183,6 +192,7 @@ fn start(reactor: u16, config: &RingConfig) -> Start {
         regions: config.memory.num_regions(),
         has_kick: config.kick.is_some(),
         has_call: config.call.is_some(),
+        logs: config.log.is_some(),
     }
 }
 
@@ -400,6 +410,11 @@ impl Guest {
         status
     }
 
+    /// The file behind its memory.
+    pub fn memory_file(&self) -> std::fs::File {
+        self.file.try_clone().unwrap()
+    }
+
     pub fn file_descriptor(&self) -> i32 {
         self.file.as_raw_fd()
     }
@@ -412,7 +427,7 @@ impl Guest {
     pub fn negotiate(&self, socket: &Path) -> Frontend {
         let mut frontend = self.connect(socket);
         let offered = frontend.get_features().unwrap();
-        assert_eq!(offered, self.features);
+        assert_eq!(offered, self.features | features::LOG_ALL);
         frontend.set_features(offered & features::VHOST_USER_PROTOCOL).unwrap();
         let protocol: VhostUserProtocolFeatures = frontend.get_protocol_features().unwrap();
         frontend.set_protocol_features(protocol).unwrap();
@@ -463,15 +478,18 @@ impl Guest {
     }
 
     fn address_ring(&self, frontend: &Frontend, queue: usize, size: u16, user: u64) {
-        let addresses = self.addresses_from(user, size);
+        Guest::address(frontend, queue, size, self.addresses_from(user, size), None);
+    }
+
+    pub fn address(frontend: &Frontend, queue: usize, size: u16, addresses: RingAddresses, log: Option<u64>) {
         let config = VringConfigData {
             queue_max_size: 1024,
             queue_size: size,
-            flags: 0,
+            flags: u32::from(log.is_some()),
             desc_table_addr: addresses.descriptors,
             used_ring_addr: addresses.used,
             avail_ring_addr: addresses.available,
-            log_addr: None,
+            log_addr: log,
         };
         frontend.set_vring_addr(queue, &config).unwrap();
     }

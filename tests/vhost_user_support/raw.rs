@@ -14,6 +14,7 @@ pub const GET_FEATURES: u32 = 1;
 pub const SET_FEATURES: u32 = 2;
 pub const SET_MEM_TABLE: u32 = 5;
 pub const SET_LOG_BASE: u32 = 6;
+pub const SET_LOG_FD: u32 = 7;
 pub const SET_VRING_NUM: u32 = 8;
 pub const SET_VRING_ADDR: u32 = 9;
 pub const SET_VRING_BASE: u32 = 10;
@@ -23,6 +24,7 @@ pub const SET_VRING_CALL: u32 = 13;
 pub const SET_VRING_ERR: u32 = 14;
 pub const SET_PROTOCOL_FEATURES: u32 = 16;
 pub const SET_VRING_ENABLE: u32 = 18;
+pub const SET_BACKEND_REQ_FD: u32 = 21;
 pub const GET_CONFIG: u32 = 24;
 pub const SET_CONFIG: u32 = 25;
 pub const GET_INFLIGHT_FD: u32 = 31;
@@ -70,7 +72,7 @@ pub fn random_session(socket: &UnixStream, guest: &Guest, rng: &mut Rng) {
     socket.set_nonblocking(true).unwrap();
     let sane_start = rng.chance(3, 4);
     if sane_start {
-        send_on(socket, SET_PROTOCOL_FEATURES, &0xb209_u64.to_ne_bytes(), &[]);
+        send_on(socket, SET_PROTOCOL_FEATURES, &0xb20b_u64.to_ne_bytes(), &[]);
         send_on(socket, SET_FEATURES, &guest.features.to_ne_bytes(), &[]);
         let (payload, fds) = mem_table(guest, rng);
         send_on(socket, SET_MEM_TABLE, &payload, &fds);

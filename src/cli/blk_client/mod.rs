@@ -350,10 +350,15 @@ impl std::fmt::Debug for BlkClient {
     }
 }
 
-/// The backend closes a connection at once if another frontend is attached; a socket that is not there says so itself.
+/// What the client library says when the other end has closed the connection; its error has no kind of its own.
+const CLOSED: &str = "failed to receive vhost-user message";
+
+/// The backend closes a connection if another frontend is attached, once it knows that this one does not migrate a guest; a socket
+/// that is not there says so itself.
 fn connect_error(socket: &Path, source: io::Error) -> BlkError {
     let path = socket.to_owned();
     match source.kind() {
+        io::ErrorKind::Other if source.to_string() == CLOSED => BlkError::InUse { path },
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
             BlkError::InUse { path }
         }

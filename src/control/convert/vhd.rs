@@ -155,7 +155,9 @@ pub fn vhd_info(vhd: &command::VhdInfo, pool: &PoolRecord, gone: Gone, socket: S
         },
         expand: record.expand.map(Into::into),
         writeback: record.writeback,
-        attached: vhd.attached.map(|pid| Attachment { pid: (pid != 0).then_some(pid) }),
+        attached: vhd
+            .attached
+            .map(|pid| Attachment { pid: (pid != 0).then_some(pid), waiting: vhd.state.door.waiting() }),
         allocated_bytes: vhd.allocated,
         written_bytes: vhd.state.map.present_blocks() * block_bytes,
         placement: vhd

@@ -238,6 +238,10 @@ pub struct Attachment {
     /// Process id of the frontend, if the kernel told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
+    /// Process id of another frontend, which is connected and waits until this one has stopped its virtqueues: the destination of a
+    /// live migration (0: the kernel did not tell).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<u32>,
 }
 
 /// Extents of a VHD on one host disk.

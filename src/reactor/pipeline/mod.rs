@@ -136,7 +136,8 @@ pub struct Pipeline<E: Engine, O: Outbox> {
     syncing: DiskSet,
     fences: [Fences; DISKS_MAX],
     bounce: BouncePool,
-    finished: VecDeque<Finished>,
+    /// Requests that are done and not given back; what they asked for is still in their slots.
+    finished: VecDeque<(Finished, RequestSlot)>,
     /// Pieces whose disk block has been read and that can be written.
     filled: VecDeque<PieceSlot>,
     /// Buffers that a disk which has failed may still write to, by the operation that it has not answered.
@@ -287,7 +288,15 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 
     /// The next request that is done.
     pub fn next_finished(&mut self) -> Option<Finished> {
-        self.finished.pop_front()
+        self.next_finished_with(|_, _| ())
+    }
+
+    /// The next request that is done; `look` sees what it asked for.
+    pub fn next_finished_with(&mut self, look: impl FnOnce(&Finished, &Request)) -> Option<Finished> {
+        let (finished, slot) = self.finished.pop_front()?;
+        look(&finished, &self.slots.request(slot).request);
+        self.slots.free_request(slot);
+        Some(finished)
     }
 
     /// Whether there is work that no completion or message will announce, for [`Pipeline::poll`] or for who calls
@@ -300,7 +309,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     /// Whether no request is in progress.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.slots.requests_used() == 0 && self.slots.operations_used() == 0
+        self.slots.requests_used() == self.finished.len() && self.slots.operations_used() == 0
     }
 
     fn disk(&self, disk: DiskId) -> &Arc<DiskState> {
@@ -377,8 +386,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if let (Some(kind), Some(vhd)) = (kind, &state.vhd) {
             vhd.metrics.of(self.id).record(kind, bytes, self.now.since(state.started), status == Status::Ok);
         }
-        self.finished.push_back(Finished { token: state.token, status, written });
-        self.slots.free_request(slot);
+        self.finished.push_back((Finished { token: state.token, status, written }, slot));
+        self.slots.end_request(slot);
     }
 
     fn complete(&mut self, completion: Completion) {

@@ -303,12 +303,19 @@ impl Slots {
         Some(RequestSlot(slot))
     }
 
+    /// The request is done: no message meets it any more. What was asked for stays until the slot is free.
+    pub fn end_request(&mut self, slot: RequestSlot) {
+        let state = &mut self.requests[slot.0 as usize];
+        assert!(state.used && state.outstanding == 0, "a request ends with nothing in flight");
+        state.vhd = None;
+        state.sequence = state.sequence.wrapping_add(1);
+    }
+
     pub fn free_request(&mut self, slot: RequestSlot) {
         let state = &mut self.requests[slot.0 as usize];
         assert!(state.used && state.outstanding == 0, "a request is given back once, with nothing in flight");
         state.used = false;
         state.vhd = None;
-        state.sequence = state.sequence.wrapping_add(1);
         self.free_requests.push(slot.0);
     }
 

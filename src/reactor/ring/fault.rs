@@ -20,6 +20,8 @@ pub(in crate::reactor) enum RingFault {
     HeadInUse(u16),
     #[error("the frontend took guest memory away: the file behind it has been truncated")]
     MemoryLost,
+    #[error("the dirty log has no bit for a page that was written: the frontend must give a longer one before it logs")]
+    LogTooShort,
     #[error("guest memory is not accessible: {0}")]
     Memory(#[from] GuestMemoryError),
     #[error("virtqueue: {0}")]

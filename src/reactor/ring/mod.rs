@@ -5,8 +5,10 @@
 //!
 //! Unsafe: the status byte is written here.
 
+mod dirty;
 mod fault;
 mod inflight;
+mod place;
 mod replay;
 #[cfg(test)]
 mod tests;
@@ -16,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions};
+use vm_memory::{GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::messages::{Outbox, RingAddresses, RingConfig};
 use super::pipeline::{Finished, Pipeline, RequestSlot, Token};
@@ -29,14 +31,13 @@ use crate::shared::{Load, VhdState, guest_memory};
 use crate::virtio::device::DeviceLimits;
 use crate::virtio::parse::{Answer, ParseError, Parsed, parse};
 use crate::virtio::request::{Request, RequestKind, Status};
+use dirty::Dirty;
 pub(super) use fault::RingFault;
 use fault::available_fault;
 use inflight::{Inflight, Recovered};
+use place::{DESCRIPTOR, check_addresses, host_address};
 use replay::Replay;
-use used::{AVAILABLE_ENTRY, RING_EXTRA, USED_ENTRY, UsedRing};
-
-/// Bytes of a descriptor.
-const DESCRIPTOR: usize = 16;
+use used::UsedRing;
 
 /// A chain that the guest is owed.
 #[derive(Clone, Copy)]
@@ -81,6 +82,9 @@ pub(super) struct Ring {
     limits: DeviceLimits,
     queue: Queue,
     used: UsedRing,
+    event_idx: bool,
+    /// Where it notes what it writes, during a live migration.
+    dirty: Option<Dirty>,
     heads: Box<[Option<Head>]>,
     in_flight: u16,
     /// What survives us of that, if the frontend keeps it.
@@ -135,6 +139,8 @@ impl Ring {
             limits: DeviceLimits::new(config.vhd.size(), vhd.block_size, vhd.read_only, vhd.geometry, config.features),
             queue,
             used,
+            event_idx: config.event_idx,
+            dirty: config.log.clone().map(Dirty::new),
             heads: vec![None; usize::from(size)].into_boxed_slice(),
             in_flight: 0,
             inflight,
@@ -199,8 +205,9 @@ impl Ring {
         if self.losses != losses {
             self.losses = losses;
             let (memory, kept) = (&self.memory, self.inflight.as_ref().map(Inflight::region_start));
+            let log = self.dirty.as_ref().map(Dirty::region_start);
             let ours = |start| {
-                kept == Some(start)
+                [kept, log].contains(&Some(start))
                     || vm_memory::GuestMemoryBackend::iter(&**memory).any(|region| region.as_ptr().addr() == start)
             };
             self.memory_lost |= guest_memory::is_lost(ours);
@@ -210,7 +217,7 @@ impl Ring {
 
     /// What guest memory said counts only if it is still there.
     fn unless_lost<T>(&mut self, result: Result<T, RingFault>) -> Result<T, RingFault> {
-        if self.memory_is_lost() { Err(RingFault::MemoryLost) } else { result }
+        if self.memory_is_lost() { Err(RingFault::MemoryLost) } else { self.unless_unnoted().and(result) }
     }
 
     /// Pops a batch of chains and starts their requests, or starts again what somebody else popped. `token` makes the name of the
@@ -266,6 +273,7 @@ impl Ring {
         let (mut budget, mut bytes) = (POP_BATCH, POP_BYTES);
         if std::mem::take(&mut self.armed) {
             self.queue.disable_notification(memory)?;
+            self.note_wish();
         }
         // Again and again, so that what comes meanwhile is in the same batch.
         while budget > 0 && bytes > 0 {
@@ -371,6 +379,7 @@ impl Ring {
     pub fn arm(&mut self) -> Result<bool, RingFault> {
         self.armed = true;
         let more = self.queue.enable_notification(&*self.memory).map_err(RingFault::from);
+        self.note_wish();
         self.announced = self.unless_lost(more)?;
         Ok(self.announced)
     }
@@ -383,6 +392,7 @@ impl Ring {
         self.announced = false;
         self.queue.disable_notification(&*self.memory)?;
         let forgotten = self.used.forget_kicks(&self.memory, self.queue.next_avail());
+        self.note_wish();
         self.unless_lost(forgotten.map_err(RingFault::from))
     }
 
@@ -424,6 +434,7 @@ impl Ring {
         if let Some(answer) = answer {
             // SAFETY: the byte was found in `self.memory`, which is mapped.
             unsafe { answer.at.write(answer.status) };
+            self.note_status(answer.at);
         }
         self.vhd.metrics.of(reactor).malformed.fetch_add(1, Ordering::Relaxed);
         let count = self.malformed.map_or(0, |malformed| malformed.count) + 1;
@@ -437,7 +448,9 @@ impl Ring {
         if let Some(inflight) = &mut self.inflight {
             inflight.given_back(head);
         }
-        self.used.put(&self.memory, head, len)
+        let place = self.used.put(&self.memory, head, len)?;
+        self.note_entry(place);
+        Ok(())
     }
 
     /// Gives a chain back: status byte, then used entry. The guest sees it after [`Ring::publish`].
@@ -452,6 +465,7 @@ impl Ring {
         // SAFETY: the byte was found in `self.memory` or in one of `self.old_memory`, which are mapped until no chain is in
         // flight.
         unsafe { parsed.status.write(status) };
+        self.note_status(parsed.status);
         if self.in_flight == 0 {
             self.old_memory.clear();
         }
@@ -467,34 +481,10 @@ impl Ring {
     /// Shows the guest what was given back. Returns whether to interrupt it.
     pub fn publish(&mut self) -> Result<bool, RingFault> {
         let published = self.used.publish(&self.memory);
+        self.note_index();
         if let (Some(inflight), false) = (&mut self.inflight, self.used.has_unpublished()) {
             inflight.published(self.used.published());
         }
         self.unless_lost(published.map_err(RingFault::from))
     }
-}
-
-/// Where a guest address is in our memory; 0: nowhere.
-fn host_address(memory: &GuestMemoryMmap, address: u64) -> usize {
-    vm_memory::GuestMemoryBackend::get_host_address(memory, GuestAddress(address)).map_or(0, |pointer| pointer.addr())
-}
-
-fn check_addresses(memory: &GuestMemoryMmap, addresses: RingAddresses, size: u16) -> Result<(), RingFault> {
-    let size = u64::from(size);
-    let parts = [
-        ("descriptor table", addresses.descriptors, size * DESCRIPTOR as u64, 16, Permissions::Read),
-        ("available ring", addresses.available, size * AVAILABLE_ENTRY + RING_EXTRA, 2, Permissions::Read),
-        ("used ring", addresses.used, size * USED_ENTRY + RING_EXTRA, 4, Permissions::Write),
-    ];
-    for (what, address, len, alignment, access) in parts {
-        let len = usize::try_from(len).expect("a ring fits memory");
-        let legal = address != 0
-            && address.is_multiple_of(alignment)
-            && address.checked_add(len as u64).is_some()
-            && memory.check_range(GuestAddress(address), len, access);
-        if !legal {
-            return Err(RingFault::Address { what, address });
-        }
-    }
-    Ok(())
 }

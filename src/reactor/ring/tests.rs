@@ -1,5 +1,7 @@
 //! The ring on a simulated engine, driven by a raw guest driver.
 
+#[path = "tests/dirty.rs"]
+mod dirty_log;
 #[path = "../../../tests/common/guest.rs"]
 mod guest;
 #[path = "tests/inflight.rs"]
@@ -80,6 +82,7 @@ fn config(guest: &Guest, event_idx: bool) -> RingConfig {
         addresses: RingAddresses { descriptors, available, used },
         next_available: 0,
         inflight: None,
+        log: None,
         event_idx,
         indirect: false,
         writeback: Arc::new(AtomicBool::new(true)),
@@ -125,7 +128,7 @@ impl Bench {
     /// Gives back what is done; whether to interrupt.
     fn deliver(&mut self) -> bool {
         self.pipeline.poll(NOW);
-        while let Some(finished) = self.pipeline.next_finished() {
+        while let Some(finished) = self.pipeline.next_finished_with(|_, request| self.ring.note_data(request)) {
             let head = u16::try_from(finished.token.0).unwrap();
             self.ring.complete(head, &finished).unwrap();
         }

@@ -9,9 +9,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 use crate::reactor::messages::RingAddresses;
 
 /// Byte offset of the index in the available and in the used ring.
-const INDEX: u64 = 2;
+pub(super) const INDEX: u64 = 2;
 /// Byte offset of the first entry in both.
-const ENTRIES: u64 = 4;
+pub(super) const ENTRIES: u64 = 4;
 /// Bytes of an entry of the available ring.
 pub(super) const AVAILABLE_ENTRY: u64 = 2;
 /// Bytes of an entry of the used ring.
@@ -51,17 +51,18 @@ impl UsedRing {
         self.published.0
     }
 
-    /// Adds an entry that the guest does not see yet.
-    pub fn put(&mut self, memory: &GuestMemoryMmap, head: u16, len: u32) -> Result<(), GuestMemoryError> {
+    /// Adds an entry that the guest does not see yet. Returns its place in the ring.
+    pub fn put(&mut self, memory: &GuestMemoryMmap, head: u16, len: u32) -> Result<u16, GuestMemoryError> {
         #[cfg(test)]
         if crate::shared::inflight::fuse::is_blown() {
-            return Ok(());
+            return Ok(0);
         }
-        let offset = ENTRIES + u64::from(self.next.0 % self.size) * USED_ENTRY;
+        let place = self.next.0 % self.size;
+        let offset = ENTRIES + u64::from(place) * USED_ENTRY;
         let entry = [u32::from(head).to_le(), len.to_le()];
         memory.write_obj(entry, GuestAddress(self.used.0 + offset))?;
         self.next += 1;
-        Ok(())
+        Ok(place)
     }
 
     /// Asks the guest not to kick for what it makes available after `index`, if it may say so by indices: a place that it has

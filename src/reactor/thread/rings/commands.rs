@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering;
 use vm_memory::GuestMemoryMmap;
 
 use super::super::signal::{CallFd, is_eventfd};
-use super::{FLUSH, Mode, Rings, Served, TAG_PLACE_BITS, TOKEN_PLACE_SHIFT, UringPipeline, signal_error};
+use super::{FLUSH, Mode, Rings, Served, TAG_PLACE_BITS, TOKEN_PLACE_SHIFT, UringPipeline, signal_if_empty};
 use crate::base::clock::Nanos;
 use crate::engine::uring::UringEngine;
-use crate::reactor::messages::{Outbox, RingCommand, RingConfig, RingKey, RingStopped};
+use crate::reactor::messages::{Outbox, RingCommand, RingConfig, RingKey, RingLog, RingStopped};
 use crate::reactor::pipeline::Token;
 use crate::reactor::ring::{Ring, RingFault};
 
@@ -52,6 +52,11 @@ impl Rings {
             }
             RingCommand::SetCall { key, call } => self.set_call(key, call, &mut pipeline.engine, now),
             RingCommand::SetKick { key, kick } => self.set_kick(key, kick, &mut pipeline.engine, now),
+            RingCommand::SetLog { key, log, reply } => {
+                let Some(place) = self.place(key) else { return };
+                self.served(place).ring.set_log(log.map(with_eventfd));
+                let _ = reply.send(());
+            }
             RingCommand::SetMemory { key, memory } => self.set_memory(key, memory, &mut pipeline.engine, now),
             RingCommand::SetWriteback { key, writeback, reply } => {
                 let Some(place) = self.place(key) else { return };
@@ -67,16 +72,17 @@ impl Rings {
         }
     }
 
-    fn start<O: Outbox>(&mut self, config: RingConfig, pipeline: &mut UringPipeline<O>, now: Nanos) {
+    fn start<O: Outbox>(&mut self, mut config: RingConfig, pipeline: &mut UringPipeline<O>, now: Nanos) {
         if self.leaving || self.by_key.contains_key(&config.key) {
             return;
         }
+        config.log = config.log.map(with_eventfd);
         let ring = match Ring::open(&config) {
             Ok(ring) => ring,
             Err(fault) => {
                 self.log_broken(&config.vhd.settings.uuid, config.index, &fault, now);
                 if let Some(error) = config.error.filter(|error| is_eventfd(error.as_fd())) {
-                    signal_error(&error, &mut pipeline.engine);
+                    signal_if_empty(&error, &mut pipeline.engine);
                     pipeline.engine.flush();
                 }
                 return;
@@ -198,4 +204,9 @@ impl Rings {
         drop(ring);
         let _ = stop.expect("looked at just now").send(stopped);
     }
+}
+
+/// A log whose frontend is told of changes only by what cannot hold up a reactor.
+fn with_eventfd(log: RingLog) -> RingLog {
+    RingLog { call: log.call.filter(|call| is_eventfd(call.as_fd())), ..log }
 }

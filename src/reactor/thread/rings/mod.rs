@@ -16,7 +16,7 @@ use crate::engine::uring::{Event, EventTag, UringEngine};
 use crate::reactor::messages::{Outbox, RingKey, RingStopped};
 use crate::reactor::pipeline::{Finished, Pipeline, Token};
 use crate::reactor::ring::{Malformed, Popped, Ring, RingFault};
-use crate::virtio::request::Status;
+use crate::virtio::request::{Request, Status};
 
 /// The pipeline that runs in production.
 pub(super) type UringPipeline<O> = Pipeline<UringEngine, O>;
@@ -285,8 +285,8 @@ impl Rings {
     /// Gives back every chain whose request is done, and interrupts the guests that want to know. `look`: somebody will look for
     /// what they ask for next, so they need not kick.
     pub fn deliver<O: Outbox>(&mut self, pipeline: &mut UringPipeline<O>, look: bool, now: Nanos) {
-        while let Some(finished) = pipeline.next_finished() {
-            let place = u32::try_from(finished.token.0 >> TOKEN_PLACE_SHIFT).expect("our own token");
+        while let Some(finished) = pipeline.next_finished_with(|finished, request| self.note_data(finished, request)) {
+            let place = place_of(finished.token);
             if finished.token.0 & FLUSH == 0 {
                 self.complete(place, &finished, &mut pipeline.engine, now);
             } else {
@@ -301,10 +301,26 @@ impl Rings {
                 Ok(false) => {}
                 Err(fault) => self.break_ring(place, &fault, &mut pipeline.engine, now),
             }
+            self.tell_of_log(place, &mut pipeline.engine);
             if look && self.hot.len() < HOT_POLLED_MAX {
                 self.disarm(place, &mut pipeline.engine, now);
             }
             self.settle(place, pipeline, now);
+        }
+    }
+
+    /// Notes what a request of a guest has written to its memory, if somebody wants to know.
+    fn note_data(&mut self, finished: &Finished, request: &Request) {
+        if finished.token.0 & FLUSH == 0 {
+            self.served(place_of(finished.token)).ring.note_data(request);
+        }
+    }
+
+    /// Tells the frontend that there is something in its dirty log, if it has asked to be told.
+    fn tell_of_log(&self, place: u32, engine: &mut UringEngine) {
+        let ring = self.places[place as usize].as_ref().map(|served| &served.ring);
+        if let Some(call) = ring.and_then(Ring::log_call) {
+            signal_if_empty(call, engine);
         }
     }
 
@@ -344,7 +360,7 @@ impl Rings {
         }
         served.end();
         if let Some(error) = &served.error {
-            signal_error(error, engine);
+            signal_if_empty(error, engine);
         }
         let (uuid, index) = (served.ring.vhd.settings.uuid, served.ring.index);
         self.count_polled();
@@ -412,8 +428,13 @@ impl Rings {
     }
 }
 
-/// Tells the frontend that its ring is broken, unless it has not even noticed the last time.
-fn signal_error(error: &OwnedFd, engine: &mut UringEngine) {
+/// The place of the ring that a request belongs to.
+fn place_of(token: Token) -> u32 {
+    u32::try_from(token.0 >> TOKEN_PLACE_SHIFT).expect("our own token")
+}
+
+/// Tells the frontend that its ring is broken, or its dirty log written to, unless it has not even noticed the last time.
+fn signal_if_empty(error: &OwnedFd, engine: &mut UringEngine) {
     if is_full(error.as_fd()) {
         return;
     }

@@ -1,0 +1,114 @@
+//! Which guest memory a ring has written to, noted in the dirty log of its device while a live migration goes on.
+//!
+//! The kernel writes what guests read, past every bitmap of ours or of a library: so data is noted when a request is done. Each page
+//! is noted after it was written, and everything about a chain before the used index that shows it to the guest.
+
+use super::used::{ENTRIES, INDEX, USED_ENTRY};
+use super::{Ring, RingFault};
+use crate::reactor::messages::RingLog;
+use crate::virtio::parse::{ID_LEN, StatusByte};
+use crate::virtio::request::{Request, RequestKind};
+
+/// Where a ring notes what it writes.
+pub(super) struct Dirty {
+    to: RingLog,
+    /// Something was written that the log has no bit for: what arrives at the other side would not be what the guest has here.
+    is_short: bool,
+}
+
+impl Dirty {
+    pub fn new(to: RingLog) -> Dirty {
+        Dirty { to, is_short: false }
+    }
+
+    /// The first address of the log, by which `guest_memory` knows it.
+    pub fn region_start(&self) -> usize {
+        self.to.log.start()
+    }
+
+    fn note(&mut self, address: Option<u64>, len: u64) {
+        self.is_short |= !address.is_some_and(|address| self.to.log.mark(address, len));
+    }
+}
+
+impl Ring {
+    /// What is written from now on is noted there, or nowhere.
+    pub fn set_log(&mut self, log: Option<RingLog>) {
+        self.dirty = log.map(Dirty::new);
+        self.losses = None;
+    }
+
+    /// What the frontend wants to be told of changes by.
+    pub fn log_call(&self) -> Option<&std::os::fd::OwnedFd> {
+        self.dirty.as_ref()?.to.call.as_deref()
+    }
+
+    /// Notes the data that a request has put into the guest's buffers. Before [`Ring::complete`]. If it failed, nobody knows which
+    /// part of them.
+    pub fn note_data(&mut self, request: &Request) {
+        if self.dirty.is_none() {
+            return;
+        }
+        let mut left = match request.kind {
+            RequestKind::Read { len, .. } => len,
+            RequestKind::GetId => ID_LEN,
+            RequestKind::Write { .. } | RequestKind::Flush | RequestKind::Discard | RequestKind::WriteZeroes => return,
+        };
+        for segment in request.segments() {
+            let len = u64::from(segment.len).min(left);
+            self.note_host(segment.ptr, len);
+            left -= len;
+        }
+    }
+
+    /// Notes a status byte.
+    pub(super) fn note_status(&mut self, status: StatusByte) {
+        if self.dirty.is_some() {
+            self.note_host(status.as_ptr(), 1);
+        }
+    }
+
+    /// Notes an entry of the used ring that was put at this place.
+    pub(super) fn note_entry(&mut self, place: u16) {
+        self.note_used(ENTRIES + u64::from(place) * USED_ENTRY, USED_ENTRY);
+    }
+
+    /// Notes the used index.
+    pub(super) fn note_index(&mut self) {
+        self.note_used(INDEX, 2);
+    }
+
+    /// Notes that the guest was asked to kick, or not to.
+    pub(super) fn note_wish(&mut self) {
+        let event = ENTRIES + u64::from(self.size) * USED_ENTRY;
+        self.note_used(if self.event_idx { event } else { 0 }, 2);
+    }
+
+    fn note_used(&mut self, offset: u64, len: u64) {
+        if let Some(dirty) = &mut self.dirty
+            && let Some(used) = dirty.to.used
+        {
+            dirty.note(used.checked_add(offset), len);
+        }
+    }
+
+    /// Notes bytes of guest memory by where they are in ours. Maps only grow while a ring runs, so the one of now has them.
+    #[cold]
+    fn note_host(&mut self, ptr: *const u8, len: u64) {
+        let at = ptr.addr();
+        let guest = vm_memory::GuestMemoryBackend::iter(&*self.memory).find_map(|region| {
+            let offset = u64::try_from(at.checked_sub(region.as_ptr().addr())?).ok()?;
+            let region_len = vm_memory::GuestMemoryRegion::len(region);
+            (offset < region_len).then(|| vm_memory::GuestMemoryRegion::start_addr(region).0 + offset)
+        });
+        if let Some(dirty) = &mut self.dirty {
+            dirty.note(guest, len);
+        }
+    }
+
+    /// A fault if something could not be noted.
+    pub(super) fn unless_unnoted(&self) -> Result<(), RingFault> {
+        let is_short = self.dirty.as_ref().is_some_and(|dirty| dirty.is_short);
+        if is_short { Err(RingFault::LogTooShort) } else { Ok(()) }
+    }
+}
