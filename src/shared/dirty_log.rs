@@ -87,7 +87,10 @@ mod tests {
     fn marked(file: &std::fs::File) -> Vec<u64> {
         let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
         file.read_exact_at(&mut bytes, 0).unwrap();
-        (0..bytes.len() as u64 * 8).filter(|page| bytes[*page as usize / 8] >> (page % 8) & 1 == 1).collect()
+        (0u64..)
+            .zip(bytes.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1)))
+            .filter_map(|(page, set)| set.then_some(page))
+            .collect()
     }
 
     #[test]
