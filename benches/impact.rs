@@ -52,6 +52,7 @@ fn vhd(id: u32, size: u32, thinness: u32, mirrored: bool) -> VhdInfo {
         layout,
         replicas: if mirrored { 2 } else { 1 },
         thick: false,
+        checksums: false,
         read_only: false,
         block_size: 512,
         queues: 1,

@@ -31,6 +31,8 @@ mod post;
 mod replace;
 #[path = "crash/resume.rs"]
 mod resume;
+#[path = "crash/settle.rs"]
+mod settle;
 #[path = "crash/shrink.rs"]
 mod shrink;
 #[path = "crash/store.rs"]
@@ -144,6 +146,7 @@ fn scenario(seed: u64, members: usize, mutation: Option<Mutation>) -> Scenario {
         slow_disks: seed.is_multiple_of(3),
         moving: false,
         replicated: false,
+        checksums: false,
         besides: Besides::Nothing,
         dead: DiskSet::default(),
         mutation,
@@ -369,6 +372,47 @@ fn replicas_that_are_stale_in_memory_only_are_noticed() {
 #[test]
 fn writing_to_replicas_without_intents_is_noticed() {
     is_noticed_in(Mutation::NoIntents, 1, |seed| troubled_replicas(seed, Some(Mutation::NoIntents)));
+}
+
+/// VHDs whose blocks have checksums, moved all the time; half of the runs have replicas, and disks that give errors now and then.
+fn checked(seed: u64, mutation: Option<Mutation>) -> Scenario {
+    let troubled = seed.is_multiple_of(2);
+    Scenario { checksums: true, ..if troubled { troubled_replicas(seed, mutation) } else { roomy(seed, mutation) } }
+}
+
+/// What has a checksum has that of what is on each disk, and nobody ever sees another one.
+#[test]
+fn checksums_are_right_all_the_time() {
+    let (mut compared, mut errors) = (0, 0);
+    each_seed("checksums_are_right", 120, |seed| {
+        let mut world = World::new(checked(seed, None));
+        world.run()?;
+        compared += world.compare_checksums()?;
+        errors += world.checksum_errors();
+        Ok(())
+    });
+    println!("{compared} blocks have the checksum of what is there");
+    assert!(compared > 1000 && errors == 0, "{errors} blocks seemed wrong and were not");
+}
+
+#[test]
+fn checksums_are_right_after_power_cuts() {
+    let (mut cuts, mut compared, mut sum) = (0, 0, Resumed::default());
+    each_seed("right_after", 8, |seed| {
+        let (count, world) = resumed(checked(seed, None), SOME, &mut sum)?;
+        (cuts, compared) = (cuts + count, compared + world.checksums_found.get());
+        Ok(())
+    });
+    println!("{cuts} power cuts survived, {compared} blocks with their checksums found; then {sum:?}");
+    assert!(compared > 1000, "the runs show little");
+}
+
+#[test]
+fn checksums_without_intents_are_noticed() {
+    let mutation = Some(Mutation::NoIntents);
+    let broken = |seed: u64| run_some(Scenario { replicated: false, ..checked(seed * 2 + 1, mutation) }, SOME).err();
+    let (seed, error) = (0..20).find_map(|seed| Some((seed, broken(seed)?))).expect("it is noticed");
+    assert!(error.contains("checksum"), "seed {seed}: {error}");
 }
 
 /// VHDs that shrink while nobody uses them, grow again, and are written again.

@@ -90,6 +90,7 @@ fn vhd(id: u32) -> VhdRecord {
         layout: Layout::Isolated { disk: DiskId(1), chosen: true },
         replicas: 1,
         thick: false,
+        checksums: false,
         read_only: false,
         block_size: 512,
         queues: 1,

@@ -105,6 +105,7 @@ fn vhd(replicas: u32) -> Arc<VhdState> {
         block_size: 512,
         read_only: false,
         thick: false,
+        checksums: false,
     };
     Arc::new(VhdState::new(settings, u64::from(EXTENTS) * EXTENT, map, 1))
 }

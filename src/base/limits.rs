@@ -143,6 +143,9 @@ pub const WAVE_EXTENTS: usize = 32;
 /// Rows of one commit that makes replicas stale.
 pub const STALE_ROWS_MAX: usize = 64;
 
+/// Replicas of one scrub that are read at the same time.
+pub const SCRUBS_MAX: usize = 8;
+
 /// Replicas that are made equal again at the same time, and those that wait for it.
 pub const REPAIRS_MAX: usize = 8;
 

@@ -64,7 +64,7 @@ mod tests {
         let vhd = serde_json::json!({
             "name": "db", "uuid": "8fd5e07e-ffb8-4d51-be86-8381b7dfb609", "size_bytes": 1 << 20, "block_bytes": 512,
             "layout": "spanned", "disks": ["a"], "disks_chosen": false, "replicas": 1, "degraded_extents": 0,
-            "thick": false, "ready": true, "health": "healthy", "read_only": false,
+            "thick": false, "checksums": false, "ready": true, "health": "healthy", "read_only": false,
             "queues": 3, "socket": "/run/v/db.sock", "socket_mode": "0660",
             "when_full": {"action": "error"}, "writeback": true, "allocated_bytes": 0, "written_bytes": 0,
             "placement": [], "created_secs": 0

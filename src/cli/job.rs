@@ -13,7 +13,7 @@ use super::output::{Failure, Outcome, Table, facts, print};
 use crate::base::clock;
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
-    ErrorKind, JobCancel, JobCreate, JobInfo, JobList, JobResult, JobState, JobUpdate, JobWish, PlanInfo,
+    ErrorKind, JobCancel, JobCreate, JobInfo, JobList, JobResult, JobState, JobUpdate, JobWish, PlanInfo, Scrubbed,
 };
 
 /// How often a job that is waited for is looked at.
@@ -100,12 +100,14 @@ fn finish(session: &Session, result: &JobResult, wait: bool) -> Outcome {
 
 /// Whether a job that was waited for has done what it was for.
 pub fn judge(job: &JobInfo) -> Outcome {
-    if job.state == JobState::Done {
+    if job.state == JobState::Done && job.reason.is_none() {
         return Ok(());
     }
     let reason = job.reason.as_deref().unwrap_or(state_word(job.state));
-    let failure = Failure::new(ErrorKind::Failed, format!("job {} has not moved everything: {reason}", job.id));
+    let lacks = if job.scrubbed.is_some() { "has not repaired everything" } else { "has not moved everything" };
+    let failure = Failure::new(ErrorKind::Failed, format!("job {} {lacks}: {reason}", job.id));
     Err(match job.state {
+        _ if job.scrubbed.is_some() => failure.hint("'spanblk vhd scrub' then looks once more"),
         JobState::Cancelled => failure.hint("its layout is the new one all the same: 'spanblk vhd settle' goes on"),
         _ => failure.hint(format!("'spanblk job resume {}' goes on with it", job.id)),
     })
@@ -198,9 +200,23 @@ pub fn end_text(job: &JobInfo) -> String {
     let mut text = sentence(job, true);
     if job.state == JobState::Done {
         let (moved, waits) = (human_size(job.moved_bytes), job.waits);
-        text.push_str(&format!("{moved} copied; {waits} guest requests waited for a block that was being copied\n"));
+        let (copied, being) = if job.scrubbed.is_some() { ("read", "read") } else { ("copied", "copied") };
+        text.push_str(&format!("{moved} {copied}; {waits} guest requests waited for a block that was being {being}\n"));
+    }
+    if let Some(found) = &job.scrubbed {
+        text.push_str(&scrubbed_text(found));
+        text.push('\n');
     }
     text
+}
+
+fn scrubbed_text(found: &Scrubbed) -> String {
+    match found.damaged_replicas {
+        0 => "no replica was damaged".to_owned(),
+        damaged => {
+            format!("{damaged} replicas of extents were damaged, {} of them were repaired", found.repaired_replicas)
+        }
+    }
 }
 
 /// Whether nothing can come after its state.
@@ -265,6 +281,7 @@ fn details(job: &JobInfo) -> String {
         ("Time left", job.eta_secs.map_or_else(|| "-".to_owned(), |eta| format!("{eta} s"))),
         ("Waits caused", job.waits.to_string()),
         ("Unreadable extents", job.unreadable_extents.to_string()),
+        ("Scrubbed", job.scrubbed.as_ref().map_or_else(|| "-".to_owned(), scrubbed_text)),
         ("Limit", rate(job.max_rate_bytes)),
         ("Priority", if job.urgent { "urgent" } else { "normal" }.to_owned()),
     ])

@@ -3,7 +3,7 @@
 use hyper::Method;
 use serde::Serialize;
 
-use super::args::{ExpandSetting, VhdCommand, VhdCreateArgs, VhdSetArgs};
+use super::args::{ExpandSetting, JobOptions, ScrubArgs, VhdCommand, VhdCreateArgs, VhdSetArgs};
 use super::client::path_segment;
 use super::output::{Failure, Outcome, Table, facts};
 use super::{Session, attach, image, job};
@@ -42,6 +42,7 @@ pub fn run(session: &Session, command: VhdCommand) -> Outcome {
             job::start(session, JobWish::Migrate { vhd: args.vhd, disk: args.disk }, &args.options)
         }
         VhdCommand::Settle(args) => job::start(session, JobWish::Settle { vhd: args.vhd }, &args.options),
+        VhdCommand::Scrub(args) => scrub(session, args),
         VhdCommand::Set(args) => set(session, args),
         VhdCommand::Resize(args) => {
             let path = format!("/vhds/{}/resize", path_segment(&args.vhd));
@@ -86,6 +87,11 @@ fn show(session: &Session, vhd: &str, target: Option<super::args::AttachTarget>)
     }
 }
 
+fn scrub(session: &Session, args: ScrubArgs) -> Outcome {
+    let ScrubArgs { vhd, wait, max_rate, priority } = args;
+    job::start(session, JobWish::Scrub { vhd }, &JobOptions { dry_run: false, wait, max_rate, priority })
+}
+
 fn create(session: &Session, args: VhdCreateArgs) -> Outcome {
     let block_bytes = args.block_size.map(|size| u32::try_from(size).unwrap_or(u32::MAX));
     let request = VhdCreate {
@@ -96,6 +102,7 @@ fn create(session: &Session, args: VhdCreateArgs) -> Outcome {
         width: args.width,
         replicas: args.replicas,
         thick: args.thick,
+        checksums: args.checksums,
         read_only: args.read_only,
         block_bytes,
         queues: args.queues,
@@ -268,6 +275,7 @@ fn details(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
         ("Allocated", human_size(vhd.allocated_bytes)),
         ("Written", human_size(vhd.written_bytes)),
         ("Thick", yes(vhd.thick)),
+        ("Checksums", yes(vhd.checksums)),
         ("Read-only", yes(vhd.read_only)),
         ("Queues", vhd.queues.to_string()),
         ("VM", vhd.vm.clone().unwrap_or_else(|| "-".to_owned())),

@@ -68,7 +68,10 @@ pub enum OwnerInput {
     /// Show that the loop gets on: answered when it comes to this.
     Alive(Sender<()>),
     /// Leave the loop.
-    Stop,
+    Stop {
+        /// Reactors and the mover have ended, and disks have been synced.
+        quiet: bool,
+    },
 }
 
 /// An open disk that may become part of the pool.
@@ -156,7 +159,10 @@ fn run(mut owner: Owner, queue: &Receiver<OwnerInput>, mut outbox: Outbox) -> Ve
         owner.set_wall_secs(clock::wall_secs());
         let more = std::iter::from_fn(|| queue.try_recv().ok());
         for input in first.into_iter().chain(more).take(MESSAGES_PER_TURN) {
-            if matches!(input, OwnerInput::Stop) {
+            if let OwnerInput::Stop { quiet } = input {
+                if quiet {
+                    owner.end_intents(&mut outbox);
+                }
                 return outbox.into_workers();
             }
             take(&mut owner, input, &mut outbox, &mut next_command);
@@ -193,7 +199,7 @@ fn take(owner: &mut Owner, input: OwnerInput, outbox: &mut Outbox, next_command:
         }
         // There is room for one answer; whoever asked may have given up.
         OwnerInput::Alive(answer) => drop(answer.try_send(())),
-        OwnerInput::Stop => unreachable!("handled by the loop"),
+        OwnerInput::Stop { .. } => unreachable!("handled by the loop"),
     }
 }
 
@@ -374,6 +380,7 @@ mod tests {
             layout: Layout::Isolated { disk: DiskId(0), chosen: false },
             replicas: 1,
             thick: false,
+            checksums: false,
             read_only: false,
             block_size: 512,
             queues: 1,
@@ -413,7 +420,7 @@ mod tests {
         let effects = Effects { reactors, mover: mover.handle(), store: store.clone(), workers, service, events };
         let thread = start(owner, queue, effects).unwrap();
         assert!(state.has_pending_changes());
-        sender.send(OwnerInput::Stop);
+        sender.send(OwnerInput::Stop { quiet: true });
         thread.join().unwrap();
         store.stop();
         store_thread.join().unwrap();

@@ -67,6 +67,9 @@ pub enum IoError {
     /// The disk ended before the transfer did.
     #[error("the disk is shorter than its label says")]
     UnexpectedEnd,
+    /// A block is not what was written there.
+    #[error("what the disk has there is not what was written: its checksum does not match")]
+    Checksum,
 }
 
 /// A finished operation.

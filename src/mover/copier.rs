@@ -4,6 +4,7 @@
 //! and written. Blocks that are absent when their turn comes are passed over: whoever writes one first writes all copies.
 
 mod turns;
+mod verify;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -33,6 +34,8 @@ struct Task {
     copy: CopyTask,
     /// Blocks before this one are done.
     next_block: u32,
+    /// What was wrong with a part of the source, if the parts after it are wanted all the same.
+    damage: Option<IoError>,
 }
 
 /// What came of trying to begin a chunk.
@@ -122,7 +125,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
     /// Takes a message. (`AddDisk`, `RemoveDisk` and `Shutdown` are the thread's.)
     pub fn handle(&mut self, message: MoverMessage, now: Nanos) {
         match message {
-            MoverMessage::Copy(copy) => self.tasks.push_back(Task { copy, next_block: 0 }),
+            MoverMessage::Copy(copy) => self.tasks.push_back(Task { copy, next_block: 0, damage: None }),
             MoverMessage::Sync { wave, disk } => self.begin_sync(wave, disk, now),
             MoverMessage::Fence { fence, disk } => {
                 self.fences[disk.index()].begin(fence);
@@ -285,6 +288,9 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
                 self.tasks.push_back(task);
                 return false;
             }
+            (Begin::Done, Some(Task { copy, damage: Some(error), .. })) => {
+                self.end_task(&copy, MoverReport::Failed { id, disk: copy.source.disk, error });
+            }
             (Begin::Done, Some(task)) => self.end_task(&task.copy, MoverReport::Copied { id }),
             (Begin::Gone, Some(task)) => self.end_task(&task.copy, MoverReport::Gone { id }),
             _ => {}
@@ -374,18 +380,20 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         if !chunk.writing {
             self.fences[source.index()].leave(chunk.source_epoch);
             self.report_fences(source);
+            let result = completion.result.and_then(|()| self.verify(place));
             let chunk = self.chunks[place].as_mut().expect("still in flight");
-            if completion.result.is_ok() && !chunk.given_up {
+            if result.is_ok() && !chunk.given_up && !chunk.task.copy.only_reads() {
                 chunk.writing = true;
                 chunk.begun = now;
                 return self.submit(place);
             }
+            return self.end_chunk(place, disk, result);
         }
         self.end_chunk(place, disk, completion.result);
     }
 
     fn end_chunk(&mut self, place: usize, disk: DiskId, result: Result<(), IoError>) {
-        let Chunk { task, blocks, len, target_epoch, given_up, .. } =
+        let Chunk { mut task, blocks, len, target_epoch, given_up, writing, .. } =
             self.chunks[place].take().expect("a chunk in flight");
         let target = task.copy.target.disk;
         self.fences[target.index()].leave(target_epoch);
@@ -397,13 +405,18 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         self.wake(&task.copy.vhd);
         match result {
             Ok(()) => {
-                if task.copy.target.state == ReplicaState::InSync {
+                if task.copy.target.state == ReplicaState::InSync && !task.copy.only_reads() {
                     // Nobody but guests syncs it.
                     let state = self.disks[target.index()].as_ref().expect("it was written there");
                     task.copy.vhd.note_written(state.sync_needed());
                 }
                 self.outbox.to_owner(MoverReport::Progress { job: task.copy.job, bytes: len });
                 // The next chunk of the same extent before those of others, so that extents are done one after the other.
+                self.tasks.push_front(task);
+            }
+            // Replicas that are damaged in different places can each be repaired from the other.
+            Err(error) if !writing && task.copy.target.state == ReplicaState::InSync => {
+                task.damage.get_or_insert(error);
                 self.tasks.push_front(task);
             }
             Err(error) => self.end_task(&task.copy, MoverReport::Failed { id: task.copy.id, disk, error }),

@@ -32,8 +32,16 @@ pub struct CopyTask {
     /// A copy that is in sync.
     pub source: Replica,
     /// The one to fill. One that is syncing has been published, and every reactor has passed a fence since. One that is in sync is
-    /// made equal to the source.
+    /// made equal to the source. If it is the source itself, that is only read, and compared with its checksums.
     pub target: Replica,
+}
+
+impl CopyTask {
+    /// Whether nothing is written.
+    #[must_use]
+    pub fn only_reads(&self) -> bool {
+        self.source == self.target
+    }
 }
 
 /// How fast a job may go.

@@ -163,6 +163,8 @@ pub struct CreateVhd {
     pub replicas: u8,
     /// Whether to give all extents their slots now.
     pub thick: bool,
+    /// Whether its blocks are to have checksums.
+    pub checksums: bool,
     /// Whether guest writes are refused.
     pub read_only: bool,
     /// Logical block size that the guest sees, in bytes (512 or 4096).

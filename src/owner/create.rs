@@ -10,7 +10,7 @@ use super::fill::{Fill, quota_for};
 use super::outbox::{Event, OwnerOutbox};
 use super::vhds::{PerDisk, Vhd, vhd_state};
 use crate::base::ids::{DiskId, VhdId, check_name};
-use crate::base::limits::VHD_SIZE_MAX;
+use crate::base::limits::{BOUNCE_LEN, VHD_SIZE_MAX};
 use crate::base::units::Geometry;
 use crate::placement::layout::{self, DiskRoom, LayoutError, LayoutWish};
 use crate::placement::record::{Expand, Layout, PoolRecord, RECORD_VERSION, SocketOwner, VhdRecord, WhenFull};
@@ -171,6 +171,7 @@ impl Owner {
         }
         same(is, "number of replicas", &is.replicas, &asked.replicas)?;
         same(is, "thickness", &thickness(is.thick), &thickness(asked.thick))?;
+        same(is, "checksums", &on_or_off(is.checksums), &on_or_off(asked.checksums))?;
         same(is, "access", &access(is.read_only), &access(asked.read_only))?;
         same(is, "block size", &is.block_size, &asked.block_size)?;
         same(is, "number of queues", &is.queues, &asked.queues)?;
@@ -226,6 +227,10 @@ fn same(
     }
 }
 
+fn on_or_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
 fn thickness(thick: bool) -> &'static str {
     if thick { "thick" } else { "thin" }
 }
@@ -272,6 +277,9 @@ fn check_request(create: &CreateVhd, geometry: Geometry) -> Result<(), CommandEr
         return Err(CommandError::InvalidBlockSize { block_size: create.block_size });
     }
     check_size(create.size, create.block_size, geometry)?;
+    if create.checksums && geometry.block_size() > BOUNCE_LEN as u64 {
+        return Err(CommandError::ChecksumsTooCoarse { extent_size: geometry.extent_size() });
+    }
     check_queues(create.queues)?;
     check_mode(create.socket_mode)?;
     Ok(())
@@ -298,6 +306,7 @@ fn record_of(create: &CreateVhd, id: VhdId, layout: Layout) -> VhdRecord {
         layout,
         replicas: create.replicas,
         thick: create.thick,
+        checksums: create.checksums,
         read_only: create.read_only,
         block_size: create.block_size,
         queues: create.queues,

@@ -48,6 +48,9 @@ pub enum CommandError {
     /// The block size is not supported.
     #[error("the block size cannot be {block_size}: use 512 or 4096")]
     InvalidBlockSize { block_size: u32 },
+    /// Blocks would be too large to be read as a whole for every request.
+    #[error("a pool with extents of {} MiB has no VHDs with checksums: their blocks would be too large; make the pool with extents of at most 8 MiB", extent_size >> 20)]
+    ChecksumsTooCoarse { extent_size: u64 },
     /// The number of queues is not supported.
     #[error("a VHD cannot have {queues} queues: give 1 to {QUEUES_MAX}")]
     InvalidQueues { queues: u16 },
@@ -108,6 +111,11 @@ pub enum CommandError {
          (`spanblk job cancel {job}`)"
     )]
     JobExists { vhd: String, job: u32, kind: &'static str },
+    /// The VHD is being scrubbed already.
+    #[error(
+        "VHD '{vhd}' is being scrubbed by job {job}: wait for it (`spanblk job wait {job}`), or end it (`spanblk job cancel {job}`)"
+    )]
+    ScrubExists { vhd: String, job: u32 },
     /// There is no such job.
     #[error("there is no job {job}: `spanblk job list` shows all")]
     NoJob { job: u32 },
@@ -274,6 +282,7 @@ impl CommandError {
             | E::WidthTooLarge { .. }
             | E::BlockSizesMixed { .. }
             | E::JobExists { .. }
+            | E::ScrubExists { .. }
             | E::JobEnded { .. }
             | E::NotIsolated { .. }
             | E::SpanNarrower { .. }
@@ -293,6 +302,7 @@ impl CommandError {
             | E::InvalidSize { .. }
             | E::SizeTooLarge { .. }
             | E::InvalidBlockSize { .. }
+            | E::ChecksumsTooCoarse { .. }
             | E::InvalidQueues { .. }
             | E::InvalidSocketMode { .. }
             | E::InvalidWidth
@@ -324,6 +334,7 @@ impl CommandError {
             E::InvalidSize { .. } => "invalid_size",
             E::SizeTooLarge { .. } => "size_too_large",
             E::InvalidBlockSize { .. } => "invalid_block_size",
+            E::ChecksumsTooCoarse { .. } => "checksums_too_coarse",
             E::InvalidQueues { .. } => "invalid_queues",
             E::InvalidSocketMode { .. } => "invalid_socket_mode",
             E::InvalidWidth => "invalid_width",
@@ -343,7 +354,7 @@ impl CommandError {
             E::ShrinkLoses { .. } => "shrink_loses",
             E::MovesEnding { .. } => "moves_ending",
             E::NoJob { .. } => "no_job",
-            E::JobExists { .. } => "job_exists",
+            E::JobExists { .. } | E::ScrubExists { .. } => "job_exists",
             E::JobEnded { .. } => "job_ended",
             E::NoRevert { .. } => "no_revert",
             E::NotIsolated { .. } => "not_isolated",

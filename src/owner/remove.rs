@@ -117,6 +117,6 @@ fn names(kind: &JobKind, disk: DiskId) -> bool {
             kind.empties() == Some(disk) || kind.replacement() == Some(disk)
         }
         JobKind::Rebuild { disk: of } | JobKind::Resync { disk: of } => *of == disk,
-        JobKind::Settle | JobKind::Replicas { .. } | JobKind::Rebalance => false,
+        JobKind::Settle | JobKind::Replicas { .. } | JobKind::Rebalance | JobKind::Scrub { .. } => false,
     }
 }

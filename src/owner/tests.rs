@@ -2,6 +2,7 @@
 
 mod allocation;
 mod cache_mode;
+mod checked;
 mod degraded;
 mod health;
 mod lifecycle;
@@ -13,6 +14,7 @@ mod remove;
 mod replace;
 mod replicas;
 mod resize;
+mod scrub;
 
 use std::collections::BTreeMap;
 
@@ -140,6 +142,7 @@ fn create(name: &str, extents: u64, layout: LayoutRequest) -> CreateVhd {
         layout,
         replicas: 1,
         thick: false,
+        checksums: false,
         read_only: false,
         block_size: 512,
         queues: 1,

@@ -27,9 +27,14 @@ pub fn vhd_state(record: &VhdRecord, geometry: Geometry, reactors: u16, keep: Op
         block_size: record.block_size,
         read_only: record.read_only,
         thick: record.thick,
+        checksums: record.checksums,
     };
     let extents = record.extents(geometry);
-    let map = keep.map_or_else(|| VhdMap::new(extents), |keep| VhdMap::kept(extents, record.uuid, keep));
+    let map = match keep {
+        Some(keep) => VhdMap::kept(extents, record.checksums, record.uuid, keep),
+        None if record.checksums => VhdMap::checked(extents),
+        None => VhdMap::new(extents),
+    };
     VhdState::new(settings, record.size, map, reactors)
 }
 

@@ -72,6 +72,15 @@ pub enum JobKind {
         /// The disk.
         disk: DiskId,
     },
+    /// Reads all replicas of a VHD, and repairs those that are not as they should be.
+    Scrub {
+        /// Replicas of extents that were not.
+        #[serde(default)]
+        damaged: u64,
+        /// Those that have been written anew.
+        #[serde(default)]
+        repaired: u64,
+    },
 }
 
 impl JobKind {
@@ -89,6 +98,7 @@ impl JobKind {
             JobKind::Rebalance => "rebalance",
             JobKind::Rebuild { .. } => "rebuild",
             JobKind::Resync { .. } => "resync",
+            JobKind::Scrub { .. } => "scrub",
         }
     }
 
@@ -104,7 +114,8 @@ impl JobKind {
             | JobKind::Replicas { .. }
             | JobKind::Rebalance
             | JobKind::Rebuild { .. }
-            | JobKind::Resync { .. } => None,
+            | JobKind::Resync { .. }
+            | JobKind::Scrub { .. } => None,
         }
     }
 
@@ -255,7 +266,8 @@ impl JobRecord {
             | JobKind::Replace { .. }
             | JobKind::Rebalance
             | JobKind::Rebuild { .. }
-            | JobKind::Resync { .. } => Ok(()),
+            | JobKind::Resync { .. }
+            | JobKind::Scrub { .. } => Ok(()),
         }
     }
 }

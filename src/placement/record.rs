@@ -341,6 +341,10 @@ pub struct VhdRecord {
     pub replicas: u8,
     /// Whether all extents have slots from the start.
     pub thick: bool,
+    /// Whether its blocks have checksums. Left out where they have none, so that programs which know no checksums read the pools
+    /// that have none, and refuse the others.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub checksums: bool,
     /// Whether guest writes are refused.
     pub read_only: bool,
     /// Logical block size that the guest sees, in bytes (512 or 4096).
@@ -374,6 +378,11 @@ fn one() -> u8 {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
 fn is_one(value: &u8) -> bool {
     *value == 1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 fn yes() -> bool {

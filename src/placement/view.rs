@@ -7,6 +7,7 @@
 //! Reading order matters: replicas first, bits second, then both are confirmed by reading the version again. The other
 //! way round, old present bits could be combined with a new slot that holds a stranger's bytes.
 
+mod checksums;
 mod keep;
 mod pages;
 mod scan;
@@ -14,6 +15,7 @@ mod segments;
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+pub use checksums::Checksum;
 use keep::Keeping;
 pub use keep::{Keep, Kept, KeptSegment, kept_len};
 pub use scan::PlacedExtent;
@@ -121,7 +123,13 @@ impl VhdMap {
     /// A map of `extents` absent extents.
     #[must_use]
     pub fn new(extents: u32) -> VhdMap {
-        VhdMap { extents: AtomicU32::new(extents), segments: Segments::new(extents, None), keeping: None }
+        VhdMap { extents: AtomicU32::new(extents), segments: Segments::new(extents, false, None), keeping: None }
+    }
+
+    /// As [`VhdMap::new`], of a VHD whose blocks have checksums.
+    #[must_use]
+    pub fn checked(extents: u32) -> VhdMap {
+        VhdMap { extents: AtomicU32::new(extents), segments: Segments::new(extents, true, None), keeping: None }
     }
 
     /// Number of extents.

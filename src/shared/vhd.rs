@@ -25,6 +25,8 @@ pub struct VhdSettings {
     pub read_only: bool,
     /// Whether its slots stay reserved when their content is discarded.
     pub thick: bool,
+    /// Whether its blocks have checksums: every write goes through memory of ours, and every read is compared.
+    pub checksums: bool,
 }
 
 /// Shared state of one VHD.
@@ -37,6 +39,8 @@ pub struct VhdState {
     pub metrics: IoMetricsSet,
     /// Who uses it.
     pub door: Door,
+    /// Reads, by guests and jobs, of blocks that were not what had been written.
+    pub checksum_errors: AtomicU64,
     size: AtomicU64,
     needs_sync: [AtomicU64; DISKS_MAX],
     /// As `needs_sync`, for copies that moves are sealing, and for disks that the VHD has left.
@@ -57,6 +61,7 @@ impl VhdState {
             map,
             metrics: IoMetricsSet::new(reactors),
             door: Door::default(),
+            checksum_errors: AtomicU64::new(0),
             size: AtomicU64::new(size),
             needs_sync: [const { AtomicU64::new(0) }; DISKS_MAX],
             copies_need_sync: [const { AtomicU64::new(0) }; DISKS_MAX],

@@ -10,7 +10,8 @@
 //!
 //! `intent` is left out if it is false. `PRESENT` is the mask of present blocks as a number, `STATE` is `in-sync`, `syncing` or `stale`. Extents of which the
 //! table says nothing are left out. The last line shows that the dump is whole; it
-//! leaves out `jobs` if there are none, as dumps from before there were jobs.
+//! leaves out `jobs` if there are none, as dumps from before there were jobs. Checksums of blocks are not in it: those of a pool that was
+//! restored are computed when its VHDs are scrubbed.
 
 #[cfg(test)]
 mod tests;

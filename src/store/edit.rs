@@ -6,6 +6,7 @@ use crate::placement::ReplicaSet;
 use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, VhdRecord};
 
+use super::checksums::PageChecksums;
 use super::page::PAGE_EXTENTS;
 
 /// The owner's name for an edit; never reused while the daemon runs.
@@ -66,6 +67,15 @@ pub enum StoreEdit {
         /// Set it.
         intend: bool,
     },
+    /// Writes the checksums of a page.
+    Checksums {
+        /// The VHD.
+        vhd: VhdId,
+        /// The page.
+        page: u32,
+        /// Those of all its blocks.
+        checksums: PageChecksums,
+    },
 }
 
 impl StoreEdit {
@@ -84,9 +94,13 @@ impl StoreEdit {
             // Those of one page share a row.
             StoreEdit::Move { moves, .. } => moves.chunk_by(|a, b| page_of(a) == page_of(b)).count(),
             StoreEdit::Intend { pages, .. } => pages.len(),
+            StoreEdit::Checksums { .. } => CHECKSUM_ROWS,
         }
     }
 }
+
+/// A row of checksums is as long as so many others.
+const CHECKSUM_ROWS: usize = 6;
 
 fn page_of(moved: &MovedExtent) -> usize {
     moved.extent.0 as usize / PAGE_EXTENTS

@@ -7,8 +7,10 @@
 //! | `vhds` | VHD | the VHD record, sealed |
 //! | `jobs` | job | the job record, sealed |
 //! | `pages` | (VHD, page) | a row, see [`super::page`] |
+//! | `checksums` | (VHD, page) | a row, see [`super::checksums`] |
 //!
-//! A database from before there were jobs has no table `jobs` until a job is written: it says the same as an empty one.
+//! A database has no table `jobs` until a job is written, and no table `checksums` until checksums are: that says the same as an empty
+//! one.
 //!
 //! Sealed: followed by its CRC-32C. `redb` has checksums of its own, but looks at them only when it repairs a file.
 //!
@@ -44,6 +46,7 @@ const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const VHDS: TableDefinition<u32, &[u8]> = TableDefinition::new("vhds");
 const JOBS: TableDefinition<u32, &[u8]> = TableDefinition::new("jobs");
 const PAGES: TableDefinition<(u32, u32), &[u8]> = TableDefinition::new("pages");
+const CHECKSUMS: TableDefinition<(u32, u32), &[u8]> = TableDefinition::new("checksums");
 
 const STATE: &str = "state";
 const POOL: &str = "pool";
@@ -51,6 +54,7 @@ const POOL: &str = "pool";
 type MetaTable<'a> = Table<'a, &'static str, &'static [u8]>;
 /// `vhds` or `jobs`.
 type RecordTable<'a> = Table<'a, u32, &'static [u8]>;
+/// `pages` or `checksums`.
 type PageTable<'a> = Table<'a, (u32, u32), &'static [u8]>;
 
 /// Why a member cannot be used (any more).
@@ -235,7 +239,7 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
     /// If one is damaged.
     pub fn jobs(&self) -> Result<Vec<JobRecord>, MemberError> {
         let txn = self.db.begin_read().map_err(db_error)?;
-        let Some(table) = jobs_table(&txn)? else { return Ok(Vec::new()) };
+        let Some(table) = table_if_any(&txn, JOBS)? else { return Ok(Vec::new()) };
         read_records(&table, "job record", |bytes| JobRecord::decode(bytes).map(|record| (record.id.0, record)))
     }
 
@@ -350,9 +354,12 @@ fn read_records<R>(
     Ok(records)
 }
 
-/// The table `jobs`, if there is one.
-fn jobs_table(txn: &ReadTransaction) -> Result<Option<ReadOnlyTable<u32, &'static [u8]>>, MemberError> {
-    match txn.open_table(JOBS) {
+/// A table that there need not be.
+fn table_if_any<K: redb::Key + 'static>(
+    txn: &ReadTransaction,
+    table: TableDefinition<'_, K, &'static [u8]>,
+) -> Result<Option<ReadOnlyTable<K, &'static [u8]>>, MemberError> {
+    match txn.open_table(table) {
         Ok(table) => Ok(Some(table)),
         Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
         Err(other) => Err(db_error(other)),

@@ -7,6 +7,7 @@
 
 pub mod batch;
 pub mod change;
+pub mod checksums;
 pub mod committer;
 pub mod dump;
 pub mod edit;

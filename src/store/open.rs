@@ -21,6 +21,7 @@ use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, VhdRecord};
 
 use super::batch::{Batch, Step};
+use super::checksums::PageChecksums;
 use super::edit::StoreEdit;
 use super::member::{Copied, Member, MemberError, MemberState, Tuning};
 use super::mirror::majority;
@@ -393,6 +394,48 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
             }
         }
         Err(failed.expect("an open store has a member"))
+    }
+
+    /// Shows the rows of checksums, in the order of keys. One that is damaged on a member is taken from another; one that no member
+    /// has whole is left out, and logged: nobody knows what is on the disks there.
+    ///
+    /// # Errors
+    /// No member can be read to the end. Rows before have been shown.
+    pub fn load_checksums(&self, mut each: impl FnMut(PageKey, &PageChecksums)) -> Result<(), OpenError> {
+        let mut shown: Option<PageKey> = None;
+        let mut failed = None;
+        for (place, member) in &self.members {
+            let loaded = member.for_each_checksums(|key, bytes| {
+                if shown.is_none_or(|last| last < key) {
+                    if let Some(checksums) = self.checksums_of(place, key, bytes) {
+                        each(key, &checksums);
+                    }
+                    shown = Some(key);
+                }
+            });
+            match loaded {
+                Ok(()) => return Ok(()),
+                Err(source) => {
+                    log::warn!("disk '{}': {source}; the rest is read from another member", place.name);
+                    failed = Some(OpenError::Read { disk: place.name.clone(), source });
+                }
+            }
+        }
+        Err(failed.expect("an open store has a member"))
+    }
+
+    fn checksums_of(&self, place: &MemberPlace<D>, key: PageKey, bytes: &[u8]) -> Option<PageChecksums> {
+        let damaged = match PageChecksums::decode(bytes) {
+            Ok(checksums) => return Some(checksums),
+            Err(damaged) => damaged,
+        };
+        let (vhd, page) = (key.vhd.0, key.page);
+        let others = self.members.iter().filter(|(other, _)| other.id != place.id);
+        let whole = |member: &Member<D>| PageChecksums::decode(&member.checksums(key).ok()??).ok();
+        let found = others.into_iter().find_map(|(_, member)| whole(member));
+        let so = if found.is_some() { "it was read from another member" } else { "what is there is not checked" };
+        log::warn!("disk '{}': page {page} of VHD {vhd}: {damaged}; {so}", place.name);
+        found
     }
 
     /// Whether the row has a write intent.

@@ -190,6 +190,7 @@ mod tests {
             block_size: 512,
             read_only: false,
             thick: false,
+            checksums: false,
         };
         let vhd = Arc::new(VhdState::new(settings, 1 << 20, VhdMap::new(1), 1));
         let turn = Turn::new(Arc::clone(&vhd), told.clone());

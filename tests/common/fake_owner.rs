@@ -185,7 +185,9 @@ fn start_job(start: &StartJob) -> Result<Reply, CommandError> {
         JobRequest::Replace { by, accept_loss, .. } => return start_replacement(by, *accept_loss),
         JobRequest::Rebuild { disk } if disk == "d0" => return Err(CommandError::DiskWorks { disk: disk.clone() }),
         JobRequest::Rebuild { disk } => return Err(CommandError::NotFound { what: "disk", name: disk.clone() }),
-        JobRequest::Resync { .. } | JobRequest::Rebalance => return Ok(Reply::Plan(Box::default())),
+        JobRequest::Resync { .. } | JobRequest::Scrub { .. } | JobRequest::Rebalance => {
+            return Ok(Reply::Plan(Box::default()));
+        }
     };
     match (vhd.as_str(), start.dry_run) {
         ("busy", _) => Err(CommandError::JobExists { vhd: vhd.clone(), job: 1, kind: "rebalance" }),
@@ -323,7 +325,8 @@ fn disk_info(id: u8) -> DiskInfo {
 fn vhd(name: &str, attached: Option<u32>) -> VhdInfo {
     let geometry = Geometry::new(EXTENT).unwrap();
     let uuid = Uuid::from_u128(7);
-    let settings = VhdSettings { id: VhdId(1), uuid, geometry, block_size: 512, read_only: false, thick: false };
+    let settings =
+        VhdSettings { id: VhdId(1), uuid, geometry, block_size: 512, read_only: false, thick: false, checksums: false };
     let map = VhdMap::new(1024);
     for (extent, disk, slot) in [(0, 0, 5), (1, 0, 6), (7, 1, 0)] {
         let replicas = ReplicaSet::single(DiskId(disk), SlotIndex(slot));
@@ -339,6 +342,7 @@ fn vhd(name: &str, attached: Option<u32>) -> VhdInfo {
             layout: Layout::Spanned { disks: vec![DiskId(0), DiskId(1)], width: None, chosen: false },
             replicas: 1,
             thick: false,
+            checksums: false,
             read_only: false,
             block_size: 512,
             queues: 4,

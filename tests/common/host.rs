@@ -240,6 +240,7 @@ impl Host {
             block_size: 512,
             read_only: false,
             thick: false,
+            checksums: false,
         };
         let reactors = u16::try_from(self.reactors.len()).unwrap();
         let vhd = Arc::new(VhdState::new(settings, u64::from(extents) * EXTENT, VhdMap::new(extents), reactors));

@@ -45,6 +45,7 @@ impl World {
             layout,
             replicas,
             thick: self.rng.chance(1, 8),
+            checksums: self.scenario.checksums && !id.0.is_multiple_of(4),
             read_only: false,
             block_size: 512,
             queues: 1,

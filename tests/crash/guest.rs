@@ -306,12 +306,15 @@ impl Guest {
 impl Guest {
     /// Only for want of room, because the VHD is being deleted, or because of a disk that cannot be done without.
     fn may_fail(&self, flight: &Flight, trouble: &Trouble) -> bool {
-        let (kind, want_of_room) = match flight.kind {
-            Kind::Read => (OpKind::Read, false),
-            // On a disk that has failed nothing is placed.
-            Kind::Write => (OpKind::Write, !self.has_room || trouble.has_failed_disk()),
-            Kind::Clear | Kind::Flush => (OpKind::Write, false),
+        // On a disk that has failed nothing is placed.
+        let want_of_room = flight.kind == Kind::Write && (!self.has_room || trouble.has_failed_disk());
+        let kinds: &[OpKind] = match flight.kind {
+            Kind::Read => &[OpKind::Read],
+            // What is around a part of a block is read.
+            _ if self.state.settings.checksums => &[OpKind::Write, OpKind::Read],
+            _ => &[OpKind::Write],
         };
+        let struck = |disks| kinds.iter().any(|kind| trouble.struck(disks, *kind, flight.begun));
         let disks = DiskSet(flight.disks.0 | self.disks_of(&flight.sectors).0);
         let one_died = flight.dead != self.dead;
         let is_readable = flight.is_readable && self.is_readable(&flight.sectors);
@@ -320,7 +323,7 @@ impl Guest {
         }
         let lasts = |(before, now): (&DiskSet, DiskSet)| {
             let both = DiskSet(before.0 & now.0);
-            both.iter().any(|disk| !trouble.struck([disk].into_iter().collect(), kind, flight.begun))
+            both.iter().any(|disk| !struck([disk].into_iter().collect()))
         };
         // As long as one replica has had no trouble, nobody needs the others.
         let can_do_without = flight.in_sync.iter().zip(self.in_sync(&flight.sectors)).all(lasts);
@@ -328,10 +331,7 @@ impl Guest {
             return self.leaving || self.writethrough && (flight.is_kept || trouble.keeps_from_flushing(&self.state));
         }
         let is_kept = flight.is_kept || one_died || trouble.keeps_from_flushing(&self.state);
-        self.leaving
-            || want_of_room
-            || trouble.struck(disks, kind, flight.begun)
-            || (self.writethrough || flight.kind == Kind::Flush) && is_kept
+        self.leaving || want_of_room || struck(disks) || (self.writethrough || flight.kind == Kind::Flush) && is_kept
     }
 
     /// Whether all of it is absent, or has a replica on a disk that is not dead.

@@ -1,6 +1,7 @@
 //! Moving extents: an administrator who changes layouts, and the mover's part of the world.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use spanblk::base::clock::Nanos;
 use spanblk::base::ids::JobId;
@@ -16,7 +17,7 @@ use spanblk::shared::{DiskState, VhdState};
 use spanblk::store::edit::{StoreEdit, StoreReport};
 
 use super::post::{Post, ToCommitter};
-use super::verify::read_extent;
+use super::verify::{checksums, read_extent};
 use super::world::World;
 
 impl World {
@@ -92,6 +93,28 @@ impl World {
             }
         }
         Ok(compared)
+    }
+
+    /// Whether what is in sync has the checksums that it should have, now that nothing is in flight. Returns how many were compared.
+    pub fn compare_checksums(&self) -> Result<u64, String> {
+        let mut compared = 0;
+        for vhd in &self.post.queues.borrow().opened {
+            for extent in vhd.map.placed_from(ExtentIndex(0)).filter(|extent| !vhd.map.is_in_doubt(*extent)) {
+                let seen = vhd.map.lookup(extent);
+                for replica in seen.replicas.iter().filter(|replica| replica.state == ReplicaState::InSync) {
+                    let content = read_extent(&self.disks, replica, seen.present)?;
+                    compared += checksums(&vhd.map, extent, &content)
+                        .map_err(|error| format!("VHD {}: {error}", vhd.id().0))?;
+                }
+            }
+        }
+        Ok(compared)
+    }
+
+    /// Blocks that reactors and the mover found not to be what was written.
+    pub fn checksum_errors(&self) -> u64 {
+        let errors = |vhd: &Arc<VhdState>| vhd.checksum_errors.load(Ordering::Relaxed);
+        self.post.queues.borrow().opened.iter().map(errors).sum()
     }
 
     /// Replicas that were made stale, and made equal again where they are.

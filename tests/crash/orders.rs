@@ -331,6 +331,7 @@ fn vhd_on(disk: String, number: u64) -> CreateVhd {
         layout: LayoutRequest::Isolated { disk: Some(disk) },
         replicas: 1,
         thick: false,
+        checksums: false,
         read_only: false,
         block_size: 512,
         queues: 1,

@@ -85,6 +85,7 @@ impl Story {
             disks: DISKS,
             slots: 20,
             replicated: rng.chance(2, 3),
+            checksums: false,
             besides: Besides::Emptying,
             ..scenario(seed, 1, None)
         };

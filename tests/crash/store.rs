@@ -13,6 +13,7 @@ use spanblk::placement::record::{PoolRecord, VhdRecord};
 use spanblk::reactor::messages::ReactorMessage;
 use spanblk::shared::disk::SyncPoint;
 use spanblk::shared::{DiskState, VhdState};
+use spanblk::store::checksums::PageChecksums;
 use spanblk::store::committer::Committer;
 use spanblk::store::edit::StoreReport;
 use spanblk::store::member::Tuning;
@@ -155,5 +156,12 @@ pub fn recover(images: &[SimDisk], members: usize, reactors: u16) -> Result<Reco
     };
     let intent = |key: PageKey| of(key).into_iter().for_each(|(_, state)| state.map.set_in_doubt(key.page));
     store.load_with_intents(show, intent).map_err(|error| error.to_string())?;
+    let restore = |key: PageKey, checksums: &PageChecksums| {
+        let Some((_, state)) = of(key).filter(|(_, state)| !state.map.page_is_in_doubt(key.page)) else { return };
+        for extent in (0..state.map.extents()).filter(|extent| extent / 64 == key.page) {
+            state.map.restore_checksums(ExtentIndex(extent), checksums.extent(extent as usize % 64));
+        }
+    };
+    store.load_checksums(restore).map_err(|error| error.to_string())?;
     Ok(Recovered { store, vhds, table })
 }

@@ -4,7 +4,7 @@ use spanblk::base::units::{BLOCKS_PER_EXTENT, BlockMask, ExtentIndex};
 use spanblk::disk::BlockDev;
 use spanblk::disk::sim::SimDisk;
 use spanblk::placement::record::VhdRecord;
-use spanblk::placement::view::VhdMap;
+use spanblk::placement::view::{Checksum, VhdMap};
 use spanblk::placement::{Replica, ReplicaState};
 
 use super::oracle::{Content, SECTOR, identify};
@@ -85,6 +85,10 @@ fn check_content(
                     record.id.0, extent.0
                 ));
             }
+            if !map.is_in_doubt(extent) {
+                let found = checksums(map, extent, &content)?;
+                world.checksums_found.set(world.checksums_found.get() + found);
+            }
             for (sector, bytes) in (first..).zip(content.chunks_exact(SECTOR)) {
                 let found = identify(record.id.0, sector, bytes)?;
                 history.check_cut(sector, found, until - 1, &shrinks)?;
@@ -97,6 +101,22 @@ fn check_content(
         }
     }
     Ok(())
+}
+
+/// How many present blocks of the content of an extent have a checksum. An error if one has another.
+pub fn checksums(map: &VhdMap, extent: ExtentIndex, content: &[u8]) -> Result<u64, String> {
+    let present = map.lookup(extent).present;
+    let block_size = usize::try_from(geometry().block_size()).expect("small");
+    let blocks = (0..BLOCKS_PER_EXTENT).zip(content.chunks_exact(block_size)).filter(|(block, _)| present.has(*block));
+    let mut found = 0;
+    for (block, bytes) in blocks {
+        let Some(checksum) = map.checksum(extent, block) else { continue };
+        if checksum != Checksum::of(bytes) {
+            return Err(format!("block {block} of extent {} has the checksum of something else", extent.0));
+        }
+        found += 1;
+    }
+    Ok(found)
 }
 
 /// What one replica of an extent reads as.

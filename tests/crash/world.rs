@@ -1,6 +1,7 @@
 //! The whole daemon below the rings in one thread: pipelines, owner, committer and store on simulated disks, with a seeded
 //! scheduler that chooses what happens next.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -53,6 +54,8 @@ pub struct Scenario {
     pub moving: bool,
     /// Whether VHDs have replicas.
     pub replicated: bool,
+    /// Whether blocks of most VHDs have checksums.
+    pub checksums: bool,
     pub besides: Besides,
     /// Disks that are dead from the beginning.
     pub dead: DiskSet,
@@ -111,6 +114,8 @@ pub struct World {
     pub trouble: Trouble,
     pub losses: Losses,
     pub administrator: Option<Administrator>,
+    /// Blocks that had the right checksum after power cuts.
+    pub checksums_found: Cell<u64>,
 }
 
 pub fn geometry() -> Geometry {
@@ -199,6 +204,7 @@ impl World {
             trouble,
             losses: Losses::default(),
             administrator: None,
+            checksums_found: Cell::new(0),
         };
         let mut post = world.post.clone();
         world.owner.start(&mut post);
@@ -233,6 +239,9 @@ impl World {
                     self.reap()?;
                 }
             }
+            if self.scenario.checksums && step % 8 == 0 {
+                self.let_owner_wait(6000);
+            }
             if shrinks {
                 self.come_and_go();
             }
@@ -260,33 +269,6 @@ impl World {
             self.histories.insert(guest.state.id().0, guest.history);
         }
         Ok(())
-    }
-
-    /// Lets happen what can happen by itself.
-    pub fn rest(&mut self) -> Result<(), String> {
-        while self.step()? {
-            self.reap()?;
-        }
-        self.reap()
-    }
-
-    fn settle(&mut self) -> Result<(), String> {
-        loop {
-            let mut post = self.post.clone();
-            self.owner.tick(self.now, &mut post);
-            let mut moved = false;
-            while self.step()? {
-                self.reap()?;
-                moved = true;
-            }
-            self.reap()?;
-            if self.pipelines.iter().all(Pipeline::is_idle) {
-                return Ok(());
-            }
-            if !moved {
-                return Err("a request is stuck".to_owned());
-            }
-        }
     }
 
     pub fn ask(&mut self) {

@@ -38,6 +38,7 @@ fn table_vhds() -> Vec<VhdRecord> {
         layout: Layout::Isolated { disk: DiskId(0), chosen: false },
         replicas: 1,
         thick: false,
+        checksums: false,
         read_only: false,
         block_size: 512,
         queues: 1,

@@ -111,6 +111,7 @@ fn vhd_record(id: u32) -> VhdRecord {
         layout: Layout::Isolated { disk: DiskId(0), chosen: false },
         replicas: 1,
         thick: false,
+        checksums: false,
         read_only: false,
         block_size: 512,
         queues: 1,

@@ -286,6 +286,7 @@ impl Host {
             block_size: 512,
             read_only: false,
             thick: false,
+            checksums: false,
         };
         let state = Arc::new(VhdState::new(settings, 64 << 20, VhdMap::new(64), self.reactors.count));
         self.states.lock().unwrap().insert(id, Arc::clone(&state));

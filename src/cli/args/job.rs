@@ -223,6 +223,33 @@ pub struct SettleArgs {
     pub options: JobOptions,
 }
 
+const SCRUB_HELP: &str = "\
+Examples:
+  spanblk vhd scrub db --wait                read all of it, and say what was found
+  spanblk vhd scrub db --max-rate 50MiB      slowly, in the background: 'spanblk job list' shows how far it is
+
+Of a VHD that was created with --checksums every block is compared with its checksum; of any other, only what a disk cannot read
+is found. What is damaged is written anew from a good replica. Where there is none the job says so at its end; with --wait the
+command fails then.";
+
+/// Reads a VHD.
+#[derive(Debug, Args)]
+#[command(after_help = SCRUB_HELP)]
+pub struct ScrubArgs {
+    /// Name or UUID
+    #[arg(value_name = "VHD")]
+    pub vhd: String,
+    /// Wait for the end, with a progress bar
+    #[arg(long)]
+    pub wait: bool,
+    /// Bytes per second at most [default: as fast as guests bear]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_arg)]
+    pub max_rate: Option<u64>,
+    /// urgent: as fast as the disks can, leaving guests little
+    #[arg(long, value_enum, default_value = "normal")]
+    pub priority: Priority,
+}
+
 const EVACUATE_HELP: &str = "\
 Examples:
   spanblk disk evacuate sdb --wait                      before it is taken out

@@ -15,7 +15,9 @@ use clap_complete::Shell;
 pub use disk::{
     DiskAddArgs, DiskCommand, DiskFailArgs, DiskImpactArgs, DiskReplaceArgs, DiskSetArgs, DiskWipeArgs, NewDiskArgs,
 };
-pub use job::{EvacuateArgs, JobCommand, JobOptions, MigrateArgs, Priority, Rate, SettleArgs, SpanArgs, UnspanArgs};
+pub use job::{
+    EvacuateArgs, JobCommand, JobOptions, MigrateArgs, Priority, Rate, ScrubArgs, SettleArgs, SpanArgs, UnspanArgs,
+};
 pub use pool::{PoolCommand, PoolCreateArgs, PoolDestroyArgs};
 pub use serve::ServeArgs;
 pub use values::{parse_log_level, parse_size_arg, parse_when_full};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{JobOptions, MigrateArgs, SettleArgs, SpanArgs, UnspanArgs, parse_size_arg, parse_when_full};
+use super::{JobOptions, MigrateArgs, ScrubArgs, SettleArgs, SpanArgs, UnspanArgs, parse_size_arg, parse_when_full};
 use crate::control::wire::{Expand, Layout, WhenFull};
 
 /// What to do with guest disks.
@@ -38,6 +38,8 @@ pub enum VhdCommand {
     Migrate(MigrateArgs),
     /// Move it to where its layout wants it, after it has grown onto other disks
     Settle(SettleArgs),
+    /// Read all of it on all its disks, and repair what they have changed or cannot read
+    Scrub(ScrubArgs),
     /// Change settings
     Set(VhdSetArgs),
     /// Give a VHD another size; its guest sees a larger one at once
@@ -98,7 +100,10 @@ Examples:
   spanblk vhd create db  --size 2TiB  --layout spanned --replicas 2     each extent on two of them
   spanblk vhd create vm1 --size 20GiB --layout isolated --socket-owner libvirt-qemu:kvm
 
-VHDs are thin unless --thick: room is taken as the guest writes.";
+VHDs are thin unless --thick: room is taken as the guest writes.
+
+--checksums cannot be changed later. It costs: each read reads whole blocks (32 KiB if extents are 1 MiB), a write of less than a
+block reads the block first, and each TiB takes 128 MiB of memory.";
 
 /// Creates a VHD.
 #[derive(Debug, Args)]
@@ -125,6 +130,9 @@ pub struct VhdCreateArgs {
     /// Take all room now
     #[arg(long)]
     pub thick: bool,
+    /// Keep checksums of blocks, and compare each read with them: notices what a host disk silently gets wrong
+    #[arg(long)]
+    pub checksums: bool,
     /// Refuse guest writes
     #[arg(long)]
     pub read_only: bool,

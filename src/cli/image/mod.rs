@@ -179,6 +179,7 @@ fn create(client: &Client, args: &ImportArgs, image_bytes: u64) -> Result<VhdInf
         width: None,
         replicas: None,
         thick: false,
+        checksums: false,
         read_only: false,
         block_bytes: None,
         queues: None,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::vhd::layout_of;
 use crate::base::ids::JobId;
 use crate::control::wire::{
-    ByteRange, JobCreate, JobInfo, JobState, JobUpdate, JobWish, PlanInfo, PlannedDisk, PlannedVhd,
+    ByteRange, JobCreate, JobInfo, JobState, JobUpdate, JobWish, PlanInfo, PlannedDisk, PlannedVhd, Scrubbed,
 };
 use crate::mover::messages::Speed;
 use crate::owner::command::{self, JobRequest, LostData, SetJob, StartJob};
@@ -29,6 +29,7 @@ fn job_request(wish: JobWish) -> JobRequest {
         JobWish::Rebalance {} => JobRequest::Rebalance,
         JobWish::Rebuild { disk } => JobRequest::Rebuild { disk },
         JobWish::Resync { disk } => JobRequest::Resync { disk },
+        JobWish::Scrub { vhd } => JobRequest::Scrub { vhd },
     }
 }
 
@@ -43,6 +44,12 @@ pub fn set_job(job: JobId, update: &JobUpdate) -> SetJob {
 pub fn job_info(job: command::JobInfo) -> JobInfo {
     let record = job.record;
     let left = job.bytes_left;
+    let scrubbed = match &record.kind {
+        job::JobKind::Scrub { damaged, repaired } => {
+            Some(Scrubbed { damaged_replicas: *damaged, repaired_replicas: *repaired })
+        }
+        _ => None,
+    };
     JobInfo {
         id: record.id.0,
         kind: record.kind.word().to_owned(),
@@ -64,6 +71,7 @@ pub fn job_info(job: command::JobInfo) -> JobInfo {
         eta_secs: (record.state == job::JobState::Running && job.rate > 0).then(|| left.div_ceil(job.rate)),
         waits: job.waits,
         unreadable_extents: job.unreadable,
+        scrubbed,
         max_rate_bytes: record.max_rate,
         urgent: record.urgent,
         created_secs: record.created,

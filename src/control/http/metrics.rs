@@ -190,6 +190,12 @@ fn move_metrics(out: &mut Exposition, pool: &PoolInfo, vhds: &[VhdInfo], jobs: &
         "vhd",
         vhds.iter().map(|vhd| (vhd.record.name.as_str(), waits(vhd))),
     );
+    let checked = vhds.iter().filter(|vhd| vhd.record.checksums);
+    out.labelled(
+        ("spanblk_vhd_checksum_errors_total", "counter", "Reads of blocks that were not what had been written there."),
+        "vhd",
+        checked.map(|vhd| (vhd.record.name.as_str(), load(&vhd.state.checksum_errors))),
+    );
 }
 
 fn vhd_gauges(out: &mut Exposition, vhds: &[VhdInfo]) {

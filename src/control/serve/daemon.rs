@@ -189,7 +189,7 @@ impl Daemon {
         clean &= self.mover.stop(END_PATIENCE);
         clean &= self.reactors.stop(END_PATIENCE);
         clean &= sync_all(&self.host.usable_disks());
-        self.owner.send(OwnerInput::Stop);
+        self.owner.send(OwnerInput::Stop { quiet: clean });
         let deadline = clock::now().after(END_PATIENCE);
         clean &= join_until(self.owner_thread, deadline).is_some();
         let _ = self.service.send(Service::Stop);

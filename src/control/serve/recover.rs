@@ -178,6 +178,7 @@ mod tests {
             block_size: 512,
             read_only: false,
             thick: false,
+            checksums: false,
         };
         let vhd = VhdState::new(settings, 5 << 19, VhdMap::new(3), 1);
         vhd.map.restore(EXTENT, table.1, BlockMask(table.2), Generation(table.0));

@@ -26,7 +26,7 @@ use crate::store::change::Change;
 use crate::store::member::{Member, MemberError, MemberState, Tuning};
 use crate::store::mirror::majority;
 use crate::store::open::{self, MemberPlace, OpenError, OpenOptions, OpenStore};
-use crate::store::page::{ExtentRow, PageKey};
+use crate::store::page::{ExtentRow, PAGE_EXTENTS, PageKey};
 use crate::store::region::RegionPlace;
 
 /// Why the placement table could not be opened.
@@ -335,9 +335,25 @@ fn restore(
             state.map.set_in_doubt(key.page);
         }
     })?;
+    restore_checksums(store, &states)?;
     if let Some((vhd, extent)) = stray {
         return Err(TableError::Stray { vhd: vhd.0, extent: extent.map_or(u64::MAX, |extent| u64::from(extent.0)) });
     }
     let with_state = |record: &VhdRecord| (record.clone(), Arc::clone(&states[&record.id]));
     Ok(store.vhds.iter().map(with_state).collect())
+}
+
+/// Checksums of pages without a write intent. Those of the others are not right any more; the owner has the blocks read.
+fn restore_checksums(store: &OpenStore<FileDisk>, states: &HashMap<VhdId, Arc<VhdState>>) -> Result<(), TableError> {
+    if !states.values().any(|state| state.map.has_checksums()) {
+        return Ok(());
+    }
+    store.load_checksums(|key, checksums| {
+        let Some(state) = states.get(&key.vhd).filter(|state| !state.map.page_is_in_doubt(key.page)) else { return };
+        let places = (0..PAGE_EXTENTS).filter_map(|place| Some((place, key.extent(place)?)));
+        for (place, extent) in places.filter(|(_, extent)| extent.0 < state.map.extents()) {
+            state.map.restore_checksums(extent, checksums.extent(place));
+        }
+    })?;
+    Ok(())
 }

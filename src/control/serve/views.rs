@@ -248,7 +248,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let views = views_in(place.path(), POOL, "boot");
         let keep: Arc<dyn Keep> = Arc::new(views.make(7).unwrap());
-        let map = VhdMap::kept(3, VHD, &keep);
+        let map = VhdMap::kept(3, false, VHD, &keep);
         map.place(ExtentIndex(2), ReplicaSet::single(DiskId(1), SlotIndex(5)));
         let version = map.lookup(ExtentIndex(2)).version;
         map.claim_absent(ExtentIndex(2), BlockMask(0b110), version).unwrap();
@@ -256,7 +256,7 @@ mod tests {
         map.reserve(5000).unwrap();
         map.grow(5000);
         map.place(ExtentIndex(4999), ReplicaSet::single(DiskId(0), SlotIndex(6)));
-        drop(VhdMap::kept(3, GONE, &keep));
+        drop(VhdMap::kept(3, false, GONE, &keep));
         keep.forget(GONE);
         // The end of the process takes the lock along.
         drop((map, keep));

@@ -203,7 +203,7 @@ pub enum EventDetail {
     Job {
         /// Its number.
         job: u32,
-        /// What it does: span, unspan, migrate, settle, replicas, evacuate, replace, rebalance, rebuild, resync.
+        /// What it does: span, unspan, migrate, settle, replicas, evacuate, replace, rebalance, rebuild, resync, scrub.
         kind: String,
         /// Its state now: running, paused, stopped, done, cancelled.
         state: String,

@@ -71,6 +71,12 @@ pub enum JobWish {
         /// Name or UUID of the disk.
         disk: String,
     },
+    /// Reads all replicas of a VHD, compares them with the checksums of its blocks if it has any, and writes anew from a good replica
+    /// what a disk has changed or cannot read.
+    Scrub {
+        /// Name or UUID of the VHD.
+        vhd: String,
+    },
 }
 
 /// Creates a job.
@@ -136,7 +142,7 @@ pub enum JobState {
 pub struct JobInfo {
     /// Its number.
     pub id: u32,
-    /// What it does: span, unspan, migrate, settle, replicas, evacuate, replace, rebalance, rebuild, resync.
+    /// What it does: span, unspan, migrate, settle, replicas, evacuate, replace, rebalance, rebuild, resync, scrub.
     pub kind: String,
     /// How it is.
     pub state: JobState,
@@ -163,8 +169,11 @@ pub struct JobInfo {
     pub eta_secs: Option<u64>,
     /// Guest requests that waited for a block being copied.
     pub waits: u64,
-    /// Extents that could not be read and stay where they are.
+    /// Extents that could not be read and stay where they are; of a scrub, those of which no replica is good.
     pub unreadable_extents: u64,
+    /// What a scrub has found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrubbed: Option<Scrubbed>,
     /// Bytes per second at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rate_bytes: Option<u64>,
@@ -175,9 +184,18 @@ pub struct JobInfo {
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_secs: Option<u64>,
-    /// Why it stopped.
+    /// Why it stopped; of a scrub that is done, what it could not repair.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// What a scrub has found. Replicas are counted per extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Scrubbed {
+    /// Replicas that were not what was written, or could not be read.
+    pub damaged_replicas: u64,
+    /// Those that have been written anew from a good one.
+    pub repaired_replicas: u64,
 }
 
 /// Jobs, in the order in which they were created.

@@ -25,7 +25,7 @@ pub use impact::{
 };
 pub use job::{
     ByteRange, JobCancel, JobCreate, JobInfo, JobList, JobResult, JobState, JobUpdate, JobWish, PlanInfo, PlannedDisk,
-    PlannedVhd,
+    PlannedVhd, Scrubbed,
 };
 pub use pool::{DomainWarning, MemberHealth, PoolInfo, PoolUpdate, SpaceInfo, StoreInfo, StoreMember};
 pub use vhd::{

@@ -72,6 +72,10 @@ pub struct VhdCreate {
     /// Allocates every extent at once, so that no later write can find the pool full.
     #[serde(default)]
     pub thick: bool,
+    /// Keeps a checksum of each block (1/32 of an extent), so that what a host disk silently gets wrong is noticed: each read
+    /// reads whole blocks and compares them.
+    #[serde(default)]
+    pub checksums: bool,
     /// Refuses guest writes.
     #[serde(default)]
     pub read_only: bool,
@@ -181,6 +185,8 @@ pub struct VhdInfo {
     pub problem: Option<String>,
     /// Whether every extent was allocated at creation.
     pub thick: bool,
+    /// Whether its blocks have checksums.
+    pub checksums: bool,
     /// Whether it is served; false while room for a thick VHD is still being given.
     pub ready: bool,
     /// Whether guest writes are refused.

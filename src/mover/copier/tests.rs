@@ -11,7 +11,7 @@ use crate::disk::BlockDev;
 use crate::disk::sim::{Fault, FaultKind, OpKind, SimDisk};
 use crate::engine::sim::SimEngine;
 use crate::mover::messages::MoveId;
-use crate::placement::view::VhdMap;
+use crate::placement::view::{Checksum, VhdMap};
 use crate::placement::{Replica, ReplicaSet};
 use crate::reactor::messages::ReactorMessage;
 use crate::shared::VhdSettings;
@@ -55,6 +55,10 @@ fn on(disk: DiskId, slot: u32, state: ReplicaState) -> Replica {
 impl World {
     /// Extent 1 is in slot 2 of disk A with these blocks, and a copy is to be made in slot 3 of disk B.
     fn new(present: u32) -> World {
+        World::with(present, VhdMap::new(4))
+    }
+
+    fn with(present: u32, map: VhdMap) -> World {
         let settings = VhdSettings {
             id: VhdId(7),
             uuid: uuid::Uuid::from_u128(7),
@@ -62,8 +66,9 @@ impl World {
             block_size: 512,
             read_only: false,
             thick: false,
+            checksums: map.has_checksums(),
         };
-        let vhd = Arc::new(VhdState::new(settings, 4 * EXTENT, VhdMap::new(4), 2));
+        let vhd = Arc::new(VhdState::new(settings, 4 * EXTENT, map, 2));
         vhd.map.place(E, ReplicaSet::single(A, SlotIndex(2)));
         let seen = vhd.map.lookup(E);
         if present != 0 {
@@ -89,13 +94,17 @@ impl World {
     }
 
     fn begin(&mut self) {
+        self.begin_to(on(B, 3, ReplicaState::Syncing));
+    }
+
+    fn begin_to(&mut self, target: Replica) {
         let copy = CopyTask {
             id: MoveId(1),
             job: JobId(1),
             vhd: Arc::clone(&self.vhd),
             extent: E,
             source: on(A, 2, ReplicaState::InSync),
-            target: on(B, 3, ReplicaState::Syncing),
+            target,
         };
         self.copier.handle(MoverMessage::Copy(copy), NOW);
     }
@@ -349,4 +358,56 @@ fn fill_places(world: &mut World) {
     }
     world.run();
     assert!(world.copier.place_for(&world.copier.tasks.back().unwrap().copy).is_none());
+}
+
+/// A world in which blocks have checksums; that of block 1 is known.
+fn checked() -> World {
+    let world = World::with(0b111, VhdMap::checked(4));
+    world.vhd.map.set_checksum(E, 1, Some(Checksum::of(&vec![2; BLOCK_LEN])));
+    world
+}
+
+const WRONG: MoverReport = MoverReport::Failed { id: MoveId(1), disk: A, error: IoError::Checksum };
+
+#[test]
+fn what_a_disk_has_changed_is_not_copied() {
+    let mut world = checked();
+    world.disks[0].poke(DATA + 2 * EXTENT + BLOCK + 77, &[99]);
+    world.begin();
+    world.run();
+    assert_eq!(world.reports(), [WRONG]);
+    assert_eq!(world.copied()[..3], [0, 0, 0]);
+    assert!(world.vhd.map.lookup(E).claimed.is_empty() && world.copier.is_idle());
+    assert_eq!(world.vhd.checksum_errors.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+#[test]
+fn what_nobody_knew_has_the_checksum_of_what_was_copied() {
+    let mut world = checked();
+    world.begin();
+    world.run();
+    assert_eq!(world.reports(), [MoverReport::Copied { id: MoveId(1) }]);
+    assert_eq!(world.copied()[..4], [1, 2, 3, 0]);
+    let known: Vec<_> = (0..4).map(|block| world.vhd.map.checksum(E, block)).collect();
+    let of = |byte| Some(Checksum::of(&vec![byte; BLOCK_LEN]));
+    assert_eq!(known, [of(1), of(2), of(3), None]);
+}
+
+#[test]
+fn a_replica_is_read_and_nothing_is_written() {
+    for wrong in [false, true] {
+        let mut world = checked();
+        world.vhd.map.set_replicas(E, ReplicaSet::single(A, SlotIndex(2)));
+        if wrong {
+            world.disks[0].poke(DATA + 2 * EXTENT + BLOCK, &[99]);
+        }
+        world.disks[0].inject(Fault::next(OpKind::Write, FaultKind::Error(libc::EIO)));
+        world.begin_to(on(A, 2, ReplicaState::InSync));
+        world.run();
+        assert_eq!(world.reports(), [if wrong { WRONG } else { MoverReport::Copied { id: MoveId(1) } }]);
+        assert!(world.vhd.map.checksum(E, 2).is_some());
+        assert!(world.vhd.map.lookup(E).claimed.is_empty() && world.copier.is_idle());
+        world.copier.handle(MoverMessage::Fence { fence: 1, disk: A }, NOW);
+        assert_eq!(world.reports(), [MoverReport::FenceReached { fence: 1 }], "both of its places are left");
+    }
 }

@@ -75,6 +75,11 @@ pub enum JobRequest {
         /// Which.
         disk: String,
     },
+    /// All replicas of a VHD, to be read and repaired.
+    Scrub {
+        /// Which.
+        vhd: String,
+    },
 }
 
 /// A disk that takes the place of another one.

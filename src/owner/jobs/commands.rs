@@ -29,6 +29,9 @@ pub(in crate::owner) struct JobStart {
 impl Owner {
     pub(in crate::owner) fn begin_start_job(&mut self, start: &StartJob) -> Result<Step, CommandError> {
         let (kind, wanted) = self.wanted(&start.request)?;
+        if let JobRequest::Scrub { vhd } = &start.request {
+            return self.begin_scrub(start, vhd);
+        }
         for Wanted { vhd, .. } in &wanted {
             if let Some(job) = self.jobs.about(*vhd) {
                 let vhd = self.vhds.get(*vhd).expect("a VHD that was just looked up").record.name.clone();
@@ -237,7 +240,10 @@ impl Owner {
         }
         if target == JobState::Running && target != state {
             // What could not be read may be readable by now, and what guests placed meanwhile may be anywhere.
-            job.next = 0;
+            if !job.is_scrub() || state == JobState::Stopped {
+                job.next = 0;
+                job.scrub.restart();
+            }
             job.unreadable.clear();
         }
         if target != state {
@@ -320,7 +326,7 @@ impl Owner {
             replacement: disk_name(job.record.kind.replacement()),
             rate: job.rate,
             waits: self.copy_waits(&job.record).saturating_sub(job.waits_before),
-            waiting: job.is_running() && self.waves.of_job(id) == 0,
+            waiting: job.is_running() && self.waves.of_job(id) == 0 && !job.scrub.is_busy(),
             unreadable: job.unreadable.len() as u64,
             record: job.record.clone(),
         }

@@ -90,10 +90,14 @@ impl Owner {
                 let disk = self.disk_named(disk)?;
                 Ok((JobKind::Resync { disk }, self.resynced(disk)))
             }
+            JobRequest::Scrub { vhd } => {
+                let vhd = self.vhd_named(vhd)?;
+                Ok((JobKind::Scrub { damaged: 0, repaired: 0 }, vec![Wanted::layout(vhd, vhd.record.layout.clone())]))
+            }
         }
     }
 
-    fn vhd_named(&self, name: &str) -> Result<&Vhd, CommandError> {
+    pub(super) fn vhd_named(&self, name: &str) -> Result<&Vhd, CommandError> {
         self.vhds.find(name).ok_or_else(|| not_found("VHD", name))
     }
 

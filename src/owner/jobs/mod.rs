@@ -3,6 +3,7 @@
 //! * `commands`: creating, pausing, cancelling. `goal`: from a wish to a layout. `planning`: from a layout to a plan.
 //! * `restore`: replicas that failed disks had, or that missed something.
 //! * `replace`: a disk takes the place of another, and what is lost with one that has failed.
+//! * `scrub`: reading what is there, which moves nothing.
 //! * `run`: carrying plans out, a few waves at a time. `end`: how they end.
 //!
 //! A job's plan is not stored: what is stored is where each VHD shall be, and the plan from where it is to there is made again
@@ -16,6 +17,7 @@ mod planning;
 mod replace;
 mod restore;
 mod run;
+mod scrub;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -24,7 +26,9 @@ use crate::base::ids::{DiskSet, JobId, VhdId};
 use crate::base::units::ExtentIndex;
 use crate::mover::messages::Speed;
 use crate::owner::moves::wave::Planned;
-use crate::placement::job::{JobRecord, JobState};
+use crate::placement::job::{JobKind, JobRecord, JobState};
+
+use scrub::Scrub;
 
 /// Ended jobs that are remembered.
 const ENDED_MAX: usize = 32;
@@ -57,6 +61,8 @@ pub(super) struct Job {
     /// It waits for room that is being given back.
     waiting: bool,
     announced: bool,
+    /// How far it is, if it is a scrub.
+    pub scrub: Scrub,
 }
 
 impl Job {
@@ -77,11 +83,16 @@ impl Job {
             waits_before: 0,
             waiting: false,
             announced: false,
+            scrub: Scrub::default(),
         }
     }
 
     pub fn speed(&self) -> Speed {
         Speed { max_rate: self.record.max_rate, urgent: self.record.urgent }
+    }
+
+    pub fn is_scrub(&self) -> bool {
+        matches!(self.record.kind, JobKind::Scrub { .. })
     }
 
     pub fn is_running(&self) -> bool {
@@ -115,9 +126,23 @@ impl Jobs {
         self.0.values()
     }
 
-    /// The job that has not ended and is about the VHD.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Job> {
+        self.0.values_mut()
+    }
+
+    /// All that have not ended and are about the VHD.
+    fn unended(&self, vhd: VhdId) -> impl Iterator<Item = &Job> {
+        self.0.values().filter(move |job| !job.record.is_ended() && job.record.vhds.contains(&vhd))
+    }
+
+    /// The one among them that moves it.
     pub fn about(&self, vhd: VhdId) -> Option<&Job> {
-        self.0.values().find(|job| !job.record.is_ended() && job.record.vhds.contains(&vhd))
+        self.unended(vhd).find(|job| !job.is_scrub())
+    }
+
+    /// The one among them that reads it.
+    pub fn scrub_of(&self, vhd: VhdId) -> Option<&Job> {
+        self.unended(vhd).find(|job| job.is_scrub())
     }
 
     /// Forgets the oldest ended jobs beyond those that are remembered.

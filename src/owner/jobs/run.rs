@@ -40,6 +40,10 @@ impl Owner {
         let running: Vec<JobId> = self.jobs.iter().filter(|job| job.is_running()).map(|job| job.record.id).collect();
         let mut busy = DiskSet::default();
         for id in running {
+            if self.jobs.get(id).is_some_and(super::Job::is_scrub) {
+                self.run_scrub(id, out);
+                continue;
+            }
             if self.is_out_of_work(id) {
                 self.plan_next(id, out);
             }
@@ -170,7 +174,7 @@ impl Owner {
         }
     }
 
-    fn job_waits(&mut self, id: JobId) {
+    pub(super) fn job_waits(&mut self, id: JobId) {
         if let Some(job) = self.jobs.get_mut(id) {
             job.waiting = true;
             // A copy that could not be filled gives its slot back, which may be the room that is waited for: not for ever.
@@ -243,12 +247,16 @@ impl Owner {
     /// The deletion of the VHD has just been handed to the committer. Not before: a power cut in between would leave the VHD
     /// where it was, and no job that is about it.
     pub(in crate::owner) fn leave_jobs(&mut self, vhd: VhdId, out: &mut impl OwnerOutbox) {
-        let Some(job) = self.jobs.about(vhd) else { return };
-        let id = job.record.id;
-        if let Some(job) = self.jobs.get_mut(id) {
+        let left: Vec<JobId> = self.jobs.unended(vhd).map(|job| job.record.id).collect();
+        if left.is_empty() {
+            return;
+        }
+        for id in &left {
+            let Some(job) = self.jobs.get_mut(*id) else { continue };
             let place = job.record.vhds.iter().position(|other| *other == vhd).expect("the job is about it");
             if place == job.next {
                 job.todo.clear();
+                job.scrub.restart();
                 (job.passes, job.begun) = (0, 0);
             }
             if place < job.next {
@@ -257,7 +265,7 @@ impl Owner {
             job.record.vhds.remove(place);
         }
         self.give_up_vhd(vhd, out);
-        self.save_job(id, out);
+        left.into_iter().for_each(|id| self.save_job(id, out));
         self.run_jobs(out);
     }
 

@@ -18,18 +18,18 @@ impl Owner {
     pub fn handle_mover(&mut self, report: MoverReport, now: Nanos, out: &mut impl OwnerOutbox) {
         match report {
             MoverReport::Copied { id } => {
-                if !self.repair_ended(id, Ok(true), out) {
+                if !self.scrub_ended(id, Ok(true), out) && !self.repair_ended(id, Ok(true), out) {
                     self.copied(id, out);
                 }
             }
             MoverReport::Gone { id } => {
-                if !self.repair_ended(id, Ok(false), out) {
+                if !self.scrub_ended(id, Ok(false), out) && !self.repair_ended(id, Ok(false), out) {
                     self.copy_gone(id, out);
                 }
             }
             MoverReport::Failed { id, disk, error } => {
                 let fault = Fault { disk, error };
-                if !self.repair_ended(id, Err(fault), out) {
+                if !self.scrub_ended(id, Err(fault), out) && !self.repair_ended(id, Err(fault), out) {
                     self.copy_failed(id, fault, out);
                 }
             }

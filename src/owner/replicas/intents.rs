@@ -161,7 +161,7 @@ impl Owner {
             let vhd = self.vhds.get(page.vhd).expect("just looked");
             let map = &vhd.state.map;
             // What is written to an extent with one replica, while another one is made, does not ask.
-            if vhd.frozen || self.waves.is_moving(page.vhd) {
+            if vhd.frozen || self.waves.is_moving(page.vhd) || !self.may_keep_checksums(*page) {
                 continue;
             }
             let is_idle = !map.take_written(page.page) && !map.page_is_in_doubt(page.page);
@@ -193,6 +193,25 @@ impl Owner {
         }
         if let Some(vhd) = self.vhds.get(page.vhd).filter(|_| self.intents.set.contains(&page)) {
             vhd.state.map.set_intent(page.page);
+        }
+    }
+
+    /// The daemon stops: nobody writes any more, and all disks have been synced as far as they can be. The next one need not look for
+    /// what may differ.
+    pub fn end_intents(&mut self, out: &mut impl OwnerOutbox) {
+        self.cancel_cleaning();
+        if self.intents.broken {
+            return;
+        }
+        let is_settled = |page: &&PageKey| {
+            let vhd = self.vhds.get(page.vhd).filter(|vhd| !vhd.frozen);
+            vhd.is_some_and(|vhd| !vhd.state.map.page_is_in_doubt(page.page)) && self.may_keep_checksums(**page)
+        };
+        let pages: Vec<PageKey> = self.intents.set.iter().filter(is_settled).copied().collect();
+        for pages in pages.chunks(CLEANED_MAX) {
+            let pages = pages.iter().copied().collect();
+            self.intents.cleaning = Some(Cleaning { name: WaveId(CLEANING), pages, missing: DiskSet::default() });
+            self.end_cleaning(out);
         }
     }
 
@@ -241,7 +260,7 @@ impl Owner {
             // What is written to an extent with one replica, while another one is made, goes on without asking.
             let is_quiet =
                 || !vhd.frozen && !self.waves.is_moving(page.vhd) && vhd.state.disks_to_sync().iter().all(is_synced);
-            if *quiet.entry(page.vhd).or_insert_with(is_quiet) {
+            if *quiet.entry(page.vhd).or_insert_with(is_quiet) && self.is_unclaimed(page) {
                 self.intents.set.remove(&page);
                 cleaned.insert(page);
             } else {
@@ -251,7 +270,9 @@ impl Owner {
         if !cleaned.is_empty() {
             // Nobody waits for it; if it fails, so does the store.
             let edit = self.next_edit();
-            out.edit(edit, rows(&cleaned, false));
+            let checksums = cleaned.iter().filter_map(|page| self.checksum_row(*page));
+            let rows = rows(&cleaned, false).into_iter().chain(checksums).collect();
+            out.edit(edit, rows);
         }
     }
 }

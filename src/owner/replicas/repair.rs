@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::super::moves::wave::Fault;
+use super::extents_of;
 use crate::base::ids::{DiskId, JobId, VhdId};
 use crate::base::limits::{REPAIRS_MAX, REPAIRS_WAITING_MAX};
 use crate::base::units::ExtentIndex;
@@ -13,17 +14,17 @@ use crate::mover::messages::{CopyTask, MoveId, MoverMessage, Speed};
 use crate::owner::Owner;
 use crate::owner::outbox::OwnerOutbox;
 use crate::placement::{Replica, ReplicaState};
-use crate::store::page::{PAGE_EXTENTS, PageKey};
+use crate::store::page::PageKey;
 
 /// Whose pace repairs go at: jobs begin with 1.
 const REPAIR: JobId = JobId(0);
 
 /// A replica to be made equal to another one of its extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
-    vhd: VhdId,
-    extent: ExtentIndex,
-    disk: DiskId,
+pub(in crate::owner) struct Place {
+    pub vhd: VhdId,
+    pub extent: ExtentIndex,
+    pub disk: DiskId,
 }
 
 /// Replicas that are being made equal.
@@ -110,7 +111,7 @@ impl Owner {
         }
     }
 
-    fn want_repair(&mut self, place: Place, may_turn: bool) {
+    pub(in crate::owner) fn want_repair(&mut self, place: Place, may_turn: bool) {
         if self.repairs.known.insert(place) {
             self.repairs.waiting.push_back((place, may_turn));
         }
@@ -153,7 +154,9 @@ impl Owner {
         let mut left = BTreeSet::new();
         for extent in extents_of(page, state.map.extents()) {
             let in_sync = self.working_replicas(page.vhd, extent);
-            for replica in in_sync.iter().skip(1) {
+            // Of one replica there is nothing to be made equal, but the checksums are not known.
+            let first = usize::from(in_sync.len() > 1 || !state.map.has_checksums());
+            for replica in in_sync.iter().skip(first) {
                 let place = Place { vhd: page.vhd, extent, disk: replica.disk };
                 self.want_repair(place, true);
                 left.insert(place);
@@ -181,16 +184,19 @@ impl Owner {
             return;
         }
         let working = self.working_replicas(place.vhd, place.extent);
-        let in_doubt = self.vhds.get(place.vhd).is_some_and(|vhd| vhd.state.map.is_in_doubt(place.extent));
-        if in_doubt && working.first().is_some_and(|read| read.disk == place.disk) {
+        let map = self.vhds.get(place.vhd).map(|vhd| &vhd.state.map);
+        let in_doubt = map.is_some_and(|map| map.is_in_doubt(place.extent));
+        let is_read = working.first().is_some_and(|read| read.disk == place.disk);
+        let only_checked = in_doubt && is_read && working.len() == 1 && self.is_checked(place.vhd);
+        if in_doubt && is_read && !only_checked {
             // It is the one that the others are made equal to.
-            return self.repair_done(place);
+            return self.repair_done(place, false);
         }
         let target = working.iter().find(|replica| replica.disk == place.disk);
-        let source = working.iter().find(|replica| replica.disk != place.disk);
+        let source = working.iter().find(|replica| only_checked || replica.disk != place.disk);
         let (Some(source), Some(target), Some(vhd)) = (source, target, self.vhds.get(place.vhd)) else {
             // It is stale by now, or elsewhere, or the only one left.
-            return self.repair_done(place);
+            return self.repair_done(place, false);
         };
         if !std::mem::replace(&mut self.repairs.announced, true) {
             out.to_mover(MoverMessage::SetSpeed { job: REPAIR, speed: Speed::default() });
@@ -201,8 +207,9 @@ impl Owner {
         out.to_mover(MoverMessage::Copy(CopyTask { id, job: REPAIR, vhd, extent, source: *source, target: *target }));
     }
 
-    fn repair_done(&mut self, place: Place) {
+    fn repair_done(&mut self, place: Place, made: bool) {
         self.repairs.known.remove(&place);
+        self.scrub_repair_ended(place, made);
         let (page, _) = PageKey::of(place.vhd, place.extent);
         let Some(left) = self.repairs.left.get_mut(&page) else { return };
         if left.remove(&place) && left.is_empty() {
@@ -226,7 +233,7 @@ impl Owner {
         match ended {
             Ok(true) => {
                 self.repairs.made += 1;
-                self.repair_done(place);
+                self.repair_done(place, true);
             }
             // The extent has been moved, or dropped: looks again.
             Ok(false) => self.repairs.waiting.push_back((place, may_turn)),
@@ -260,10 +267,6 @@ impl Owner {
                 self.want_repair(Place { disk: fault.disk, ..place }, false);
             }
         }
-        self.repair_done(place);
+        self.repair_done(place, false);
     }
-}
-
-fn extents_of(page: PageKey, extents: u32) -> impl Iterator<Item = ExtentIndex> {
-    (0..PAGE_EXTENTS).filter_map(move |place| page.extent(place)).filter(move |extent| extent.0 < extents)
 }

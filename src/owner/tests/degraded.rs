@@ -17,8 +17,13 @@ const EIO: IoError = IoError::Os(libc::EIO);
 
 /// A VHD of 8 extents with two replicas each, on three disks, and everything in it written.
 pub(super) fn degrading() -> (World, VhdInfo) {
+    written(replicated(8, 2))
+}
+
+/// A VHD of 8 extents on three disks, and everything in it written.
+pub(super) fn written(create: CreateVhd) -> (World, VhdInfo) {
     let mut world = world(&[(20, "a"), (20, "b"), (20, "c")]);
-    let vhd = world.create(replicated(8, 2));
+    let vhd = world.create(create);
     fill(&mut world, &vhd, 8);
     for extent in (0..8).map(ExtentIndex) {
         let map = &vhd.state.map;
@@ -307,7 +312,10 @@ fn a_bad_source_is_repaired_from_the_target() {
 
 /// What the daemon finds when it was killed while replicas were written to.
 pub(super) fn reopened(dead: Option<DiskId>) -> (World, VhdInfo) {
-    let (before, vhd) = degrading();
+    reopened_after(degrading(), dead)
+}
+
+pub(super) fn reopened_after((before, vhd): (World, VhdInfo), dead: Option<DiskId>) -> (World, VhdInfo) {
     let pool = before.owner.pool.clone();
     let state = Arc::new(vhd_state(&vhd.record, before.owner.geometry, 1, None));
     for extent in (0..8).map(ExtentIndex) {

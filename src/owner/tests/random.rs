@@ -313,7 +313,9 @@ impl Sim {
             StoreEdit::Shrink { vhd, extents, .. } => {
                 self.durable.extents.retain(|(of, extent), _| *of != vhd || extent.0 < extents);
             }
-            StoreEdit::Move { .. } | StoreEdit::Intend { .. } => unreachable!("nothing is moved, nothing has replicas"),
+            StoreEdit::Move { .. } | StoreEdit::Intend { .. } | StoreEdit::Checksums { .. } => {
+                unreachable!("nothing is moved, nothing has replicas or checksums")
+            }
             StoreEdit::Place { vhd, first, generation, replicas } => {
                 assert!(self.durable.vhds.contains(&vhd), "no part of a VHD is written after its deletion");
                 for (extent, placed) in (first.0..).zip(replicas) {

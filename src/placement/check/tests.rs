@@ -27,6 +27,7 @@ fn vhd(id: u32, name: &str) -> VhdRecord {
         layout: Layout::Isolated { disk: DiskId(0), chosen: false },
         replicas: 1,
         thick: false,
+        checksums: false,
         read_only: false,
         block_size: 512,
         queues: 1,

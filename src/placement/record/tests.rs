@@ -26,6 +26,7 @@ fn vhd() -> VhdRecord {
         layout: Layout::Spanned { disks: vec![DiskId(0), DiskId(3)], width: Some(2), chosen: false },
         replicas: 1,
         thick: false,
+        checksums: false,
         read_only: false,
         block_size: 512,
         queues: 1,

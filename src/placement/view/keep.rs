@@ -86,9 +86,10 @@ pub struct Kept {
 impl VhdMap {
     /// As [`VhdMap::new`], of arrays that outlive the process where there is room for them.
     #[must_use]
-    pub fn kept(extents: u32, vhd: Uuid, keep: &Arc<dyn Keep>) -> VhdMap {
+    pub fn kept(extents: u32, checked: bool, vhd: Uuid, keep: &Arc<dyn Keep>) -> VhdMap {
         let keeping = Keeping { keep: Arc::clone(keep), vhd };
-        VhdMap { segments: Segments::new(extents, Some(&keeping)), keeping: Some(keeping), extents: extents.into() }
+        let segments = Segments::new(extents, checked, Some(&keeping));
+        VhdMap { segments, keeping: Some(keeping), extents: extents.into() }
     }
 
     /// The VHD is gone: its files are not needed any more.

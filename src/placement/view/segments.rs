@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use super::checksums;
 use super::keep::{Keeping, array_of, offsets};
 use crate::base::kept::{KeptFile, Words};
 use crate::base::limits::{COPIES_MAX, EXTENTS_PER_PAGE, GROWTHS_MAX};
@@ -55,6 +56,8 @@ pub(super) struct Segment {
     pub versions: Words<AtomicU32>,
     /// One word for each page of extents: see [`super::pages`]. The table has what must outlive the process.
     pub pages: Box<[AtomicU8]>,
+    /// Checksums of blocks, if the VHD has them: see [`super::checksums`].
+    pub checksums: Option<Box<[AtomicU32]>>,
     /// Which parts an extent was ever placed in, and what of them has memory. The rest is zeros and must not be looked at where the
     /// arrays are kept: that would take memory, or end the process if there is none.
     parts: Box<[AtomicU8]>,
@@ -63,7 +66,7 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    fn new(start: u32, len: u32, keeping: Option<&Keeping>) -> Segment {
+    fn new(start: u32, len: u32, checked: bool, keeping: Option<&Keeping>) -> Segment {
         let kept = keeping.and_then(|keeping| Some((keeping.make(start, len)?, keeping.clone())));
         let (bits, versions) = match &kept {
             Some((file, _)) => {
@@ -74,7 +77,9 @@ impl Segment {
         };
         let replicas = [const { OnceLock::new() }; COPIES_MAX];
         let parts = parts(len, if kept.is_some() { 0 } else { ALL_COPIES });
-        let segment = Segment { start, len, replicas, bits, versions, pages: pages(len), parts, kept };
+        // Untouched zero pages cost nothing.
+        let checksums = checked.then(|| bytemuck::zeroed_slice_box(len as usize * checksums::WORDS));
+        let segment = Segment { start, len, replicas, bits, versions, pages: pages(len), checksums, parts, kept };
         segment.words(0);
         segment
     }
@@ -161,13 +166,18 @@ pub(super) struct Segments {
 }
 
 impl Segments {
-    pub fn new(extents: u32, keeping: Option<&Keeping>) -> Segments {
+    pub fn new(extents: u32, checked: bool, keeping: Option<&Keeping>) -> Segments {
         Segments {
             // Whole pages, so that the next segment begins with one; what is beyond the end costs nothing.
-            first: Segment::new(0, extents.div_ceil(PAGE).saturating_mul(PAGE), keeping),
+            first: Segment::new(0, extents.div_ceil(PAGE).saturating_mul(PAGE), checked, keeping),
             starts: [const { AtomicU32::new(u32::MAX) }; GROWTHS_MAX],
             more: [const { OnceLock::new() }; GROWTHS_MAX],
         }
+    }
+
+    /// Whether blocks have checksums.
+    pub fn are_checked(&self) -> bool {
+        self.first.checksums.is_some()
     }
 
     /// The segment of an extent, and its place there. One compare for whoever has not grown.
@@ -231,7 +241,7 @@ impl Segments {
         let spare = (start / SEGMENT_SHARE).max(SEGMENT_MIN);
         // `u32::MAX` is no extent: it marks segments that are not there.
         let len = (extents - start).max(spare).div_ceil(PAGE).saturating_mul(PAGE).min(u32::MAX - start);
-        let set = self.more[index].set(Box::new(Segment::new(start, len, keeping)));
+        let set = self.more[index].set(Box::new(Segment::new(start, len, self.are_checked(), keeping)));
         assert!(set.is_ok(), "two owners grow one VHD");
         self.starts[index].store(start, Ordering::Release);
         Ok(())

@@ -470,7 +470,7 @@ impl Keep for OneFile {
 }
 
 fn kept_by(file: &Arc<OneFile>, extents: u32) -> VhdMap {
-    VhdMap::kept(extents, uuid::Uuid::nil(), &(Arc::clone(file) as Arc<dyn Keep>))
+    VhdMap::kept(extents, false, uuid::Uuid::nil(), &(Arc::clone(file) as Arc<dyn Keep>))
 }
 
 #[test]

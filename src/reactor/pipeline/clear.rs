@@ -158,7 +158,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if seen.present.and(touched).is_empty() {
             return self.advance(slot, chunk.len);
         }
-        if self.emulates_blocks(slot, seen.replicas) {
+        if self.rewrites_blocks(slot, seen.replicas) {
             return self.write_emulated(slot, chunk, seen, Fill::Zeros);
         }
         if !seen.replicas.is_single() {

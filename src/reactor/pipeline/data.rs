@@ -12,6 +12,7 @@ use crate::store::change::{Change, ChangeKind};
 use crate::virtio::request::{RequestKind, Status};
 
 use super::slots::{Bounced, Operation, Piece, PieceSlot, Purpose, RequestSlot};
+use super::verify::Whole;
 use super::{Pipeline, Step, gather};
 
 /// A part of a request that lies in one extent.
@@ -97,6 +98,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if let Some(parked) = self.park_unless_room(slot, std::iter::once(replica)) {
             return parked;
         }
+        if self.is_checked(slot) {
+            return self.read_checked(slot, chunk, seen, replica);
+        }
         self.read_piece(slot, chunk, seen, replica)
     }
 
@@ -141,7 +145,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if seen.replicas.is_absent() {
             return self.park_on_allocation(slot, chunk.extent);
         }
-        if self.emulates_blocks(slot, seen.replicas) {
+        if self.rewrites_blocks(slot, seen.replicas) {
             return self.write_emulated(slot, chunk, seen, Fill::Guest);
         }
         if !seen.replicas.is_single() {
@@ -194,8 +198,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     /// Submits a write to all replicas. Room in the engine was checked, and for a piece with a claim a bounce buffer, too.
     pub(super) fn write_piece(&mut self, slot: RequestSlot, mut plan: Plan) -> Step {
         let mut bounce = None;
-        let needs_bounce = plan.fill == Fill::Guest && self.needs_bounce(slot, plan.chunk, plan.seen.replicas);
-        if needs_bounce {
+        let checked = self.is_checked(slot);
+        let is_guest = plan.fill == Fill::Guest;
+        if is_guest && (checked || self.needs_bounce(slot, plan.chunk, plan.seen.replicas)) {
             let disks = written_disks(plan.seen.replicas);
             if let Some(parked) = self.park_unless_bounce(slot, disks) {
                 assert!(plan.claimed.is_empty(), "a request that waits holds no claim");
@@ -213,6 +218,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let len = plan.chunk.len;
         let replicas = plan.seen.replicas;
         let piece = self.add_piece(slot, &plan, true, bounce);
+        if checked {
+            self.slots.piece_mut(piece).checked = Some(Whole { within: from, len });
+        }
         self.submit_write(slot, piece, replicas, from);
         self.advance(slot, len)
     }
@@ -267,6 +275,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             fresh: plan.fresh,
             filling: false,
             part: None,
+            checked: None,
             is_write,
             outstanding: 0,
             held: [None; COPIES_MAX],
@@ -329,7 +338,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         piece.outstanding -= 1;
         match result {
             Ok(()) if piece.is_write && !filling => self.note_written(slot, point),
-            Ok(()) => {}
+            Ok(()) => self.compare(slot, id),
             // Memory that the frontend took away.
             Err(IoError::Os(libc::EFAULT)) => piece.failed = true,
             Err(error) => {
@@ -376,6 +385,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     }
 
     pub(super) fn piece_done(&mut self, piece: Piece) {
+        self.note_checksums(&piece);
         let state = self.slots.request_mut(piece.request);
         if piece.failed {
             state.fail(Status::IoError);

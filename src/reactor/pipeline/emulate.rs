@@ -1,5 +1,5 @@
-//! VHDs whose blocks are smaller than the host disk's (512 bytes on 4096): a part of a disk block is read, changed and
-//! written back.
+//! VHDs whose blocks are smaller than what is written as a whole (512 bytes on disks of 4096; blocks that have checksums): a part of
+//! such a block is read, changed and written back. It is called a disk block here, whichever it is.
 //!
 //! Two such writes to one disk block must not overlap, nor may an aligned write slip between the read and the write back. So
 //! every write of such a VHD claims the blocks it touches, present or not.
@@ -12,6 +12,7 @@ use crate::virtio::request::Status;
 
 use super::data::{Chunk, Fill, Plan, padding, to_usize, written_disks, written_replicas};
 use super::slots::{Bounced, RequestSlot};
+use super::verify::Whole;
 use super::{Pipeline, Step, gather};
 use crate::base::limits::BOUNCE_LEN;
 use crate::engine::Buffer;
@@ -26,20 +27,31 @@ fn split(chunk: Chunk, disk_block: u64) -> (Chunk, bool) {
 }
 
 impl<E: Engine, O: Outbox> Pipeline<E, O> {
-    /// Whether the guest's blocks are smaller than those of the disks its extent lies on.
-    pub(super) fn emulates_blocks(&self, slot: RequestSlot, replicas: ReplicaSet) -> bool {
-        let block_size = self.slots.request(slot).vhd().settings.block_size;
-        written_replicas(replicas).any(|r| self.disk(r.disk).block_size > block_size)
+    /// Whether the guest's blocks are smaller than what is written as a whole: blocks of the disks its extent lies on, or those that
+    /// have checksums.
+    pub(super) fn rewrites_blocks(&self, slot: RequestSlot, replicas: ReplicaSet) -> bool {
+        let settings = &self.slots.request(slot).vhd().settings;
+        settings.checksums || written_replicas(replicas).any(|r| self.disk(r.disk).block_size > settings.block_size)
+    }
+
+    /// What is written as a whole, in bytes.
+    fn written_unit(&self, slot: RequestSlot, replicas: ReplicaSet) -> u64 {
+        let settings = &self.slots.request(slot).vhd().settings;
+        if settings.checksums {
+            return settings.geometry.block_size();
+        }
+        let disk_block = written_replicas(replicas).map(|r| self.disk(r.disk).block_size).max();
+        u64::from(disk_block.expect("a placed extent has a replica"))
     }
 
     pub(super) fn write_emulated(&mut self, slot: RequestSlot, chunk: Chunk, seen: Lookup, fill: Fill) -> Step {
         if let Some(parked) = self.park_unless_room(slot, written_replicas(seen.replicas)) {
             return parked;
         }
-        let disk_block = written_replicas(seen.replicas).map(|r| self.disk(r.disk).block_size).max();
-        let disk_block = u64::from(disk_block.expect("a placed extent has a replica"));
+        let disk_block = self.written_unit(slot, seen.replicas);
+        let checked = self.is_checked(slot);
         let (mut chunk, is_part) = split(chunk, disk_block);
-        if is_part || (fill == Fill::Guest && self.needs_bounce(slot, chunk, seen.replicas)) {
+        if is_part || (fill == Fill::Guest && (checked || self.needs_bounce(slot, chunk, seen.replicas))) {
             if let Some(parked) = self.park_unless_bounce(slot, written_disks(seen.replicas)) {
                 return parked;
             }
@@ -98,9 +110,11 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.buffers.clear();
         self.buffers.push(Buffer { ptr: bounced.buffer.as_ptr(), len: to_usize(disk_block) });
         let piece = self.add_piece(slot, &plan, true, Some(bounced));
+        let checked = self.is_checked(slot);
         let state = self.slots.piece_mut(piece);
         state.filling = true;
         state.part = Some((plan.fill, start, disk_block));
+        state.checked = checked.then_some(Whole { within: start, len: disk_block });
         // The place that it will be written to was looked up now: fences must wait for the write, too.
         for (held, disk) in state.held.iter_mut().zip(disks.iter()) {
             *held = Some((disk, self.fences[disk.index()].enter()));
@@ -132,6 +146,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let disks = written_disks(plan.seen.replicas);
         let bounced = Bounced { buffer, skip: 0, len: to_usize(disk_block), request_offset: 0, disks };
         let piece = self.add_piece(slot, &plan, true, Some(bounced));
+        if self.is_checked(slot) {
+            self.slots.piece_mut(piece).checked = Some(Whole { within: start, len: disk_block });
+        }
         self.submit_write(slot, piece, plan.seen.replicas, start - pad.0);
         self.advance(slot, plan.chunk.len)
     }

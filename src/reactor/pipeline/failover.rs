@@ -50,9 +50,13 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if filling {
             return self.fill_from(slot, other);
         }
-        let unread = Unread { cursor, extent, disk };
+        self.read_again_from(request, Unread { cursor, extent, disk: Some(disk) });
+    }
+
+    /// The request goes back there, or to what comes first, once nothing of it is in flight.
+    pub(super) fn read_again_from(&mut self, request: RequestSlot, unread: Unread) {
         let state = self.slots.request_mut(request);
-        if state.unread.is_none_or(|before| cursor < before.cursor) {
+        if state.unread.is_none_or(|before| unread.cursor < before.cursor) {
             state.unread = Some(unread);
         }
     }
@@ -88,7 +92,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             return false;
         }
         let mut avoid = state.avoid.filter(|(of, _)| *of == extent).map_or(DiskSet::default(), |(_, disks)| disks);
-        avoid.insert(disk);
+        disk.iter().for_each(|disk| avoid.insert(*disk));
         state.avoid = Some((extent, avoid));
         state.cursor = cursor;
         true

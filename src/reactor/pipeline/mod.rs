@@ -4,7 +4,7 @@
 //! that serves guests.
 //!
 //! * [`slots`]: fixed slabs of requests, pieces and operations.
-//! * `data`: reads and writes. `emulate`: writes of less than a disk block. `bounce`: memory for both.
+//! * `data`: reads and writes. `emulate`: writes of less than a disk block. `verify`: checksums. `bounce`: memory for them.
 //! * `clear`: discard and write-zeroes. `flush`: syncs and commits.
 //! * `moving`: writes to extents that have several copies. `hung`: when one of them does not answer.
 //! * `failover`: reads that another replica has to answer.
@@ -27,6 +27,7 @@ mod park;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -58,14 +58,16 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.write_piece(slot, Plan { chunk, seen, claimed: touched, fresh, pad, fill })
     }
 
-    /// Asks for a write intent, if there is none for the page and the extent has several replicas that are written.
+    /// Asks for a write intent, if there is none for the page and the extent has several replicas that are written, or its blocks
+    /// have checksums.
     pub(super) fn park_unless_intended(
         &mut self,
         slot: RequestSlot,
         extent: ExtentIndex,
         replicas: ReplicaSet,
     ) -> Option<Step> {
-        if replicas.in_sync() < 2 || self.slots.request(slot).vhd().map.may_write_replicas(extent) {
+        let needs_none = replicas.in_sync() < 2 && !self.is_checked(slot);
+        if needs_none || self.slots.request(slot).vhd().map.may_write_replicas(extent) {
             return None;
         }
         let (reactor, ticket) = (self.id, self.slots.ticket(slot));

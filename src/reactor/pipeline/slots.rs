@@ -16,6 +16,7 @@ use crate::virtio::request::{Request, RequestKind, Status};
 use super::Token;
 use super::bounce::BounceBuffer;
 use super::data::Fill;
+use super::verify::Whole;
 
 /// A slot for one guest request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -80,6 +81,8 @@ pub(super) struct RequestState {
     pub unread: Option<Unread>,
     /// Replicas that failed to answer a read of an extent: the others are asked first.
     pub avoid: Option<(ExtentIndex, DiskSet)>,
+    /// What it read did not match its checksum: it reads under claims from now on.
+    pub careful: bool,
     /// Distinguishes uses of the slot, so that a late answer meets nobody.
     sequence: u32,
     used: bool,
@@ -106,6 +109,7 @@ impl RequestState {
             asked_commit: false,
             unread: None,
             avoid: None,
+            careful: false,
             sequence: 0,
             used: false,
         }
@@ -131,6 +135,7 @@ impl RequestState {
         self.asked_commit = false;
         self.unread = None;
         self.avoid = None;
+        self.careful = false;
     }
 
     /// Goes on to the sync phase. A FLUSH syncs all that its VHD has written; a writethrough write what it wrote itself, so
@@ -160,8 +165,8 @@ pub(super) struct Unread {
     /// Where in the request.
     pub cursor: u64,
     pub extent: ExtentIndex,
-    /// Who could not answer.
-    pub disk: DiskId,
+    /// Who could not answer; `None`: it may be asked again.
+    pub disk: Option<DiskId>,
 }
 
 /// A part of a request within one extent: one transfer per replica.
@@ -180,6 +185,8 @@ pub(super) struct Piece {
     pub filling: bool,
     /// A part of one disk block: where its bytes come from, and offset within the extent and length of the disk block.
     pub part: Option<(Fill, u64, u64)>,
+    /// The blocks in `bounce`, of a VHD with checksums.
+    pub checked: Option<Whole>,
     /// A write; else a read.
     pub is_write: bool,
     /// Transfers in flight.

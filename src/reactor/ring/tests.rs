@@ -68,6 +68,7 @@ fn vhd() -> Arc<VhdState> {
         block_size: 512,
         read_only: false,
         thick: false,
+        checksums: false,
     };
     Arc::new(VhdState::new(settings, 4 << 20, map, 1))
 }

@@ -2,11 +2,11 @@
 
 use std::cmp::Ordering;
 
-use redb::{ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
+use redb::{ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::{
-    JOBS, META, Member, MemberError, MemberState, PAGES, POOL, PageTable, RecordTable, VHDS, db_error, jobs_table,
-    put_state,
+    CHECKSUMS, JOBS, META, Member, MemberError, MemberState, PAGES, POOL, PageTable, RecordTable, VHDS, db_error,
+    put_state, table_if_any,
 };
 use crate::base::ids::VhdId;
 use crate::disk::BlockDev;
@@ -59,6 +59,32 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
         Ok(found.map(|bytes| bytes.value().to_vec()))
     }
 
+    /// Shows every row of checksums as it is stored, in the order of keys.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn for_each_checksums(&self, mut each: impl FnMut(PageKey, &[u8])) -> Result<(), MemberError> {
+        let txn = self.db.begin_read().map_err(db_error)?;
+        let Some(table) = table_if_any(&txn, CHECKSUMS)? else { return Ok(()) };
+        for row in table.iter().map_err(db_error)? {
+            let (key, bytes) = row.map_err(db_error)?;
+            let (vhd, page) = key.value();
+            each(PageKey { vhd: VhdId(vhd), page }, bytes.value());
+        }
+        Ok(())
+    }
+
+    /// The stored bytes of one row of checksums.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn checksums(&self, key: PageKey) -> Result<Option<Vec<u8>>, MemberError> {
+        let txn = self.db.begin_read().map_err(db_error)?;
+        let Some(table) = table_if_any(&txn, CHECKSUMS)? else { return Ok(None) };
+        let found = table.get((key.vhd.0, key.page)).map_err(db_error)?;
+        Ok(found.map(|bytes| bytes.value().to_vec()))
+    }
+
     /// Shows every extent that the table says anything about, in the order of VHDs and extents.
     ///
     /// # Errors
@@ -84,39 +110,45 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
     /// # Errors
     /// Either member's; nothing has changed then.
     pub fn copy_from(&mut self, source: &Snapshot) -> Result<Copied, MemberError> {
-        let (put, deleted) = self.differences(source)?;
-        let copied = Copied { put: put.len() as u64, deleted: deleted.len() as u64 };
+        let mine = self.snapshot()?;
+        let differences = [PAGES, CHECKSUMS].map(|table| Ok((table, Differences::between(table, &mine, source)?)));
+        let differences: Vec<(Pages, Differences)> = differences.into_iter().collect::<Result<_, MemberError>>()?;
+        let count = |count: fn(&Differences) -> usize| differences.iter().map(|(_, of)| count(of) as u64).sum();
+        let copied = Copied { put: count(|of| of.put.len()), deleted: count(|of| of.deleted.len()) };
         self.retry_grown(|member| {
             member.transact(|txn| {
                 copy_records(txn, source)?;
-                let mut pages: PageTable<'_> = txn.open_table(PAGES).map_err(db_error)?;
-                for key in &deleted {
-                    pages.remove(key).map_err(db_error)?;
-                }
-                let from = source.txn.open_table(PAGES).map_err(db_error)?;
-                for key in &put {
-                    let row = from.get(key).map_err(db_error)?.expect("a snapshot does not change");
-                    pages.insert(key, row.value()).map_err(db_error)?;
-                }
+                differences.iter().try_for_each(|(table, differences)| differences.undo(*table, txn, source))?;
                 put_state(txn, source.state)
             })
         })?;
         self.state = source.state;
         Ok(copied)
     }
+}
 
-    /// Keys of rows of `source` that are missing or different here, and of rows that `source` does not have.
-    fn differences(&self, source: &Snapshot) -> Result<(Vec<Key>, Vec<Key>), MemberError> {
-        let ours = self.db.begin_read().map_err(db_error)?;
-        let ours = ours.open_table(PAGES).map_err(db_error)?;
-        let theirs = source.txn.open_table(PAGES).map_err(db_error)?;
-        let (mut ours, mut theirs) = (ours.iter().map_err(db_error)?, theirs.iter().map_err(db_error)?);
+type Pages = TableDefinition<'static, Key, &'static [u8]>;
+
+/// How a table differs from that of another member.
+struct Differences {
+    /// Keys of rows of the other that are missing or different.
+    put: Vec<Key>,
+    /// Keys of rows that the other does not have.
+    deleted: Vec<Key>,
+}
+
+impl Differences {
+    fn between(table: Pages, mine: &Snapshot, source: &Snapshot) -> Result<Differences, MemberError> {
+        let (ours, theirs) = (table_if_any(&mine.txn, table)?, table_if_any(&source.txn, table)?);
+        let ours = ours.as_ref().map(ReadableTable::iter).transpose().map_err(db_error)?;
+        let theirs = theirs.as_ref().map(ReadableTable::iter).transpose().map_err(db_error)?;
+        let (mut ours, mut theirs) = (ours.into_iter().flatten(), theirs.into_iter().flatten());
         let (mut put, mut deleted) = (Vec::new(), Vec::new());
         let mut mine = ours.next().transpose().map_err(db_error)?;
         let mut other = theirs.next().transpose().map_err(db_error)?;
         loop {
             let order = match (&mine, &other) {
-                (None, None) => return Ok((put, deleted)),
+                (None, None) => return Ok(Differences { put, deleted }),
                 (Some(_), None) => Ordering::Less,
                 (None, Some(_)) => Ordering::Greater,
                 (Some(mine), Some(other)) => mine.0.value().cmp(&other.0.value()),
@@ -135,6 +167,20 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
             }
         }
     }
+
+    /// Makes the table equal to that of the other.
+    fn undo(&self, table: Pages, txn: &WriteTransaction, source: &Snapshot) -> Result<(), MemberError> {
+        let mut rows: PageTable<'_> = txn.open_table(table).map_err(db_error)?;
+        for key in &self.deleted {
+            rows.remove(key).map_err(db_error)?;
+        }
+        let Some(from) = table_if_any(&source.txn, table)? else { return Ok(()) };
+        for key in &self.put {
+            let row = from.get(key).map_err(db_error)?.expect("a snapshot does not change");
+            rows.insert(key, row.value()).map_err(db_error)?;
+        }
+        Ok(())
+    }
 }
 
 /// Copies everything but the pages.
@@ -148,7 +194,7 @@ fn copy_records(txn: &WriteTransaction, source: &Snapshot) -> Result<(), MemberE
     };
     let vhds = from.open_table(VHDS).map_err(db_error)?;
     copy_table(&mut txn.open_table(VHDS).map_err(db_error)?, Some(&vhds))?;
-    copy_table(&mut txn.open_table(JOBS).map_err(db_error)?, jobs_table(from)?.as_ref())
+    copy_table(&mut txn.open_table(JOBS).map_err(db_error)?, table_if_any(from, JOBS)?.as_ref())
 }
 
 /// Makes a table equal to another; none is an empty one.

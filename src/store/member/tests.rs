@@ -160,7 +160,7 @@ fn edits(commit: u64, edits: Vec<StoreEdit>) -> Batch {
 /// As a member that was made before there were jobs.
 pub(in crate::store) fn drop_jobs_table(member: &Member<SimDisk>) {
     let dropped = member.transact(|txn| txn.delete_table(JOBS).map_err(db_error)).unwrap();
-    assert!(dropped && jobs_table(&member.db.begin_read().unwrap()).unwrap().is_none());
+    assert!(dropped && table_if_any(&member.db.begin_read().unwrap(), JOBS).unwrap().is_none());
 }
 
 #[test]
@@ -442,6 +442,7 @@ pub(in crate::store) mod samples {
             layout: Layout::Isolated { disk: DiskId(0), chosen: false },
             replicas: 1,
             thick: false,
+            checksums: false,
             read_only: false,
             block_size: 512,
             queues: 1,

@@ -3,12 +3,14 @@
 use redb::{ReadableTable, WriteTransaction};
 
 use super::{
-    JOBS, META, MemberError, MemberState, MetaTable, PAGES, POOL, PageTable, RecordTable, STATE, VHDS, codec, db_error,
+    CHECKSUMS, JOBS, META, MemberError, MemberState, MetaTable, PAGES, POOL, PageTable, RecordTable, STATE, VHDS,
+    codec, db_error,
 };
 use crate::base::ids::VhdId;
 use crate::base::units::{BlockMask, ExtentIndex, Generation};
 use crate::placement::ReplicaSet;
 use crate::store::batch::{ExtentEdit, Step, apply_move};
+use crate::store::checksums::PageChecksums;
 use crate::store::edit::StoreEdit;
 use crate::store::page::{ExtentRow, PageKey, PageRow, Stamp};
 
@@ -37,7 +39,8 @@ pub(super) fn apply_step(txn: &WriteTransaction, stamp: Stamp, step: &Step) -> R
             let mut vhds: RecordTable<'_> = txn.open_table(VHDS).map_err(db_error)?;
             vhds.remove(vhd.0).map_err(db_error)?;
             let mut pages: PageTable<'_> = txn.open_table(PAGES).map_err(db_error)?;
-            pages.retain_in((vhd.0, 0)..=(vhd.0, u32::MAX), |_, _| false).map_err(db_error)?;
+            delete_pages(&mut pages, *vhd, 0)?;
+            delete_pages(&mut txn.open_table(CHECKSUMS).map_err(db_error)?, *vhd, 0)?;
             Ok(0)
         }
         Step::Edit(StoreEdit::Shrink { vhd, extents, last }) => shrink(txn, stamp, *vhd, *extents, *last),
@@ -67,6 +70,9 @@ pub(super) fn apply_step(txn: &WriteTransaction, stamp: Stamp, step: &Step) -> R
             let keys = numbers.iter().map(|page| PageKey { vhd: *vhd, page: *page });
             keys.map(|key| edit_row(&mut pages, stamp, key, |row| row.intent = *intend)).sum()
         }
+        Step::Edit(StoreEdit::Checksums { vhd, page, checksums }) => {
+            put_checksums(&mut txn.open_table(CHECKSUMS).map_err(db_error)?, (vhd.0, *page), checksums)
+        }
     }
 }
 
@@ -75,12 +81,29 @@ fn shrink(txn: &WriteTransaction, stamp: Stamp, vhd: VhdId, extents: u32, last: 
     let mut pages: PageTable<'_> = txn.open_table(PAGES).map_err(db_error)?;
     let (key, place) = PageKey::of(vhd, ExtentIndex(extents - 1));
     if let Some(beyond) = key.page.checked_add(1) {
-        pages.retain_in((vhd.0, beyond)..=(vhd.0, u32::MAX), |_, _| false).map_err(db_error)?;
+        delete_pages(&mut pages, vhd, beyond)?;
+        delete_pages(&mut txn.open_table(CHECKSUMS).map_err(db_error)?, vhd, beyond)?;
     }
     edit_row(&mut pages, stamp, key, |row| {
         row.extents[place].present = row.extents[place].present.and(last);
         row.extents[place + 1..].fill(ExtentRow::default());
     })
+}
+
+/// Deletes the rows of a VHD from a page on.
+fn delete_pages(table: &mut PageTable<'_>, vhd: VhdId, first: u32) -> Result<(), MemberError> {
+    table.retain_in((vhd.0, first)..=(vhd.0, u32::MAX), |_, _| false).map_err(db_error)
+}
+
+/// Returns by how many bytes the table has grown.
+fn put_checksums(table: &mut PageTable<'_>, key: (u32, u32), checksums: &PageChecksums) -> Result<u64, MemberError> {
+    if checksums.is_empty() {
+        table.remove(key).map_err(db_error)?;
+        return Ok(0);
+    }
+    let row = checksums.encode();
+    let old = table.insert(key, row.as_slice()).map_err(db_error)?;
+    Ok(row.len().saturating_sub(old.map_or(0, |old| old.value().len())) as u64)
 }
 
 /// Returns by how many bytes the table may have grown: what a record had before is not looked up.

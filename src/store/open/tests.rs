@@ -1,5 +1,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 
+mod checksums;
+
 use super::*;
 use crate::base::ids::{JobId, VhdId};
 use crate::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};

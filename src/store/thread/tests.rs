@@ -67,6 +67,7 @@ impl World {
             block_size: 512,
             read_only: false,
             thick: false,
+            checksums: false,
         };
         let vhd = Arc::new(VhdState::new(settings, 1 << 30, VhdMap::new(1024), 1));
         let state = Arc::new(DiskState::new(DiskId(0), "d0".to_owned(), 0, 1000, 512, 512));

@@ -38,6 +38,7 @@ fn vhd(id: u32, vm: Option<&str>, layout: Layout, on: &[&[u8]], written: impl Fn
         layout,
         replicas: on.iter().map(|disks| disks.len()).max().unwrap_or(1).try_into().unwrap(),
         thick: false,
+        checksums: false,
         read_only: false,
         block_size: 512,
         queues: 1,

@@ -1,6 +1,7 @@
 //! The pipeline against an engine and an owner whose every step the test chooses.
 
 mod basics;
+mod checked;
 mod faults;
 mod guest;
 mod model;

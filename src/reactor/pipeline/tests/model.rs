@@ -3,6 +3,8 @@
 //! Requests in flight at the same time do not overlap in sectors (what overlapping ones leave behind is undefined), but share
 //! blocks and extents freely. A read must return what the model had when it was started.
 
+use std::sync::atomic::Ordering;
+
 use super::world::{EXTENT, Guest, Options, World};
 use crate::base::rng::Rng;
 use crate::reactor::pipeline::Token;
@@ -36,6 +38,7 @@ impl Run {
             disk_block: [512, 4096][rng.index(2)],
             memory_alignment: [4, 512][rng.index(2)],
             thick: rng.chance(1, 5),
+            checksums: rng.chance(1, 3),
             ..Options::default()
         };
         let model = vec![0; usize::try_from(EXTENT * 3).unwrap()];
@@ -135,6 +138,7 @@ impl Run {
         let mut rng = self.rng.fork();
         self.world.settle(&mut rng);
         self.reap();
+        assert_eq!(self.world.vhd.checksum_errors.load(Ordering::Relaxed), 0);
         assert!(self.flights.is_empty());
         let all = self.world.read(0, self.model.len());
         assert!(all == self.model, "the disk differs from the model");

@@ -204,6 +204,7 @@ pub struct Options {
     pub memory_alignment: u32,
     pub engine_slots: usize,
     pub thick: bool,
+    pub checksums: bool,
 }
 
 impl Default for Options {
@@ -218,6 +219,7 @@ impl Default for Options {
             memory_alignment: 512,
             engine_slots: 64,
             thick: false,
+            checksums: false,
         }
     }
 }
@@ -230,9 +232,11 @@ pub fn vhd_state(options: &Options) -> VhdState {
         block_size: options.guest_block,
         read_only: false,
         thick: options.thick,
+        checksums: options.checksums,
     };
     let size = u64::from(options.extents) * EXTENT - options.short_by;
-    VhdState::new(settings, size, VhdMap::new(options.extents), options.reactors)
+    let map = if options.checksums { VhdMap::checked } else { VhdMap::new };
+    VhdState::new(settings, size, map(options.extents), options.reactors)
 }
 
 impl World {
@@ -370,6 +374,29 @@ impl World {
             self.vhd.map.place(extent, ReplicaSet::single(disk, SlotIndex(self.next_slot / disks)));
             self.next_slot += 1;
         }
+    }
+
+    fn with_slot<R>(&self, disk: DiskId, slot: u32, work: impl FnOnce(&mut [u8]) -> R) -> R {
+        let mut disks = self.pipelines[0].engine.disks.borrow_mut();
+        let bytes = &mut disks.get_mut(&disk).unwrap().bytes;
+        let [start, end] =
+            [slot, slot + 1].map(|slot| usize::try_from(DATA_OFFSET + u64::from(slot) * EXTENT).unwrap());
+        bytes.resize(bytes.len().max(end), GARBAGE);
+        work(&mut bytes[start..end])
+    }
+
+    /// Changes a byte of a slot, as disks do that lie.
+    pub fn damage(&self, disk: DiskId, slot: u32, offset: u64) {
+        self.with_slot(disk, slot, |bytes| bytes[usize::try_from(offset).unwrap()] ^= 1);
+    }
+
+    /// What a slot holds.
+    pub fn image(&self, disk: DiskId, slot: u32) -> Vec<u8> {
+        self.with_slot(disk, slot, |bytes| bytes.to_vec())
+    }
+
+    pub fn set_image(&self, disk: DiskId, slot: u32, image: &[u8]) {
+        self.with_slot(disk, slot, |bytes| bytes.copy_from_slice(image));
     }
 
     /// The committer takes everything handed over, and answers one commit request.
