@@ -134,7 +134,7 @@ impl Machine {
             .and_then(|moved| moved)
             .with_context(|| format!("source: {}\ntarget: {}", self.console_tail(), target.console_tail()))?;
         let moved = if accel == Accel::Tcg {
-            target.qmp.execute("cont", json!({}))?;
+            target.go_on()?;
             Moved { down: stopped.elapsed(), ..moved }
         } else {
             moved
@@ -143,6 +143,16 @@ impl Machine {
         anyhow::ensure!(complaints.is_empty(), "{}", complaints.join("\n"));
         self.quit()?;
         Ok(moved)
+    }
+
+    /// Lets a guest run that came here standing still. Until all of it is here, QEMU takes the wish and forgets it.
+    fn go_on(&mut self) -> Result<()> {
+        wait_for("the guest to be here, standing still", Duration::from_secs(20), || {
+            let status = self.qmp.execute("query-status", json!({})).ok()?;
+            (status["status"] == "paused").then_some(())
+        })?;
+        self.qmp.execute("cont", json!({}))?;
+        Ok(())
     }
 
     /// The last lines of the kernel's console, and what QEMU complained about.
