@@ -1,4 +1,5 @@
-//! CPU time for a request: a spanned VHD and a mirrored one beside one that is isolated, in turns, of one daemon on the same disks.
+//! CPU time for a request: a spanned VHD, a mirrored one and one whose blocks have checksums beside one that is isolated, in turns, of one
+//! daemon on the same disks.
 //!
 //! Other than peers they are compared with data that disks in memory need not keep: those work on the time of whoever writes, for
 //! which no other disk has need, and a mirrored write would mostly show that there are two of them.
@@ -21,7 +22,7 @@ const SIZE: u64 = 128 * MIB;
 const DISKS: u64 = 4;
 
 /// Of a disk: the isolated VHD may be on any of them, the others are on all.
-const DISK_SIZE: u64 = SIZE + 3 * SIZE / DISKS + 48 * MIB;
+const DISK_SIZE: u64 = SIZE + 4 * SIZE / DISKS + 48 * MIB;
 
 /// Bytes of all disks.
 pub const ROOM: u64 = DISKS * DISK_SIZE;
@@ -38,10 +39,11 @@ struct Variant {
 }
 
 /// The first is what the others are compared with.
-const VARIANTS: [Variant; 3] = [
+const VARIANTS: [Variant; 4] = [
     Variant { name: "isolated", options: &["--layout", "isolated"], write: None, read: None },
     Variant { name: "spanned", options: &["--layout", "spanned"], write: Some(1.05), read: Some(1.05) },
     Variant { name: "mirrored", options: &["--layout", "spanned", "--replicas", "2"], write: Some(1.6), read: None },
+    Variant { name: "checked", options: &["--layout", "spanned", "--checksums"], write: None, read: None },
 ];
 
 const LOADS: [(&str, bool); 2] = [("4k randread depth 32", false), ("4k randwrite depth 32", true)];
