@@ -143,6 +143,10 @@ pub const WAVE_EXTENTS: usize = 32;
 /// Rows of one commit that makes replicas stale.
 pub const STALE_ROWS_MAX: usize = 64;
 
+/// Places of one disk that are remembered as bad because they could not be written, and extents that one job leaves out for that reason
+/// before it stops: a disk with more of them is not worth filling.
+pub const BAD_PLACES_MAX: usize = 32;
+
 /// Replicas that are made equal again at the same time, and those that wait for it.
 pub const REPAIRS_MAX: usize = 8;
 

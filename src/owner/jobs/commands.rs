@@ -239,6 +239,7 @@ impl Owner {
             // What could not be read may be readable by now, and what guests placed meanwhile may be anywhere.
             job.next = 0;
             job.unreadable.clear();
+            job.unwritable.clear();
         }
         if target != state {
             self.end_job(set.job, target, None, out);

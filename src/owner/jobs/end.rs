@@ -20,6 +20,14 @@ impl Owner {
             }
             return self.stop_job(id, &why, out);
         }
+        if !job.unwritable.is_empty() {
+            let why = format!(
+                "{} extents could not be written where they should be, and stay as they are: see `spanblk events` for the places, and replace \
+                 the disk if they become more",
+                job.unwritable.len()
+            );
+            return self.stop_job(id, &why, out);
+        }
         self.end_job(id, JobState::Done, None, out);
     }
 

@@ -7,7 +7,7 @@ use super::super::outbox::{Event, OwnerOutbox};
 use super::goal::Unplanned;
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskSet, JobId, VhdId};
-use crate::base::limits::{WAVE_EXTENTS, WAVES_MAX};
+use crate::base::limits::{BAD_PLACES_MAX, WAVE_EXTENTS, WAVES_MAX};
 use crate::base::units::ExtentIndex;
 use crate::mover::messages::MoverMessage;
 use crate::owner::moves::wave::Planned;
@@ -157,7 +157,7 @@ impl Owner {
     /// if nothing could be moved at all, it is said why.
     fn no_progress(&mut self, id: JobId, vhd: VhdId, out: &mut impl OwnerOutbox) {
         let Some(job) = self.jobs.get(id) else { return };
-        if !job.unreadable.is_empty() || job.begun > 0 {
+        if job.leaves_some() || job.begun > 0 {
             self.next_vhd(id);
             return self.run_jobs(out);
         }
@@ -174,7 +174,7 @@ impl Owner {
         if let Some(job) = self.jobs.get_mut(id) {
             job.waiting = true;
             // A copy that could not be filled gives its slot back, which may be the room that is waited for: not for ever.
-            if job.unreadable.is_empty() {
+            if !job.leaves_some() {
                 job.passes = 0;
             }
         }
@@ -237,7 +237,15 @@ impl Owner {
     pub(in crate::owner) fn job_readable(&mut self, id: JobId, vhd: VhdId, extent: ExtentIndex) {
         if let Some(job) = self.jobs.get_mut(id) {
             job.unreadable.remove(&(vhd, extent));
+            job.unwritable.remove(&(vhd, extent));
         }
+    }
+
+    /// An extent of the job could not be written where it should be. The others are not kept waiting for it; false if it is one too many.
+    pub(in crate::owner) fn job_unwritable(&mut self, id: JobId, vhd: VhdId, extent: ExtentIndex) -> bool {
+        let Some(job) = self.jobs.get_mut(id) else { return false };
+        job.unwritable.insert((vhd, extent));
+        job.unwritable.len() <= BAD_PLACES_MAX
     }
 
     /// The deletion of the VHD has just been handed to the committer. Not before: a power cut in between would leave the VHD
