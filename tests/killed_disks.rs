@@ -10,9 +10,9 @@ mod daemon_host;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use daemon_host::{Host, pattern, read};
 use spanblk::base::ids::DiskId;
@@ -21,6 +21,8 @@ use spanblk::shared::failure::FAILED;
 
 const MIB: usize = 1 << 20;
 const DISKS: [&str; 3] = ["d0.img", "d1.img", "d2.img"];
+/// Moments at which an opening is killed.
+const KILLED_OPENINGS: u32 = 64;
 const WITHOUT_D0: [&str; 2] = ["d1.img", "d2.img"];
 
 /// Directories in shared memory that belong to the pool.
@@ -344,4 +346,38 @@ fn replicas_on_a_disk_of_which_the_table_was_not_told_are_filled_from_others() {
 #[test]
 fn replicas_on_a_disk_that_is_a_copy_are_filled_from_others() {
     without_what_d0_had("c0.img", None, true);
+}
+
+/// Whenever an opening is killed, the next one knows of the disk what that one knew, or can read it in the table.
+#[test]
+fn an_opening_may_be_killed_at_any_moment() {
+    let (mut host, _) = host_with(&["--layout", "spanned", "--disks", "d0,d1", "--replicas", "2"]);
+    host.attach_soon("v").write_at(0, &pattern(1, 3 * MIB)).unwrap();
+    let began = Instant::now();
+    host.kill();
+    host.serve(&[], &DISKS);
+    let opening = began.elapsed();
+    // A job that is paused keeps what is stale from being filled again.
+    host.ok(&["vhd", "span", "v", "--disks", "d0,d1,d2", "--max-rate", "1KiB"]);
+    host.ok(&["job", "pause", "1"]);
+    let data = pattern(2, 3 * MIB);
+    host.attach_soon("v").write_at(0, &data).unwrap();
+    let first = kept(&host);
+    host.kill();
+    note(&first, FAILED);
+    take_back(&host, "d0.img", &data);
+    for part in 1..=KILLED_OPENINGS {
+        let mut daemon = host.command(&Host::serve_args(&[], &DISKS)).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(opening * part / KILLED_OPENINGS);
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+    }
+    host.serve(&[], &DISKS);
+    let mut client = host.attach_soon("v");
+    for _ in 0..8 {
+        assert!(read(&mut client, 0, data.len()) == data, "log:\n{}", host.log());
+    }
+    drop(client);
+    host.ok(&["check"]);
+    host.stop();
 }

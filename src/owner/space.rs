@@ -239,7 +239,7 @@ impl Space {
     /// The slot could not be written. How many such slots there are now; `None` if that is nothing new, or too many are known.
     pub fn note_bad(&mut self, disk: DiskId, slot: SlotIndex) -> Option<usize> {
         let bad = &mut self.disk_mut(disk).bad;
-        (bad.len() < BAD_PLACES_MAX && bad.insert(slot)).then(|| bad.len())
+        (bad.len() < BAD_PLACES_MAX && bad.insert(slot)).then_some(bad.len())
     }
 
     /// Takes another slot than `bad` for what was to be there. `None` if there is none that is known to be good.
