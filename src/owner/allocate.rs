@@ -205,8 +205,13 @@ impl Owner {
     /// its next owner, so the slots can be used again either way.
     pub fn handle_punched(&mut self, disk: DiskId, run: SlotRun, out: &mut impl OwnerOutbox) {
         self.reuse.punched(disk, run);
+        let was_room = self.space.disk(disk).has_good_slot();
         self.space.release(disk, run);
         self.usage.update(&self.space, disk, out);
+        if !was_room && !self.space.disk(disk).bad().is_empty() {
+            // What is in bad places may have found another one.
+            self.look_at_redundancy(Some(disk));
+        }
         self.retry_waiters(out);
         self.run_jobs(out);
     }

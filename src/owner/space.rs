@@ -10,7 +10,7 @@ use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::{BAD_PLACES_MAX, DISKS_MAX};
 use crate::base::units::SlotIndex;
 use crate::engine::IoError;
-use crate::placement::allocator::SlotAllocator;
+use crate::placement::allocator::{SlotAllocator, SlotState};
 use crate::placement::homes::Homes;
 use crate::placement::record::{Accept, DiskRecord};
 use crate::plan::{Goal, GoalDisk};
@@ -80,6 +80,12 @@ impl DiskSpace {
     /// Slots that could not be written.
     pub fn bad(&self) -> &BTreeSet<SlotIndex> {
         &self.bad
+    }
+
+    /// Whether a slot can be given out that is not known to be bad.
+    pub fn has_good_slot(&self) -> bool {
+        let free = |slot: &&SlotIndex| self.slots.state(**slot) == SlotState::Free;
+        self.free() as usize > self.bad.iter().filter(free).count()
     }
 
     /// The slot that was taken, or a better one in its place, if there is one.

@@ -103,7 +103,10 @@ impl Owner {
             }
             self.give_up_lost(id, vhd, out);
             match self.plan_for(id, vhd) {
-                Ok(plan) if plan.is_empty() => self.next_vhd(id),
+                Ok(plan) if plan.is_empty() => {
+                    self.forget_unwritable(id, vhd);
+                    self.next_vhd(id);
+                }
                 Ok(plan) => {
                     if self.take_plan(id, vhd, plan) {
                         return;
@@ -246,6 +249,13 @@ impl Owner {
         let Some(job) = self.jobs.get_mut(id) else { return false };
         job.unwritable.insert((vhd, extent));
         job.unwritable.len() <= BAD_PLACES_MAX
+    }
+
+    /// Every extent of the VHD is where it should be: what could not be written has been dropped or moved since.
+    fn forget_unwritable(&mut self, id: JobId, vhd: VhdId) {
+        if let Some(job) = self.jobs.get_mut(id) {
+            job.unwritable.retain(|(of, _)| *of != vhd);
+        }
     }
 
     /// The deletion of the VHD has just been handed to the committer. Not before: a power cut in between would leave the VHD

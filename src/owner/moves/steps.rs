@@ -54,7 +54,7 @@ impl Owner {
         planned: &[Planned],
         out: &mut impl OwnerOutbox,
     ) -> usize {
-        let moves: Vec<Move> = planned.iter().filter_map(|planned| self.begin_move(job, id, planned, out)).collect();
+        let moves: Vec<Move> = planned.iter().filter_map(|planned| self.begin_move(id, planned, out)).collect();
         let count = moves.len();
         if count == 0 {
             return 0;
@@ -84,7 +84,7 @@ impl Owner {
     }
 
     /// Takes a slot and publishes the copy.
-    fn begin_move(&mut self, job: JobId, id: VhdId, planned: &Planned, out: &mut impl OwnerOutbox) -> Option<Move> {
+    fn begin_move(&mut self, id: VhdId, planned: &Planned, out: &mut impl OwnerOutbox) -> Option<Move> {
         let Planned { relocation: planned, generation } = *planned;
         let vhd = self.vhds.get(id)?;
         let seen = vhd.state.map.lookup(planned.extent);
@@ -105,7 +105,7 @@ impl Owner {
         if let Some(stale) = planned.to.and_then(|disk| seen.replicas.on(disk)) {
             let replica = Replica {
                 state: ReplicaState::Syncing,
-                slot: self.slot_to_refill(job, id, planned.extent, stale)?,
+                slot: self.slot_to_refill(id, planned.extent, stale)?,
                 ..stale
             };
             let vhd = self.vhds.get_mut(id)?;
@@ -131,7 +131,7 @@ impl Owner {
     }
 
     /// Where a stale replica is filled again: where it is, or in another slot of its disk if that one cannot be written.
-    fn slot_to_refill(&mut self, job: JobId, id: VhdId, extent: ExtentIndex, stale: Replica) -> Option<SlotIndex> {
+    fn slot_to_refill(&mut self, id: VhdId, extent: ExtentIndex, stale: Replica) -> Option<SlotIndex> {
         let disk = self.space.disk(stale.disk);
         if disk.state.is_failed() {
             return None;
@@ -140,11 +140,8 @@ impl Owner {
             return Some(stale.slot);
         }
         let ideal = self.vhds.get(id)?.ideal(extent, stale.disk, &self.space);
-        let slot = self.space.take_instead(stale.disk, stale.slot, &ideal);
-        if slot.is_none() {
-            self.job_unwritable(job, id, extent);
-        }
-        slot
+        // Without another one, it may have been an error that passes.
+        self.space.take_instead(stale.disk, stale.slot, &ideal).or(Some(stale.slot))
     }
 
     /// Whether a replica that can be read is left once the move is done.
