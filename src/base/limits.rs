@@ -146,6 +146,10 @@ pub const STALE_ROWS_MAX: usize = 64;
 /// Replicas of one scrub that are read at the same time.
 pub const SCRUBS_MAX: usize = 8;
 
+/// Places of one disk that are remembered as bad because they could not be written, and extents that one job leaves out for that reason
+/// before it stops: a disk with more of them is not worth filling.
+pub const BAD_PLACES_MAX: usize = 32;
+
 /// Replicas that are made equal again at the same time, and those that wait for it.
 pub const REPAIRS_MAX: usize = 8;
 

@@ -20,7 +20,7 @@ use crate::placement::view::kept_len;
 pub const PLACE: &str = "/dev/shm";
 
 /// What is in the files and how, counted up when that changes. In the names of directories.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What is left of it for others, in bytes.
 const LEAVE_FREE: u64 = 16 << 20;
@@ -408,7 +408,7 @@ mod tests {
         let files = OwnRights::at(place.path(), "boot", None);
         drop(files.begin(SERVING).unwrap());
         let path = only_entry(place.path());
-        let other = place.path().join(path.file_name().unwrap().to_str().unwrap().replace("boot.1", "boot.2"));
+        let other = place.path().join(path.file_name().unwrap().to_str().unwrap().replace("boot.2", "boot.1"));
         fs::rename(&path, &other).unwrap();
         let error = files.find(SERVING).unwrap_err().to_string();
         assert!(error.contains(other.to_str().unwrap()) && error.contains("start that version"), "{error}");

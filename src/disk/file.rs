@@ -12,7 +12,6 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::Duration;
@@ -24,6 +23,7 @@ use super::sys;
 use crate::base::aligned::{AlignedBuf, DIRECT_IO_ALIGNMENT};
 use crate::base::clock;
 use crate::base::errno;
+use crate::shared::Failure;
 
 /// How often and how far apart a lock is tried: udev holds a lock on a block device while it looks at it.
 const LOCK_TRIES: u32 = 20;
@@ -172,7 +172,7 @@ pub struct FileDisk {
     /// Held over the read-modify-write of partial blocks.
     edges: Mutex<()>,
     /// A sync has failed, here or on a reactor; see [`FileDisk::failed`].
-    failed: Arc<AtomicBool>,
+    failed: Arc<Failure>,
 }
 
 impl FileDisk {
@@ -295,18 +295,18 @@ impl FileDisk {
     /// placement store or for a guest. So all who sync share this flag; told any later, one of the others would sync again,
     /// succeed, and believe it.
     #[must_use]
-    pub fn failed(&self) -> &Arc<AtomicBool> {
+    pub fn failed(&self) -> &Arc<Failure> {
         &self.failed
     }
 
     /// Takes the kernel's answer to a sync.
     fn synced(&self, result: io::Result<()>) -> io::Result<()> {
         if result.is_err() {
-            self.failed.store(true, Ordering::SeqCst);
+            self.failed.fail();
         }
         result?;
         // Asked afterwards: another sync may have been told of the failure while this one was under way.
-        if self.failed.load(Ordering::SeqCst) {
+        if self.failed.is_failed() {
             return Err(io::Error::other("an earlier sync of the disk has failed: what was written may be lost"));
         }
         Ok(())
@@ -328,6 +328,13 @@ impl FileDisk {
     #[must_use]
     pub fn memory_alignment(&self) -> u32 {
         self.memory_alignment
+    }
+
+    /// Counts the devices that the kernel has found since it started: one that was away for a moment has another number when it is
+    /// back, even under the same name. 0 for files, and where the kernel does not tell.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        if self.is_device { sys::device_sequence(self.fd.as_fd()).unwrap_or(0) } else { 0 }
     }
 
     /// Whether it is a block device (else a regular file).

@@ -89,6 +89,24 @@ const BLKDISCARD: libc::Ioctl = {
     none | (0x12 << 8) | 119
 };
 
+/// `BLKGETDISKSEQ`, `_IOR(0x12, 128, __u64)`.
+const BLKGETDISKSEQ: libc::Ioctl = {
+    let read: libc::Ioctl = if cfg!(any(target_arch = "powerpc64", target_arch = "mips64", target_arch = "sparc64")) {
+        1 << 30
+    } else {
+        2 << 30
+    };
+    read | ((size_of::<u64>() as libc::Ioctl) << 16) | (0x12 << 8) | 128
+};
+
+/// Number of a block device among all that there were since the kernel started.
+pub(super) fn device_sequence(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut sequence: u64 = 0;
+    // SAFETY: this request writes one `u64` to its argument.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKGETDISKSEQ, &raw mut sequence) })?;
+    Ok(sequence)
+}
+
 /// Bytes of a block device.
 pub(super) fn device_size(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut size: u64 = 0;

@@ -166,6 +166,7 @@ impl Owner {
             out.change(Change { vhd: id, extent, generation: before.generation, kind });
             return false;
         }
+        let state = vhd.state.clone();
         vhd.state.map.drop_extent(extent);
         let generation = vhd.state.map.lookup(extent).generation;
         for replica in before.replicas.iter() {
@@ -176,7 +177,11 @@ impl Owner {
             self.usage.update(&self.space, replica.disk, out);
         }
         out.change(Change { vhd: id, extent, generation, kind: ChangeKind::Freed { freed: before.replicas } });
-        self.forget_move(id, extent, out);
+        // The table may still have the slot that a replica was about to leave for another one on the same disk.
+        if let Some(vacated) = self.forget_move(id, extent, out) {
+            state.change_handed_over();
+            out.change(Change { vhd: id, extent, generation, kind: ChangeKind::Freed { freed: vacated } });
+        }
         true
     }
 
@@ -200,8 +205,13 @@ impl Owner {
     /// its next owner, so the slots can be used again either way.
     pub fn handle_punched(&mut self, disk: DiskId, run: SlotRun, out: &mut impl OwnerOutbox) {
         self.reuse.punched(disk, run);
+        let was_room = self.space.disk(disk).has_good_slot();
         self.space.release(disk, run);
         self.usage.update(&self.space, disk, out);
+        if !was_room && !self.space.disk(disk).bad().is_empty() {
+            // What is in bad places may have found another one.
+            self.look_at_redundancy(Some(disk));
+        }
         self.retry_waiters(out);
         self.run_jobs(out);
     }
@@ -209,6 +219,7 @@ impl Owner {
     pub(super) fn disk_error(&mut self, id: DiskId, error: IoError, sync: bool, out: &mut impl OwnerOutbox) {
         let disk = self.space.disk_mut(id);
         disk.errors += 1;
+        disk.last_error = Some(error);
         let (name, count) = (disk.state.name.clone(), disk.errors);
         if sync {
             disk.state.fail();

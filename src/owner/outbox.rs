@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::command::{CommandError, CommandId, LostData, Reply};
 use crate::base::ids::{DiskId, JobId, ReactorId, VhdId};
-use crate::base::units::SlotIndex;
+use crate::base::units::{ExtentIndex, SlotIndex};
 use crate::mover::messages::MoverMessage;
 use crate::placement::job::JobState;
 use crate::placement::record::VhdRecord;
@@ -135,6 +135,21 @@ pub enum Event {
         disk: String,
         /// What it was.
         lost: LostData,
+    },
+    /// A place on a disk could not be written: from now on it is avoided, and what should be there goes to another slot.
+    BadPlace {
+        /// The disk.
+        disk: String,
+        /// The place.
+        slot: SlotIndex,
+        /// What the disk said.
+        error: String,
+        /// The VHD that should be there.
+        vhd: String,
+        /// Its extent.
+        extent: ExtentIndex,
+        /// Such places on this disk since the daemon started.
+        count: usize,
     },
     /// A disk joined the pool.
     DiskAdded {

@@ -1,14 +1,16 @@
 //! Room on the disks: which slots are free, and which of them an extent should get.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::command::JoiningDisk;
 use super::health::Watch;
 use super::outbox::SlotRun;
 use crate::base::ids::{DiskId, DiskSet, VhdId};
-use crate::base::limits::DISKS_MAX;
+use crate::base::limits::{BAD_PLACES_MAX, DISKS_MAX};
 use crate::base::units::SlotIndex;
-use crate::placement::allocator::SlotAllocator;
+use crate::engine::IoError;
+use crate::placement::allocator::{SlotAllocator, SlotState};
 use crate::placement::homes::Homes;
 use crate::placement::record::{Accept, DiskRecord};
 use crate::plan::{Goal, GoalDisk};
@@ -30,6 +32,10 @@ pub(super) struct DiskSpace {
     pub failure_told: bool,
     /// What it did lately.
     pub watch: Watch,
+    /// What its last error was.
+    pub last_error: Option<IoError>,
+    /// Slots that could not be written since the daemon started: used only if there are no others.
+    bad: BTreeSet<SlotIndex>,
     /// Slots promised to thick VHDs that are being given their room.
     pub reserved: u32,
     /// Whether extents may be placed on it: not before every reactor knows it, and not while it is about to leave the pool.
@@ -70,6 +76,33 @@ impl DiskSpace {
     pub fn slots(&self) -> &SlotAllocator {
         &self.slots
     }
+
+    /// Slots that could not be written.
+    pub fn bad(&self) -> &BTreeSet<SlotIndex> {
+        &self.bad
+    }
+
+    /// Whether a slot can be given out that is not known to be bad.
+    pub fn has_good_slot(&self) -> bool {
+        let free = |slot: &&SlotIndex| self.slots.state(**slot) == SlotState::Free;
+        self.free() as usize > self.bad.iter().filter(free).count()
+    }
+
+    /// The slot that was taken, or a better one in its place, if there is one.
+    fn rather_not_bad(&mut self, mut slot: SlotIndex) -> SlotIndex {
+        let mut avoided = Vec::new();
+        while self.bad.contains(&slot)
+            && let Some(next) = self.slots.take_near(slot)
+        {
+            avoided.push(slot);
+            slot = next;
+        }
+        for slot in avoided {
+            self.slots.give_back(slot);
+            self.slots.release(slot);
+        }
+        slot
+    }
 }
 
 /// Where a VHD's extent would ideally go on one disk.
@@ -104,6 +137,8 @@ impl Space {
             missing: false,
             failure_told: false,
             watch: Watch::default(),
+            last_error: None,
+            bad: BTreeSet::new(),
             reserved: 0,
             open,
             left: false,
@@ -200,10 +235,36 @@ impl Space {
             (_, Some(after)) if disk.slots.take(after) => after,
             (home, after) => disk.slots.take_near(home.or(after).unwrap_or_default())?,
         };
+        let slot = disk.rather_not_bad(slot);
         if reserved {
             disk.reserved -= 1;
         }
         Some(slot)
+    }
+
+    /// The slot could not be written. How many such slots there are now; `None` if that is nothing new, or too many are known.
+    pub fn note_bad(&mut self, disk: DiskId, slot: SlotIndex) -> Option<usize> {
+        let bad = &mut self.disk_mut(disk).bad;
+        (bad.len() < BAD_PLACES_MAX && bad.insert(slot)).then_some(bad.len())
+    }
+
+    /// Takes another slot than `bad` for what was to be there. `None` if there is none that is known to be good.
+    pub fn take_instead(&mut self, disk: DiskId, bad: SlotIndex, ideal: &Ideal) -> Option<SlotIndex> {
+        let slot = self.take(disk, ideal, false)?;
+        if self.disk(disk).bad.contains(&slot) {
+            self.put_back(disk, slot);
+            return None;
+        }
+        self.give_back(disk, bad);
+        Some(slot)
+    }
+
+    /// Takes a slot back that was given back, and that nobody has had since.
+    pub fn take_again(&mut self, disk: DiskId, slot: SlotIndex) {
+        let disk = self.disk_mut(disk);
+        disk.slots.release(slot);
+        let taken = disk.slots.take(slot);
+        assert!(taken, "it was released just now");
     }
 
     /// After a restart: the slot holds an extent. False if there is no such slot, or it holds another one.

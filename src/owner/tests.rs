@@ -1,6 +1,7 @@
 //! The owner with everything around it played by the test.
 
 mod allocation;
+mod bad_places;
 mod cache_mode;
 mod checked;
 mod degraded;

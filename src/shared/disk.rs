@@ -1,8 +1,9 @@
 //! What everybody may know of an open host disk.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::failure::Failure;
 use crate::base::ids::{DiskId, ReactorId};
 use crate::base::limits::REACTORS_MAX;
 use crate::metrics::{IoMetrics, IoMetricsSet};
@@ -76,7 +77,7 @@ pub struct DiskState {
     progress: Box<[Progress]>,
     sync_begun: AtomicU64,
     sync_done: AtomicU64,
-    failed: Arc<AtomicBool>,
+    failed: Arc<Failure>,
 }
 
 impl DiskState {
@@ -108,7 +109,7 @@ impl DiskState {
 
     /// Fails together with whatever else has the flag: see `disk::file::FileDisk::failed`.
     #[must_use]
-    pub fn failing_with(mut self, failed: &Arc<AtomicBool>) -> DiskState {
+    pub fn failing_with(mut self, failed: &Arc<Failure>) -> DiskState {
         self.failed = Arc::clone(failed);
         self
     }
@@ -144,15 +145,15 @@ impl DiskState {
         self.sync_done.load(Ordering::SeqCst) >= number.0
     }
 
-    /// Marks the disk failed. A failed sync does this and is never retried into success: the kernel may have dropped the
-    /// dirty data.
+    /// Marks the disk failed, also for the next daemon. A failed sync does this and is never retried into success: the kernel may
+    /// have dropped the dirty data.
     pub fn fail(&self) {
-        self.failed.store(true, Ordering::SeqCst);
+        self.failed.fail();
     }
 
     /// Whether the disk has failed: nothing more is submitted to it.
     #[must_use]
     pub fn is_failed(&self) -> bool {
-        self.failed.load(Ordering::SeqCst)
+        self.failed.is_failed()
     }
 }

@@ -7,11 +7,13 @@
 pub mod dirty_log;
 pub mod disk;
 pub mod door;
+pub mod failure;
 pub mod guest_memory;
 pub mod inflight;
 pub mod load;
 pub mod vhd;
 
 pub use disk::DiskState;
+pub use failure::Failure;
 pub use load::Load;
 pub use vhd::{VhdSettings, VhdState};

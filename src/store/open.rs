@@ -16,6 +16,7 @@ use std::thread;
 use uuid::Uuid;
 
 use crate::base::ids::DiskId;
+use crate::base::limits::STALE_ROWS_MAX;
 use crate::disk::BlockDev;
 use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, VhdRecord};
@@ -334,24 +335,51 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
     pub fn raise(&mut self, epoch: u64, lineage: u64) -> Result<MemberState, OpenError> {
         let epoch = epoch.max(self.state().stamp.epoch + 1);
         let state = MemberState { stamp: Stamp { epoch, commit: 0 }, lineage };
-        let raised: Vec<_> = thread::scope(|scope| {
-            let raise = |(place, mut member): (MemberPlace<D>, Member<D>)| {
+        self.on_each(|member| member.raise(state));
+        self.check_majority()?;
+        Ok(state)
+    }
+
+    /// Makes edits durable on all members, in parts, before the store is served and after it was raised. Returns the state that the
+    /// next commit follows.
+    ///
+    /// # Errors
+    /// No majority took them up: some of them may be durable.
+    pub fn put(&mut self, edits: Vec<StoreEdit>) -> Result<MemberState, OpenError> {
+        let mut left = edits.into_iter().peekable();
+        while left.peek().is_some() {
+            let (mut rows, mut steps) = (0, Vec::new());
+            while let Some(edit) = left.next_if(|edit| rows == 0 || rows + edit.rows() <= STALE_ROWS_MAX) {
+                rows += edit.rows();
+                steps.push(Step::Edit(edit));
+            }
+            let Stamp { epoch, commit } = self.state().stamp;
+            let batch = Batch { stamp: Stamp { epoch, commit: commit + 1 }, steps };
+            self.on_each(|member| member.apply(&batch));
+            self.check_majority()?;
+        }
+        Ok(self.state())
+    }
+
+    /// Does something with all members at the same time. Those that fail are out.
+    fn on_each(&mut self, work: impl Fn(&mut Member<D>) -> Result<(), MemberError> + Sync) {
+        let done: Vec<_> = thread::scope(|scope| {
+            let work = &work;
+            let start = |(place, mut member): (MemberPlace<D>, Member<D>)| {
                 scope.spawn(move || {
-                    let result = member.raise(state);
+                    let result = work(&mut member);
                     (place, member, result)
                 })
             };
-            let threads: Vec<_> = std::mem::take(&mut self.members).into_iter().map(raise).collect();
+            let threads: Vec<_> = std::mem::take(&mut self.members).into_iter().map(start).collect();
             threads.into_iter().map(|thread| thread.join().expect("a panic aborts the process")).collect()
         });
-        for (place, member, result) in raised {
+        for (place, member, result) in done {
             match result {
                 Ok(()) => self.members.push((place, member)),
                 Err(error) => self.failed.push(fail(&place, error)),
             }
         }
-        self.check_majority()?;
-        Ok(state)
     }
 
     /// Shows every extent that the table says anything about, in the order of VHDs and extents. What one member has lost,

@@ -20,6 +20,14 @@ pub fn event_detail(event: Event) -> (Severity, EventDetail) {
         Event::DataLost { vhd, disk, lost } => {
             (Error, D::DataLost { vhd, disk, bytes: lost.bytes, ranges: super::job::ranges(&lost) })
         }
+        Event::BadPlace { disk, slot, error, vhd, extent, count } => {
+            let message = format!(
+                "disk '{disk}' does not take what is written to slot {} ({error}): extent {} of VHD '{vhd}' is to go to another slot; such \
+                 places on this disk: {count}",
+                slot.0, extent.0
+            );
+            (Warning, D::Note { message })
+        }
         Event::DiskAdded { disk } => (Info, D::DiskAdded { disk }),
         Event::DiskRemoved { disk } => (Info, D::DiskRemoved { disk }),
         Event::DiskChanged { disk } => (Info, D::DiskChanged { disk }),

@@ -121,7 +121,7 @@ impl Daemon {
             .with_jobs(table.jobs)
             .with_patience(config.hang_timeout, config.rebuild_delay)
             .with_kept(kept.clone().map(|kept| kept as Arc<dyn Keep>), table.recovered)?;
-        report_disks(&pool, &core, &store, &events);
+        report_disks(&pool, table.lost, &core, &store, &events);
         let effects = Effects {
             reactors: handles,
             mover: mover.handle(),
@@ -202,8 +202,8 @@ impl Daemon {
             if store.pending {
                 // A FLUSH of it has failed, or was never asked for.
                 log::warn!(
-                    "stopped; what guests wrote to disks that have failed is not durable: the next daemon has it until the host restarts, if \
-                     those disks are well by then"
+                    "stopped; what guests wrote to disks that have failed or are missing is not durable: the next daemon has what is on \
+                     missing ones, if they are back before the host restarts, and only what was flushed of those that have failed"
                 );
             } else {
                 self.kept.iter().for_each(|kept| kept.remove());
@@ -221,14 +221,15 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> ServeError {
     move |source| ServeError::System { what, source }
 }
 
-/// What was noticed of disks that are here, and what it means that others are not.
-fn report_disks(pool: &OpenPool<FileDisk>, owner: &Owner, store: &StoreHandle, events: &EventLog) {
+/// What was noticed of disks that are here, what they have lost, and what it means that others are not.
+fn report_disks(pool: &OpenPool<FileDisk>, lost: Vec<String>, owner: &Owner, store: &StoreHandle, events: &EventLog) {
     for disk in &pool.disks {
         for notice in &disk.notices {
             let message = format!("disk '{}': {notice}", disk.name);
             events.record(Severity::Warning, EventDetail::Note { message });
         }
     }
+    lost.into_iter().for_each(|message| events.record(Severity::Error, EventDetail::Note { message }));
     Snapshot::of(owner, |id| pool.disk(id).is_some(), &store.status()).tell_missing(events);
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -111,6 +110,12 @@ impl DaemonHost {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn note_left(&self, disk: DiskId) {
+        if let Some(kept) = &self.kept {
+            kept.mark().note_left(disk);
+        }
+    }
+
     fn pool(&self) -> MutexGuard<'_, OpenPool<FileDisk>> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -128,7 +133,7 @@ impl Host for DaemonHost {
         let disk = pool.disk(id).expect("just added");
         self.known().extend([known(disk)]);
         if let Some(kept) = &self.kept {
-            kept.note_disk(id, disk.identity);
+            kept.note_disk(id, &disk.dev);
         }
         let record = super::disk_record(disk);
         let state = DiskState::new(
@@ -188,6 +193,7 @@ impl Host for DaemonHost {
         self.owner.send(OwnerInput::ForgetDisk(id));
         self.known().remove(&id);
         self.usable().remove(&id);
+        self.note_left(id);
         let removed = pool.remove_disk(id);
         drop(pool);
         match removed {
@@ -210,6 +216,7 @@ impl Host for DaemonHost {
     fn remove_disk(&self, disk: DiskId) -> Vec<String> {
         self.known().remove(&disk);
         self.usable().remove(&disk);
+        self.note_left(disk);
         // The lock on the pool ends here: a disk that hangs must not keep others from coming and going.
         let removed = self.pool().remove_disk(disk);
         match removed {
@@ -378,7 +385,7 @@ impl DaemonHost {
 fn let_go_of(removed: RemovedDisk<FileDisk>) -> Vec<String> {
     let (dev, path) = (Arc::clone(&removed.dev), removed.path.display().to_string());
     let mut warnings = Vec::new();
-    let wiped = if removed.works && !dev.failed().load(Ordering::SeqCst) {
+    let wiped = if removed.works && !dev.failed().is_failed() {
         let (tell, told) = std::sync::mpsc::channel();
         let wipe = move || drop(tell.send(removed.wipe().map_err(|error| error.to_string())));
         let started = std::thread::Builder::new().name("spanblk-wipe".to_owned()).spawn(wipe);

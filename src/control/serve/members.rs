@@ -4,7 +4,6 @@
 //! after the store has made one commit that a majority of the new members has: see `store::mirror::threads::change`.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::host::{DaemonHost, change_error};
 use crate::base::ids::{DiskId, DiskSet};
@@ -25,7 +24,7 @@ fn members(pool: &Pool) -> Vec<DiskId> {
 /// Disks that could carry the store and do not; first those that fail together with none of `others`.
 fn spare(pool: &Pool, others: &[DiskId]) -> Vec<DiskId> {
     let now = members(pool);
-    let works = |disk: &&OpenDisk<FileDisk>| !disk.label_failed() && !disk.dev.failed().load(Ordering::SeqCst);
+    let works = |disk: &&OpenDisk<FileDisk>| !disk.label_failed() && !disk.dev.failed().is_failed();
     let could = |disk: &&OpenDisk<FileDisk>| disk.metadata_region().is_some() && !now.contains(&disk.id);
     let shares = |disk: &OpenDisk<FileDisk>| {
         others.iter().any(|other| pool.disk(*other).is_some_and(|other| other.failure_domain == disk.failure_domain))

@@ -12,9 +12,10 @@ mod host;
 pub mod manager;
 mod members;
 mod recover;
-mod serving;
+pub mod serving;
 mod signals;
 pub mod table;
+mod trust;
 mod views;
 
 use std::io;

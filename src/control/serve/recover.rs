@@ -9,11 +9,12 @@
 //!
 //! The differences become changes that are pending as they were before, with the first sync after the opening in front of them
 //! (ordering rule 1: what was written before may be in the disk's cache). If the view is not there (another boot, no room), the table
-//! is all there is, as after a power cut.
+//! is all there is, as after a power cut. So it is for what only disks in doubt have ([`super::trust`]).
 
 use std::collections::HashMap;
 
-use crate::base::ids::{DiskId, VhdId};
+use super::trust::{Losses, Trust};
+use crate::base::ids::DiskId;
 use crate::base::limits::COPIES_MAX;
 use crate::base::units::{BlockMask, ExtentIndex, Generation, Geometry, SlotIndex};
 use crate::placement::view::{Kept, Lookup, VhdMap};
@@ -22,8 +23,9 @@ use crate::shared::VhdState;
 use crate::shared::disk::{SyncNumber, SyncPoint};
 use crate::store::change::{Change, ChangeKind};
 
-/// Brings an extent in the map of a VHD, restored from the table, to what was `seen`, and adds what the table lacks to `recovered`.
-pub fn recover(vhd: &VhdState, extent: ExtentIndex, seen: Kept, recovered: &mut Recovered) {
+/// Brings an extent in the map of a VHD, restored from the table, to what was `seen` as far as disks can be trusted to have it, and adds
+/// what the table lacks to `recovered`.
+pub fn recover(vhd: &VhdState, extent: ExtentIndex, seen: Kept, trust: &Trust, recovered: &mut Recovered) {
     // A VHD that was shrunk durably may have been longer in the view.
     if extent.0 >= vhd.map.extents() {
         return;
@@ -31,9 +33,9 @@ pub fn recover(vhd: &VhdState, extent: ExtentIndex, seen: Kept, recovered: &mut 
     let seen = Kept { present: seen.present.and(blocks_of(vhd.settings.geometry, vhd.size(), extent)), ..seen };
     let table = vhd.map.lookup(extent);
     if seen.generation == table.generation {
-        same_content(vhd.id(), &vhd.map, extent, &seen, &table, &mut recovered.changes);
+        same_content(vhd, extent, &seen, &table, trust, recovered);
     } else if seen.generation > table.generation {
-        newer_content(vhd.id(), &vhd.map, extent, &seen, &table, recovered);
+        newer_content(vhd, extent, &seen, &table, trust, recovered);
     }
 }
 
@@ -44,6 +46,8 @@ pub struct Recovered {
     pub changes: Vec<Change>,
     /// Slots that the table has not given to those extents.
     pub placed: Vec<Replica>,
+    /// What is not recovered.
+    pub losses: Losses,
 }
 
 impl Recovered {
@@ -99,48 +103,65 @@ fn blocks_of(geometry: Geometry, size: u64, extent: ExtentIndex) -> BlockMask {
     }
 }
 
-fn same_content(vhd: VhdId, map: &VhdMap, extent: ExtentIndex, seen: &Kept, table: &Lookup, changes: &mut Vec<Change>) {
+fn same_content(
+    vhd: &VhdState,
+    extent: ExtentIndex,
+    seen: &Kept,
+    table: &Lookup,
+    trust: &Trust,
+    recovered: &mut Recovered,
+) {
     // Without a place in the view it was being dropped, under a claim on all its blocks, which had cleared them: the discard may
     // be applied, and those that had completed before must be.
     if table.replicas.is_absent() || seen.present == table.present {
         return;
     }
-    let generation = table.generation;
-    map.restore(extent, table.replicas, seen.present, generation);
-    let mut add = |kind| changes.push(Change { vhd, extent, generation, kind });
+    let (generation, written) = (table.generation, seen.present.without(table.present));
+    let Some(replicas) = trust.sure(table.replicas) else {
+        recovered.losses.lose(vhd.id(), written);
+        return;
+    };
+    recovered.losses.make_stale(vhd, extent, table, replicas);
+    vhd.map.restore(extent, replicas, seen.present, generation);
+    let mut add = |kind| recovered.changes.push(Change { vhd: vhd.id(), extent, generation, kind });
     let cleared = table.present.without(seen.present);
     if !cleared.is_empty() {
         add(ChangeKind::Cleared { blocks: cleared });
     }
-    let written = seen.present.without(table.present);
     if !written.is_empty() {
-        add(written_kind(table.replicas, written));
+        add(written_kind(replicas, written));
     }
 }
 
 fn newer_content(
-    vhd: VhdId,
-    map: &VhdMap,
+    vhd: &VhdState,
     extent: ExtentIndex,
     seen: &Kept,
     table: &Lookup,
+    trust: &Trust,
     recovered: &mut Recovered,
 ) {
-    let Recovered { changes, placed: slots } = recovered;
     // While it was being placed, its words may be those of two moments; with a block in it, of a move that adds or takes a copy.
     let half_placed = seen.was_changing && seen.present.is_empty();
     let place = if half_placed { ReplicaSet::ABSENT } else { seen.replicas.settled() };
+    // Without a trace where only disks in doubt have it: of a copy of the disks, not even that the slot was taken is true.
+    let place = trust.sure(place).unwrap_or(ReplicaSet::ABSENT);
     let present = if place.is_absent() { BlockMask::NONE } else { seen.present };
+    recovered.losses.lose(vhd.id(), seen.present.without(present));
+    if place.is_absent() && trust.sure(table.replicas).is_none() {
+        return;
+    }
+    let mut add = |generation, kind| recovered.changes.push(Change { vhd: vhd.id(), extent, generation, kind });
     if !table.replicas.is_absent() {
         // It was dropped by the generation before the one in which it was placed again.
         let placed = u32::from(!place.is_absent()) * 2;
         let generation = Generation(seen.generation.0.saturating_sub(placed).max(table.generation.0 + 2));
-        changes.push(Change { vhd, extent, generation, kind: ChangeKind::Freed { freed: table.replicas } });
+        add(generation, ChangeKind::Freed { freed: table.replicas });
     }
-    map.restore(extent, place, present, seen.generation);
-    slots.extend(place.iter());
+    vhd.map.restore(extent, place, present, seen.generation);
+    recovered.placed.extend(place.iter());
     if !present.is_empty() {
-        changes.push(Change { vhd, extent, generation: seen.generation, kind: written_kind(place, present) });
+        add(seen.generation, written_kind(place, present));
     }
 }
 
@@ -157,7 +178,9 @@ fn written_kind(replicas: ReplicaSet, blocks: BlockMask) -> ChangeKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::ids::{DiskSet, VhdId};
     use crate::shared::VhdSettings;
+    use crate::store::edit::{MovedExtent, StoreEdit};
 
     const EXTENT: ExtentIndex = ExtentIndex(1);
 
@@ -171,6 +194,22 @@ mod tests {
 
     /// What comes of a table row and a kept view, for an extent of a VHD of two and a half.
     fn recovered(table: (u32, ReplicaSet, u32), seen: Kept) -> (Lookup, Vec<(u32, ChangeKind)>) {
+        let (lookup, changes, losses) = recovered_by(&Trust::default(), table, seen);
+        assert!(losses.blocks.is_empty() && losses.stale.is_empty());
+        (lookup, changes)
+    }
+
+    /// The same, with these disks in doubt, of which all work.
+    fn doubted(disks: &[u8], table: (u32, ReplicaSet, u32), seen: Kept) -> (Lookup, Vec<(u32, ChangeKind)>, Losses) {
+        let doubted = disks.iter().map(|disk| DiskId(*disk)).collect();
+        recovered_by(&Trust { doubted, working: DiskSet(u64::MAX) }, table, seen)
+    }
+
+    fn recovered_by(
+        trust: &Trust,
+        table: (u32, ReplicaSet, u32),
+        seen: Kept,
+    ) -> (Lookup, Vec<(u32, ChangeKind)>, Losses) {
         let settings = VhdSettings {
             id: VhdId(1),
             uuid: uuid::Uuid::nil(),
@@ -183,12 +222,16 @@ mod tests {
         let vhd = VhdState::new(settings, 5 << 19, VhdMap::new(3), 1);
         vhd.map.restore(EXTENT, table.1, BlockMask(table.2), Generation(table.0));
         let mut recovered = Recovered::default();
-        recover(&vhd, EXTENT, seen, &mut recovered);
-        recover(&vhd, ExtentIndex(3), seen, &mut recovered);
-        let changes = recovered.changes;
+        recover(&vhd, EXTENT, seen, trust, &mut recovered);
+        recover(&vhd, ExtentIndex(3), seen, trust, &mut recovered);
+        let Recovered { changes, losses, .. } = recovered;
         assert!(changes.iter().all(|change| change.extent == EXTENT && change.vhd == VhdId(1)));
         let changes = changes.iter().map(|change| (change.generation.0, change.kind)).collect();
-        (vhd.map.lookup(EXTENT), changes)
+        (vhd.map.lookup(EXTENT), changes, losses)
+    }
+
+    fn lost(losses: &Losses) -> u64 {
+        losses.blocks.get(&VhdId(1)).copied().unwrap_or(0)
     }
 
     fn state(lookup: &Lookup) -> (u32, ReplicaSet, u32) {
@@ -273,6 +316,67 @@ mod tests {
         }
     }
 
+    fn both(first: ReplicaState, second: ReplicaState) -> ReplicaSet {
+        let mut both = ReplicaSet::ABSENT;
+        both.push(Replica { disk: DiskId(3), slot: SlotIndex(5), state: first });
+        both.push(Replica { disk: DiskId(1), slot: SlotIndex(8), state: second });
+        both
+    }
+
+    #[test]
+    fn what_only_a_disk_in_doubt_has_is_as_after_a_power_cut() {
+        // First writes and discards in a place that the table has.
+        let (lookup, changes, losses) = doubted(&[3], (2, single(5), 0b0011), kept(2, single(5), 0b1110));
+        assert_eq!((state(&lookup), changes.len()), ((2, single(5), 0b0011), 0));
+        assert_eq!((lost(&losses), losses.stale.len()), (2, 0));
+        // In a place that the table does not have: nobody knows of it any more.
+        let (lookup, changes, losses) = doubted(&[3], (0, ReplicaSet::ABSENT, 0), kept(2, single(5), 0b11));
+        assert_eq!((state(&lookup), changes.len(), lost(&losses)), ((2, ReplicaSet::ABSENT, 0), 0, 2));
+        // What was dropped there comes back, wherever it was placed again: of a copy it may not have been dropped.
+        for seen in [kept(4, ReplicaSet::ABSENT, 0), kept(6, single(9), 0b1)] {
+            let (lookup, changes, losses) = doubted(&[3], (2, single(5), 0b11), seen);
+            assert_eq!((state(&lookup), changes.len()), ((2, single(5), 0b11), 0));
+            assert_eq!(lost(&losses), u64::from(seen.present.0));
+        }
+        // But not if that was on a disk that is well.
+        let elsewhere = ReplicaSet::single(DiskId(1), SlotIndex(8));
+        let (lookup, changes, losses) = doubted(&[3], (2, elsewhere, 0b11), kept(6, single(9), 0b1));
+        assert_eq!((state(&lookup), lost(&losses)), ((6, ReplicaSet::ABSENT, 0), 1));
+        assert_eq!(changes, [(6, ChangeKind::Freed { freed: elsewhere })]);
+        // And what is on one that is well is there, whatever has become of the place before.
+        let (lookup, changes, losses) = doubted(&[3], (2, single(5), 0b11), kept(6, elsewhere, 0b1));
+        assert_eq!((state(&lookup), lost(&losses)), ((6, elsewhere, 0b1), 0));
+        let freed = ChangeKind::Freed { freed: single(5) };
+        assert_eq!(changes, [(4, freed), (6, written_kind(elsewhere, BlockMask(1)))]);
+    }
+
+    #[test]
+    fn what_another_replica_has_is_recovered_and_those_in_doubt_are_stale() {
+        use ReplicaState::{InSync, Stale};
+        let (good, without) = (both(InSync, InSync), both(Stale, InSync));
+        let (lookup, changes, losses) = doubted(&[3], (2, good, 0b01), kept(2, good, 0b11));
+        assert_eq!((state(&lookup), lost(&losses)), ((2, without, 0b11), 0));
+        let need = Some(SyncPoint { disk: DiskId(1), number: SyncNumber(1) });
+        let written =
+            |replicas| ChangeKind::Written { replicas, blocks: BlockMask(0b10), needs: [need, None, None, None] };
+        assert_eq!(changes, [(2, written(without))]);
+        let moved = MovedExtent { extent: EXTENT, generation: Generation(2), from: Some(DiskId(3)), replicas: without };
+        assert_eq!(losses.rows(), [StoreEdit::Move { vhd: VhdId(1), moves: vec![moved] }], "the table has to know");
+        // Of what the table does not have, what is pending says it.
+        let (lookup, changes, losses) = doubted(&[3], (0, ReplicaSet::ABSENT, 0), kept(2, good, 0b10));
+        assert_eq!((state(&lookup), losses.rows()), ((2, without, 0b10), vec![]));
+        assert_eq!(changes, [(2, written(without))]);
+        // A stale one is no other, nor is one in doubt, nor one that cannot be read.
+        let stale = both(InSync, Stale);
+        let (lookup, changes, losses) = doubted(&[3], (2, stale, 0b01), kept(2, stale, 0b11));
+        assert_eq!((state(&lookup), changes.len(), lost(&losses)), ((2, stale, 0b01), 0, 1));
+        let (lookup, _, losses) = doubted(&[1, 3], (2, good, 0b01), kept(2, good, 0b11));
+        assert_eq!((state(&lookup), lost(&losses)), ((2, good, 0b01), 1));
+        let trust = Trust { doubted: DiskSet(1 << 3), working: DiskSet(1 << 3) };
+        let (lookup, _, losses) = recovered_by(&trust, (2, good, 0b01), kept(2, good, 0b11));
+        assert_eq!((state(&lookup), lost(&losses)), ((2, good, 0b01), 1));
+    }
+
     #[test]
     fn slots_that_others_have_contradict_a_view() {
         let map = |slot: u32| {
@@ -283,7 +387,8 @@ mod tests {
         let check = |placed: u32, freed: u32, maps: &[VhdMap]| {
             let kind = ChangeKind::Freed { freed: single(freed) };
             let change = Change { vhd: VhdId(1), extent: EXTENT, generation: Generation(4), kind };
-            let recovered = Recovered { changes: vec![change], placed: single(placed).iter().collect() };
+            let placed = single(placed).iter().collect();
+            let recovered = Recovered { changes: vec![change], placed, losses: Losses::default() };
             let slots = |disk| (disk == DiskId(3)).then_some(10);
             recovered.check(slots, maps.iter()).map_err(|replica| replica.slot.0)
         };

@@ -1,17 +1,19 @@
 //! From labelled disks to a table in memory: opening the placement store.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::thread;
 
 use uuid::Uuid;
 
 use super::recover::{Recovered, recover};
+use super::serving::{Doubt, Presence};
+use super::trust::Trust;
 use super::views::{Left, ViewDir, Views};
 
 use crate::base::heap;
-use crate::base::ids::{DiskId, VhdId};
-use crate::base::units::Geometry;
+use crate::base::ids::{DiskId, DiskSet, VhdId};
+use crate::base::units::{BLOCKS_PER_EXTENT, Geometry};
 use crate::control::view_files::{ViewFileError, ViewFiles};
 use crate::disk::BlockDev;
 use crate::disk::file::FileDisk;
@@ -96,6 +98,8 @@ pub struct Table {
     pub kept: Option<Arc<ViewDir>>,
     /// What an earlier daemon, which was killed, had not made durable. The maps have it.
     pub recovered: Vec<Change>,
+    /// What of that is lost, for people.
+    pub lost: Vec<String>,
 }
 
 /// Where the members of a pool's store are. `wrap` makes of each disk what the store is to use.
@@ -150,13 +154,15 @@ pub fn open_table(
     let lineage = Uuid::new_v4().as_u64_pair().0;
     let views = Views::of(pool.uuid, Arc::clone(files));
     let opening = Opening { store: &store, pool, views: &views, lineage, reactors };
-    let Maps { kept, vhds, recovered } = opening.maps(accept_stale)?;
+    let Maps { kept, vhds, recovered, doubted, lost } = opening.maps(accept_stale)?;
     let written = pool.write_membership(&members)?;
     written.failed.iter().for_each(|failed| log::warn!("{failed}"));
     // From here on the store names the maps that were just completed.
-    let state = store.raise(written.epoch, lineage)?;
+    store.raise(written.epoch, lineage)?;
+    let state = store.put(recovered.losses.rows())?;
     if let Some(kept) = &kept {
         kept.note_durable(state.stamp);
+        doubted.iter().for_each(|disk| kept.mark().settle(disk));
     }
     views.remove_others(lineage);
     let (record, jobs) = (store.pool.clone(), store.jobs.clone());
@@ -165,7 +171,8 @@ pub fn open_table(
     let members = loaded(members_here, total)?;
     // Pages of a large table, each for a moment, in between what stays.
     heap::give_back();
-    Ok(Table { pool: record, vhds, jobs, members, total, state, region_len, kept, recovered })
+    let recovered = recovered.changes;
+    Ok(Table { pool: record, vhds, jobs, members, total, state, region_len, kept, recovered, lost })
 }
 
 /// Measures the members. One that cannot be read to the end is left out: as long as the others are a majority, it must not
@@ -233,24 +240,42 @@ struct Opening<'a> {
 struct Maps {
     kept: Option<Arc<ViewDir>>,
     vhds: Vec<(VhdRecord, Arc<VhdState>)>,
-    recovered: Vec<Change>,
+    recovered: Recovered,
+    /// Disks that may lack something that the table has not been told of yet.
+    doubted: DiskSet,
+    lost: Vec<String>,
 }
 
 impl Opening<'_> {
     /// By the table, and what guests saw last if an earlier daemon was killed.
     fn maps(&self, accept_stale: bool) -> Result<Maps, TableError> {
-        let maps = self.by_table()?;
-        let Some(before) = self.before(accept_stale)? else { return Ok(maps) };
-        let recovered = recover_all(&before, &maps.vhds);
+        let mut maps = self.by_table()?;
+        let before = self.before(accept_stale)?;
+        if let Some(before) = &before {
+            maps = self.recovered(before, maps)?;
+        }
+        if let Some(kept) = &maps.kept {
+            self.pool.disks.iter().for_each(|disk| kept.note_disk(disk.id, &disk.dev));
+            maps.doubted.iter().for_each(|disk| kept.mark().doubt(disk));
+        }
+        Ok(maps)
+    }
+
+    fn recovered(&self, before: &Left, maps: Maps) -> Result<Maps, TableError> {
+        let doubts = self.doubts(before);
+        let here = self.pool.disks.iter().filter(|disk| !disk.dev.failed().is_failed());
+        let trust = Trust { doubted: doubts.keys().copied().collect(), working: here.map(|disk| disk.id).collect() };
+        let recovered = recover_all(before, &maps.vhds, &trust);
         let slots = |id: DiskId| self.store.pool.disks.iter().find(|disk| disk.id == id).map(|disk| disk.slots);
-        match recovered.check(slots, maps.vhds.iter().map(|(_, vhd)| &vhd.map)) {
+        let checked = recovered.check(slots, maps.vhds.iter().map(|(_, vhd)| &vhd.map));
+        let maps = match checked {
             Ok(()) => {
                 log::info!(
                     "the daemon before this one was killed; {} changes of the placement that it had not committed are in {}",
                     recovered.changes.len(),
                     before.path().display()
                 );
-                Ok(Maps { recovered: recovered.changes, ..maps })
+                Maps { recovered, ..maps }
             }
             Err(Replica { disk, slot, .. }) => {
                 log::error!(
@@ -264,9 +289,18 @@ impl Opening<'_> {
                     kept.remove();
                 }
                 drop(maps);
-                self.by_table()
+                let mut maps = self.by_table()?;
+                maps.vhds.iter().for_each(|(_, vhd)| maps.recovered.losses.doubt_written(vhd, &trust));
+                maps
             }
+        };
+        if let Some(kept) = &maps.kept {
+            // What guests wrote there is still all that there is of it, should it come back.
+            let missing = self.store.pool.disks.iter().filter(|disk| self.pool.disk(disk.id).is_none());
+            missing.for_each(|disk| kept.mark().note_missing(disk.id, before.mark()));
         }
+        let lost = self.tell_losses(&maps, &doubts);
+        Ok(Maps { doubted: trust.doubted, lost, ..maps })
     }
 
     fn by_table(&self) -> Result<Maps, TableError> {
@@ -274,35 +308,73 @@ impl Opening<'_> {
             log::warn!("what guests have not flushed does not survive SIGKILL of this daemon: {error}");
         });
         let kept = made.ok().map(Arc::new);
-        if let Some(kept) = &kept {
-            self.pool.disks.iter().for_each(|disk| kept.note_disk(disk.id, disk.identity));
-        }
         let vhds = restore(self.store, self.reactors, kept.clone().map(|kept| kept as Arc<dyn Keep>).as_ref())?;
-        Ok(Maps { kept, vhds, recovered: Vec::new() })
+        Ok(Maps { kept, vhds, recovered: Recovered::default(), doubted: DiskSet::default(), lost: Vec::new() })
     }
 
     /// What an earlier daemon has left, if it is of this pool as it is.
     fn before(&self, accept_stale: bool) -> Result<Option<Left>, TableError> {
         let state = self.store.state();
         let Some(before) = self.views.find(state.lineage).map_err(TableError::Views)? else { return Ok(None) };
-        let disks = self.pool.disks.iter().map(|disk| (disk.id, disk.identity));
-        let unfit = match before.fits(state.stamp, disks) {
+        let unfit = match before.mark().fits(state.stamp) {
             Ok(()) if accept_stale => "with --accept-stale the placement table may be of another time".to_owned(),
             Ok(()) => return Ok(Some(before)),
-            Err(unfit) => unfit.to_string(),
+            Err(older) => older.to_string(),
         };
         let path = before.path().display();
         log::error!("what guests have not flushed, which is in {path}, is not used and lost: {unfit}");
         Ok(None)
     }
+
+    /// Disks that may lack what the daemon before had written to them. Until the next serving has begun, those that fail meanwhile are noted
+    /// where it has noted its own.
+    fn doubts(&self, before: &Left) -> BTreeMap<DiskId, Doubt> {
+        for disk in &self.pool.disks {
+            disk.dev.failed().note_in(before.mark().notes_of(disk.id));
+        }
+        let of_pool = self.store.pool.disks.iter().map(|disk| disk.id);
+        let here = |id| self.pool.disk(id).map(|disk| Presence::of(&disk.dev));
+        of_pool.filter_map(|id| Some((id, before.mark().doubt(id, here(id))?))).collect()
+    }
+
+    /// Says what is not recovered. Returns what matters to guests.
+    fn tell_losses(&self, maps: &Maps, doubts: &BTreeMap<DiskId, Doubt>) -> Vec<String> {
+        let name = |id: DiskId| {
+            let disk = self.store.pool.disks.iter().find(|disk| disk.id == id);
+            disk.map_or_else(String::new, |disk| disk.name.clone())
+        };
+        for (id, doubt) in doubts {
+            log::warn!("disk '{}' {doubt}: of what was not flushed, nothing is used that only it has", name(*id));
+        }
+        let losses = &maps.recovered.losses;
+        let mut lost = Vec::new();
+        for (record, _) in &maps.vhds {
+            if let Some(stale) = losses.stale.get(&record.id) {
+                log::warn!("VHD '{}': replicas of {} extents on these disks are stale", record.name, stale.len());
+            }
+            if let Some(blocks) = losses.blocks.get(&record.id) {
+                let names: Vec<String> = doubts.keys().map(|id| format!("'{}'", name(*id))).collect();
+                let kib = blocks * self.store.pool.extent_size / u64::from(BLOCKS_PER_EXTENT) / 1024;
+                lost.push(format!(
+                    "VHD '{}': {blocks} blocks ({kib} KiB) that its guest wrote for the first time and did not flush read as zeros, because \
+                     only {} had them",
+                    record.name,
+                    names.join(", ")
+                ));
+            }
+        }
+        lost.iter().for_each(|lost| log::error!("{lost}"));
+        lost
+    }
 }
 
-/// Brings the maps to what guests saw last before an earlier daemon was killed.
-fn recover_all(before: &Left, vhds: &[(VhdRecord, Arc<VhdState>)]) -> Recovered {
+/// Brings the maps to what guests saw last before an earlier daemon was killed, as far as disks can be trusted to have it.
+fn recover_all(before: &Left, vhds: &[(VhdRecord, Arc<VhdState>)], trust: &Trust) -> Recovered {
     let mut recovered = Recovered::default();
     for (record, state) in vhds {
+        recovered.losses.doubt_written(state, trust);
         let read = before.segments(record.uuid).and_then(|segments| {
-            let mut each = |extent, kept| recover(state, extent, kept, &mut recovered);
+            let mut each = |extent, kept| recover(state, extent, kept, trust, &mut recovered);
             segments.iter().try_for_each(|segment| segment.read(&mut each)).map_err(ViewFileError::Broker)
         });
         if let Err(error) = read {

@@ -23,9 +23,9 @@ use uuid::Uuid;
 use crate::base::clock;
 use crate::base::ids::DiskId;
 use crate::base::kept::KeptFile;
-use crate::control::serve::serving::{Mark, ServingMark, Unfit};
+use crate::control::serve::serving::{Mark, Presence, ServingMark};
 use crate::control::view_files::{PLACE, Part, Serving, ViewFileError, ViewFiles};
-use crate::disk::identity::DiskIdentity;
+use crate::disk::file::FileDisk;
 use crate::placement::view::{Keep, KeptSegment, kept_len};
 use crate::store::page::Stamp;
 
@@ -87,7 +87,7 @@ impl Views {
             source,
         })?;
         let mark = File::from(self.files.open_ended(serving, MARK)?);
-        let mark = ServingMark::read(&mark).map_err(failed("read", MARK))?;
+        let mark = ServingMark::open(mark).map_err(failed("use", MARK))?;
         Ok(Some(Left { serving, files: Arc::clone(&self.files), path, parts, mark, _in_use: directory }))
     }
 
@@ -137,12 +137,10 @@ impl Left {
         &self.path
     }
 
-    /// Whether it is of the disks that are open, and of a time that their table has reached.
-    ///
-    /// # Errors
-    /// It is not, and nothing of it may be used.
-    pub fn fits(&self, table: Stamp, disks: impl Iterator<Item = (DiskId, DiskIdentity)>) -> Result<(), Unfit> {
-        self.mark.fits(table, disks)
+    /// What the serving says of itself.
+    #[must_use]
+    pub fn mark(&self) -> &ServingMark {
+        &self.mark
     }
 
     /// What was kept of a VHD, in the order of its extents.
@@ -185,9 +183,15 @@ impl ViewDir {
         self.mark.note_durable(stamp);
     }
 
-    /// A disk is served from now on. Before anything is placed there.
-    pub fn note_disk(&self, disk: DiskId, identity: DiskIdentity) {
-        self.mark.note_disk(disk, identity);
+    /// A disk is served from now on. Before anything is placed there. If it fails, the next daemon is told.
+    pub fn note_disk(&self, disk: DiskId, dev: &FileDisk) {
+        dev.failed().note_in(self.mark.note_disk(disk, Presence::of(dev)));
+    }
+
+    /// What is said of the disks of the pool.
+    #[must_use]
+    pub fn mark(&self) -> &Mark {
+        &self.mark
     }
 
     fn try_make(&self, part: Part) -> Result<Arc<KeptFile>, ViewFileError> {

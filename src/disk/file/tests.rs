@@ -204,12 +204,12 @@ fn a_failed_sync_is_never_tried_again_with_success() {
     disk.sync().unwrap();
     // A label, the store or the end of the daemon is told.
     disk.synced(Err(io::Error::from_raw_os_error(libc::EIO))).unwrap_err();
-    assert!(disk.failed().load(Ordering::SeqCst), "reactors know at once");
+    assert!(disk.failed().is_failed(), "reactors know at once");
     assert!(disk.sync().is_err());
     // A reactor is told.
     let other = FileDisk::create(&dir.path().join("other"), MIB).unwrap();
     other.sync().unwrap();
-    other.failed().store(true, Ordering::SeqCst);
+    other.failed().fail();
     assert!(other.sync().is_err(), "a store member there no longer counts");
 }
 

@@ -245,6 +245,7 @@ impl Owner {
                 job.scrub.restart();
             }
             job.unreadable.clear();
+            job.unwritable.clear();
         }
         if target != state {
             self.end_job(set.job, target, None, out);

@@ -3,7 +3,7 @@
 use super::super::Owner;
 use super::super::outbox::OwnerOutbox;
 use crate::base::ids::JobId;
-use crate::placement::job::JobState;
+use crate::placement::job::{JobKind, JobState};
 use crate::store::edit::StoreEdit;
 
 impl Owner {
@@ -17,6 +17,18 @@ impl Owner {
                 why.push_str(
                     "; cancel the job and order it again with --accept-loss to give up what only failed disks have",
                 );
+            }
+            return self.stop_job(id, &why, out);
+        }
+        if !job.unwritable.is_empty() {
+            let why = format!(
+                "{} extents could not be written where they should be, and stay as they are: 'spanblk events' has the places; replace the disk if \
+                 they become more",
+                job.unwritable.len()
+            );
+            // What is still stale must not keep other disks of the VHD from being made whole: it is tried again.
+            if matches!(job.record.kind, JobKind::Resync { .. }) {
+                return self.end_job(id, JobState::Done, Some(why), out);
             }
             return self.stop_job(id, &why, out);
         }

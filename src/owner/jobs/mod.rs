@@ -56,6 +56,8 @@ pub(super) struct Job {
     since: u64,
     /// Extents that could not be read when they were last tried.
     pub unreadable: BTreeSet<(VhdId, ExtentIndex)>,
+    /// Extents that could not be written where they should be when they were last tried.
+    pub unwritable: BTreeSet<(VhdId, ExtentIndex)>,
     /// Waits of guests for the copier, before the job began.
     waits_before: u64,
     /// It waits for room that is being given back.
@@ -80,6 +82,7 @@ impl Job {
             measured: Nanos(0),
             since: 0,
             unreadable: BTreeSet::new(),
+            unwritable: BTreeSet::new(),
             waits_before: 0,
             waiting: false,
             announced: false,
@@ -93,6 +96,11 @@ impl Job {
 
     pub fn is_scrub(&self) -> bool {
         matches!(self.record.kind, JobKind::Scrub { .. })
+    }
+
+    /// Whether extents stay where they are because something could not be read or written.
+    pub fn leaves_some(&self) -> bool {
+        !self.unreadable.is_empty() || !self.unwritable.is_empty()
     }
 
     pub fn is_running(&self) -> bool {

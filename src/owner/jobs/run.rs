@@ -7,7 +7,7 @@ use super::super::outbox::{Event, OwnerOutbox};
 use super::goal::Unplanned;
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskSet, JobId, VhdId};
-use crate::base::limits::{WAVE_EXTENTS, WAVES_MAX};
+use crate::base::limits::{BAD_PLACES_MAX, WAVE_EXTENTS, WAVES_MAX};
 use crate::base::units::ExtentIndex;
 use crate::mover::messages::MoverMessage;
 use crate::owner::moves::wave::Planned;
@@ -107,7 +107,10 @@ impl Owner {
             }
             self.give_up_lost(id, vhd, out);
             match self.plan_for(id, vhd) {
-                Ok(plan) if plan.is_empty() => self.next_vhd(id),
+                Ok(plan) if plan.is_empty() => {
+                    self.forget_unwritable(id, vhd);
+                    self.next_vhd(id);
+                }
                 Ok(plan) => {
                     if self.take_plan(id, vhd, plan) {
                         return;
@@ -161,7 +164,7 @@ impl Owner {
     /// if nothing could be moved at all, it is said why.
     fn no_progress(&mut self, id: JobId, vhd: VhdId, out: &mut impl OwnerOutbox) {
         let Some(job) = self.jobs.get(id) else { return };
-        if !job.unreadable.is_empty() || job.begun > 0 {
+        if job.leaves_some() || job.begun > 0 {
             self.next_vhd(id);
             return self.run_jobs(out);
         }
@@ -178,7 +181,7 @@ impl Owner {
         if let Some(job) = self.jobs.get_mut(id) {
             job.waiting = true;
             // A copy that could not be filled gives its slot back, which may be the room that is waited for: not for ever.
-            if job.unreadable.is_empty() {
+            if !job.leaves_some() {
                 job.passes = 0;
             }
         }
@@ -241,6 +244,21 @@ impl Owner {
     pub(in crate::owner) fn job_readable(&mut self, id: JobId, vhd: VhdId, extent: ExtentIndex) {
         if let Some(job) = self.jobs.get_mut(id) {
             job.unreadable.remove(&(vhd, extent));
+            job.unwritable.remove(&(vhd, extent));
+        }
+    }
+
+    /// An extent of the job could not be written where it should be. The others are not kept waiting for it; false if it is one too many.
+    pub(in crate::owner) fn job_unwritable(&mut self, id: JobId, vhd: VhdId, extent: ExtentIndex) -> bool {
+        let Some(job) = self.jobs.get_mut(id) else { return false };
+        job.unwritable.insert((vhd, extent));
+        job.unwritable.len() <= BAD_PLACES_MAX
+    }
+
+    /// Every extent of the VHD is where it should be: what could not be written has been dropped or moved since.
+    fn forget_unwritable(&mut self, id: JobId, vhd: VhdId) {
+        if let Some(job) = self.jobs.get_mut(id) {
+            job.unwritable.retain(|(of, _)| *of != vhd);
         }
     }
 

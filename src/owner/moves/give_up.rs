@@ -3,16 +3,24 @@
 use super::wave::{Fault, Move, Stage};
 use crate::base::ids::{JobId, VhdId};
 use crate::base::units::ExtentIndex;
+use crate::engine::IoError;
 use crate::mover::messages::{MoveId, WaveId};
 use crate::owner::Owner;
-use crate::owner::outbox::OwnerOutbox;
-use crate::placement::{Replica, ReplicaState};
+use crate::owner::outbox::{Event, OwnerOutbox};
+use crate::placement::{Replica, ReplicaSet, ReplicaState};
 
 impl Owner {
     /// The owner drops the extent, and sees to its slots, that of a copy being made included: there is nothing to move any more.
-    pub(in crate::owner) fn forget_move(&mut self, vhd: VhdId, extent: ExtentIndex, out: &mut impl OwnerOutbox) {
-        let Some((_, moved)) = self.waves.of_extent(vhd, extent) else { return };
-        self.end_move(moved, out);
+    /// Returns a slot that is not one of them any more, for as long as the table has the extent.
+    pub(in crate::owner) fn forget_move(
+        &mut self,
+        vhd: VhdId,
+        extent: ExtentIndex,
+        out: &mut impl OwnerOutbox,
+    ) -> Option<ReplicaSet> {
+        let (_, moved) = self.waves.of_extent(vhd, extent)?;
+        let moved = self.end_move(moved, out)?;
+        moved.vacated().map(|(disk, slot)| ReplicaSet::single(disk, slot))
     }
 
     /// Takes a move out of its wave, which goes on if that was the last it waited for.
@@ -45,11 +53,17 @@ impl Owner {
         if let Some(to) = moved.to {
             let before = vhd.map.lookup(moved.extent).replicas;
             if moved.in_place {
-                let stale = Replica { state: ReplicaState::Stale, ..to };
+                let slot = moved.vacates.unwrap_or(to.slot);
+                let stale = Replica { state: ReplicaState::Stale, slot, ..to };
                 vhd.map.set_replicas(moved.extent, before.with(to.disk, stale));
                 self.vhds.get_mut(vhd.id()).expect("just looked up").counts[to.disk.index()] += 1;
             } else {
                 vhd.map.set_replicas(moved.extent, before.settled());
+            }
+            if let Some(slot) = moved.vacates {
+                self.space.take_again(to.disk, slot);
+            }
+            if !moved.in_place || moved.vacates.is_some() {
                 self.space.give_back(to.disk, to.slot);
                 self.reuse.freed_durably(to.disk, vec![to.slot], out);
                 self.usage.update(&self.space, to.disk, out);
@@ -88,6 +102,9 @@ impl Owner {
     pub(in crate::owner) fn forget_waves(&mut self, vhd: VhdId, out: &mut impl OwnerOutbox) {
         let gone: Vec<WaveId> = self.waves.iter().filter(|(_, wave)| wave.vhd == vhd).map(|(id, _)| id).collect();
         for id in gone {
+            let vacated: Vec<_> =
+                self.waves.get(id).iter().flat_map(|wave| &wave.moves).filter_map(Move::vacated).collect();
+            vacated.into_iter().for_each(|(disk, slot)| self.reuse.freed_durably(disk, vec![slot], out));
             self.wave_done(id, out);
         }
     }
@@ -117,11 +134,41 @@ impl Owner {
         let (job, vhd) = (wave.job, wave.vhd);
         let Some(Move { extent, to, .. }) = wave.moves.iter().find(|moved| moved.id == id).cloned() else { return };
         self.disk_error(fault.disk, fault.error, false, out);
-        if to.is_some_and(|to| to.disk == fault.disk) {
-            return self.target_failed(fault, out);
-        }
         // Before the wave ends, and the job with it.
-        self.job_unreadable(job, vhd, extent);
+        match to.filter(|to| to.disk == fault.disk) {
+            Some(to) => {
+                if !self.note_bad_place(vhd, extent, to, fault.error, out) || !self.job_unwritable(job, vhd, extent) {
+                    return self.target_failed(fault, out);
+                }
+            }
+            None => self.job_unreadable(job, vhd, extent),
+        }
         self.give_up(id, out);
+    }
+
+    /// A place on a disk could not be written. If it may be that place only, it is remembered and avoided; false if it is the disk.
+    pub(in crate::owner) fn note_bad_place(
+        &mut self,
+        vhd: VhdId,
+        extent: ExtentIndex,
+        place: Replica,
+        error: IoError,
+        out: &mut impl OwnerOutbox,
+    ) -> bool {
+        let of_place = !matches!(error, IoError::Os(libc::ETIMEDOUT | libc::ENOSPC | libc::EDQUOT));
+        if !of_place || self.space.disk(place.disk).state.is_failed() {
+            return false;
+        }
+        if let Some(count) = self.space.note_bad(place.disk, place.slot) {
+            out.event(Event::BadPlace {
+                disk: self.pool.disk_name(place.disk),
+                slot: place.slot,
+                error: error.to_string(),
+                vhd: self.vhds.get(vhd).map_or_else(String::new, |vhd| vhd.record.name.clone()),
+                extent,
+                count,
+            });
+        }
+        true
     }
 }

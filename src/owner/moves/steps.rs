@@ -3,7 +3,7 @@
 use super::wave::{Fault, Move, Planned, Stage, Wave};
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, DiskSet, JobId, VhdId};
-use crate::base::units::BLOCKS_PER_EXTENT;
+use crate::base::units::{BLOCKS_PER_EXTENT, ExtentIndex, SlotIndex};
 use crate::engine::IoError;
 use crate::mover::messages::{CopyTask, MoveId, MoverMessage, MoverReport, WaveId};
 use crate::owner::Owner;
@@ -101,16 +101,19 @@ impl Owner {
             return None;
         }
         let mut to = None;
-        let mut in_place = false;
+        let (mut in_place, mut vacates) = (false, None);
         if let Some(stale) = planned.to.and_then(|disk| seen.replicas.on(disk)) {
-            if self.space.disk(stale.disk).state.is_failed() {
-                return None;
-            }
-            let replica = Replica { state: ReplicaState::Syncing, ..stale };
+            let replica = Replica {
+                state: ReplicaState::Syncing,
+                slot: self.slot_to_refill(id, planned.extent, stale)?,
+                ..stale
+            };
+            let vhd = self.vhds.get_mut(id)?;
             vhd.state.map.set_replicas(planned.extent, seen.replicas.with(stale.disk, replica));
             // Counted like any copy: once it is in sync.
-            self.vhds.get_mut(id)?.counts[stale.disk.index()] -= 1;
+            vhd.counts[stale.disk.index()] -= 1;
             (to, in_place) = (Some(replica), true);
+            vacates = (replica.slot != stale.slot).then_some(stale.slot);
         } else if let Some(disk) = planned.to {
             let ideal = vhd.ideal(planned.extent, disk, &self.space);
             let slot = self.space.take(disk, &ideal, false)?;
@@ -123,7 +126,22 @@ impl Owner {
             to = Some(replica);
         }
         let id = self.waves.next_move();
-        Some(Move { id, extent: planned.extent, generation, from: from.flatten(), to, in_place, copied: false })
+        let (extent, from) = (planned.extent, from.flatten());
+        Some(Move { id, extent, generation, from, to, in_place, vacates, copied: false })
+    }
+
+    /// Where a stale replica is filled again: where it is, or in another slot of its disk if that one cannot be written.
+    fn slot_to_refill(&mut self, id: VhdId, extent: ExtentIndex, stale: Replica) -> Option<SlotIndex> {
+        let disk = self.space.disk(stale.disk);
+        if disk.state.is_failed() {
+            return None;
+        }
+        if !disk.bad().contains(&stale.slot) {
+            return Some(stale.slot);
+        }
+        let ideal = self.vhds.get(id)?.ideal(extent, stale.disk, &self.space);
+        // Without another one, it may have been an error that passes.
+        self.space.take_instead(stale.disk, stale.slot, &ideal).or(Some(stale.slot))
     }
 
     /// Whether a replica that can be read is left once the move is done.
@@ -296,6 +314,9 @@ impl Owner {
                 intended.insert(PageKey::of(wave.vhd, moved.extent).0);
             }
             vhd.state.map.set_replicas(moved.extent, after);
+            if let Some((disk, slot)) = moved.vacated() {
+                freed.entry(disk).or_default().push(slot);
+            }
             if let Some(to) = moved.to {
                 absent_blocks += u64::from(BLOCKS_PER_EXTENT - vhd.state.map.lookup(moved.extent).present.len());
                 vhd.counts[to.disk.index()] += 1;

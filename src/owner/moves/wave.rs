@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::base::ids::{DiskId, DiskSet, JobId, VhdId};
-use crate::base::units::{ExtentIndex, Generation};
+use crate::base::units::{ExtentIndex, Generation, SlotIndex};
 use crate::engine::IoError;
 use crate::mover::messages::{MoveId, WaveId};
 use crate::owner::command::MOVE_STEPS;
@@ -49,6 +49,8 @@ pub(in crate::owner) struct Move {
     pub to: Option<Replica>,
     /// The copy is a stale replica, which is filled again where it is.
     pub in_place: bool,
+    /// The slot that it had on that disk, if that is bad and it is filled in another one.
+    pub vacates: Option<SlotIndex>,
     pub copied: bool,
 }
 
@@ -63,6 +65,11 @@ pub(in crate::owner) struct Wave {
 }
 
 impl Move {
+    /// The slot that is given back and still in the table, and its disk.
+    pub fn vacated(&self) -> Option<(DiskId, SlotIndex)> {
+        self.to.zip(self.vacates).map(|(to, slot)| (to.disk, slot))
+    }
+
     /// Whether it takes from the disk, or gives to it.
     pub fn touches(&self, disk: DiskId) -> bool {
         [self.from, self.to].into_iter().flatten().any(|replica| replica.disk == disk)

@@ -39,6 +39,9 @@ impl Owner {
                 jobs.push(wave.job);
             }
         }
+        if self.missed_by_place(&missed, &jobs, out) {
+            jobs.clear();
+        }
         self.give_up_all(|_, vhd, moved| to_it(vhd, moved), out);
         if let Some(ok) = self.judge(&missed, out) {
             self.answer(&missed, ok, out);
@@ -49,6 +52,20 @@ impl Owner {
         for job in jobs {
             let why = format!("disk '{}' does not take what is written to it", self.pool.disk_name(missed.disk));
             self.stop_job(job, &why, out);
+        }
+    }
+
+    /// Whether a copy that is being made could not be written in one place only: then its job goes on with the others.
+    fn missed_by_place(&mut self, missed: &Missed, jobs: &[JobId], out: &mut impl OwnerOutbox) -> bool {
+        let (MissedBy::Write { extent, .. }, [job]) = (missed.by, jobs) else { return false };
+        let copy = self.vhds.get(missed.vhd).and_then(|vhd| vhd.state.map.lookup(extent).replicas.on(missed.disk));
+        // The reactor has told of the error before.
+        match copy.zip(self.space.disk(missed.disk).last_error) {
+            Some((copy, error)) if copy.state.is_moving() => {
+                self.note_bad_place(missed.vhd, extent, copy, error, out)
+                    && self.job_unwritable(*job, missed.vhd, extent)
+            }
+            _ => false,
         }
     }
 

@@ -249,6 +249,12 @@ impl Owner {
     fn repair_failed(&mut self, place: Place, may_turn: bool, fault: Fault, out: &mut impl OwnerOutbox) {
         self.repairs.failed += 1;
         if fault.disk == place.disk {
+            let working = self.working_replicas(place.vhd, place.extent);
+            // Of the only one nothing was to be written.
+            let here = working.iter().find(|replica| working.len() > 1 && replica.disk == place.disk);
+            if let Some(&replica) = here {
+                self.note_bad_place(place.vhd, place.extent, replica, fault.error, out);
+            }
             self.wish_stale(place.vhd, place.extent, place.disk);
             self.make_stale(out);
         } else {

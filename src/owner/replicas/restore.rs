@@ -105,9 +105,9 @@ impl Owner {
         }
     }
 
-    /// A job has ended. One that has brought back what it was for says nothing against the next.
+    /// A job has ended. One that has brought back all that it was for says nothing against the next.
     pub(in crate::owner) fn restoring_ended(&mut self, job: JobId) {
-        let done = self.jobs.get(job).filter(|job| job.record.state == JobState::Done);
+        let done = self.jobs.get(job).filter(|job| job.record.state == JobState::Done && !job.leaves_some());
         if let Some(what) = done.and_then(|job| restoration(&job.record.kind)) {
             self.restore.retry.remove(&what);
         }

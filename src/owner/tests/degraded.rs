@@ -396,7 +396,8 @@ fn what_cannot_be_filled_stays_stale_and_is_tried_again() {
         world.reach(0, fence);
     }
     let copies = world.copies();
-    let report = MoverReport::Failed { id: copies[0].id, disk: bad.disk, error: EIO };
+    // Not an error of one place.
+    let report = MoverReport::Failed { id: copies[0].id, disk: bad.disk, error: IoError::Os(libc::ENOSPC) };
     world.owner.handle_mover(report, world.now, &mut world.mail);
     world.commit_edits();
     assert_eq!((world.jobs()[0].1, replicas(&vhd, E)[1].state), (JobState::Stopped, ReplicaState::Stale));

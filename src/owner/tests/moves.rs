@@ -14,6 +14,8 @@ pub(super) const A: DiskId = DiskId(0);
 pub(super) const B: DiskId = DiskId(1);
 pub(super) const R: ReactorId = ReactorId(0);
 const EIO: IoError = IoError::Os(libc::EIO);
+/// Not an error of one place.
+const FULL: IoError = IoError::Os(libc::ENOSPC);
 
 /// How far a move is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -425,7 +427,7 @@ fn a_target_that_fails_costs_the_job_and_nothing_else() {
             let syncs = moving.syncs();
             moving.report(match (hangs, stage) {
                 (true, _) => MoverReport::Stuck { disk: B },
-                (_, Until::Copying) => MoverReport::Failed { id: copies[0].id, disk: B, error: EIO },
+                (_, Until::Copying) => MoverReport::Failed { id: copies[0].id, disk: B, error: FULL },
                 _ => MoverReport::Synced { wave: syncs[0].0, disk: B, result: Err(EIO) },
             });
             let (state, reason) = moving.state();
