@@ -34,6 +34,8 @@ struct Task {
     copy: CopyTask,
     /// Blocks before this one are done.
     next_block: u32,
+    /// Blocks before this one are read one by one: something among them is bad.
+    one_by_one: u32,
     /// What was wrong with a part of the source, if the parts after it are wanted all the same.
     damage: Option<IoError>,
 }
@@ -125,7 +127,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
     /// Takes a message. (`AddDisk`, `RemoveDisk` and `Shutdown` are the thread's.)
     pub fn handle(&mut self, message: MoverMessage, now: Nanos) {
         match message {
-            MoverMessage::Copy(copy) => self.tasks.push_back(Task { copy, next_block: 0, damage: None }),
+            MoverMessage::Copy(copy) => self.tasks.push_back(Task { copy, next_block: 0, one_by_one: 0, damage: None }),
             MoverMessage::Sync { wave, disk } => self.begin_sync(wave, disk, now),
             MoverMessage::Fence { fence, disk } => {
                 self.fences[disk.index()].begin(fence);
@@ -307,7 +309,8 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         }
         let geometry = copy.vhd.settings.geometry;
         let block_size = geometry.block_size();
-        let Some((blocks, first)) = next_run(seen.present, task.next_block, COPY_CHUNK_LEN / block_size) else {
+        let max = if task.next_block < task.one_by_one { 1 } else { COPY_CHUNK_LEN / block_size };
+        let Some((blocks, first)) = next_run(seen.present, task.next_block, max) else {
             return (Begin::Done, Some(task));
         };
         let present = match copy.vhd.map.claim_any(copy.extent, blocks, seen.version) {
@@ -416,7 +419,11 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
             }
             // Replicas that are damaged in different places can each be repaired from the other.
             Err(error) if !writing && task.copy.target.state == ReplicaState::InSync => {
-                task.damage.get_or_insert(error);
+                if blocks.len() > 1 {
+                    (task.one_by_one, task.next_block) = (task.next_block, task.next_block - blocks.len());
+                } else {
+                    task.damage.get_or_insert(error);
+                }
                 self.tasks.push_front(task);
             }
             Err(error) => self.end_task(&task.copy, MoverReport::Failed { id: task.copy.id, disk, error }),

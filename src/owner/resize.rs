@@ -116,7 +116,12 @@ impl Owner {
             let written = written_beyond(&vhd.state.map, extents, last) * block;
             return Err(CommandError::ShrinkLoses { vhd: name(), size: record.size, written });
         }
-        if self.waves.is_moving(record.id) || self.is_mending(record.id) {
+        if let Some(job) = self.jobs.scrub_of(record.id) {
+            return Err(CommandError::ScrubExists { vhd: name(), job: job.record.id.0 });
+        }
+        // Copies on their way hold claims, and new ones must not begin before it is over.
+        let is_copied = self.jobs.is_being_read(record.id) || self.repairs.knows(record.id);
+        if is_copied || self.waves.is_moving(record.id) || self.is_mending(record.id) {
             return Err(CommandError::MovesEnding { vhd: name() });
         }
         if let Some(pid) = vhd.attached {

@@ -279,6 +279,14 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
         Ok(())
     }
 
+    /// Forgets all checksums of blocks.
+    ///
+    /// # Errors
+    /// As [`Member::apply`].
+    pub fn forget_checksums(&mut self) -> Result<(), MemberError> {
+        self.retry_grown(|member| member.transact(|txn| txn.delete_table(CHECKSUMS).map(drop).map_err(db_error)))
+    }
+
     /// Measures how full the member is while its pages are still at hand, then lets go of them: it is opened anew, without reading
     /// ahead. Memory for pages that were needed once would stay taken for as long as the member is open. Only once.
     ///

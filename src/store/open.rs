@@ -237,6 +237,9 @@ pub fn open<D: BlockDev + ?Sized + 'static>(
     store.mend();
     store.rebuild(failed, options);
     store.check_majority()?;
+    if options.accept_stale {
+        store.forget_checksums()?;
+    }
     Ok(store)
 }
 
@@ -325,6 +328,21 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
             return Ok(());
         }
         Err(OpenError::NoMajority { total: self.total, needed, usable, failed: std::mem::take(&mut self.failed) })
+    }
+
+    /// Forgets the checksums of all blocks. What is missing from a table that is of another time was written to blocks that it has
+    /// checksums of.
+    ///
+    /// # Errors
+    /// No majority took it up.
+    fn forget_checksums(&mut self) -> Result<(), OpenError> {
+        for (place, mut member) in std::mem::take(&mut self.members) {
+            match member.forget_checksums() {
+                Ok(()) => self.members.push((place, member)),
+                Err(error) => self.failed.push(fail(&place, error)),
+            }
+        }
+        self.check_majority()
     }
 
     /// Enters a new epoch on all members: `epoch`, or the next one if that is higher. Call before serving. Returns the

@@ -153,6 +153,11 @@ impl Jobs {
         self.unended(vhd).find(|job| job.is_scrub())
     }
 
+    /// Whether something of the VHD is being read by a scrub, one that has ended perhaps.
+    pub fn is_being_read(&self, vhd: VhdId) -> bool {
+        self.0.values().any(|job| job.scrub.is_reading(vhd))
+    }
+
     /// Forgets the oldest ended jobs beyond those that are remembered.
     pub fn forget_oldest(&mut self) -> Vec<JobId> {
         let ended: Vec<JobId> = self.0.values().filter(|job| job.record.is_ended()).map(|job| job.record.id).collect();

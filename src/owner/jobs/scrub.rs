@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::base::ids::{JobId, VhdId};
 use crate::base::limits::SCRUBS_MAX;
-use crate::base::units::ExtentIndex;
+use crate::base::units::{BLOCKS_PER_EXTENT, ExtentIndex};
 use crate::mover::messages::{CopyTask, MoveId, MoverMessage};
 use crate::owner::Owner;
 use crate::owner::command::{CommandError, Reply, StartJob};
@@ -18,6 +18,7 @@ use crate::owner::replicas::Place;
 use crate::placement::job::{JobKind, JobState};
 use crate::placement::{Replica, ReplicaState};
 use crate::store::edit::StoreEdit;
+use crate::store::page::PageKey;
 
 use super::goal::Wanted;
 
@@ -33,12 +34,19 @@ pub(in crate::owner) struct Scrub {
     later: BTreeSet<ExtentIndex>,
     /// Replicas that were not as they should be.
     repairing: BTreeSet<Place>,
+    /// Those among them that could not be repaired as a whole, to be read once more.
+    read_again: BTreeSet<Place>,
 }
 
 impl Scrub {
     /// Whether something of it is under way.
     pub fn is_busy(&self) -> bool {
         !self.running.is_empty() || !self.repairing.is_empty()
+    }
+
+    /// Whether something of the VHD is being read.
+    pub(super) fn is_reading(&self, vhd: VhdId) -> bool {
+        self.running.values().any(|place| place.vhd == vhd)
     }
 
     /// From the beginning of a VHD, the next one or the first.
@@ -77,8 +85,8 @@ impl Owner {
                 }
                 return;
             };
-            if self.repairs.concerns(vhd) {
-                // Which of its replicas is right is not known yet.
+            // Which of its replicas is right is not known yet, or it is about to be deleted or to shrink.
+            if self.repairs.concerns(vhd) || self.vhds.get(vhd).is_some_and(|vhd| vhd.frozen) {
                 return self.job_waits(id);
             }
             self.count_bytes(id, vhd);
@@ -113,7 +121,9 @@ impl Owner {
     /// The replica that is read next; none if all have been, or those that are left are on their way elsewhere.
     fn next_to_scrub(&mut self, id: JobId, vhd: VhdId) -> Option<Place> {
         let map = &self.vhds.get(vhd).filter(|vhd| !vhd.frozen)?.state.map;
-        let is_moving = |extent: ExtentIndex| self.waves.of_extent(vhd, extent).is_some();
+        // Replicas that are about to be made equal must not be read before: the other one would count from then on.
+        let is_moving =
+            |extent: ExtentIndex| self.waves.of_extent(vhd, extent).is_some() || self.repairs.knows_extent(vhd, extent);
         let scrub = &mut self.jobs.get_mut(id)?.scrub;
         while scrub.todo.is_empty() {
             let fresh = map.placed_from(scrub.next.unwrap_or_default()).next();
@@ -136,6 +146,7 @@ impl Owner {
     fn scrub(&mut self, id: JobId, place: Place, out: &mut impl OwnerOutbox) {
         let Some(replica) = self.counting_replica(place) else { return };
         let Some(vhd) = self.vhds.get(place.vhd).map(|vhd| vhd.state.clone()) else { return };
+        self.keep_learned(place, out);
         let copy = self.waves.next_move();
         let Some(job) = self.jobs.get_mut(id) else { return };
         let speed = job.speed();
@@ -152,7 +163,25 @@ impl Owner {
         let map = &self.vhds.get(place.vhd)?.state.map;
         let replica = (place.extent.0 < map.extents()).then(|| map.lookup(place.extent).replicas.on(place.disk))??;
         let works = !self.space.disk(place.disk).state.is_failed();
-        (replica.state == ReplicaState::InSync && works).then_some(replica)
+        // Of replicas that may differ, only the one that guests read counts.
+        let is_read = || self.working_replicas(place.vhd, place.extent).first().is_some_and(|r| r.disk == place.disk);
+        let counts = !map.is_in_doubt(place.extent) || is_read();
+        (replica.state == ReplicaState::InSync && works && counts).then_some(replica)
+    }
+
+    /// Checksums that are not known are about to be learned: the page gets a write intent, with whose end they come into the table.
+    fn keep_learned(&mut self, place: Place, out: &mut impl OwnerOutbox) {
+        let Some(map) = self.vhds.get(place.vhd).map(|vhd| &vhd.state.map) else { return };
+        let present = map.lookup(place.extent).present;
+        let is_unknown = |block: u32| present.has(block) && map.checksum(place.extent, block).is_none();
+        if !map.has_checksums() || !(0..BLOCKS_PER_EXTENT).any(is_unknown) {
+            return;
+        }
+        let (page, _) = PageKey::of(place.vhd, place.extent);
+        if let Some(rows) = self.intend_with(place.vhd, vec![page.page]) {
+            let edit = self.next_edit();
+            out.edit(edit, vec![rows]);
+        }
     }
 
     /// The mover has read a replica, or could not. False if it was something else.
@@ -165,9 +194,19 @@ impl Owner {
         let Some(job) = self.jobs.iter_mut().find(|job| job.scrub.running.contains_key(&copy)) else { return false };
         let place = job.scrub.running.remove(&copy).expect("just found");
         match ended {
-            Ok(true) => {}
+            Ok(true) => {
+                // Nobody knew any more which parts of which replica were good.
+                let is_mended = job.scrub.read_again.remove(&place);
+                if let (JobKind::Scrub { repaired, .. }, true) = (&mut job.record.kind, is_mended) {
+                    *repaired += 1;
+                }
+            }
             // It was dropped, or has begun to move.
             Ok(false) => drop(job.scrub.later.insert(place.extent)),
+            Err(fault) if job.scrub.read_again.remove(&place) => {
+                job.unreadable.insert((place.vhd, place.extent));
+                self.disk_error(fault.disk, fault.error, false, out);
+            }
             Err(fault) => {
                 if let JobKind::Scrub { damaged, .. } = &mut job.record.kind {
                     *damaged += 1;
@@ -192,7 +231,9 @@ impl Owner {
                 *repaired += u64::from(made);
             }
             if is_left {
-                job.unreadable.insert((place.vhd, place.extent));
+                // It may have got the parts that were bad, and others were bad where it was to come from: this ends when all are done.
+                job.scrub.read_again.insert(place);
+                job.scrub.later.insert(place.extent);
             }
         }
     }

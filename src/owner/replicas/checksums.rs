@@ -13,6 +13,9 @@ use crate::store::page::PageKey;
 
 use super::extents_of;
 
+/// Bytes that a row of checksums takes, pages of the database are that large.
+pub(super) const CHECKSUM_ROW_ROOM: u64 = 16 << 10;
+
 impl Owner {
     /// Whether blocks of the VHD have checksums.
     pub(in crate::owner) fn is_checked(&self, vhd: VhdId) -> bool {
@@ -22,7 +25,12 @@ impl Owner {
     /// Whether the intent of a page may be taken back as far as its checksums are concerned. They must not take the room that is needed
     /// for placing extents: without them in the table, the page is read once more when the pool is opened.
     pub(super) fn may_keep_checksums(&self, page: PageKey) -> bool {
-        !self.is_checked(page.vhd) || self.metadata.used <= self.metadata.size / 2
+        !self.is_checked(page.vhd) || self.room_for_checksums() >= CHECKSUM_ROW_ROOM
+    }
+
+    /// Bytes of the metadata region that they may still take.
+    pub(super) fn room_for_checksums(&self) -> u64 {
+        (self.metadata.size / 2).saturating_sub(self.metadata.used)
     }
 
     /// Whether nobody is writing to a page. After fences on all disks that work: a write that waits for another one has its claims

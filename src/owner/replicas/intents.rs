@@ -17,6 +17,8 @@ use crate::reactor::messages::{AllocateError, ReactorMessage};
 use crate::store::edit::{EditFailed, EditId, StoreEdit};
 use crate::store::page::PageKey;
 
+use super::checksums::CHECKSUM_ROW_ROOM;
+
 /// Names of fences that intents wait for have this bit; those of waves are below.
 const CLEANING: u64 = 1 << 63;
 
@@ -205,9 +207,15 @@ impl Owner {
         }
         let is_settled = |page: &&PageKey| {
             let vhd = self.vhds.get(page.vhd).filter(|vhd| !vhd.frozen);
-            vhd.is_some_and(|vhd| !vhd.state.map.page_is_in_doubt(page.page)) && self.may_keep_checksums(**page)
+            vhd.is_some_and(|vhd| !vhd.state.map.page_is_in_doubt(page.page))
         };
-        let pages: Vec<PageKey> = self.intents.set.iter().filter(is_settled).copied().collect();
+        let mut room = self.room_for_checksums();
+        let has_room = |page: &PageKey| {
+            let needed = if self.is_checked(page.vhd) { CHECKSUM_ROW_ROOM } else { 0 };
+            room.checked_sub(needed).map(|left| room = left).is_some()
+        };
+        let settled = self.intents.set.iter().filter(is_settled).copied();
+        let pages: Vec<PageKey> = settled.filter(has_room).collect();
         for pages in pages.chunks(CLEANED_MAX) {
             let pages = pages.iter().copied().collect();
             self.intents.cleaning = Some(Cleaning { name: WaveId(CLEANING), pages, missing: DiskSet::default() });
@@ -260,7 +268,9 @@ impl Owner {
             // What is written to an extent with one replica, while another one is made, goes on without asking.
             let is_quiet =
                 || !vhd.frozen && !self.waves.is_moving(page.vhd) && vhd.state.disks_to_sync().iter().all(is_synced);
-            if *quiet.entry(page.vhd).or_insert_with(is_quiet) && self.is_unclaimed(page) {
+            // Replicas that differ are known to do so only by the intent until they are equal, or stale in the table.
+            let is_settled = !self.stale.concerns(page.vhd) && !self.repairs.knows_page(page);
+            if *quiet.entry(page.vhd).or_insert_with(is_quiet) && is_settled && self.is_unclaimed(page) {
                 self.intents.set.remove(&page);
                 cleaned.insert(page);
             } else {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::super::moves::wave::Fault;
 use super::extents_of;
-use crate::base::ids::{DiskId, JobId, VhdId};
+use crate::base::ids::{DiskId, DiskSet, JobId, VhdId};
 use crate::base::limits::{REPAIRS_MAX, REPAIRS_WAITING_MAX};
 use crate::base::units::ExtentIndex;
 use crate::mover::messages::{CopyTask, MoveId, MoverMessage, Speed};
@@ -39,6 +39,8 @@ pub(in crate::owner) struct Repairs {
     waiting: VecDeque<(Place, bool)>,
     known: BTreeSet<Place>,
     running: BTreeMap<MoveId, (Place, bool)>,
+    /// From which disks a replica could not be made equal.
+    bad: BTreeMap<Place, DiskSet>,
     announced: bool,
     /// A job may have waited for what has ended.
     told_jobs: bool,
@@ -52,6 +54,22 @@ impl Repairs {
     pub fn concerns(&self, vhd: VhdId) -> bool {
         let (first, last) = (PageKey { vhd, page: 0 }, PageKey { vhd, page: u32::MAX });
         self.pages.range(first..=last).next().is_some() || self.left.range(first..=last).next().is_some()
+    }
+
+    /// Whether a replica of the VHD is to be made equal, or may be.
+    pub fn knows(&self, vhd: VhdId) -> bool {
+        self.concerns(vhd) || self.known.iter().any(|place| place.vhd == vhd)
+    }
+
+    /// Whether a replica of the extent is to be made equal.
+    pub fn knows_extent(&self, vhd: VhdId, extent: ExtentIndex) -> bool {
+        let places = |disk| Place { vhd, extent, disk };
+        self.known.range(places(DiskId(0))..=places(DiskId(u8::MAX))).next().is_some()
+    }
+
+    /// Whether a replica of the page is to be made equal.
+    pub fn knows_page(&self, page: PageKey) -> bool {
+        self.known.iter().any(|place| PageKey::of(place.vhd, place.extent).0 == page)
     }
 
     /// Whether a replica of the extent is being made equal.
@@ -171,7 +189,7 @@ impl Owner {
     }
 
     /// Replicas in sync on disks that work, in the order in which they are read.
-    fn working_replicas(&self, vhd: VhdId, extent: ExtentIndex) -> Vec<Replica> {
+    pub(in crate::owner) fn working_replicas(&self, vhd: VhdId, extent: ExtentIndex) -> Vec<Replica> {
         let Some(vhd) = self.vhds.get(vhd).filter(|vhd| extent.0 < vhd.state.map.extents()) else { return Vec::new() };
         let replicas = vhd.state.map.lookup(extent).replicas;
         let works = |r: &Replica| r.state == ReplicaState::InSync && !self.space.disk(r.disk).state.is_failed();
@@ -193,7 +211,9 @@ impl Owner {
             return self.repair_done(place, false);
         }
         let target = working.iter().find(|replica| replica.disk == place.disk);
-        let source = working.iter().find(|replica| only_checked || replica.disk != place.disk);
+        let bad = self.repairs.bad.get(&place).copied().unwrap_or_default();
+        let source =
+            working.iter().find(|replica| only_checked || replica.disk != place.disk && !bad.contains(replica.disk));
         let (Some(source), Some(target), Some(vhd)) = (source, target, self.vhds.get(place.vhd)) else {
             // It is stale by now, or elsewhere, or the only one left.
             return self.repair_done(place, false);
@@ -209,7 +229,10 @@ impl Owner {
 
     fn repair_done(&mut self, place: Place, made: bool) {
         self.repairs.known.remove(&place);
+        self.repairs.bad.remove(&place);
         self.scrub_repair_ended(place, made);
+        // A scrub may have waited for it.
+        self.repairs.told_jobs = true;
         let (page, _) = PageKey::of(place.vhd, place.extent);
         let Some(left) = self.repairs.left.get_mut(&page) else { return };
         if left.remove(&place) && left.is_empty() {
@@ -268,9 +291,14 @@ impl Owner {
                     place.vhd.0,
                     self.pool.disk_name(fault.disk)
                 );
-            } else if may_turn {
-                // The one that was to be read is bad itself, in another place: the other way round.
-                self.want_repair(Place { disk: fault.disk, ..place }, false);
+            } else {
+                if may_turn {
+                    // The one that was to be read is bad itself, in another place: the other way round.
+                    self.want_repair(Place { disk: fault.disk, ..place }, false);
+                }
+                self.repairs.bad.entry(place).or_default().insert(fault.disk);
+                // As long as there is one more that it could come from.
+                return self.repairs.waiting.push_back((place, false));
             }
         }
         self.repair_done(place, false);

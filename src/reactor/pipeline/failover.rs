@@ -10,7 +10,7 @@ use crate::reactor::messages::{Outbox, OwnerRequest};
 
 use super::Pipeline;
 use super::data::to_usize;
-use super::slots::{Piece, PieceSlot, RequestSlot, Unread};
+use super::slots::{Avoid, Piece, PieceSlot, RequestSlot, Unread};
 
 impl<E: Engine, O: Outbox> Pipeline<E, O> {
     /// The replica that is to answer a read: the one on the disk with the fewest operations in flight here.
@@ -28,9 +28,17 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     /// As [`Pipeline::replica_to_read`], without those that have failed to answer this request.
     pub(super) fn replica_for(&self, slot: RequestSlot, extent: ExtentIndex, replicas: ReplicaSet) -> Option<Replica> {
         let state = self.slots.request(slot);
-        let avoid = state.avoid.filter(|(of, _)| *of == extent);
+        let avoid = self.avoided(slot, extent);
         let in_doubt = !replicas.is_single() && state.vhd().map.is_in_doubt(extent);
-        self.replica_to_read(replicas, in_doubt, avoid.map_or(DiskSet::default(), |(_, disks)| disks))
+        self.replica_to_read(replicas, in_doubt, avoid)
+    }
+
+    /// Disks that failed to answer this request in the extent. If blocks are compared, a disk that is wrong in one of them may be the only
+    /// one that is right in the next.
+    fn avoided(&self, slot: RequestSlot, extent: ExtentIndex) -> DiskSet {
+        let state = self.slots.request(slot);
+        let counts = |avoid: &Avoid| avoid.extent == extent && (!state.careful || avoid.cursor == state.cursor);
+        state.avoid.filter(counts).map_or(DiskSet::default(), |avoid| avoid.disks)
     }
 
     /// A read for the piece failed. If there is another replica it is asked, and the owner told of the bad one; else the piece
@@ -91,10 +99,10 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if state.failed.is_some() {
             return false;
         }
-        let mut avoid = state.avoid.filter(|(of, _)| *of == extent).map_or(DiskSet::default(), |(_, disks)| disks);
-        disk.iter().for_each(|disk| avoid.insert(*disk));
-        state.avoid = Some((extent, avoid));
         state.cursor = cursor;
+        let mut disks = self.avoided(slot, extent);
+        disk.iter().for_each(|disk| disks.insert(*disk));
+        self.slots.request_mut(slot).avoid = Some(Avoid { extent, cursor, disks });
         true
     }
 }

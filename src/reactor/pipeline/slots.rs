@@ -80,7 +80,7 @@ pub(super) struct RequestState {
     /// A part of a read that a replica could not answer.
     pub unread: Option<Unread>,
     /// Replicas that failed to answer a read of an extent: the others are asked first.
-    pub avoid: Option<(ExtentIndex, DiskSet)>,
+    pub avoid: Option<Avoid>,
     /// What it read did not match its checksum: it reads under claims from now on.
     pub careful: bool,
     /// Distinguishes uses of the slot, so that a late answer meets nobody.
@@ -157,6 +157,16 @@ impl RequestState {
     pub fn vhd(&self) -> &Arc<VhdState> {
         self.vhd.as_ref().expect("a started request has a VHD")
     }
+}
+
+/// Replicas that failed to answer a read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Avoid {
+    /// Of which extent.
+    pub extent: ExtentIndex,
+    /// Where the request was then.
+    pub cursor: u64,
+    pub disks: DiskSet,
 }
 
 /// The first part of a read that is to be asked of another replica.

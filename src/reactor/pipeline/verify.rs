@@ -58,7 +58,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         }
         let state = self.slots.request(slot);
         let (geometry, careful, request_offset) = (state.vhd().settings.geometry, state.careful, state.cursor);
-        let whole = Whole::around(geometry, chunk, BOUNCE_LEN as u64);
+        // Replicas may be wrong in different blocks.
+        let limit = if careful { geometry.block_size() } else { BOUNCE_LEN as u64 };
+        let whole = Whole::around(geometry, chunk, limit);
         let skip = chunk.within - whole.within;
         chunk.len = chunk.len.min(whole.len - skip);
         let mut claimed = BlockMask::NONE;
