@@ -213,6 +213,12 @@ impl Waves {
         wave.is_some_and(|wave| wave.stage != Stage::Undecided)
     }
 
+    /// Whether an extent is being moved, and that cannot be given up any more.
+    pub fn is_carried_through(&self, vhd: VhdId, extent: ExtentIndex) -> bool {
+        let wave = self.of_extent(vhd, extent).and_then(|(wave, _)| self.get(wave));
+        wave.is_some_and(|wave| matches!(wave.stage, Stage::Committing { .. } | Stage::Undecided))
+    }
+
     /// Whether what became of each move of the VHD is known, or will be.
     pub fn is_decided(&self, vhd: VhdId) -> bool {
         !self.waves.values().any(|wave| wave.vhd == vhd && wave.stage == Stage::Undecided)

@@ -128,11 +128,13 @@ impl Owner {
             return Verdict::Without;
         }
         // A move of the extent elsewhere ends, or is carried through.
-        self.give_up_all(|_, of, moved| of == id && moved.extent == extent, out);
-        if self.waves.of_extent(id, extent).is_some() {
+        if self.waves.is_carried_through(id, extent) {
             return if self.waves.is_under_way(id, extent) { Verdict::Waits } else { Verdict::Needed };
         }
-        if self.wish_stale(id, extent, disk) { Verdict::Waits } else { Verdict::Needed }
+        // Wished before: the job would begin with the extent anew at once, and wait for the claims that this write has.
+        let wished = self.wish_stale(id, extent, disk);
+        self.give_up_all(|_, of, moved| of == id && moved.extent == extent, out);
+        if wished { Verdict::Waits } else { Verdict::Needed }
     }
 
     /// Whether a FLUSH is good without a sync of the disk.
