@@ -8,6 +8,7 @@ mod rings;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use tokio::sync::mpsc::UnboundedSender;
@@ -19,7 +20,7 @@ use super::error::DeviceError;
 use super::hub::{Hub, Place};
 use super::listener::Vhd;
 use super::memory::Memory;
-use super::turn::FrontendId;
+use super::turn::{FrontendId, Wait};
 use super::vring::{Kick, Vring};
 use crate::base::clock;
 use crate::reactor::messages::{RingAddresses, RingCommand};
@@ -45,6 +46,10 @@ pub(super) struct Device {
     id: FrontendId,
     /// It is this frontend's turn.
     active: bool,
+    /// It was before.
+    was_active: bool,
+    /// Why its rings, which are started, do not run.
+    waits: Option<Wait>,
     hub: Arc<Hub>,
     settings: DeviceSettings,
     /// `None` until SET_FEATURES.
@@ -81,6 +86,8 @@ impl Device {
             vhd,
             id,
             active: false,
+            was_active: false,
+            waits: None,
             hub,
             settings,
             acknowledged: None,
@@ -120,7 +127,9 @@ impl Device {
         }
         self.protocol = VhostUserProtocolFeatures::from_bits_truncate(features);
         match self.vhd.turn().earlier(self.id) {
-            Some(first) if !self.can_migrate() => Err(DeviceError::InUse(first.pid)),
+            Some(first) if !self.can_migrate() && !self.vhd.turn().was_last(self.id) => {
+                Err(DeviceError::InUse(first.pid))
+            }
             _ => Ok(()),
         }
     }
@@ -405,8 +414,11 @@ impl Device {
 
     /// Whether the rings of this frontend may run.
     fn take_turn(&mut self, acknowledged: u64) -> Result<bool, DeviceError> {
-        match self.vhd.turn().take(self.id) {
+        let taken = self.vhd.turn().take(self.id, clock::now());
+        let waited = std::mem::replace(&mut self.waits, taken.err());
+        match taken {
             Ok(()) => {
+                self.was_active = true;
                 if !std::mem::replace(&mut self.active, true) {
                     // The guest may have chosen another cache mode through the frontend that was active before.
                     let writeback = is_writeback(acknowledged, self.vhd.writeback_field());
@@ -414,19 +426,28 @@ impl Device {
                 }
                 Ok(true)
             }
-            Err(active) if !self.can_migrate() => Err(DeviceError::InUse(active.pid)),
-            Err(active) => {
-                self.vhd.log_coming(&format!("virtqueues wait until those of process {} are stopped", active.pid));
+            // One that was served before has a guest that has not gone anywhere.
+            Err(wait) if !self.can_migrate() && !self.was_active => Err(DeviceError::InUse(wait.pid())),
+            Err(wait) => {
+                if !waited.is_some_and(|waited| waited.is_like(wait)) {
+                    self.vhd.log_coming(&wait.to_string());
+                }
                 Ok(false)
             }
         }
     }
 
+    /// When to look whether its turn has come, even if nothing happens.
+    pub(super) fn look_after(&self) -> Option<Duration> {
+        let look_at = self.waits?.look_at()?;
+        Some(Duration::from_nanos(look_at.since(clock::now())))
+    }
+
     /// Lets another frontend have its turn, if no ring is started any more.
     fn end_turn(&mut self) {
-        if self.active && self.rings.iter().all(|ring| ring.kick.is_none()) {
-            self.active = false;
-            self.vhd.turn().release(self.id);
+        if self.rings.iter().all(|ring| ring.kick.is_none()) {
+            (self.active, self.waits) = (false, None);
+            self.vhd.turn().release(self.id, clock::now());
         }
     }
 

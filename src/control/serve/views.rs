@@ -27,6 +27,7 @@ use crate::control::serve::serving::{Mark, ServingMark, Unfit};
 use crate::control::view_files::{PLACE, Part, Serving, ViewFileError, ViewFiles};
 use crate::disk::identity::DiskIdentity;
 use crate::placement::view::{Keep, KeptSegment, kept_len};
+use crate::shared::last_active;
 use crate::store::page::Stamp;
 
 /// How long a daemon that was killed may still have its files, and how often that is looked at. Its disks are free already.
@@ -151,7 +152,17 @@ impl Left {
     /// A file that cannot be read, or of a length that it cannot have.
     pub fn segments(&self, vhd: Uuid) -> Result<Vec<KeptSegment>, ViewFileError> {
         let parts = self.parts.get(&vhd).map_or([].as_slice(), Vec::as_slice);
-        parts.iter().filter_map(|part| self.segment(*part).transpose()).collect()
+        let of_view = parts.iter().filter(|part| part.start != last_active::PART);
+        of_view.filter_map(|part| self.segment(*part).transpose()).collect()
+    }
+
+    /// Whose rings of a VHD ran last (`shared::last_active`); `None` if that was not kept.
+    ///
+    /// # Errors
+    /// A file that cannot be opened.
+    pub fn last_active(&self, vhd: Uuid) -> Result<Option<File>, ViewFileError> {
+        let part = self.parts.get(&vhd).and_then(|parts| parts.iter().find(|part| part.start == last_active::PART));
+        part.map(|part| self.files.open_ended(self.serving, *part).map(File::from)).transpose()
     }
 
     /// `None`: the file was about to be made, so that nothing was placed there yet.
