@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use super::channel::Channel;
 use super::hub::Hub;
 use super::server::{Frontend, ServerEvents, VhdEndpoint};
-use super::turn::{FRONTENDS_MAX, FrontendId, Turn};
+use super::turn::{FrontendId, Turn};
 use super::{connection, sys};
 use crate::base::clock;
 use crate::base::ids::VhdId;
@@ -39,6 +39,9 @@ pub(super) struct Vhd {
     name: Mutex<String>,
     /// The `writeback` field of the configuration space. It outlives connections: a guest does not notice a reconnect.
     writeback_field: AtomicBool,
+    /// Switched to writethrough while no ring ran: what was written before is flushed through the first one that does, of whichever
+    /// frontend.
+    owes_flush: AtomicBool,
     /// Rings that reactors serve.
     running: AtomicUsize,
     turn: Turn,
@@ -72,6 +75,7 @@ impl Vhd {
             optimal_io_size: endpoint.optimal_io_size,
             name: Mutex::new(endpoint.name),
             writeback_field: AtomicBool::new(endpoint.writeback),
+            owes_flush: AtomicBool::new(false),
             running: AtomicUsize::new(0),
             events,
             counters: Counters::default(),
@@ -109,6 +113,14 @@ impl Vhd {
         if self.writeback_field.swap(writeback, Ordering::SeqCst) != writeback {
             self.events.cache_mode(self.id(), writeback);
         }
+    }
+
+    pub(super) fn owes_flush(&self) -> bool {
+        self.owes_flush.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn owe_flush(&self, owes: bool) {
+        self.owes_flush.store(owes, Ordering::SeqCst);
     }
 
     /// A way to a frontend that has come; it lasts as long as who asks keeps it.

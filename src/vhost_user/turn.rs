@@ -266,11 +266,12 @@ impl Turn {
         self.seats().taken.first().filter(|seat| seat.id != id).map(|seat| seat.frontend)
     }
 
-    /// Whether the rings of its process ran last.
-    pub(super) fn was_last(&self, id: FrontendId) -> bool {
+    /// Whether it is the one connection of the process whose rings ran last: it comes back.
+    pub(super) fn comes_back(&self, id: FrontendId) -> bool {
         let seats = self.seats();
         let process = seats.of(id).process;
-        process.is_some() && self.vhd.last_active.last().map(|last| last.process) == process
+        let alone = seats.taken.iter().all(|seat| seat.id == id || seat.process != process);
+        alone && process.is_some() && self.vhd.last_active.last().map(|last| last.process) == process
     }
 
     /// The one that is or was active, or the first.

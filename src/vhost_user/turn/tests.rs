@@ -167,7 +167,7 @@ fn after_a_restart_others_wait_for_the_process_that_was_active() {
     assert!(!bench.turn.has_room(None) && bench.turn.has_room(Some(last.process())), "one place is its own");
     let id = bench.join(last.process());
     assert!(bench.turn.take(early, at_ms(TURN_GRACE_MILLIS - 1)).is_err(), "it has just connected");
-    assert!(bench.turn.was_last(id) && !bench.turn.was_last(early));
+    assert!(bench.turn.comes_back(id) && !bench.turn.comes_back(early));
     bench.turn.take(id, at_ms(10)).unwrap();
     assert_eq!(bench.turn.take(early, at_ms(60_000)), Err(Wait::Active { pid: last.0.id() }));
     // It comes, and does not start them: no reason to wait for ever.
