@@ -123,9 +123,9 @@ impl Device {
             return Err(DeviceError::ProtocolFeatures(unknown));
         }
         self.protocol = VhostUserProtocolFeatures::from_bits_truncate(features);
-        match self.vhd.turn().earlier(self.id) {
+        match self.vhd.turn().ahead_of(self.id) {
             Some(first) if !self.can_migrate() && !self.vhd.turn().comes_back(self.id) => {
-                Err(DeviceError::InUse(first.pid))
+                Err(DeviceError::InUse(first))
             }
             _ => Ok(()),
         }

@@ -35,7 +35,7 @@ pub(super) enum DeviceError {
     #[error("the dirty log: {0}")]
     Log(#[from] LogError),
     #[error(
-        "process {0} is connected, and a frontend that comes second must be able to take part in a live migration, which this one \
+        "process {0} is connected, or expected to connect again, and a frontend that comes second must be able to take part in a live migration, which this one \
          is not: it does not use the protocol feature LOG_SHMFD"
     )]
     InUse(u32),

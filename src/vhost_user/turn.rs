@@ -266,6 +266,16 @@ impl Turn {
         self.seats().taken.first().filter(|seat| seat.id != id).map(|seat| seat.frontend)
     }
 
+    /// The process of the one that came before this one, or that has to come back before this one can have its turn.
+    pub(super) fn ahead_of(&self, id: FrontendId) -> Option<u32> {
+        let seats = self.seats();
+        if let Some(earlier) = seats.taken.first().filter(|seat| seat.id != id) {
+            return Some(earlier.frontend.pid);
+        }
+        let process = seats.of(id).process;
+        self.unstopped().filter(|last| Some(*last) != process && last.is_alive()).map(|last| last.pid)
+    }
+
     /// Whether it is the one connection of the process whose rings ran last: it comes back.
     pub(super) fn comes_back(&self, id: FrontendId) -> bool {
         let seats = self.seats();

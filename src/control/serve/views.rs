@@ -245,6 +245,8 @@ mod tests {
     use crate::control::view_files::OwnRights;
     use crate::placement::ReplicaSet;
     use crate::placement::view::VhdMap;
+    use crate::shared::last_active::LastActive;
+    use crate::shared::process::Process;
 
     const POOL: Uuid = Uuid::from_u128(1);
     const VHD: Uuid = Uuid::from_u128(2);
@@ -291,6 +293,27 @@ mod tests {
         next.remove();
         drop(next);
         assert!(none(&views, 9));
+    }
+
+    #[test]
+    fn whose_rings_ran_last_is_found_and_is_no_part_of_the_view() {
+        let place = tempfile::tempdir().unwrap();
+        let views = views_in(place.path(), POOL, "boot");
+        let keep: Arc<dyn Keep> = Arc::new(views.make(7).unwrap());
+        let ours = Process::of(std::process::id()).unwrap();
+        let map = VhdMap::kept(3, VHD, &keep);
+        let last = LastActive::kept(VHD, &keep);
+        last.set_last(Some(ours));
+        drop((map, last, keep));
+        let found = views.find(7).unwrap().unwrap();
+        assert!(found.last_active(GONE).unwrap().is_none());
+        let next = LastActive::default();
+        next.take_over(&found.last_active(VHD).unwrap().unwrap()).unwrap();
+        assert_eq!(next.last().map(|last| last.process), Some(ours));
+        let mut seen = 0;
+        let segments = found.segments(VHD).unwrap();
+        segments.iter().for_each(|segment| segment.read(|_, _| seen += 1).unwrap());
+        assert_eq!((segments.len(), seen), (1, 0));
     }
 
     #[test]
