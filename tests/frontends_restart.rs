@@ -10,9 +10,10 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use spanblk::shared::process::Process;
 use vhost::VhostBackend;
 use vhost::vhost_user::Frontend;
 use vhost_user_support::{Guest, Host, Note, eventually};
@@ -65,6 +66,18 @@ fn connects() {
         let connection = File::from(OwnedFd::from(UnixStream::connect(&socket).unwrap()));
         control.send_with_fd(&[0_u8][..], connection.as_raw_fd()).unwrap();
     }
+}
+
+#[test]
+fn a_process_is_alive_until_it_has_ended_not_until_its_parent_looks() {
+    let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+    let process = Process::of(child.id()).unwrap();
+    assert!(process.is_alive());
+    drop(child.stdin.take());
+    eventually("it has ended", || !process.is_alive());
+    assert!(std::fs::exists(format!("/proc/{}/stat", process.pid)).unwrap(), "it is a zombie");
+    child.wait().unwrap();
+    assert!(!process.is_alive());
 }
 
 fn stop(frontend: &Frontend) {

@@ -43,28 +43,14 @@ fn start_of(about: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
-
     use super::*;
 
     #[test]
-    fn a_process_is_alive_until_it_has_ended_not_until_its_parent_looks() {
+    fn another_process_with_the_same_number_is_another() {
         let ours = Process::of(std::process::id()).unwrap();
         assert!(ours.is_alive());
-        assert!(!Process { start: ours.start + 1, ..ours }.is_alive(), "another one with this number");
+        assert!(!Process { start: ours.start + 1, ..ours }.is_alive());
         assert_eq!(Process::of(0), None);
-        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
-        let process = Process::of(child.id()).unwrap();
-        assert!(process.is_alive());
-        drop(child.stdin.take());
-        let has_ended = |_| {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-            !process.is_alive()
-        };
-        assert!((0..5000).any(has_ended));
-        assert!(fs::exists(format!("/proc/{}/stat", process.pid)).unwrap(), "it is a zombie");
-        child.wait().unwrap();
-        assert!(!process.is_alive());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Whose turn it is, with frontends of processes that there are and of some that there are not.
 
-use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
 
 use super::*;
 use crate::base::ids::VhdId;
@@ -24,23 +25,41 @@ impl ServerEvents for Told {
     fn cache_mode(&self, _: VhdId, _: bool) {}
 }
 
-/// A process that runs until it is told to end.
-struct Running(Child);
+/// What the kernel shows like a process until it is told to end: a thread. (Children of a test would keep files of others open.)
+struct Running {
+    process: Process,
+    end: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
 
 impl Running {
     fn new() -> Running {
-        Running(Command::new("cat").stdin(Stdio::piped()).spawn().unwrap())
+        let (tell, told) = mpsc::channel();
+        let (end, ended) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let pid = u32::try_from(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+            tell.send(Process::of(pid).unwrap()).unwrap();
+            let _ = ended.recv();
+        });
+        Running { process: told.recv().unwrap(), end: Some(end), thread: Some(thread) }
     }
 
     fn process(&self) -> Process {
-        Process::of(self.0.id()).unwrap()
+        self.process
+    }
+
+    fn id(&self) -> u32 {
+        self.process.pid
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        self.0.wait().unwrap();
+        drop(self.end.take());
+        self.thread.take().unwrap().join().unwrap();
+        while self.process.is_alive() {
+            std::thread::yield_now();
+        }
     }
 }
 
@@ -163,13 +182,13 @@ fn after_a_restart_others_wait_for_the_process_that_was_active() {
     // The other one is there first.
     let early = bench.join(other.process());
     let wait = bench.turn.take(early, START).unwrap_err();
-    assert_eq!(wait, Wait::Returning { pid: last.0.id(), look: at_ms(TURN_LOOK_MILLIS) });
+    assert_eq!(wait, Wait::Returning { pid: last.id(), look: at_ms(TURN_LOOK_MILLIS) });
     assert!(!bench.turn.has_room(None) && bench.turn.has_room(Some(last.process())), "one place is its own");
     let id = bench.join(last.process());
     assert!(bench.turn.take(early, at_ms(TURN_GRACE_MILLIS - 1)).is_err(), "it has just connected");
     assert!(bench.turn.comes_back(id) && !bench.turn.comes_back(early));
     bench.turn.take(id, at_ms(10)).unwrap();
-    assert_eq!(bench.turn.take(early, at_ms(60_000)), Err(Wait::Active { pid: last.0.id() }));
+    assert_eq!(bench.turn.take(early, at_ms(60_000)), Err(Wait::Active { pid: last.id() }));
     // It comes, and does not start them: no reason to wait for ever.
     let bench = bench.restarted();
     let (early, _) = (bench.join(other.process()), bench.join(last.process()));
@@ -177,10 +196,10 @@ fn after_a_restart_others_wait_for_the_process_that_was_active() {
     // It does not come, because it has ended.
     let bench = bench.restarted();
     let early = bench.join(last.process());
-    assert_eq!(bench.turn.take(early, START).unwrap_err().pid(), last.0.id(), "another one has had them since");
+    assert_eq!(bench.turn.take(early, START).unwrap_err().pid(), last.id(), "another one has had them since");
     let third = Running::new();
     let early = bench.join(third.process());
-    assert_eq!(bench.turn.take(early, START).unwrap_err().pid(), other.0.id());
+    assert_eq!(bench.turn.take(early, START).unwrap_err().pid(), other.id());
     drop(other);
     bench.turn.take(early, START).unwrap();
 }
@@ -206,7 +225,7 @@ fn the_source_of_a_migration_does_not_go_on_after_a_restart_unless_it_stops_firs
         };
         let bench = bench.restarted();
         let from = bench.join(source.process());
-        let superseded = Err(Wait::Superseded { pid: source.0.id() });
+        let superseded = Err(Wait::Superseded { pid: source.id() });
         assert_eq!(bench.turn.take(from, START), superseded, "first of all");
         let to = bench.join(destination.process());
         bench.turn.take(to, START).unwrap();
