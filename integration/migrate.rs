@@ -58,6 +58,9 @@ fn main() -> ExitCode {
     });
     let started = report.check("a guest with two disks", || World::start(&dir, &image, accel));
     let Some((mut world, machine)) = started else { return report.finish() };
+    if accel == Accel::Tcg {
+        report.note("the guest stands still while its memory is copied: nothing here depends on the dirty log (tests/migration.rs does)");
+    }
     let name = format!("{count} migrations under fio");
     let Some((machine, lines)) = report.check(&name, || world.migrate_again_and_again(machine, count)) else {
         return report.finish();

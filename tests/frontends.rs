@@ -193,6 +193,35 @@ fn a_second_that_cannot_migrate_is_turned_away() {
     settled(&waiting);
 }
 
+/// A VMM that does not migrate: its guest resets the device, and another one has started its rings meanwhile.
+#[test]
+fn one_that_was_active_waits_and_is_not_cut_off_if_it_cannot_migrate() {
+    let host = Host::new(1);
+    let socket = host.add(1, "reset", 1);
+    let (guest, other) = (Guest::new(), Guest::new());
+    let first = guest.connect(&socket);
+    let features = guest.features & !features::VHOST_USER_PROTOCOL;
+    first.get_features().unwrap();
+    first.set_owner().unwrap();
+    first.set_features(features).unwrap();
+    first.set_mem_table(&guest.regions()).unwrap();
+    guest.set_ring(&first, 0, 64, 0);
+    first.set_vring_kick(0, &guest.kick).unwrap();
+    settled(&first);
+    assert_eq!(host.starts().len(), 1);
+    let second = other.negotiate(&socket);
+    first.get_vring_base(0).unwrap();
+    drop(second);
+    let second = other.start(&socket, 1);
+    assert_eq!(host.starts().len(), 1);
+    first.set_vring_kick(0, &guest.kick).unwrap();
+    settled(&first);
+    assert_eq!((host.starts().len(), host.status(1).refused), (0, 0));
+    drop(second);
+    eventually("it goes on", || host.starts().len() == 1);
+    settled(&first);
+}
+
 #[test]
 fn the_cache_mode_is_chosen_through_the_active_one() {
     let Pair { host, guests: _guests, mut first, mut second } = pair();

@@ -85,6 +85,38 @@ fn what_was_not_flushed_is_there_after_a_sigkill_and_another() {
     host.stop();
 }
 
+/// A guest that has not come back yet has its VHD, however the daemon ended; another process is told so at once.
+#[test]
+fn a_vhd_waits_for_the_process_that_had_it() {
+    let mut host = Host::with_pool(1);
+    host.serve(&[], &["d0.img"]);
+    host.ok(&["vhd", "create", "one", "--size", "1MiB", "--layout", "isolated"]);
+    for killed in [true, false] {
+        let mut client = host.attach_soon("one");
+        client.write_at(0, &[1; 512]).unwrap();
+        let left = kept(&host);
+        if killed {
+            host.kill();
+        } else {
+            host.stop();
+        }
+        assert!(left[0].exists());
+        drop(client);
+        host.serve(&[], &["d0.img"]);
+        let refused = host.run(&["vhd", "export", "one", "copy.img", "--overwrite"]);
+        let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && why.contains("in use"), "{why}");
+        drop(host.attach_soon("one"));
+        assert!((0..200).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            host.run(&["vhd", "export", "one", "copy.img", "--overwrite"]).status.success()
+        }));
+    }
+    let left = kept(&host);
+    host.stop();
+    assert!(!left[0].exists(), "nobody is expected");
+}
+
 /// The table alone does not have it: what the test above finds comes from what was kept.
 #[test]
 fn without_what_was_kept_the_table_is_all_there_is() {

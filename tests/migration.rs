@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "migration/copy.rs"]
+mod copy;
 #[path = "common/guest.rs"]
 mod guest;
 #[path = "common/host.rs"]
@@ -18,7 +20,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use host::EXTENT;
-use served::{Daemon, Driver, QUEUES, READ, RING, WRITE};
+use served::{DEVICE_WRITES, Daemon, Driver, NEXT, QUEUES, READ, RING, WRITE};
 use spanblk::reactor::messages::RingAddresses;
 use spanblk::virtio::features;
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserInflight};
@@ -202,7 +204,7 @@ fn the_frontend_is_told_that_the_log_has_changed_if_it_wants() {
 }
 
 /// Breaks the rings of a frontend by its log; then another frontend is served as if nothing had been.
-fn breaks_by(spoil: impl FnOnce(&mut Logged), data: u64) {
+fn breaks_by(spoil: impl FnOnce(&mut Logged), data: u64, is_told: bool) {
     let mut logged = Logged::new();
     let error = EventFd::new(EFD_NONBLOCK).unwrap();
     logged.frontend.set_vring_err(0, &error).unwrap();
@@ -211,7 +213,12 @@ fn breaks_by(spoil: impl FnOnce(&mut Logged), data: u64) {
     logged.driver.submit_at(0, 0, READ, 0, (data, 512), false);
     logged.driver.kick();
     eventually("the frontend is told", || error.read().is_ok());
+    let status = logged.driver.guest.read_memory(Driver::header(0, 0) + 16, 1);
     let Logged { daemon, frontend, .. } = logged;
+    if is_told {
+        assert_eq!(status, [1], "an error");
+        assert!(frontend.get_vring_base(0).is_err(), "a copy by the log is not what the guest has here");
+    }
     drop(frontend);
     eventually("it is gone", || daemon.server.status(daemon.vhd.id()).unwrap().frontend.is_none());
     let mut driver = Driver::new(Guest::new());
@@ -226,12 +233,12 @@ fn breaks_by(spoil: impl FnOnce(&mut Logged), data: u64) {
 
 #[test]
 fn a_log_that_is_taken_away_breaks_the_rings_and_nothing_else() {
-    breaks_by(|logged| logged.log.set_len(0).unwrap(), 0x410_0000);
+    breaks_by(|logged| logged.log.set_len(0).unwrap(), 0x410_0000, false);
 }
 
 #[test]
 fn a_log_that_is_too_short_breaks_the_rings_and_nothing_else() {
-    breaks_by(|logged| logged.log = logged.driver.guest.log(&mut logged.frontend, 512), 0x410_0000);
+    breaks_by(|logged| logged.log = logged.driver.guest.log(&mut logged.frontend, 512), 0x410_0000, true);
 }
 
 #[test]
@@ -310,86 +317,21 @@ fn a_guest_moves_from_one_frontend_to_another_and_back() {
     assert!(daemon.server.shut_down(Duration::from_secs(30)));
 }
 
-/// What a migration copies: all of memory once, then page by page what the log says, while requests go on; the last time after the rings
-/// were stopped. Nothing that the device has written may be missing at the other side.
+/// One that is kept full, given again and again: each write that waits would keep a worker of the kernel.
 #[test]
-fn a_copy_that_follows_the_log_is_the_same_in_the_end() {
+fn an_eventfd_that_is_full_has_no_writes_waiting() {
     let mut logged = Logged::new();
-    let memory_len = usize::try_from(Guest::FIRST_LEN).unwrap();
-    // Other data at each place, so that every read changes its buffer.
-    for extent in [0, 1] {
-        logged.driver.guest.write_memory(0x8_0000, &(0..=255_u8).cycle().take(64 << 10).collect::<Vec<_>>());
-        logged.run(WRITE, extent * EXTENT, 0x8_0000, 64 << 10);
+    let full = EventFd::new(0).unwrap();
+    full.write(u64::MAX - 1).unwrap();
+    for _ in 0..50 {
+        logged.frontend.set_log_fd(full.as_raw_fd()).unwrap();
+        logged.run(READ, 0, 0x410_0000, 512);
     }
-    logged.log_used_at(|driver, queue| Some(driver.ring(queue).used));
-    let source = logged.driver.guest.memory_file();
-    let log = logged.log.try_clone().unwrap();
-    let done = std::sync::atomic::AtomicBool::new(false);
-    let copy = std::thread::scope(|scope| {
-        let copier = scope.spawn(|| {
-            let mut copy = read_all(&source, memory_len);
-            let mut rounds = 0_u64;
-            while !done.load(std::sync::atomic::Ordering::SeqCst) {
-                copy_marked(&log, &source, &mut copy);
-                rounds += 1;
-            }
-            assert!(rounds > 3, "it was copied while requests went on");
-            copy
-        });
-        let mut rng = spanblk::base::rng::Rng::new(1);
-        for round in 0..300_u64 {
-            for head in 0..8_u16 {
-                let at = 0x8_0000 + u64::from(head) * 0x4000 + rng.below(4) * 0x800;
-                let len = u32::try_from(512 * (1 + rng.below(16))).unwrap();
-                logged.driver.submit_at(0, head * 4, READ, (round + u64::from(head)) % 64 * 512, (at, len), false);
-            }
-            logged.driver.kicks[0].write(1).unwrap();
-            assert_eq!(logged.driver.wait(0, 8).len(), 8);
-        }
-        for queue in 0..QUEUES {
-            logged.frontend.get_vring_base(queue).unwrap();
-        }
-        done.store(true, std::sync::atomic::Ordering::SeqCst);
-        copier.join().unwrap()
-    });
-    let mut copy = copy;
-    copy_marked(&log, &source, &mut copy);
-    let now = read_all(&source, memory_len);
-    // What the driver wrote itself is the VMM's business: headers, descriptors, the available ring.
-    let driver_only: BTreeSet<u64> = (0..2)
-        .flat_map(|queue| {
-            let ring = logged.driver.ring(queue);
-            pages(ring.descriptors, ring.used - ring.descriptors)
-                .into_iter()
-                .chain(pages(Driver::header(queue, 0), 64 * 32))
-        })
-        .collect();
-    let page = |bytes: &[u8], page: u64| bytes[usize::try_from(page * 4096).unwrap()..][..4096].to_vec();
-    let differ: Vec<u64> = (0..Guest::FIRST_LEN / 4096)
-        .filter(|at| !driver_only.contains(at) && page(&copy, *at) != page(&now, *at))
-        .collect();
-    assert!(differ.is_empty(), "pages {differ:x?} are not what they are at the source");
+    // What waits goes on now, and adds one each.
+    assert_eq!(full.read().unwrap(), u64::MAX - 1);
+    std::thread::sleep(Duration::from_millis(300));
+    full.write(1).unwrap();
+    let waited = full.read().unwrap() - 1;
+    assert!(waited <= QUEUES as u64, "{waited} writes");
     assert!(logged.daemon.server.shut_down(Duration::from_secs(30)));
-}
-
-fn read_all(file: &File, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    file.read_exact_at(&mut bytes, 0).unwrap();
-    bytes
-}
-
-/// Takes the bits out of the log, one byte at a time as a VMM takes words, and copies their pages.
-fn copy_marked(log: &File, source: &File, copy: &mut [u8]) {
-    let map = vm_memory::MmapRegion::<()>::from_file(
-        vm_memory::FileOffset::new(log.try_clone().unwrap(), 0),
-        usize::try_from(LOG_LEN).unwrap(),
-    )
-    .unwrap();
-    for at in 0..copy.len() / 4096 / 8 {
-        let byte = vm_memory::VolatileMemory::get_atomic_ref::<std::sync::atomic::AtomicU8>(&map, at).unwrap();
-        let bits = byte.swap(0, std::sync::atomic::Ordering::AcqRel);
-        for page in (0..8).filter(|bit| bits >> bit & 1 == 1).map(|bit| at * 8 + bit) {
-            source.read_exact_at(&mut copy[page * 4096..][..4096], page as u64 * 4096).unwrap();
-        }
-    }
 }

@@ -48,7 +48,10 @@ fn ask_to_yield(connection: &Connection) -> Receiver<RingStopped> {
 #[test]
 fn a_ring_yields_where_it_is() {
     let (_directory, host, connection) = world();
-    assert_eq!(ask_to_yield(&connection).recv_timeout(PATIENCE), Ok(RingStopped { next_available: 1 }));
+    assert_eq!(
+        ask_to_yield(&connection).recv_timeout(PATIENCE),
+        Ok(RingStopped { next_available: 1, is_unlogged: false })
+    );
     // It is unknown from now on.
     assert_eq!(ask_to_yield(&connection).recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
     host.shut_down();
@@ -68,7 +71,7 @@ fn a_ring_goes_on_elsewhere_with_its_in_flight_region() {
             assert_eq!(connection.run(WRITE, 0, 4096), 0);
         }
         let stopped = ask_to_yield(&connection).recv_timeout(PATIENCE);
-        assert_eq!(stopped, Ok(RingStopped { next_available: 3 * turn }));
+        assert_eq!(stopped, Ok(RingStopped { next_available: 3 * turn, is_unlogged: false }));
         assert!((0..kept.capacity()).all(|head| kept.mark(head) == 0) && kept.used_index() == 3 * turn);
         let Connection { guest, .. } = connection;
         connection = host.connect_with(guest, &vhd, turn % 2, |config| {

@@ -211,6 +211,13 @@ pub const VHOST_USER_THREADS_MAX: usize = 1024;
 /// Guest memory that one frontend can map, in bytes, so that no frontend can use up the address space.
 pub const GUEST_MEMORY_MAX: u64 = 16 << 40;
 
+/// How long a VHD's frontend that has stopped its virtqueues may take to start them again (firmware, then a kernel; a reboot) before
+/// another one that has been waiting goes on.
+pub const TURN_GRACE_MILLIS: u64 = 3000;
+
+/// How often a frontend that waits for a process to connect again looks whether that has ended.
+pub const TURN_LOOK_MILLIS: u64 = 500;
+
 /// Bytes of a dirty log: enough for 32 TiB of guest address space.
 pub const DIRTY_LOG_MAX: u64 = 1 << 30;
 

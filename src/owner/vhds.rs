@@ -11,6 +11,7 @@ use crate::placement::Replica;
 use crate::placement::record::{Layout, VhdRecord};
 use crate::placement::view::{Keep, VhdMap};
 use crate::shared::VhdState;
+use crate::shared::last_active::LastActive;
 use crate::shared::vhd::VhdSettings;
 
 /// Slots per disk.
@@ -35,7 +36,8 @@ pub fn vhd_state(record: &VhdRecord, geometry: Geometry, reactors: u16, keep: Op
         None if record.checksums => VhdMap::checked(extents),
         None => VhdMap::new(extents),
     };
-    VhdState::new(settings, record.size, map, reactors)
+    let last_active = keep.map_or_else(LastActive::default, |keep| LastActive::kept(record.uuid, keep));
+    VhdState::new(settings, record.size, map, reactors).with_last_active(last_active)
 }
 
 /// One VHD.

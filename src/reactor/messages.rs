@@ -271,6 +271,8 @@ pub struct RingConfig {
 pub struct RingStopped {
     /// The available index after the last chain that was popped (and completed).
     pub next_available: u16,
+    /// Something was written to guest memory that its dirty log had no bit for: a copy that follows the log lacks it.
+    pub is_unlogged: bool,
 }
 
 /// Commands for vrings, sent by vhost-user connections.

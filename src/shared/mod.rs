@@ -1,8 +1,8 @@
 //! State that reactors, the owner and the committer share without a lock: per host disk and per VHD. Besides, which guest
-//! memory has been taken away from us, what frontends keep of requests in flight and of pages that were written, and how busy
-//! reactors and rings are.
+//! memory has been taken away from us, what frontends keep of requests in flight and of pages that were written, whose rings
+//! ran last, and how busy reactors and rings are.
 //!
-//! Everything here is atomics or fixed after creation. Uses `base`, `metrics` and `placement`.
+//! Everything here is atomics or fixed after creation (`process` asks the kernel). Uses `base`, `metrics` and `placement`.
 
 pub mod dirty_log;
 pub mod disk;
@@ -10,7 +10,9 @@ pub mod door;
 pub mod failure;
 pub mod guest_memory;
 pub mod inflight;
+pub mod last_active;
 pub mod load;
+pub mod process;
 pub mod vhd;
 
 pub use disk::DiskState;

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use super::disk::{SyncNumber, SyncPoint};
 use super::door::Door;
+use super::last_active::LastActive;
 use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::DISKS_MAX;
 use crate::base::units::{ExtentIndex, Geometry};
@@ -41,6 +42,8 @@ pub struct VhdState {
     pub door: Door,
     /// Reads, by guests and jobs, of blocks that were not what had been written.
     pub checksum_errors: AtomicU64,
+    /// Whose rings ran last.
+    pub last_active: LastActive,
     size: AtomicU64,
     needs_sync: [AtomicU64; DISKS_MAX],
     /// As `needs_sync`, for copies that moves are sealing, and for disks that the VHD has left.
@@ -62,6 +65,7 @@ impl VhdState {
             metrics: IoMetricsSet::new(reactors),
             door: Door::default(),
             checksum_errors: AtomicU64::new(0),
+            last_active: LastActive::default(),
             size: AtomicU64::new(size),
             needs_sync: [const { AtomicU64::new(0) }; DISKS_MAX],
             copies_need_sync: [const { AtomicU64::new(0) }; DISKS_MAX],
@@ -70,6 +74,13 @@ impl VhdState {
             claim_waiters: AtomicU64::new(0),
             deleted: AtomicBool::new(false),
         }
+    }
+
+    /// Whose rings ran last is noted there.
+    #[must_use]
+    pub fn with_last_active(mut self, last_active: LastActive) -> VhdState {
+        self.last_active = last_active;
+        self
     }
 
     /// The VHD.

@@ -7,6 +7,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{oneshot, watch};
@@ -59,14 +60,15 @@ struct Calls {
     freed: watch::Receiver<()>,
 }
 
-/// Serves a connection until the frontend leaves, makes a mistake, or `stop` becomes true. Then drains its rings.
+/// Serves a connection until the frontend leaves, makes a mistake, or `stop` becomes true. Then drains its rings. Whether it was the
+/// frontend that left.
 pub(super) async fn serve(
     stream: UnixStream,
     (id, frontend): (FrontendId, Frontend),
     vhd: Arc<Vhd>,
     hub: Arc<Hub>,
     mut stop: watch::Receiver<bool>,
-) {
+) -> bool {
     let (orders, moves) = unbounded_channel();
     let mut calls = Calls { moves, freed: vhd.turn().watch() };
     let device = Arc::new(Mutex::new(Device::new(Arc::clone(&vhd), id, hub, orders)));
@@ -80,6 +82,7 @@ pub(super) async fn serve(
         }
         Err(error) => Err(PeekError::from(error).into()),
     };
+    let has_left = outcome.is_ok() && !*stop.borrow();
     if let Err(fault) = outcome {
         let is_refusal = fault.is_refusal();
         let counter = if is_refusal { &vhd.counters.refused } else { &vhd.counters.faults };
@@ -91,6 +94,7 @@ pub(super) async fn serve(
     }
     let drained = spawn_blocking(move || device.lock().unwrap_or_else(PoisonError::into_inner).shut_down()).await;
     drained.unwrap_or_else(pass_on);
+    has_left
 }
 
 async fn converse(
@@ -102,6 +106,8 @@ async fn converse(
 ) -> Result<(), Fault> {
     let watched = socket.try_clone().and_then(|socket| sys::watch(socket.into())).map_err(PeekError::from)?;
     loop {
+        // Between messages nobody holds the lock.
+        let look_after = device.lock().unwrap_or_else(PoisonError::into_inner).look_after();
         tokio::select! {
             biased;
             () = stopped(stop) => return Ok(()),
@@ -109,6 +115,10 @@ async fn converse(
                 return Ok(());
             },
             Ok(()) = calls.freed.changed() => {
+                change(device, Device::settle).await?;
+                continue;
+            }
+            () = pause(look_after) => {
                 change(device, Device::settle).await?;
                 continue;
             }
@@ -126,7 +136,6 @@ async fn converse(
             continue;
         }
         if let Some(channel) = peek::channel(socket).map_err(PeekError::from)? {
-            // Between messages nobody holds the lock.
             device.lock().unwrap_or_else(PoisonError::into_inner).offer_channel(channel);
         }
         let handled = spawn_blocking(move || {
@@ -149,6 +158,14 @@ async fn converse(
             Err(Error::Disconnected | Error::SocketBroken(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// Returns after that time; `None`: never.
+async fn pause(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
     }
 }
 

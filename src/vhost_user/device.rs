@@ -8,6 +8,7 @@ mod rings;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use tokio::sync::mpsc::UnboundedSender;
@@ -15,11 +16,11 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
 use super::balance::Move;
 use super::channel::Channel;
-use super::error::DeviceError;
+use super::error::{DeviceError, LogError};
 use super::hub::{Hub, Place};
 use super::listener::Vhd;
 use super::memory::Memory;
-use super::turn::FrontendId;
+use super::turn::{FrontendId, Wait};
 use super::vring::{Kick, Vring};
 use crate::base::clock;
 use crate::reactor::messages::{RingAddresses, RingCommand};
@@ -45,6 +46,10 @@ pub(super) struct Device {
     id: FrontendId,
     /// It is this frontend's turn.
     active: bool,
+    /// It was before.
+    was_active: bool,
+    /// Why its rings, which are started, do not run.
+    waits: Option<Wait>,
     hub: Arc<Hub>,
     settings: DeviceSettings,
     /// `None` until SET_FEATURES.
@@ -66,8 +71,6 @@ pub(super) struct Device {
     offered_channel: Option<OwnedFd>,
     /// The size that the frontend has read.
     size_read: Option<u64>,
-    /// Switched to writethrough while no ring ran: what was written before is flushed through the first one that does.
-    owes_flush: bool,
     /// For orders to move its rings to other reactors.
     orders: UnboundedSender<Move>,
 }
@@ -81,6 +84,8 @@ impl Device {
             vhd,
             id,
             active: false,
+            was_active: false,
+            waits: None,
             hub,
             settings,
             acknowledged: None,
@@ -93,7 +98,6 @@ impl Device {
             protocol: VhostUserProtocolFeatures::empty(),
             offered_channel: None,
             size_read: None,
-            owes_flush: false,
             orders,
         }
     }
@@ -119,8 +123,10 @@ impl Device {
             return Err(DeviceError::ProtocolFeatures(unknown));
         }
         self.protocol = VhostUserProtocolFeatures::from_bits_truncate(features);
-        match self.vhd.turn().earlier(self.id) {
-            Some(first) if !self.can_migrate() => Err(DeviceError::InUse(first.pid)),
+        match self.vhd.turn().ahead_of(self.id) {
+            Some(first) if !self.can_migrate() && !self.vhd.turn().comes_back(self.id) => {
+                Err(DeviceError::InUse(first))
+            }
             _ => Ok(()),
         }
     }
@@ -165,6 +171,10 @@ impl Device {
         if self.acknowledged.is_some_and(|before| (before ^ acknowledged) & !features::LOG_ALL == 0) {
             self.acknowledged = Some(acknowledged);
             self.tell_log();
+            if acknowledged & features::LOG_ALL == 0 {
+                // A migration has ended; the next one copies everything.
+                self.rings.iter_mut().for_each(|ring| ring.is_unlogged = false);
+            }
         } else {
             self.stop_all();
             self.acknowledged = Some(acknowledged);
@@ -252,7 +262,8 @@ impl Device {
         })
     }
 
-    /// GET_VRING_BASE: drains the ring; it is started again by its next kick descriptor.
+    /// GET_VRING_BASE: drains the ring; it is started again by its next kick descriptor. An error if what it has written was not all
+    /// logged: a migration that ends with this would lose it.
     pub(super) fn take_base(&mut self, index: u32) -> Result<u16, DeviceError> {
         // Also one that does not run any more, because it was disabled before. But not what a daemon before us has left.
         let tracked = std::mem::take(&mut self.ring(index)?.tracked);
@@ -263,8 +274,9 @@ impl Device {
         let ring = self.ring(index)?;
         ring.kick = None;
         let base = ring.base;
+        let is_unlogged = std::mem::take(&mut ring.is_unlogged);
         self.end_turn();
-        Ok(base)
+        if is_unlogged { Err(LogError::TooShort(index).into()) } else { Ok(base) }
     }
 
     pub(super) fn set_enabled(&mut self, index: u32, enabled: bool) -> Result<(), DeviceError> {
@@ -313,7 +325,7 @@ impl Device {
         self.vhd.set_writeback_field(field);
         let writeback = self.acknowledged.is_some_and(|acknowledged| is_writeback(acknowledged, field));
         if self.writeback.swap(writeback, Ordering::SeqCst) != writeback {
-            self.owes_flush = !writeback;
+            self.vhd.owe_flush(!writeback);
             self.switch_cache_mode();
         }
     }
@@ -333,7 +345,7 @@ impl Device {
             .collect();
         let flushed: Vec<bool> = answers.into_iter().filter_map(|answer| answer.recv().ok()).collect();
         if !flushed.is_empty() {
-            self.owes_flush = false;
+            self.vhd.owe_flush(false);
         }
         // A driver may not rely on earlier writes before its next flush, which fails too and which it does look at.
         if flushed.contains(&false)
@@ -351,9 +363,9 @@ impl Device {
         self.stop_all();
         self.rings.fill_with(Vring::default);
         self.inflight = None;
+        (self.log, self.log_call) = (None, None);
         self.acknowledged = None;
         self.writeback.store(false, Ordering::SeqCst);
-        self.owes_flush = false;
         if self.vhd.turn().other_active(self.id).is_none() {
             self.vhd.set_writeback_field(true);
         }
@@ -388,7 +400,11 @@ impl Device {
         let enabled_by_default = acknowledged & features::VHOST_USER_PROTOCOL == 0;
         let waits = |ring: &Vring| ring.place.is_none() && ring.wants_to_run(enabled_by_default);
         let waiting: Vec<usize> = (0..self.rings.len()).filter(|index| waits(&self.rings[*index])).collect();
-        if waiting.is_empty() || !self.take_turn(acknowledged)? {
+        if waiting.is_empty() {
+            self.waits = None;
+            return Ok(());
+        }
+        if !self.take_turn(acknowledged)? {
             return Ok(());
         }
         for index in waiting {
@@ -397,7 +413,7 @@ impl Device {
         }
         self.show_running();
         self.tell_size();
-        if self.owes_flush {
+        if self.vhd.owes_flush() {
             self.switch_cache_mode();
         }
         Ok(())
@@ -405,8 +421,11 @@ impl Device {
 
     /// Whether the rings of this frontend may run.
     fn take_turn(&mut self, acknowledged: u64) -> Result<bool, DeviceError> {
-        match self.vhd.turn().take(self.id) {
+        let taken = self.vhd.turn().take(self.id, clock::now());
+        let waited = std::mem::replace(&mut self.waits, taken.err());
+        match taken {
             Ok(()) => {
+                self.was_active = true;
                 if !std::mem::replace(&mut self.active, true) {
                     // The guest may have chosen another cache mode through the frontend that was active before.
                     let writeback = is_writeback(acknowledged, self.vhd.writeback_field());
@@ -414,19 +433,28 @@ impl Device {
                 }
                 Ok(true)
             }
-            Err(active) if !self.can_migrate() => Err(DeviceError::InUse(active.pid)),
-            Err(active) => {
-                self.vhd.log_coming(&format!("virtqueues wait until those of process {} are stopped", active.pid));
+            // One that was served before has a guest that has not gone anywhere.
+            Err(wait) if !self.can_migrate() && !self.was_active => Err(DeviceError::InUse(wait.pid())),
+            Err(wait) => {
+                if !waited.is_some_and(|waited| waited.is_like(wait)) {
+                    self.vhd.log_coming(&wait.to_string());
+                }
                 Ok(false)
             }
         }
     }
 
+    /// When to look whether its turn has come, even if nothing happens.
+    pub(super) fn look_after(&self) -> Option<Duration> {
+        let look_at = self.waits?.look_at()?;
+        Some(Duration::from_nanos(look_at.since(clock::now())))
+    }
+
     /// Lets another frontend have its turn, if no ring is started any more.
     fn end_turn(&mut self) {
-        if self.active && self.rings.iter().all(|ring| ring.kick.is_none()) {
-            self.active = false;
-            self.vhd.turn().release(self.id);
+        if self.rings.iter().all(|ring| ring.kick.is_none()) {
+            (self.active, self.waits) = (false, None);
+            self.vhd.turn().release(self.id, clock::now());
         }
     }
 

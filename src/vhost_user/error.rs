@@ -35,7 +35,7 @@ pub(super) enum DeviceError {
     #[error("the dirty log: {0}")]
     Log(#[from] LogError),
     #[error(
-        "process {0} is connected, and a frontend that comes second must be able to take part in a live migration, which this one \
+        "process {0} is connected, or expected to connect again, and a frontend that comes second must be able to take part in a live migration, which this one \
          is not: it does not use the protocol feature LOG_SHMFD"
     )]
     InUse(u32),
@@ -99,6 +99,11 @@ pub(super) enum InflightError {
 pub(super) enum LogError {
     #[error("it has {0} bytes: 1 to {DIRTY_LOG_MAX} are possible")]
     Size(u64),
+    #[error(
+        "it had no bit for a page that queue {0} has written, so that a copy of guest memory lacks that: give a longer one before LOG_ALL, \
+         and migrate again"
+    )]
+    TooShort(u32),
     #[error(transparent)]
     Mapping(#[from] MappingError),
 }

@@ -16,12 +16,13 @@ use tokio::task::JoinSet;
 use super::channel::Channel;
 use super::hub::Hub;
 use super::server::{Frontend, ServerEvents, VhdEndpoint};
-use super::turn::{FRONTENDS_MAX, FrontendId, Turn};
+use super::turn::{FrontendId, Turn};
 use super::{connection, sys};
 use crate::base::clock;
 use crate::base::ids::VhdId;
 use crate::base::log_gate::LogGate;
 use crate::shared::VhdState;
+use crate::shared::process::Process;
 use crate::virtio::device::DeviceSettings;
 
 /// Pause after a failure to accept (no file descriptor left), so that it is not tried in a loop.
@@ -38,6 +39,9 @@ pub(super) struct Vhd {
     name: Mutex<String>,
     /// The `writeback` field of the configuration space. It outlives connections: a guest does not notice a reconnect.
     writeback_field: AtomicBool,
+    /// Switched to writethrough while no ring ran: what was written before is flushed through the first one that does, of whichever
+    /// frontend.
+    owes_flush: AtomicBool,
     /// Rings that reactors serve.
     running: AtomicUsize,
     turn: Turn,
@@ -71,6 +75,7 @@ impl Vhd {
             optimal_io_size: endpoint.optimal_io_size,
             name: Mutex::new(endpoint.name),
             writeback_field: AtomicBool::new(endpoint.writeback),
+            owes_flush: AtomicBool::new(false),
             running: AtomicUsize::new(0),
             events,
             counters: Counters::default(),
@@ -108,6 +113,14 @@ impl Vhd {
         if self.writeback_field.swap(writeback, Ordering::SeqCst) != writeback {
             self.events.cache_mode(self.id(), writeback);
         }
+    }
+
+    pub(super) fn owes_flush(&self) -> bool {
+        self.owes_flush.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn owe_flush(&self, owes: bool) {
+        self.owes_flush.store(owes, Ordering::SeqCst);
     }
 
     /// A way to a frontend that has come; it lasts as long as who asks keeps it.
@@ -162,6 +175,19 @@ impl Vhd {
     }
 }
 
+/// A frontend that has connected.
+struct Visitor {
+    frontend: Frontend,
+    process: Option<Process>,
+    stream: UnixStream,
+}
+
+/// A connection that has ended, its rings drained.
+struct Gone {
+    id: FrontendId,
+    by_itself: bool,
+}
+
 /// A frontend that is connected.
 struct Connected {
     id: FrontendId,
@@ -177,7 +203,7 @@ pub(super) async fn run(vhd: Arc<Vhd>, hub: Arc<Hub>, listener: UnixListener, mu
         tokio::select! {
             biased;
             () = stopped(&mut stop) => break,
-            Some(id) = ended(&mut entry.serving) => entry.finish(id),
+            Some(gone) = ended(&mut entry.serving) => entry.finish(&gone),
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => entry.admit(stream),
                 Err(error) => {
@@ -190,8 +216,8 @@ pub(super) async fn run(vhd: Arc<Vhd>, hub: Arc<Hub>, listener: UnixListener, mu
     // Nobody can connect any more; the connections see the same signal.
     drop(listener);
     entry.next = None;
-    while let Some(id) = ended(&mut entry.serving).await {
-        entry.finish(id);
+    while let Some(gone) = ended(&mut entry.serving).await {
+        entry.finish(&gone);
     }
 }
 
@@ -202,9 +228,9 @@ pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Waits until a connection has ended and its rings are drained; `None`: there is none.
-async fn ended(serving: &mut JoinSet<FrontendId>) -> Option<FrontendId> {
+async fn ended(serving: &mut JoinSet<Gone>) -> Option<Gone> {
     match serving.join_next().await? {
-        Ok(id) => Some(id),
+        Ok(gone) => Some(gone),
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         // Only a runtime that ends cancels a task, and this one with it.
         Err(_) => std::future::pending().await,
@@ -216,9 +242,9 @@ struct Entry {
     hub: Arc<Hub>,
     stop: watch::Receiver<bool>,
     connected: Vec<Connected>,
-    serving: JoinSet<FrontendId>,
+    serving: JoinSet<Gone>,
     /// Waits until the rings of one that is gone are drained.
-    next: Option<(Frontend, UnixStream)>,
+    next: Option<Visitor>,
 }
 
 impl Entry {
@@ -233,30 +259,45 @@ impl Entry {
                 return self.log_refusal(&format!("a connection of process {} is lost: {error}", frontend.pid));
             }
         };
-        let one_is_gone = self.connected.iter().any(|connected| sys::is_hung_up(&connected.socket));
-        if one_is_gone && !self.successor_is_there() {
-            self.next = Some((frontend, stream));
-        } else if !one_is_gone && self.connected.len() < FRONTENDS_MAX {
-            self.begin(frontend, stream);
+        let visitor = Visitor { frontend, process: Process::of(frontend.pid), stream };
+        if !self.one_is_gone() {
+            self.seat(visitor);
+        } else if self.successor_is_there() {
+            self.turn_away(frontend);
         } else {
-            self.vhd.counters.refused.fetch_add(1, Ordering::Relaxed);
-            let pid = frontend.pid;
-            let there: Vec<String> =
-                self.connected.iter().map(|connected| format!("process {}", connected.frontend.pid)).collect();
-            let verb = if there.len() == 1 { "is" } else { "are" };
-            self.log_refusal(&format!(
-                "process {pid} was turned away, since {} {verb} connected: a VHD has one frontend, and during a live migration \
-                 another one that waits",
-                there.join(" and ")
-            ));
+            self.next = Some(visitor);
         }
     }
 
-    fn successor_is_there(&self) -> bool {
-        self.next.as_ref().is_some_and(|(_, socket)| !sys::is_hung_up(socket))
+    fn one_is_gone(&self) -> bool {
+        self.connected.iter().any(|connected| sys::is_hung_up(&connected.socket))
     }
 
-    fn begin(&mut self, frontend: Frontend, stream: UnixStream) {
+    fn seat(&mut self, visitor: Visitor) {
+        if self.vhd.turn.has_room(visitor.process) {
+            self.begin(visitor);
+        } else {
+            self.turn_away(visitor.frontend);
+        }
+    }
+
+    fn turn_away(&mut self, Frontend { pid, .. }: Frontend) {
+        self.vhd.counters.refused.fetch_add(1, Ordering::Relaxed);
+        let there: Vec<String> =
+            self.connected.iter().map(|connected| format!("process {}", connected.frontend.pid)).collect();
+        let verb = if there.len() == 1 { "is" } else { "are" };
+        self.log_refusal(&format!(
+            "process {pid} was turned away, since {} {verb} connected: a VHD has one frontend, and during a live migration \
+             another one that waits (after a restart of the daemon one place is for the frontend that was served before)",
+            there.join(" and ")
+        ));
+    }
+
+    fn successor_is_there(&self) -> bool {
+        self.next.as_ref().is_some_and(|next| !sys::is_hung_up(&next.stream))
+    }
+
+    fn begin(&mut self, Visitor { frontend, process, stream }: Visitor) {
         let socket = match stream.try_clone() {
             Ok(socket) => socket,
             Err(error) => {
@@ -269,7 +310,7 @@ impl Entry {
             return self.log_refusal(&format!("process {pid} tried to connect while the VHD is being resized"));
         }
         vhd.counters.connections.fetch_add(1, Ordering::Relaxed);
-        let id = vhd.turn.join(frontend);
+        let id = vhd.turn.join(frontend, process, clock::now());
         let Frontend { pid, uid, .. } = frontend;
         vhd.log_coming(&match vhd.turn.earlier(id) {
             None => format!("process {pid} (user {uid}) is connected"),
@@ -279,22 +320,22 @@ impl Entry {
             ),
         });
         let serve = connection::serve(stream, (id, frontend), vhd, Arc::clone(&self.hub), self.stop.clone());
-        self.serving.spawn(async move {
-            serve.await;
-            id
-        });
+        self.serving.spawn(async move { Gone { id, by_itself: serve.await } });
         self.connected.push(Connected { id, frontend, socket });
     }
 
     /// A connection has ended and its rings are drained.
-    fn finish(&mut self, id: FrontendId) {
-        let at = self.connected.iter().position(|connected| connected.id == id).expect("it is served once");
+    fn finish(&mut self, gone: &Gone) {
+        let at = self.connected.iter().position(|connected| connected.id == gone.id).expect("it is served once");
         let Connected { frontend, .. } = self.connected.swap_remove(at);
         self.vhd.state.door.leave();
-        self.vhd.turn.leave(id);
+        self.vhd.turn.leave(gone.id, gone.by_itself);
         self.vhd.log_coming(&format!("process {} is disconnected", frontend.pid));
-        if let Some((frontend, stream)) = self.next.take() {
-            self.begin(frontend, stream);
+        // It may be the successor of another one, whose rings are still being drained.
+        if !self.one_is_gone()
+            && let Some(next) = self.next.take()
+        {
+            self.seat(next);
         }
     }
 

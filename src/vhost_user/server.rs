@@ -264,6 +264,12 @@ impl VhostUserServer {
         self.entries().values().map(Entry::status).collect()
     }
 
+    /// Whether the next daemon has to know whose rings ran last: some of those processes may connect to it.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        self.entries().values().any(|entry| entry.vhd.state().last_active.matters())
+    }
+
     /// What the reactors have done.
     #[must_use]
     pub fn reactor_status(&self) -> ReactorStatus {

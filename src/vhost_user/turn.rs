@@ -1,46 +1,131 @@
 //! Whose rings run: of the frontends of a VHD at most one is *active* (ordering rule 10).
 //!
 //! The first that starts a ring is. It stays active until all its rings are stopped or it is gone, drained in both cases; the other
-//! one, which has been told of nothing and waits, may start then. The destination of a live migration comes that way.
+//! one, which has been told of nothing and waits, may start then. The destination of a live migration comes that way. One that has been
+//! waiting with started rings is no destination, or an early one: it leaves the one that has stopped some time to come back.
 //!
-//! Everybody else is told of one frontend: the active one, or the one that came first while none is.
+//! Which *process* was active last outlives the daemon (`shared::last_active`). After a restart others wait until it has connected
+//! again or has ended. The source of a migration, which has stopped and stays connected, starts its rings again when it connects to the
+//! next daemon; what is in them is older than what the destination has written: they do not run.
+//!
+//! Everybody else is told of one frontend: the one that is or was active, or the one that came first.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::server::{Frontend, ServerEvents};
+use crate::base::clock::Nanos;
+use crate::base::limits::{TURN_GRACE_MILLIS, TURN_LOOK_MILLIS};
 use crate::shared::VhdState;
+use crate::shared::last_active::Last;
+use crate::shared::process::Process;
+
+#[cfg(test)]
+mod tests;
 
 /// Frontends of a VHD at the same time.
 pub(super) const FRONTENDS_MAX: usize = 2;
+
+const GRACE: Duration = Duration::from_millis(TURN_GRACE_MILLIS);
+const LOOK: Duration = Duration::from_millis(TURN_LOOK_MILLIS);
 
 /// Names a connection among those of its VHD; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FrontendId(u64);
 
+/// Why a frontend's rings do not run yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Wait {
+    #[error("virtqueues wait until those of process {pid} are stopped")]
+    Active { pid: u32 },
+    #[error("virtqueues wait: process {pid} has stopped its own, and may start them again within seconds")]
+    Stopped { pid: u32, until: Nanos },
+    #[error(
+        "virtqueues wait until process {pid}, whose virtqueues ran last, starts them again; if its VM is not to go on, end that process"
+    )]
+    Returning { pid: u32, look: Nanos },
+    #[error(
+        "virtqueues do not run: process {pid} has stopped them and another one has gone on with its VM since, so that what is in them is out \
+         of date; end this process, or reset its VM"
+    )]
+    Superseded { pid: u32 },
+}
+
+impl Wait {
+    /// When to look again, if nothing happens before.
+    pub(super) fn look_at(self) -> Option<Nanos> {
+        match self {
+            Wait::Stopped { until: at, .. } | Wait::Returning { look: at, .. } => Some(at),
+            Wait::Active { .. } | Wait::Superseded { .. } => None,
+        }
+    }
+
+    /// Whom it waits for, or who it is that is too late.
+    pub(super) fn pid(self) -> u32 {
+        match self {
+            Wait::Active { pid }
+            | Wait::Stopped { pid, .. }
+            | Wait::Returning { pid, .. }
+            | Wait::Superseded { pid } => pid,
+        }
+    }
+
+    /// Whether it waits for the same as before.
+    pub(super) fn is_like(self, other: Wait) -> bool {
+        std::mem::discriminant(&self) == std::mem::discriminant(&other) && self.pid() == other.pid()
+    }
+}
+
 /// A connection, and who is at its other end.
-type Seat = (FrontendId, Frontend);
+struct Seat {
+    id: FrontendId,
+    frontend: Frontend,
+    /// `None` if it cannot be told from others.
+    process: Option<Process>,
+    came: Nanos,
+    /// Its rings were started while those of another one ran.
+    waited: bool,
+    /// Its rings are those of a process after which another one had them: they are out of date.
+    superseded: bool,
+}
 
 #[derive(Default)]
 struct Seats {
     /// In the order in which they came.
     taken: Vec<Seat>,
     active: Option<FrontendId>,
+    /// Who is or was active.
+    shown: Option<FrontendId>,
+    /// Who has stopped its rings since nobody is, and when.
+    stopped: Option<(FrontendId, Nanos)>,
     /// Who others were told of.
-    told: Option<Seat>,
+    told: Option<(FrontendId, Frontend)>,
     next: u64,
 }
 
 impl Seats {
-    fn shown(&self) -> Option<Seat> {
-        let active = self.taken.iter().find(|seat| Some(seat.0) == self.active);
-        active.or(self.taken.first()).copied()
+    fn shown(&self) -> Option<&Seat> {
+        let shown = self.taken.iter().find(|seat| Some(seat.id) == self.shown);
+        shown.or(self.taken.first())
     }
 
-    fn waiting(&self) -> Option<Seat> {
-        let shown = self.shown()?;
-        self.taken.iter().find(|seat| seat.0 != shown.0).copied()
+    fn waiting(&self) -> Option<&Seat> {
+        let shown = self.shown()?.id;
+        self.taken.iter().find(|seat| seat.id != shown)
+    }
+
+    fn of(&self, id: FrontendId) -> &Seat {
+        self.taken.iter().find(|seat| seat.id == id).expect("it has not left")
+    }
+
+    fn of_mut(&mut self, id: FrontendId) -> &mut Seat {
+        self.taken.iter_mut().find(|seat| seat.id == id).expect("it has not left")
+    }
+
+    fn of_process(&self, process: Process) -> Option<&Seat> {
+        self.taken.iter().find(|seat| seat.process == Some(process))
     }
 }
 
@@ -48,7 +133,7 @@ impl Seats {
 pub(super) struct Turn {
     vhd: Arc<VhdState>,
     events: Arc<dyn ServerEvents>,
-    /// Locked for a few instructions and an event, which does not block.
+    /// Locked for a few instructions, an event, which does not block, and a look at a process.
     seats: Mutex<Seats>,
     freed: watch::Sender<()>,
 }
@@ -58,47 +143,108 @@ impl Turn {
         Turn { vhd, events, seats: Mutex::default(), freed: watch::Sender::new(()) }
     }
 
+    /// Whether a frontend of this process may come: one place is kept for the process that has to come back after a restart.
+    pub(super) fn has_room(&self, process: Option<Process>) -> bool {
+        let seats = self.seats();
+        let comes_back = |last: Process| Some(last) != process && seats.of_process(last).is_none() && last.is_alive();
+        let kept = self.unstopped().is_some_and(comes_back);
+        seats.taken.len() + usize::from(kept) < FRONTENDS_MAX
+    }
+
     /// A frontend has come.
-    pub(super) fn join(&self, frontend: Frontend) -> FrontendId {
+    pub(super) fn join(&self, frontend: Frontend, process: Option<Process>, now: Nanos) -> FrontendId {
         let mut seats = self.seats();
         assert!(seats.taken.len() < FRONTENDS_MAX, "who comes is counted before");
         let id = FrontendId(seats.next);
         seats.next += 1;
-        seats.taken.push((id, frontend));
+        let superseded = process.is_some_and(|process| self.vhd.last_active.was_earlier(process));
+        seats.taken.push(Seat { id, frontend, process, came: now, waited: false, superseded });
         self.tell(&mut seats);
         id
     }
 
-    /// It is gone, its rings are drained.
-    pub(super) fn leave(&self, id: FrontendId) {
-        self.release(id);
+    /// It is gone, its rings are drained. `by_itself`: we have not parted from it, so that it does not come back with the rings it had.
+    pub(super) fn leave(&self, id: FrontendId, by_itself: bool) {
         let mut seats = self.seats();
-        seats.taken.retain(|seat| seat.0 != id);
+        let at = seats.taken.iter().position(|seat| seat.id == id).expect("it leaves once");
+        let Seat { process, .. } = seats.taken.remove(at);
+        seats.active.take_if(|active| *active == id);
+        seats.stopped.take_if(|stopped| stopped.0 == id);
+        if let Some(process) = process.filter(|process| by_itself && seats.of_process(*process).is_none()) {
+            let last_active = &self.vhd.last_active;
+            if last_active.last().is_some_and(|last| last.process == process) {
+                last_active.set_last(None);
+            }
+            last_active.forget_earlier(process);
+        }
         self.tell(&mut seats);
+        drop(seats);
+        self.freed.send_replace(());
     }
 
     /// Its rings may run, from now until it lets go.
     ///
     /// # Errors
-    /// Another one's do, which is named.
-    pub(super) fn take(&self, id: FrontendId) -> Result<(), Frontend> {
-        let mut seats = self.seats();
-        match seats.active {
-            Some(active) if active != id => Err(seats.shown().expect("the active one is there").1),
-            Some(_) => Ok(()),
-            None => {
-                seats.active = Some(id);
-                self.tell(&mut seats);
-                Ok(())
-            }
-        }
-    }
-
-    /// All its rings are stopped. Whoever waits is told.
-    pub(super) fn release(&self, id: FrontendId) {
+    /// It has to wait, maybe for ever.
+    pub(super) fn take(&self, id: FrontendId, now: Nanos) -> Result<(), Wait> {
         let mut seats = self.seats();
         if seats.active == Some(id) {
-            seats.active = None;
+            return Ok(());
+        }
+        if let Some(wait) = self.wait(&mut seats, id, now) {
+            return Err(wait);
+        }
+        let process = seats.of(id).process;
+        let last_active = &self.vhd.last_active;
+        let before = last_active.last().map(|last| last.process);
+        // In this order: before anything of this one runs, it is known that what the other one has is out of date.
+        if let Some(before) = before.filter(|before| Some(*before) != process && before.is_alive()) {
+            last_active.add_earlier(before);
+        }
+        process.iter().for_each(|process| last_active.forget_earlier(*process));
+        last_active.set_last(process);
+        (seats.active, seats.shown, seats.stopped) = (Some(id), Some(id), None);
+        self.tell(&mut seats);
+        Ok(())
+    }
+
+    fn wait(&self, seats: &mut Seats, id: FrontendId, now: Nanos) -> Option<Wait> {
+        let seat = seats.of(id);
+        let (waited, process) = (seat.waited, seat.process);
+        if seat.superseded {
+            return Some(Wait::Superseded { pid: seat.frontend.pid });
+        }
+        if let Some(active) = seats.active {
+            seats.of_mut(id).waited = true;
+            return Some(Wait::Active { pid: seats.of(active).frontend.pid });
+        }
+        if let Some(last) = self.unstopped().filter(|last| Some(*last) != process) {
+            let look = match seats.of_process(last) {
+                Some(seat) => Some(seat.came.after(GRACE)).filter(|until| now < *until),
+                None => last.is_alive().then(|| now.after(LOOK)),
+            };
+            if let Some(look) = look {
+                return Some(Wait::Returning { pid: last.pid, look });
+            }
+        }
+        let (stopper, at) = seats.stopped.filter(|_| waited)?;
+        let until = at.after(GRACE);
+        (stopper != id && now < until).then(|| Wait::Stopped { pid: seats.of(stopper).frontend.pid, until })
+    }
+
+    /// Whose rings ran when the daemon before this one ended, or when we parted from it.
+    fn unstopped(&self) -> Option<Process> {
+        self.vhd.last_active.last().filter(|last| !last.stopped).map(|last: Last| last.process)
+    }
+
+    /// All its rings are stopped. Whoever waits is told. What it starts from now on is not of an earlier time.
+    pub(super) fn release(&self, id: FrontendId, now: Nanos) {
+        let mut seats = self.seats();
+        let seat = seats.of_mut(id);
+        (seat.waited, seat.superseded) = (false, false);
+        if seats.active == Some(id) {
+            (seats.active, seats.stopped) = (None, Some((id, now)));
+            self.vhd.last_active.set_stopped();
             drop(seats);
             self.freed.send_replace(());
         }
@@ -112,28 +258,46 @@ impl Turn {
     /// Who is active, if it is another one.
     pub(super) fn other_active(&self, id: FrontendId) -> Option<Frontend> {
         let seats = self.seats();
-        seats.active.filter(|active| *active != id).and_then(|_| seats.shown()).map(|seat| seat.1)
+        seats.active.filter(|active| *active != id).map(|active| seats.of(active).frontend)
     }
 
     /// Who came before this one and is still there.
     pub(super) fn earlier(&self, id: FrontendId) -> Option<Frontend> {
-        self.seats().taken.first().filter(|seat| seat.0 != id).map(|seat| seat.1)
+        self.seats().taken.first().filter(|seat| seat.id != id).map(|seat| seat.frontend)
     }
 
-    /// The active one, or the first.
+    /// The process of the one that came before this one, or that has to come back before this one can have its turn.
+    pub(super) fn ahead_of(&self, id: FrontendId) -> Option<u32> {
+        let seats = self.seats();
+        if let Some(earlier) = seats.taken.first().filter(|seat| seat.id != id) {
+            return Some(earlier.frontend.pid);
+        }
+        let process = seats.of(id).process;
+        self.unstopped().filter(|last| Some(*last) != process && last.is_alive()).map(|last| last.pid)
+    }
+
+    /// Whether it is the one connection of the process whose rings ran last: it comes back.
+    pub(super) fn comes_back(&self, id: FrontendId) -> bool {
+        let seats = self.seats();
+        let process = seats.of(id).process;
+        let alone = seats.taken.iter().all(|seat| seat.id == id || seat.process != process);
+        alone && process.is_some() && self.vhd.last_active.last().map(|last| last.process) == process
+    }
+
+    /// The one that is or was active, or the first.
     pub(super) fn frontend(&self) -> Option<Frontend> {
-        self.seats().shown().map(|seat| seat.1)
+        self.seats().shown().map(|seat| seat.frontend)
     }
 
     /// The one that is not [`Turn::frontend`].
     pub(super) fn waiting(&self) -> Option<Frontend> {
-        self.seats().waiting().map(|seat| seat.1)
+        self.seats().waiting().map(|seat| seat.frontend)
     }
 
     fn tell(&self, seats: &mut Seats) {
-        let shown = seats.shown();
-        self.vhd.door.set_waiting(seats.waiting().map(|seat| seat.1.pid));
-        if shown.map(|seat| seat.0) == seats.told.map(|seat| seat.0) {
+        let shown = seats.shown().map(|seat| (seat.id, seat.frontend));
+        self.vhd.door.set_waiting(seats.waiting().map(|seat| seat.frontend.pid));
+        if shown.map(|shown| shown.0) == seats.told.map(|told| told.0) {
             return;
         }
         match (shown, seats.told) {
@@ -146,78 +310,5 @@ impl Turn {
 
     fn seats(&self) -> MutexGuard<'_, Seats> {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::ids::VhdId;
-    use crate::base::units::Geometry;
-    use crate::placement::view::VhdMap;
-    use crate::shared::VhdSettings;
-
-    #[derive(Default)]
-    struct Told(Mutex<Vec<String>>);
-
-    impl ServerEvents for Told {
-        fn attached(&self, _: VhdId, pid: u32) {
-            self.0.lock().unwrap().push(format!("attached {pid}"));
-        }
-
-        fn detached(&self, _: VhdId, pid: u32) {
-            self.0.lock().unwrap().push(format!("detached {pid}"));
-        }
-
-        fn cache_mode(&self, _: VhdId, _: bool) {}
-    }
-
-    fn process(pid: u32) -> Frontend {
-        Frontend { pid, uid: 0, since: 0 }
-    }
-
-    fn pids(turn: &Turn) -> (Option<u32>, Option<u32>) {
-        (turn.frontend().map(|f| f.pid), turn.waiting().map(|f| f.pid))
-    }
-
-    #[test]
-    fn the_turn_passes_when_the_active_one_stops_or_leaves() {
-        let told = Arc::new(Told::default());
-        let settings = VhdSettings {
-            id: VhdId(1),
-            uuid: uuid::Uuid::nil(),
-            geometry: Geometry::new(1 << 20).unwrap(),
-            block_size: 512,
-            read_only: false,
-            thick: false,
-            checksums: false,
-        };
-        let vhd = Arc::new(VhdState::new(settings, 1 << 20, VhdMap::new(1), 1));
-        let turn = Turn::new(Arc::clone(&vhd), told.clone());
-        let freed = turn.watch();
-        let (first, second) = (turn.join(process(1)), turn.join(process(2)));
-        assert_eq!(
-            (pids(&turn), turn.earlier(first), turn.earlier(second)),
-            ((Some(1), Some(2)), None, Some(process(1)))
-        );
-        // The second starts first: it is the active one.
-        assert_eq!((turn.take(second), turn.take(second)), (Ok(()), Ok(())));
-        assert_eq!((turn.take(first), turn.other_active(first)), (Err(process(2)), Some(process(2))));
-        assert_eq!((pids(&turn), turn.other_active(second)), ((Some(2), Some(1)), None));
-        assert_eq!(vhd.door.waiting(), Some(1));
-        // Only it can let go.
-        turn.release(first);
-        assert!(turn.take(first).is_err() && !freed.has_changed().unwrap());
-        turn.release(second);
-        assert!(freed.has_changed().unwrap() && turn.take(first) == Ok(()));
-        turn.leave(second);
-        assert_eq!((pids(&turn), turn.take(first)), ((Some(1), None), Ok(())));
-        assert_eq!(vhd.door.waiting(), None);
-        let third = turn.join(process(3));
-        turn.leave(first);
-        assert_eq!((pids(&turn), turn.earlier(third), turn.take(third)), ((Some(3), None), None, Ok(())));
-        turn.leave(third);
-        let lines = ["attached 1", "attached 2", "attached 1", "attached 3", "detached 3"];
-        assert_eq!(*told.0.lock().unwrap(), lines);
     }
 }

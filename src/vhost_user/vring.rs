@@ -44,6 +44,8 @@ pub(super) struct Vring {
     pub(super) enabled: Option<bool>,
     /// A reactor has served it with the in-flight region that is set, so that what that says is known to be ours.
     pub(super) tracked: bool,
+    /// It has written something that the dirty log had no bit for.
+    pub(super) is_unlogged: bool,
     /// Which reactor serves it now.
     pub(super) place: Option<Place>,
 }

@@ -25,10 +25,10 @@ pub const QUEUES: usize = 2;
 pub const RING: u16 = 64;
 
 /// A descriptor: address, length, flags, next.
-type Descriptor = (u64, u32, u16, u16);
+pub type Descriptor = (u64, u32, u16, u16);
 
-const NEXT: u16 = 1;
-const DEVICE_WRITES: u16 = 2;
+pub const NEXT: u16 = 1;
+pub const DEVICE_WRITES: u16 = 2;
 const INDIRECT: u16 = 4;
 
 struct Ways(Vec<ReactorHandle>);
@@ -105,7 +105,7 @@ impl Driver {
         queue as u64 * 0x1_0000 + 0x1_8000 + u64::from(head) * 32
     }
 
-    fn descriptors(at: u64, guest: &Guest, descriptors: &[Descriptor]) {
+    pub fn descriptors(at: u64, guest: &Guest, descriptors: &[Descriptor]) {
         let bytes = descriptors.iter().flat_map(|(address, len, flags, next)| {
             [&address.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat()
         });

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "not every test uses all of it")]
 
 mod dirty;
+mod events;
 mod log;
 pub mod raw;
 
@@ -19,15 +20,15 @@ use spanblk::base::units::Geometry;
 use spanblk::placement::view::VhdMap;
 use spanblk::reactor::messages::{ReactorMessage, RingAddresses, RingCommand, RingConfig, RingKey, RingStopped};
 use spanblk::shared::{VhdSettings, VhdState};
-use spanblk::vhost_user::{
-    Reactors, ServerError, ServerEvents, SocketSettings, VhdEndpoint, VhdStatus, VhostUserServer,
-};
+use spanblk::vhost_user::{Reactors, ServerError, SocketSettings, VhdEndpoint, VhdStatus, VhostUserServer};
 use spanblk::virtio::features;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
+
+pub use events::Events;
 
 /// Waits until it is so.
 #[track_caller]
@@ -125,7 +126,7 @@ impl FakeReactors {
         let popped = self.popped.load(Ordering::SeqCst);
         let next_available = config.next_available.wrapping_add(popped);
         drop(config);
-        reply.send(RingStopped { next_available }).unwrap();
+        reply.send(RingStopped { next_available, is_unlogged: false }).unwrap();
     }
 
     fn command(&self, reactor: u16, command: RingCommand) {
@@ -214,36 +215,6 @@ impl Reactors for Handle {
     }
 }
 
-/// Events as lines.
-#[derive(Default)]
-pub struct Events(Mutex<Vec<String>>);
-
-impl Events {
-    pub fn take(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().unwrap())
-    }
-
-    fn push(&self, line: String) {
-        self.0.lock().unwrap().push(line);
-    }
-}
-
-impl ServerEvents for Events {
-    fn attached(&self, vhd: VhdId, pid: u32) {
-        assert_eq!(pid, std::process::id());
-        self.push(format!("attached {}", vhd.0));
-    }
-
-    fn detached(&self, vhd: VhdId, pid: u32) {
-        assert_eq!(pid, std::process::id());
-        self.push(format!("detached {}", vhd.0));
-    }
-
-    fn cache_mode(&self, vhd: VhdId, writeback: bool) {
-        self.push(format!("cache mode {} {writeback}", vhd.0));
-    }
-}
-
 /// A server, its reactors, and a directory for sockets.
 pub struct Host {
     pub server: VhostUserServer,
@@ -273,6 +244,19 @@ impl Host {
         VhdId(id)
     }
 
+    /// Goes on as the next daemon does: nobody is connected any more, and what is shared of the VHDs is as it was.
+    pub fn restart(&mut self) {
+        let sockets = self.directory.path().join("sockets");
+        let next = VhostUserServer::start(sockets, Handle(self.reactors.clone()), self.events.clone()).unwrap();
+        let before = std::mem::replace(&mut self.server, next);
+        let served = before.statuses();
+        assert!(before.shut_down(Duration::from_secs(30)));
+        for VhdStatus { vhd, name, .. } in served {
+            self.serve(self.state(vhd.0), &name, 2).unwrap();
+        }
+        self.take_notes();
+    }
+
     /// Serves a VHD of 64 MiB.
     pub fn add(&self, id: u32, name: &str, queues: u16) -> PathBuf {
         self.try_add(id, name, queues).unwrap()
@@ -290,6 +274,10 @@ impl Host {
         };
         let state = Arc::new(VhdState::new(settings, 64 << 20, VhdMap::new(64), self.reactors.count));
         self.states.lock().unwrap().insert(id, Arc::clone(&state));
+        self.serve(state, name, queues)
+    }
+
+    fn serve(&self, state: Arc<VhdState>, name: &str, queues: u16) -> Result<PathBuf, ServerError> {
         let socket = SocketSettings { mode: 0o660, owner: None };
         let name = name.to_owned();
         self.server.add_vhd(VhdEndpoint { state, name, queues, optimal_io_size: 1 << 20, writeback: true, socket })
@@ -426,7 +414,11 @@ impl Guest {
 
     /// Connects and agrees on protocol features.
     pub fn negotiate(&self, socket: &Path) -> Frontend {
-        let mut frontend = self.connect(socket);
+        self.negotiate_on(self.connect(socket))
+    }
+
+    /// Agrees on protocol features.
+    pub fn negotiate_on(&self, mut frontend: Frontend) -> Frontend {
         let offered = frontend.get_features().unwrap();
         assert_eq!(offered, self.features | features::LOG_ALL);
         frontend.set_features(offered & features::VHOST_USER_PROTOCOL).unwrap();
@@ -438,7 +430,12 @@ impl Guest {
 
     /// Connects and starts `queues` rings; returns when they run.
     pub fn start(&self, socket: &Path, queues: usize) -> Frontend {
-        let mut frontend = self.negotiate(socket);
+        self.start_on(self.connect(socket), queues)
+    }
+
+    /// Starts `queues` rings of a frontend that has just connected; returns when the daemon knows.
+    pub fn start_on(&self, frontend: Frontend, queues: usize) -> Frontend {
+        let mut frontend = self.negotiate_on(frontend);
         frontend.set_features(self.features).unwrap();
         frontend.set_mem_table(&self.regions()).unwrap();
         for queue in 0..queues {

@@ -19,7 +19,10 @@ pub enum BlkError {
         source: io::Error,
     },
     /// The backend closed the connection while features were negotiated: another frontend is attached.
-    #[error("the VHD behind {} is in use by another frontend", path.display())]
+    #[error(
+        "the VHD behind {} is in use by another frontend (or the daemon has closed the connection for another reason, which its log says)",
+        path.display()
+    )]
     InUse {
         /// The socket.
         path: PathBuf,

@@ -185,6 +185,7 @@ impl Daemon {
         self.stop_api.send_replace(true);
         // Nobody is to find a socket that nobody listens on.
         drop(self.control);
+        let is_awaited = self.server.is_awaited();
         let mut clean = disconnect(&self.server, DRAIN_PATIENCE);
         clean &= self.mover.stop(END_PATIENCE);
         clean &= self.reactors.stop(END_PATIENCE);
@@ -206,7 +207,9 @@ impl Daemon {
                      missing ones, if they are back before the host restarts, and only what was flushed of those that have failed"
                 );
             } else {
-                self.kept.iter().for_each(|kept| kept.remove());
+                if !is_awaited {
+                    self.kept.iter().for_each(|kept| kept.remove());
+                }
                 log::info!("stopped; everything is durable");
             }
             Ended::Cleanly

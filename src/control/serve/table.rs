@@ -380,6 +380,16 @@ fn recover_all(before: &Left, vhds: &[(VhdRecord, Arc<VhdState>)], trust: &Trust
         if let Err(error) = read {
             log::error!("VHD '{}': what its guest has not flushed is lost, in part or whole: {error}", record.name);
         }
+        let last = before.last_active(record.uuid).and_then(|file| {
+            let file = file.as_ref();
+            file.map_or(Ok(()), |file| state.last_active.take_over(file)).map_err(ViewFileError::Broker)
+        });
+        if let Err(error) = last {
+            log::error!(
+                "VHD '{}': which process had it last is not known ({error}). If its VM has moved here from another VMM, end that one",
+                record.name
+            );
+        }
     }
     recovered
 }

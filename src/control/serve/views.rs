@@ -27,6 +27,7 @@ use crate::control::serve::serving::{Mark, Presence, ServingMark};
 use crate::control::view_files::{PLACE, Part, Serving, ViewFileError, ViewFiles};
 use crate::disk::file::FileDisk;
 use crate::placement::view::{Keep, KeptSegment, kept_len};
+use crate::shared::last_active;
 use crate::store::page::Stamp;
 
 /// How long a daemon that was killed may still have its files, and how often that is looked at. Its disks are free already.
@@ -149,7 +150,17 @@ impl Left {
     /// A file that cannot be read, or of a length that it cannot have.
     pub fn segments(&self, vhd: Uuid) -> Result<Vec<KeptSegment>, ViewFileError> {
         let parts = self.parts.get(&vhd).map_or([].as_slice(), Vec::as_slice);
-        parts.iter().filter_map(|part| self.segment(*part).transpose()).collect()
+        let of_view = parts.iter().filter(|part| part.start != last_active::PART);
+        of_view.filter_map(|part| self.segment(*part).transpose()).collect()
+    }
+
+    /// Whose rings of a VHD ran last (`shared::last_active`); `None` if that was not kept.
+    ///
+    /// # Errors
+    /// A file that cannot be opened.
+    pub fn last_active(&self, vhd: Uuid) -> Result<Option<File>, ViewFileError> {
+        let part = self.parts.get(&vhd).and_then(|parts| parts.iter().find(|part| part.start == last_active::PART));
+        part.map(|part| self.files.open_ended(self.serving, *part).map(File::from)).transpose()
     }
 
     /// `None`: the file was about to be made, so that nothing was placed there yet.
@@ -238,6 +249,8 @@ mod tests {
     use crate::control::view_files::OwnRights;
     use crate::placement::ReplicaSet;
     use crate::placement::view::VhdMap;
+    use crate::shared::last_active::LastActive;
+    use crate::shared::process::Process;
 
     const POOL: Uuid = Uuid::from_u128(1);
     const VHD: Uuid = Uuid::from_u128(2);
@@ -284,6 +297,27 @@ mod tests {
         next.remove();
         drop(next);
         assert!(none(&views, 9));
+    }
+
+    #[test]
+    fn whose_rings_ran_last_is_found_and_is_no_part_of_the_view() {
+        let place = tempfile::tempdir().unwrap();
+        let views = views_in(place.path(), POOL, "boot");
+        let keep: Arc<dyn Keep> = Arc::new(views.make(7).unwrap());
+        let ours = Process::of(std::process::id()).unwrap();
+        let map = VhdMap::kept(3, false, VHD, &keep);
+        let last = LastActive::kept(VHD, &keep);
+        last.set_last(Some(ours));
+        drop((map, last, keep));
+        let found = views.find(7).unwrap().unwrap();
+        assert!(found.last_active(GONE).unwrap().is_none());
+        let next = LastActive::default();
+        next.take_over(&found.last_active(VHD).unwrap().unwrap()).unwrap();
+        assert_eq!(next.last().map(|last| last.process), Some(ours));
+        let mut seen = 0;
+        let segments = found.segments(VHD).unwrap();
+        segments.iter().for_each(|segment| segment.read(|_, _| seen += 1).unwrap());
+        assert_eq!((segments.len(), seen), (1, 0));
     }
 
     #[test]

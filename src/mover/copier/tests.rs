@@ -411,3 +411,30 @@ fn a_replica_is_read_and_nothing_is_written() {
         assert_eq!(world.reports(), [MoverReport::FenceReached { fence: 1 }], "both of its places are left");
     }
 }
+
+#[test]
+fn replicas_that_are_wrong_in_different_blocks_are_each_repaired() {
+    let mut world = checked();
+    let (a, b) = (on(A, 2, ReplicaState::InSync), on(B, 3, ReplicaState::InSync));
+    let mut both = ReplicaSet::ABSENT;
+    [a, b].into_iter().for_each(|replica| both.push(replica));
+    world.vhd.map.set_replicas(E, both);
+    let bytes: Vec<u8> = (0..3_u8).flat_map(|block| vec![block + 1; BLOCK_LEN]).collect();
+    for (block, bytes) in (0..).zip(bytes.chunks(BLOCK_LEN)) {
+        world.vhd.map.set_checksum(E, block, Some(Checksum::of(bytes)));
+    }
+    world.disks[1].write_at(DATA + 3 * EXTENT, &bytes).unwrap();
+    world.disks[0].poke(DATA + 2 * EXTENT + 9, &[99]);
+    world.disks[1].poke(DATA + 3 * EXTENT + 2 * BLOCK + 9, &[99]);
+    for (source, target, ends) in [(a, b, WRONG), (b, a, MoverReport::Copied { id: MoveId(1) })] {
+        let copy = CopyTask { id: MoveId(1), job: JobId(1), vhd: Arc::clone(&world.vhd), extent: E, source, target };
+        world.copier.handle(MoverMessage::Copy(copy), NOW);
+        world.run();
+        assert_eq!(world.reports(), [ends]);
+    }
+    for (disk, slot) in [(0, 2), (1, 3)] {
+        let mut found = vec![0; 3 * BLOCK_LEN];
+        world.disks[disk].read_at(DATA + slot * EXTENT, &mut found).unwrap();
+        assert!(found == bytes, "disk {disk}");
+    }
+}

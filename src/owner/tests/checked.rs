@@ -1,6 +1,6 @@
 //! VHDs whose blocks have checksums.
 
-use super::degraded::{on, reopened_after, replicas, written};
+use super::degraded::{on, reopened_after, replicas, write, written};
 use super::replicas::replicated;
 use super::*;
 use crate::engine::IoError;
@@ -11,7 +11,9 @@ const E: ExtentIndex = ExtentIndex(3);
 const WRONG: IoError = IoError::Checksum;
 
 fn checked(replicas: u8) -> (World, VhdInfo) {
-    written(CreateVhd { checksums: true, ..replicated(8, replicas) })
+    let (mut world, vhd) = written(CreateVhd { checksums: true, ..replicated(8, replicas) });
+    world.tell_fill(0);
+    (world, vhd)
 }
 
 fn word(vhd: &VhdInfo, byte: u8) -> u32 {
@@ -39,6 +41,11 @@ fn told(world: &mut World) -> (bool, Vec<u32>) {
 }
 
 impl World {
+    /// So many KiB of a MiB of metadata are in use.
+    fn tell_fill(&mut self, used: u64) {
+        self.owner.handle_store(StoreReport::Fill { used: used << 10, size: 1 << 20, low: false }, &mut self.mail);
+    }
+
     fn settle_fences(&mut self) {
         for (fence, _) in self.fences(0) {
             self.reach(0, fence);
@@ -101,12 +108,11 @@ fn an_intent_stays_as_long_as_somebody_holds_a_claim() {
 #[test]
 fn checksums_leave_room_for_extents() {
     let (mut world, vhd) = intended(1);
-    let fill = |used| StoreReport::Fill { used, size: 100, low: false };
-    world.owner.handle_store(fill(51), &mut world.mail);
+    world.tell_fill(497);
     grow_old(&mut world);
     assert_eq!(told(&mut world), (false, Vec::new()));
     assert!(vhd.state.map.may_write_replicas(E));
-    world.owner.handle_store(fill(50), &mut world.mail);
+    world.tell_fill(496);
     grow_old(&mut world);
     assert!(told(&mut world).0);
 }
@@ -114,6 +120,7 @@ fn checksums_leave_room_for_extents() {
 #[test]
 fn what_was_written_to_is_read_when_the_pool_is_opened() {
     let (mut world, vhd) = reopened_after(checked(1), None);
+    world.tell_fill(0);
     let mut read = std::collections::BTreeSet::new();
     while vhd.state.map.is_in_doubt(E) {
         let copies = world.copies();
@@ -157,4 +164,53 @@ fn nothing_is_made_stale_by_what_is_wrong_everywhere() {
     assert!(
         on(&vhd, first.disk, ReplicaState::Stale).is_empty() && on(&vhd, second.disk, ReplicaState::Stale).is_empty()
     );
+}
+
+/// The daemon stops: what is still to be made equal, or stale, or has no room, is looked for by the next one.
+#[test]
+fn intents_that_say_something_stay_at_the_end() {
+    let ends = |world: &mut World| {
+        world.owner.end_intents(&mut world.mail);
+        told(world)
+    };
+    let (mut world, vhd) = intended(2);
+    let first = word(&vhd, 7);
+    assert_eq!(ends(&mut world), (true, vec![first]));
+    // A replica is being written anew.
+    let (mut world, vhd) = intended(2);
+    let second = replicas(&vhd, E)[1];
+    world.tell(OwnerRequest::ReadFailed { vhd: vhd.record.id, extent: E, disk: second.disk });
+    assert_eq!(ends(&mut world), (false, Vec::new()));
+    // One is about to be stale.
+    let (mut world, vhd) = intended(2);
+    world.miss(&vhd, second.disk, write(E));
+    assert!(!ends(&mut world).0);
+    // There is no room for checksums, and one that is being written.
+    let (mut world, _) = intended(1);
+    world.tell_fill(500);
+    assert!(!ends(&mut world).0);
+    let (mut world, vhd) = intended(1);
+    let map = &vhd.state.map;
+    map.claim_any(E, BlockMask(1), map.lookup(E).version).unwrap();
+    assert!(!ends(&mut world).0);
+}
+
+#[test]
+fn a_third_replica_is_asked_if_two_are_bad() {
+    let (mut world, vhd) = intended(3);
+    let [a, b, c] = replicas(&vhd, E)[..] else { panic!("three replicas") };
+    world.tell(OwnerRequest::ReadFailed { vhd: vhd.record.id, extent: E, disk: a.disk });
+    let mut made = Vec::new();
+    for _ in 0..10 {
+        for copy in world.copies() {
+            let is_good = copy.source == c;
+            let failed = MoverReport::Failed { id: copy.id, disk: copy.source.disk, error: WRONG };
+            let report = if is_good { MoverReport::Copied { id: copy.id } } else { failed };
+            made.extend(is_good.then_some(copy.target.disk));
+            world.owner.handle_mover(report, world.now, &mut world.mail);
+        }
+    }
+    made.sort_unstable();
+    assert_eq!(made, [a.disk, b.disk]);
+    assert!(!world.owner.repairs.knows(vhd.record.id));
 }

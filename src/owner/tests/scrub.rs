@@ -6,7 +6,7 @@ use super::*;
 use crate::base::ids::JobId;
 use crate::engine::IoError;
 use crate::mover::messages::{CopyTask, Speed};
-use crate::owner::command::{JobInfo, JobRequest, SetJob, StartJob};
+use crate::owner::command::{JobInfo, JobRequest, ResizeVhd, SetJob, StartJob};
 use crate::placement::job::{JobKind, JobState};
 
 const E: ExtentIndex = ExtentIndex(3);
@@ -142,4 +142,43 @@ fn it_goes_on_where_it_was_paused_and_ends_with_its_vhd() {
     world.settle();
     assert!(world.mail.replies.remove(&delete).unwrap().is_ok());
     assert_eq!(world.job(id).record.state, JobState::Done);
+}
+
+#[test]
+fn a_vhd_that_is_read_does_not_shrink() {
+    let (mut world, _vhd) = scrubbed(1);
+    let id = world.begin_scrub();
+    let shrink = || Command::ResizeVhd(ResizeVhd { vhd: "r".to_owned(), size: EXTENT, force: true });
+    assert!(matches!(world.refuse(shrink()), CommandError::ScrubExists { .. }));
+    // Copies are on their way when it has been cancelled.
+    world.run(Command::CancelJob { job: id, revert: false, now: 1 }).unwrap();
+    assert!(matches!(world.refuse(shrink()), CommandError::MovesEnding { .. }));
+    world.read_all(|_| false, |_| true);
+    world.run(shrink()).unwrap();
+}
+
+/// Each of two replicas has a damage of its own: a repair that ends with an error may have done what it could.
+#[test]
+fn what_could_not_be_repaired_as_a_whole_is_read_once_more() {
+    let (mut world, vhd) = scrubbed(2);
+    let id = world.begin_scrub();
+    let mut seen = BTreeMap::new();
+    let mut repairs = 0;
+    loop {
+        let copies = world.copies();
+        if copies.is_empty() {
+            break;
+        }
+        for copy in copies {
+            let failed = MoverReport::Failed { id: copy.id, disk: copy.source.disk, error: IoError::Checksum };
+            let count = seen.entry((copy.extent, copy.source.disk, copy.target.disk)).or_insert(0);
+            *count += 1;
+            // The first time everything about it fails; and the second time nothing does.
+            let is_bad = copy.extent == E && *count == 1 && (copy.only_reads() || repairs == 0);
+            repairs += u32::from(!copy.only_reads());
+            world.tell_mover(if is_bad { failed } else { MoverReport::Copied { id: copy.id } });
+        }
+    }
+    let job = world.job(id);
+    assert_eq!((job.record.state, found(&job), job.unreadable), (JobState::Done, (2, 2), 0), "{:?}", replicas(&vhd, E));
 }

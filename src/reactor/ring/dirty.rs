@@ -3,22 +3,45 @@
 //! The kernel writes what guests read, past every bitmap of ours or of a library: so data is noted when a request is done. Each page
 //! is noted after it was written, and everything about a chain before the used index that shows it to the guest.
 
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+
 use super::used::{ENTRIES, INDEX, USED_ENTRY};
 use super::{Ring, RingFault};
 use crate::reactor::messages::RingLog;
 use crate::virtio::parse::{ID_LEN, StatusByte};
 use crate::virtio::request::{Request, RequestKind};
 
+/// A region of guest memory: where it is in our memory, its length, and its guest physical address.
+#[derive(Clone, Copy)]
+struct Region {
+    host: usize,
+    len: u64,
+    guest: u64,
+}
+
 /// Where a ring notes what it writes.
 pub(super) struct Dirty {
     to: RingLog,
-    /// Something was written that the log has no bit for: what arrives at the other side would not be what the guest has here.
-    is_short: bool,
+    /// By where they are in our memory.
+    regions: Vec<Region>,
 }
 
 impl Dirty {
-    pub fn new(to: RingLog) -> Dirty {
-        Dirty { to, is_short: false }
+    pub fn new(to: RingLog, memory: &GuestMemoryMmap) -> Dirty {
+        let mut dirty = Dirty { to, regions: Vec::new() };
+        dirty.set_memory(memory);
+        dirty
+    }
+
+    /// Guest memory is there from now on.
+    pub fn set_memory(&mut self, memory: &GuestMemoryMmap) {
+        let region = |region: &GuestRegionMmap| Region {
+            host: region.as_ptr().addr(),
+            len: region.len(),
+            guest: region.start_addr().0,
+        };
+        self.regions = memory.iter().map(region).collect();
+        self.regions.sort_unstable_by_key(|region| region.host);
     }
 
     /// The first address of the log, by which `guest_memory` knows it.
@@ -26,21 +49,25 @@ impl Dirty {
         self.to.log.start()
     }
 
-    fn note(&mut self, address: Option<u64>, len: u64) {
-        self.is_short |= !address.is_some_and(|address| self.to.log.mark(address, len));
+    /// The guest physical address of what is there in our memory.
+    fn guest_address(&self, host: usize) -> Option<u64> {
+        let after = self.regions.partition_point(|region| region.host <= host);
+        let region = self.regions.get(after.checked_sub(1)?)?;
+        let offset = (host - region.host) as u64;
+        (offset < region.len).then(|| region.guest + offset)
+    }
+
+    /// False if the log has no bit for it.
+    fn note(&self, address: Option<u64>, len: u64) -> bool {
+        address.is_some_and(|address| self.to.log.mark(address, len))
     }
 }
 
 impl Ring {
     /// What is written from now on is noted there, or nowhere.
     pub fn set_log(&mut self, log: Option<RingLog>) {
-        self.dirty = log.map(Dirty::new);
+        self.dirty = log.map(|log| Dirty::new(log, &self.memory));
         self.losses = None;
-    }
-
-    /// What the frontend wants to be told of changes by.
-    pub fn log_call(&self) -> Option<&std::os::fd::OwnedFd> {
-        self.dirty.as_ref()?.to.call.as_deref()
     }
 
     /// Notes the data that a request has put into the guest's buffers. Before [`Ring::complete`]. If it failed, nobody knows which
@@ -85,30 +112,28 @@ impl Ring {
     }
 
     fn note_used(&mut self, offset: u64, len: u64) {
-        if let Some(dirty) = &mut self.dirty
+        if let Some(dirty) = &self.dirty
             && let Some(used) = dirty.to.used
         {
-            dirty.note(used.checked_add(offset), len);
+            self.is_unlogged |= !dirty.note(used.checked_add(offset), len);
         }
     }
 
     /// Notes bytes of guest memory by where they are in ours. Maps only grow while a ring runs, so the one of now has them.
     #[cold]
     fn note_host(&mut self, ptr: *const u8, len: u64) {
-        let at = ptr.addr();
-        let guest = vm_memory::GuestMemoryBackend::iter(&*self.memory).find_map(|region| {
-            let offset = u64::try_from(at.checked_sub(region.as_ptr().addr())?).ok()?;
-            let region_len = vm_memory::GuestMemoryRegion::len(region);
-            (offset < region_len).then(|| vm_memory::GuestMemoryRegion::start_addr(region).0 + offset)
-        });
-        if let Some(dirty) = &mut self.dirty {
-            dirty.note(guest, len);
+        if let Some(dirty) = &self.dirty {
+            self.is_unlogged |= !dirty.note(dirty.guest_address(ptr.addr()), len);
         }
+    }
+
+    /// Whether something was written that the log has no bit for: what arrives at the other side would not be what the guest has here.
+    pub fn is_unlogged(&self) -> bool {
+        self.is_unlogged
     }
 
     /// A fault if something could not be noted.
     pub(super) fn unless_unnoted(&self) -> Result<(), RingFault> {
-        let is_short = self.dirty.as_ref().is_some_and(|dirty| dirty.is_short);
-        if is_short { Err(RingFault::LogTooShort) } else { Ok(()) }
+        if self.is_unlogged { Err(RingFault::LogTooShort) } else { Ok(()) }
     }
 }

@@ -85,6 +85,8 @@ pub(super) struct Ring {
     event_idx: bool,
     /// Where it notes what it writes, during a live migration.
     dirty: Option<Dirty>,
+    /// Something was written that it could not be noted in.
+    is_unlogged: bool,
     heads: Box<[Option<Head>]>,
     in_flight: u16,
     /// What survives us of that, if the frontend keeps it.
@@ -140,7 +142,8 @@ impl Ring {
             queue,
             used,
             event_idx: config.event_idx,
-            dirty: config.log.clone().map(Dirty::new),
+            dirty: config.log.clone().map(|log| Dirty::new(log, &config.memory)),
+            is_unlogged: false,
             heads: vec![None; usize::from(size)].into_boxed_slice(),
             in_flight: 0,
             inflight,
@@ -188,6 +191,7 @@ impl Ring {
     pub fn set_memory(&mut self, memory: Arc<GuestMemoryMmap>) -> Result<(), RingFault> {
         check_addresses(&memory, self.addresses, self.size)?;
         self.table = host_address(&memory, self.addresses.descriptors);
+        self.dirty.iter_mut().for_each(|dirty| dirty.set_memory(&memory));
         if let Some(replay) = self.replay.take() {
             self.replay = replay.moved_to(&memory, self.addresses, self.size)?;
         }
@@ -460,12 +464,18 @@ impl Ring {
     pub fn complete(&mut self, head: u16, finished: &Finished) -> Result<(), RingFault> {
         let Head { parsed, kind } = self.heads[usize::from(head)].take().expect("a chain is given back once");
         self.in_flight -= 1;
-        // What was written to disk, or handed to the guest, may have been the zeros.
-        let status = if self.memory_is_lost() { Status::IoError } else { finished.status };
+        // What was written may have been the zeros, or would be missing where the guest goes on.
+        let bad = self.memory_is_lost() || self.is_unlogged;
+        let mut status = if bad { Status::IoError } else { finished.status };
         // SAFETY: the byte was found in `self.memory` or in one of `self.old_memory`, which are mapped until no chain is in
         // flight.
         unsafe { parsed.status.write(status) };
         self.note_status(parsed.status);
+        if self.is_unlogged && status == Status::Ok {
+            status = Status::IoError;
+            // SAFETY: as above; the guest does not look at it before the used index.
+            unsafe { parsed.status.write(status) };
+        }
         if self.in_flight == 0 {
             self.old_memory.clear();
         }

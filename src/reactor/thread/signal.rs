@@ -1,10 +1,10 @@
-//! Interrupting guests: of a call eventfd that can make us wait, at most one write under way, and none forgotten.
+//! Interrupting guests, and telling frontends: of an eventfd that can make us wait, at most one write under way, and none forgotten.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::engine::uring::{EventTag, UringEngine};
 
-/// The eventfd that interrupts the guest.
+/// An eventfd that interrupts a guest or tells its frontend something.
 pub(super) struct CallFd {
     fd: OwnedFd,
     tag: EventTag,
@@ -39,6 +39,14 @@ impl CallFd {
         // What was queued for the descriptor goes out before it is closed.
         engine.flush();
         if self.under_way && is_full(self.fd.as_fd()) {
+            engine.cancel_signal(self.tag);
+        }
+    }
+
+    /// Lets go of a descriptor whose signals nobody has to rely on: one under way may be lost, and no worker of the kernel stays with it.
+    pub fn abandon(self, engine: &mut UringEngine) {
+        engine.flush();
+        if self.under_way {
             engine.cancel_signal(self.tag);
         }
     }
@@ -121,5 +129,25 @@ mod tests {
         let mut count = [0; 8];
         File::from(call.fd).read_exact(&mut count).unwrap();
         assert_eq!(u64::from_ne_bytes(count), 1);
+    }
+
+    /// A frontend that keeps its eventfd full would keep a worker of the kernel with each of them.
+    #[test]
+    fn a_hint_that_nobody_takes_is_given_up_with_its_descriptor() {
+        const TAG: EventTag = EventTag(8);
+        let mut engine = UringEngine::new().unwrap();
+        let theirs = EventFd::new(0).unwrap();
+        theirs.write(u64::MAX - 1).unwrap();
+        // SAFETY: nobody else owns the descriptor that is given away here.
+        let ours = unsafe { OwnedFd::from_raw_fd(theirs.try_clone().unwrap().into_raw_fd()) };
+        let mut call = CallFd::new(ours, TAG);
+        call.signal(&mut engine);
+        engine.wait(Wait::AtMost(Duration::from_millis(50)));
+        assert_eq!(engine.take_event(), None, "it waits");
+        call.signal(&mut engine);
+        call.abandon(&mut engine);
+        engine.wait(Wait::AtMost(Duration::from_secs(5)));
+        engine.wait(Wait::AtMost(Duration::from_millis(50)));
+        assert_eq!((engine.take_event(), engine.take_event()), (Some(Event::Signalled { tag: TAG }), None));
     }
 }

@@ -182,6 +182,7 @@ impl Device {
         let ring = &mut self.rings[index];
         if let Ok(stopped) = answer.recv() {
             ring.base = stopped.next_available;
+            ring.is_unlogged |= stopped.is_unlogged;
         }
         if let Some(place) = ring.place.take() {
             self.hub.release(place);

@@ -88,7 +88,10 @@ fn another_replica_answers_and_the_owner_is_told_which_one_is_wrong() {
             let right = vec![(7, BLOCK_LEN), (8, BLOCK_LEN)];
             assert_eq!(read(&mut world, 0, 2 * BLOCK_LEN), (Status::Ok, right));
         }
-        assert!(told(&world).iter().all(|(disk, _)| *disk == wrong));
+        let found = told(&world);
+        assert!(found.iter().all(|(disk, _)| *disk == wrong));
+        // Reads begin with the first one as long as nothing else is in flight.
+        assert_eq!(found.contains(&(wrong, false)), wrong == A);
         // A write of a part is made of what is right.
         assert_eq!(world.write(offset + 512, &Guest::filled(512, 9)), Status::Ok);
         let (_, bytes) = read(&mut world, offset, 1536);
@@ -137,4 +140,15 @@ fn one_replica_is_not_written_without_an_intent_either() {
     let asks = |request: &OwnerRequest| matches!(request, OwnerRequest::Intend { .. });
     assert!(world.mail.borrow().owner.iter().any(asks));
     world.settle(&mut Rng::new(1));
+}
+
+#[test]
+fn replicas_that_are_wrong_in_different_blocks_answer_together() {
+    let mut world = world(&[A, B]);
+    world.damage(A, SLOT, 5);
+    world.damage(B, SLOT, BLOCK + 5);
+    let right = vec![(7, BLOCK_LEN), (8, BLOCK_LEN)];
+    assert_eq!(read(&mut world, 0, 2 * BLOCK_LEN), (Status::Ok, right));
+    world.damage(B, SLOT, 5);
+    assert_eq!(read(&mut world, 0, 2 * BLOCK_LEN).0, Status::IoError, "one that is wrong everywhere");
 }

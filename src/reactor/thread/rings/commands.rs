@@ -6,13 +6,16 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::GuestMemoryMmap;
 
-use super::super::signal::{CallFd, is_eventfd};
-use super::{FLUSH, Mode, Rings, Served, TAG_PLACE_BITS, TOKEN_PLACE_SHIFT, UringPipeline, signal_if_empty};
+use super::super::signal::{CallFd, is_eventfd, may_block};
+use super::{FLUSH, Mode, Rings, Served, TAG_PLACE_BITS, TOKEN_PLACE_SHIFT, UringPipeline};
 use crate::base::clock::Nanos;
-use crate::engine::uring::UringEngine;
+use crate::engine::uring::{EventTag, UringEngine};
 use crate::reactor::messages::{Outbox, RingCommand, RingConfig, RingKey, RingLog, RingStopped};
 use crate::reactor::pipeline::Token;
 use crate::reactor::ring::{Ring, RingFault};
+
+/// An event that nobody waits for.
+const NOBODY: EventTag = EventTag((1 << 56) - 1);
 
 impl Rings {
     /// Carries out a command.
@@ -53,8 +56,7 @@ impl Rings {
             RingCommand::SetCall { key, call } => self.set_call(key, call, &mut pipeline.engine, now),
             RingCommand::SetKick { key, kick } => self.set_kick(key, kick, &mut pipeline.engine, now),
             RingCommand::SetLog { key, log, reply } => {
-                let Some(place) = self.place(key) else { return };
-                self.served(place).ring.set_log(log.map(with_eventfd));
+                self.set_log(key, log, &mut pipeline.engine);
                 let _ = reply.send(());
             }
             RingCommand::SetMemory { key, memory } => self.set_memory(key, memory, &mut pipeline.engine, now),
@@ -72,18 +74,20 @@ impl Rings {
         }
     }
 
-    fn start<O: Outbox>(&mut self, mut config: RingConfig, pipeline: &mut UringPipeline<O>, now: Nanos) {
+    fn start<O: Outbox>(&mut self, config: RingConfig, pipeline: &mut UringPipeline<O>, now: Nanos) {
         if self.leaving || self.by_key.contains_key(&config.key) {
             return;
         }
-        config.log = config.log.map(with_eventfd);
         let ring = match Ring::open(&config) {
             Ok(ring) => ring,
             Err(fault) => {
                 self.log_broken(&config.vhd.settings.uuid, config.index, &fault, now);
-                if let Some(error) = config.error.filter(|error| is_eventfd(error.as_fd())) {
-                    signal_if_empty(&error, &mut pipeline.engine);
-                    pipeline.engine.flush();
+                // One that may block could keep a worker of the kernel, and nobody would be there to end that.
+                if let Some(error) = config.error.filter(|error| is_eventfd(error.as_fd()) && !may_block(error.as_fd()))
+                {
+                    let mut error = CallFd::new(error, NOBODY);
+                    error.signal(&mut pipeline.engine);
+                    error.abandon(&mut pipeline.engine);
                 }
                 return;
             }
@@ -101,7 +105,8 @@ impl Rings {
             mode: Mode::Running,
             kick: None,
             call: None,
-            error: config.error.filter(|error| is_eventfd(error.as_fd())),
+            error: None,
+            log_call: None,
             queued: false,
             unpublished: false,
             hot: false,
@@ -114,6 +119,10 @@ impl Rings {
         self.ready.reserve(self.places.len());
         self.unpublished.reserve(self.places.len());
         self.hot.reserve(self.places.len());
+        let error = config.error.filter(|error| is_eventfd(error.as_fd()));
+        let tag = self.new_tag(place);
+        self.served(place).error = error.map(|error| CallFd::new(error, tag));
+        self.set_log_call(place, config.log.as_ref(), &mut pipeline.engine);
         self.set_call(config.key, config.call, &mut pipeline.engine, now);
         self.set_kick(config.key, config.kick, &mut pipeline.engine, now);
     }
@@ -133,6 +142,24 @@ impl Rings {
         if let Some(call) = &mut served.call {
             call.signal(engine);
         }
+    }
+
+    fn set_log(&mut self, key: RingKey, log: Option<RingLog>, engine: &mut UringEngine) {
+        let Some(place) = self.place(key) else { return };
+        self.set_log_call(place, log.as_ref(), engine);
+        self.served(place).ring.set_log(log);
+    }
+
+    /// The frontend is told of changes only by what cannot hold up a reactor. Each ring has a descriptor of its own for that.
+    fn set_log_call(&mut self, place: u32, log: Option<&RingLog>, engine: &mut UringEngine) {
+        if let Some(old) = self.served(place).log_call.take() {
+            old.abandon(engine);
+        }
+        let call = log.and_then(|log| log.call.as_ref()).filter(|call| is_eventfd(call.as_fd()));
+        let tag = self.new_tag(place);
+        // Without a descriptor to be had, it is not told: it looks at the log anyway.
+        let call = call.and_then(|call| call.try_clone().ok());
+        self.served(place).log_call = call.map(|call| CallFd::new(call, tag));
     }
 
     fn set_kick(&mut self, key: RingKey, kick: Option<OwnedFd>, engine: &mut UringEngine, now: Nanos) {
@@ -189,6 +216,8 @@ impl Rings {
         if let Some(call) = served.call.take() {
             call.retire(&mut pipeline.engine);
         }
+        let hints = [served.error.take(), served.log_call.take()];
+        hints.into_iter().flatten().for_each(|hint| hint.abandon(&mut pipeline.engine));
         self.by_key.remove(&served.key);
         if served.queued {
             self.ready.retain(|&queued| queued != place);
@@ -198,15 +227,11 @@ impl Rings {
         }
         self.free.push(place);
         pipeline.unreserve(served.ring.slots());
-        let stopped = RingStopped { next_available: served.ring.next_available() };
+        let (next_available, is_unlogged) = (served.ring.next_available(), served.ring.is_unlogged());
+        let stopped = RingStopped { next_available, is_unlogged };
         let Served { stop, ring, .. } = served;
         // The frontend may unmap its memory as soon as it has the answer.
         drop(ring);
         let _ = stop.expect("looked at just now").send(stopped);
     }
-}
-
-/// A log whose frontend is told of changes only by what cannot hold up a reactor.
-fn with_eventfd(log: RingLog) -> RingLog {
-    RingLog { call: log.call.filter(|call| is_eventfd(call.as_fd())), ..log }
 }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use crossbeam_channel::Sender;
 
 use super::gate::LogGate;
-use super::signal::{CallFd, is_full, may_block};
+use super::signal::CallFd;
 use crate::base::clock::Nanos;
 use crate::base::ids::ReactorId;
 use crate::engine::uring::{Event, EventTag, UringEngine};
@@ -30,8 +30,6 @@ const TAG_PLACE_BITS: u32 = 24;
 const HOT_POLLED_MAX: usize = 16;
 /// Turns after which a ring that nobody used is not looked at any more.
 const QUIET_TURNS_MAX: u8 = 64;
-/// An event that nobody waits for.
-const NOBODY: EventTag = EventTag((1 << 56) - 1);
 
 /// Whether a ring pops.
 enum Mode {
@@ -48,7 +46,10 @@ struct Served {
     mode: Mode,
     kick: Option<(OwnedFd, EventTag)>,
     call: Option<CallFd>,
-    error: Option<OwnedFd>,
+    /// To tell the frontend that the ring is broken.
+    error: Option<CallFd>,
+    /// To tell it that there is something in its dirty log.
+    log_call: Option<CallFd>,
     /// In the queue of rings to pop from.
     queued: bool,
     /// In the list of rings with something to publish.
@@ -158,9 +159,8 @@ impl Rings {
         let is_kick = served.kick.as_ref().is_some_and(|kick| kick.1 == tag);
         match event {
             Event::Signalled { tag } => {
-                if let Some(call) = &mut served.call {
-                    call.delivered(tag, engine);
-                }
+                let calls = [&mut served.call, &mut served.error, &mut served.log_call];
+                calls.into_iter().flatten().for_each(|call| call.delivered(tag, engine));
             }
             Event::Readable { watched, .. } if is_kick => {
                 if let (false, Some((kick, _))) = (watched, &served.kick) {
@@ -301,7 +301,9 @@ impl Rings {
                 Ok(false) => {}
                 Err(fault) => self.break_ring(place, &fault, &mut pipeline.engine, now),
             }
-            self.tell_of_log(place, &mut pipeline.engine);
+            if let Some(Served { log_call: Some(call), .. }) = &mut self.places[place as usize] {
+                call.signal(&mut pipeline.engine);
+            }
             if look && self.hot.len() < HOT_POLLED_MAX {
                 self.disarm(place, &mut pipeline.engine, now);
             }
@@ -313,14 +315,6 @@ impl Rings {
     fn note_data(&mut self, finished: &Finished, request: &Request) {
         if finished.token.0 & FLUSH == 0 {
             self.served(place_of(finished.token)).ring.note_data(request);
-        }
-    }
-
-    /// Tells the frontend that there is something in its dirty log, if it has asked to be told.
-    fn tell_of_log(&self, place: u32, engine: &mut UringEngine) {
-        let ring = self.places[place as usize].as_ref().map(|served| &served.ring);
-        if let Some(call) = ring.and_then(Ring::log_call) {
-            signal_if_empty(call, engine);
         }
     }
 
@@ -359,9 +353,7 @@ impl Rings {
             return;
         }
         served.end();
-        if let Some(error) = &served.error {
-            signal_if_empty(error, engine);
-        }
+        served.error.iter_mut().for_each(|error| error.signal(engine));
         let (uuid, index) = (served.ring.vhd.settings.uuid, served.ring.index);
         self.count_polled();
         self.log_broken(&uuid, index, fault, now);
@@ -431,16 +423,4 @@ impl Rings {
 /// The place of the ring that a request belongs to.
 fn place_of(token: Token) -> u32 {
     u32::try_from(token.0 >> TOKEN_PLACE_SHIFT).expect("our own token")
-}
-
-/// Tells the frontend that its ring is broken, or its dirty log written to, unless it has not even noticed the last time.
-fn signal_if_empty(error: &OwnedFd, engine: &mut UringEngine) {
-    if is_full(error.as_fd()) {
-        return;
-    }
-    if may_block(error.as_fd()) {
-        engine.signal_patiently(error.as_fd(), NOBODY);
-    } else {
-        engine.signal(error.as_fd(), NOBODY);
-    }
 }
