@@ -11,6 +11,7 @@ use crate::store::batch::ExtentEdit;
 use crate::store::member::tests::{drop_jobs_table, samples};
 use crate::store::mirror::{Direct, Members};
 use crate::store::overlay::Overlay;
+use crate::store::page::PageKey;
 use crate::store::region::REGION_LEN_MIN;
 
 const POOL: Uuid = Uuid::from_u128(7);
