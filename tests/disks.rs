@@ -297,10 +297,14 @@ fn block_devices_are_looked_at_as_closely_as_files() {
     table.write_all_at(&[0x55, 0xaa], 510).unwrap();
     disk("large.img");
     disk("small.img");
+    disk("more.img");
     let device = |file, options: &[&str]| Loop::over(&host, file, options);
-    let (Some(parts), Some(large), Some(small)) =
-        (device("table.img", &["--partscan"]), device("large.img", &["-b", "4096"]), device("small.img", &[]))
-    else {
+    let (Some(parts), Some(large), Some(small), Some(more)) = (
+        device("table.img", &["--partscan"]),
+        device("large.img", &["-b", "4096"]),
+        device("small.img", &[]),
+        device("more.img", &["-b", "4096"]),
+    ) else {
         println!("skipped: no loop devices");
         return;
     };
@@ -326,5 +330,8 @@ fn block_devices_are_looked_at_as_closely_as_files() {
     assert!(host.refused(&["disk", "add", "large.img"], 4).contains("lies on"));
     assert!(host.ok(&["disk", "add", &large.0]).contains("nothing changed"));
     assert_eq!(host.json(&["disk", "list"])["disks"].as_array().unwrap().len(), 1);
+    // From within the sandbox.
+    host.ok(&["disk", "add", &more.0]);
+    assert_eq!(host.json(&["disk", "list"])["disks"].as_array().unwrap().len(), 2);
     host.stop();
 }

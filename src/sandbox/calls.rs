@@ -144,6 +144,7 @@ const CONDITIONAL: &[Call] = &[
             Arg::Is(1, BLKSSZGET),
             Arg::Is(1, BLKGETSIZE64),
             Arg::Is(1, BLKDISCARD),
+            Arg::Is(1, BLKGETDISKSEQ),
             Arg::Is(1, TCGETS),
         ],
     ),
@@ -155,6 +156,7 @@ const TCGETS: u32 = 0x5401;
 const BLKSSZGET: u32 = 0x1268;
 const BLKDISCARD: u32 = 0x1277;
 const BLKGETSIZE64: u32 = 0x8008_1272;
+const BLKGETDISKSEQ: u32 = 0x8008_1280;
 
 /// Calls that are answered with ENOSYS, as an older kernel would: the C library then takes one that can be looked into.
 pub(super) const REFUSED: &[c_long] = &[libc::SYS_clone3];

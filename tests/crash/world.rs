@@ -174,7 +174,8 @@ impl World {
         post.queues.borrow_mut().opened.extend(vhds.iter().map(|(_, state)| Arc::clone(state)));
         let pipelines = (0..scenario.reactors).map(|i| pipeline(ReactorId(i), &disks, &states, &post)).collect();
         let mover = mover(&disks, &states, &post);
-        let owner = Owner::new(pool.clone(), states.clone(), vhds, scenario.reactors)?.with_jobs(jobs);
+        let mut owner = Owner::new(pool.clone(), states.clone(), vhds, scenario.reactors)?.with_jobs(jobs);
+        owner.handle_store(StoreReport::Fill { used: 0, size: 1 << 30, low: false }, &mut post.clone());
         let trouble = Trouble::new(scenario, &states);
         let mut world = World {
             trace: disks[0].trace().clone(),

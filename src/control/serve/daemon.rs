@@ -207,9 +207,9 @@ impl Daemon {
                      missing ones, if they are back before the host restarts, and only what was flushed of those that have failed"
                 );
             } else {
-                if !is_awaited {
-                    self.kept.iter().for_each(|kept| kept.remove());
-                }
+                // What a disk that has failed may lack is known by the note of it until the table says so.
+                let is_needed = |kept: &&Arc<ViewDir>| is_awaited || kept.mark().has_notes();
+                self.kept.iter().filter(|kept| !is_needed(kept)).for_each(|kept| kept.remove());
                 log::info!("stopped; everything is durable");
             }
             Ended::Cleanly

@@ -156,6 +156,12 @@ impl Mark {
         self.words[at(disk, NOTES)].fetch_and(!UNSETTLED, Ordering::AcqRel);
     }
 
+    /// Whether there is a disk of which the next daemon has to know something.
+    #[must_use]
+    pub fn has_notes(&self) -> bool {
+        (0..DISKS_MAX).any(|disk| self.words[DISKS + disk * OF_DISK + NOTES].load(Ordering::Acquire) != 0)
+    }
+
     fn put(&self, disk: DiskId, presence: [u64; NOTES]) {
         let [words @ .., notes] = &self.words[at(disk, 0)..at(disk, OF_DISK)] else { unreachable!("words of a disk") };
         notes.store(0, Ordering::Release);
@@ -280,6 +286,7 @@ mod tests {
         let failed = Some(Doubt::Failed);
         assert_eq!((ended.doubt(DiskId(2), Some(image(5))), ended.doubt(DiskId(2), None)), (failed, failed));
         assert_eq!(ended.doubt(DiskId(3), Some(image(6))), None, "not its neighbour");
+        assert!(mark.has_notes() && !marks().0.has_notes());
         // What is settled is only what was unsettled.
         mark.doubt(DiskId(2));
         mark.settle(DiskId(2));

@@ -162,7 +162,8 @@ pub fn open_table(
     let state = store.put(recovered.losses.rows())?;
     if let Some(kept) = &kept {
         kept.note_durable(state.stamp);
-        doubted.iter().for_each(|disk| kept.mark().settle(disk));
+        let settled = doubted.iter().filter(|disk| !recovered.losses.unsettled.contains(*disk));
+        settled.for_each(|disk| kept.mark().settle(disk));
     }
     views.remove_others(lineage);
     let (record, jobs) = (store.pool.clone(), store.jobs.clone());

@@ -52,6 +52,8 @@ pub struct Losses {
     pub stale: BTreeMap<VhdId, BTreeMap<ExtentIndex, MovedExtent>>,
     /// Blocks that were there and are not recovered.
     pub blocks: BTreeMap<VhdId, u64>,
+    /// Disks with replicas in doubt that are not stale, because no other one is there: they stay in doubt.
+    pub unsettled: DiskSet,
 }
 
 impl Losses {
@@ -66,8 +68,13 @@ impl Losses {
             let extents = (0..PAGE_EXTENTS).filter_map(|place| page.extent(place));
             for extent in extents.take_while(|extent| extent.0 < vhd.map.extents()) {
                 let table = vhd.map.lookup(extent);
-                if let Some(sure) = trust.sure(table.replicas) {
-                    self.make_stale(vhd, extent, &table, sure);
+                match trust.sure(table.replicas) {
+                    Some(sure) => self.make_stale(vhd, extent, &table, sure),
+                    None if table.replicas.in_sync() > 1 => {
+                        let doubted = table.replicas.iter().filter(|replica| trust.doubted.contains(replica.disk));
+                        doubted.for_each(|replica| self.unsettled.insert(replica.disk));
+                    }
+                    None => {}
                 }
             }
         }

@@ -224,7 +224,8 @@ impl Owner {
     /// A repair has ended, one that a scrub waits for perhaps.
     pub(in crate::owner) fn scrub_repair_ended(&mut self, place: Place, made: bool) {
         // What is elsewhere by now, or stale, is somebody else's business.
-        let is_left = !made && self.counting_replica(place).is_some();
+        let is_going = self.stale.concerns_extent(place.vhd, place.extent);
+        let is_left = !made && !is_going && self.counting_replica(place).is_some();
         for job in self.jobs.iter_mut().filter(|job| job.scrub.repairing.contains(&place)) {
             job.scrub.repairing.remove(&place);
             if let JobKind::Scrub { repaired, .. } = &mut job.record.kind {
