@@ -215,6 +215,9 @@ pub const GUEST_MEMORY_MAX: u64 = 16 << 40;
 /// another one that has been waiting goes on.
 pub const TURN_GRACE_MILLIS: u64 = 3000;
 
+/// Milliseconds that the frontend whose rings ran before a restart has, once it has connected again, to start them.
+pub const TURN_RETURN_MILLIS: u64 = 10_000;
+
 /// How often a frontend that waits for a process to connect again looks whether that has ended.
 pub const TURN_LOOK_MILLIS: u64 = 500;
 

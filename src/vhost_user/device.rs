@@ -316,8 +316,7 @@ impl Device {
 
     /// The driver writes the `writeback` field. Returns once what was written before is durable, if it is cleared.
     pub(super) fn set_writeback_field(&mut self, field: bool) {
-        if let Some(other) = self.vhd.turn().other_active(self.id) {
-            let pid = other.pid;
+        if let Some(pid) = self.vhd.turn().other_chooser(self.id) {
             return self
                 .vhd
                 .log_coming(&format!("a choice of the cache mode is ignored: the guest of process {pid} makes it"));
@@ -366,7 +365,7 @@ impl Device {
         (self.log, self.log_call) = (None, None);
         self.acknowledged = None;
         self.writeback.store(false, Ordering::SeqCst);
-        if self.vhd.turn().other_active(self.id).is_none() {
+        if self.vhd.turn().other_chooser(self.id).is_none() {
             self.vhd.set_writeback_field(true);
         }
         self.end_turn();
@@ -421,7 +420,7 @@ impl Device {
 
     /// Whether the rings of this frontend may run.
     fn take_turn(&mut self, acknowledged: u64) -> Result<bool, DeviceError> {
-        let taken = self.vhd.turn().take(self.id, clock::now());
+        let taken = self.vhd.turn().take(self.id, self.can_migrate(), clock::now());
         let waited = std::mem::replace(&mut self.waits, taken.err());
         match taken {
             Ok(()) => {

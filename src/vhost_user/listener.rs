@@ -237,6 +237,17 @@ async fn ended(serving: &mut JoinSet<Gone>) -> Option<Gone> {
     }
 }
 
+/// Says once that processes cannot be told from each other.
+fn tell_hidden(pid: u32) {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    if !TOLD.swap(true, Ordering::Relaxed) {
+        log::warn!(
+            "/proc does not show process {pid} to this daemon: after a restart it does not know which VMM had a VHD last (is /proc mounted \
+             with hidepid, or ProtectProc= set in the unit?)"
+        );
+    }
+}
+
 struct Entry {
     vhd: Arc<Vhd>,
     hub: Arc<Hub>,
@@ -259,7 +270,11 @@ impl Entry {
                 return self.log_refusal(&format!("a connection of process {} is lost: {error}", frontend.pid));
             }
         };
-        let visitor = Visitor { frontend, process: Process::of(frontend.pid), stream };
+        let process = Process::of(frontend.pid);
+        if process.is_none() && frontend.pid != 0 {
+            tell_hidden(frontend.pid);
+        }
+        let visitor = Visitor { frontend, process, stream };
         if !self.one_is_gone() {
             self.seat(visitor);
         } else if self.successor_is_there() {

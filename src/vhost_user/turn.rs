@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::server::{Frontend, ServerEvents};
 use crate::base::clock::Nanos;
-use crate::base::limits::{TURN_GRACE_MILLIS, TURN_LOOK_MILLIS};
+use crate::base::limits::{TURN_GRACE_MILLIS, TURN_LOOK_MILLIS, TURN_RETURN_MILLIS};
 use crate::shared::VhdState;
 use crate::shared::last_active::Last;
 use crate::shared::process::Process;
@@ -29,6 +29,9 @@ mod tests;
 pub(super) const FRONTENDS_MAX: usize = 2;
 
 const GRACE: Duration = Duration::from_millis(TURN_GRACE_MILLIS);
+
+/// How long one that has connected again may take to start its rings.
+const RETURN: Duration = Duration::from_millis(TURN_RETURN_MILLIS);
 const LOOK: Duration = Duration::from_millis(TURN_LOOK_MILLIS);
 
 /// Names a connection among those of its VHD; never used again.
@@ -157,7 +160,10 @@ impl Turn {
         assert!(seats.taken.len() < FRONTENDS_MAX, "who comes is counted before");
         let id = FrontendId(seats.next);
         seats.next += 1;
-        let superseded = process.is_some_and(|process| self.vhd.last_active.was_earlier(process));
+        let last_active = &self.vhd.last_active;
+        // A kill may have come before the one that was to come after it had its turn.
+        let is_last = |process| last_active.last().is_some_and(|last| last.process == process);
+        let superseded = process.is_some_and(|process| last_active.was_earlier(process) && !is_last(process));
         seats.taken.push(Seat { id, frontend, process, came: now, waited: false, superseded });
         self.tell(&mut seats);
         id
@@ -184,9 +190,11 @@ impl Turn {
 
     /// Its rings may run, from now until it lets go.
     ///
+    /// `can_migrate`: a VM may have moved here from another frontend.
+    ///
     /// # Errors
     /// It has to wait, maybe for ever.
-    pub(super) fn take(&self, id: FrontendId, now: Nanos) -> Result<(), Wait> {
+    pub(super) fn take(&self, id: FrontendId, can_migrate: bool, now: Nanos) -> Result<(), Wait> {
         let mut seats = self.seats();
         if seats.active == Some(id) {
             return Ok(());
@@ -196,10 +204,13 @@ impl Turn {
         }
         let process = seats.of(id).process;
         let last_active = &self.vhd.last_active;
-        let before = last_active.last().map(|last| last.process);
-        // In this order: before anything of this one runs, it is known that what the other one has is out of date.
-        if let Some(before) = before.filter(|before| Some(*before) != process && before.is_alive()) {
-            last_active.add_earlier(before);
+        let other = last_active.last().filter(|last| Some(last.process) != process && last.process.is_alive());
+        // One that has stopped, and from which no VM can have come here, goes on with what it has when this one has left.
+        if let Some(before) = other.filter(|last| can_migrate || !last.stopped) {
+            // First: before anything of this one runs, it is known that what the other one has is out of date.
+            last_active.add_earlier(before.process);
+            let late = seats.taken.iter_mut().filter(|seat| !before.stopped && seat.process == Some(before.process));
+            late.for_each(|seat| seat.superseded = true);
         }
         process.iter().for_each(|process| last_active.forget_earlier(*process));
         last_active.set_last(process);
@@ -220,7 +231,7 @@ impl Turn {
         }
         if let Some(last) = self.unstopped().filter(|last| Some(*last) != process) {
             let look = match seats.of_process(last) {
-                Some(seat) => Some(seat.came.after(GRACE)).filter(|until| now < *until),
+                Some(seat) => Some(seat.came.after(RETURN)).filter(|until| now < *until),
                 None => last.is_alive().then(|| now.after(LOOK)),
             };
             if let Some(look) = look {
@@ -255,10 +266,18 @@ impl Turn {
         self.freed.subscribe()
     }
 
-    /// Who is active, if it is another one.
-    pub(super) fn other_active(&self, id: FrontendId) -> Option<Frontend> {
+    /// Who it is whose guest chooses the cache mode, if it is another one: the one that is active, or that is to come back; itself if what
+    /// it has is out of date.
+    pub(super) fn other_chooser(&self, id: FrontendId) -> Option<u32> {
         let seats = self.seats();
-        seats.active.filter(|active| *active != id).map(|active| seats.of(active).frontend)
+        let seat = seats.of(id);
+        if seat.superseded {
+            return Some(seat.frontend.pid);
+        }
+        if let Some(active) = seats.active {
+            return (active != id).then(|| seats.of(active).frontend.pid);
+        }
+        self.unstopped().filter(|last| Some(*last) != seat.process && last.is_alive()).map(|last| last.pid)
     }
 
     /// Who came before this one and is still there.

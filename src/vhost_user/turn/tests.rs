@@ -125,22 +125,22 @@ fn the_turn_passes_when_the_active_one_stops_or_leaves() {
     let (first, second) = (join(1), join(2));
     assert_eq!((pids(&turn), turn.earlier(first), turn.earlier(second)), ((Some(1), Some(2)), None, Some(frontend(1))));
     // The second starts first: it is the active one.
-    assert_eq!((turn.take(second, START), turn.take(second, START)), (Ok(()), Ok(())));
-    assert_eq!(turn.take(first, START), Err(Wait::Active { pid: 2 }));
-    assert_eq!((pids(&turn), turn.other_active(second)), ((Some(2), Some(1)), None));
-    assert_eq!((vhd.door.waiting(), turn.other_active(first)), (Some(1), Some(frontend(2))));
+    assert_eq!((turn.take(second, true, START), turn.take(second, true, START)), (Ok(()), Ok(())));
+    assert_eq!(turn.take(first, true, START), Err(Wait::Active { pid: 2 }));
+    assert_eq!((pids(&turn), turn.other_chooser(second)), ((Some(2), Some(1)), None));
+    assert_eq!((vhd.door.waiting(), turn.other_chooser(first)), (Some(1), Some(2)));
     // Only it can let go.
     turn.release(first, START);
-    assert!(turn.take(first, START).is_err() && !freed.has_changed().unwrap());
+    assert!(turn.take(first, true, START).is_err() && !freed.has_changed().unwrap());
     turn.release(second, START);
     assert!(freed.has_changed().unwrap());
     assert_eq!(pids(&turn), (Some(2), Some(1)), "it was active last");
     turn.leave(second, true);
-    assert_eq!((turn.take(first, START), pids(&turn)), (Ok(()), (Some(1), None)));
+    assert_eq!((turn.take(first, true, START), pids(&turn)), (Ok(()), (Some(1), None)));
     assert_eq!(vhd.door.waiting(), None);
     let third = join(3);
     turn.leave(first, true);
-    assert_eq!((pids(&turn), turn.earlier(third), turn.take(third, START)), ((Some(3), None), None, Ok(())));
+    assert_eq!((pids(&turn), turn.earlier(third), turn.take(third, true, START)), ((Some(3), None), None, Ok(())));
     turn.leave(third, true);
     let lines = ["attached 1", "attached 2", "attached 1", "attached 3", "detached 3"];
     assert_eq!(*told.0.lock().unwrap(), lines);
@@ -151,26 +151,26 @@ fn one_that_stops_has_time_to_come_back_before_one_that_was_waiting_goes_on() {
     let Bench { turn, .. } = Bench::new();
     let join = |pid| turn.join(frontend(pid), None, START);
     let (first, second) = (join(1), join(2));
-    turn.take(first, START).unwrap();
-    turn.take(second, START).unwrap_err();
+    turn.take(first, true, START).unwrap();
+    turn.take(second, true, START).unwrap_err();
     turn.release(first, at_ms(1000));
-    let wait = turn.take(second, at_ms(1001)).unwrap_err();
+    let wait = turn.take(second, true, at_ms(1001)).unwrap_err();
     assert_eq!((wait.pid(), wait.look_at()), (1, Some(at_ms(1000 + TURN_GRACE_MILLIS))));
-    assert!(turn.take(second, at_ms(999 + TURN_GRACE_MILLIS)).is_err());
-    turn.take(first, at_ms(1000 + TURN_GRACE_MILLIS)).unwrap();
-    assert_eq!(turn.take(second, at_ms(60_000)), Err(Wait::Active { pid: 1 }));
+    assert!(turn.take(second, true, at_ms(999 + TURN_GRACE_MILLIS)).is_err());
+    turn.take(first, true, at_ms(1000 + TURN_GRACE_MILLIS)).unwrap();
+    assert_eq!(turn.take(second, true, at_ms(60_000)), Err(Wait::Active { pid: 1 }));
     turn.release(first, at_ms(60_000));
-    turn.take(second, at_ms(60_000 + TURN_GRACE_MILLIS)).unwrap();
+    turn.take(second, true, at_ms(60_000 + TURN_GRACE_MILLIS)).unwrap();
     // The other way round: it is gone, which needs no time.
-    turn.take(first, at_ms(70_000)).unwrap_err();
+    turn.take(first, true, at_ms(70_000)).unwrap_err();
     turn.release(second, at_ms(70_000));
-    turn.take(first, at_ms(70_000)).unwrap_err();
+    turn.take(first, true, at_ms(70_000)).unwrap_err();
     turn.leave(second, true);
-    turn.take(first, at_ms(70_000)).unwrap();
+    turn.take(first, true, at_ms(70_000)).unwrap();
     // The destination of a migration starts its rings only then.
     let third = join(3);
     turn.release(first, at_ms(80_000));
-    turn.take(third, at_ms(80_000)).unwrap();
+    turn.take(third, true, at_ms(80_000)).unwrap();
 }
 
 #[test]
@@ -178,31 +178,31 @@ fn after_a_restart_others_wait_for_the_process_that_was_active() {
     let (last, other) = (Running::new(), Running::new());
     let bench = Bench::new();
     let id = bench.join(last.process());
-    bench.turn.take(id, START).unwrap();
+    bench.turn.take(id, true, START).unwrap();
     let bench = bench.restarted();
     // The other one is there first.
     let early = bench.join(other.process());
-    let wait = bench.turn.take(early, START).unwrap_err();
+    let wait = bench.turn.take(early, true, START).unwrap_err();
     assert_eq!(wait, Wait::Returning { pid: last.id(), look: at_ms(TURN_LOOK_MILLIS) });
     assert!(!bench.turn.has_room(None) && bench.turn.has_room(Some(last.process())), "one place is its own");
     let id = bench.join(last.process());
-    assert!(bench.turn.take(early, at_ms(TURN_GRACE_MILLIS - 1)).is_err(), "it has just connected");
+    assert!(bench.turn.take(early, true, at_ms(TURN_RETURN_MILLIS - 1)).is_err(), "it has just connected");
     assert!(bench.turn.comes_back(id) && !bench.turn.comes_back(early));
-    bench.turn.take(id, at_ms(10)).unwrap();
-    assert_eq!(bench.turn.take(early, at_ms(60_000)), Err(Wait::Active { pid: last.id() }));
+    bench.turn.take(id, true, at_ms(10)).unwrap();
+    assert_eq!(bench.turn.take(early, true, at_ms(60_000)), Err(Wait::Active { pid: last.id() }));
     // It comes, and does not start them: no reason to wait for ever.
     let bench = bench.restarted();
     let (early, _) = (bench.join(other.process()), bench.join(last.process()));
-    bench.turn.take(early, at_ms(TURN_GRACE_MILLIS)).unwrap();
+    bench.turn.take(early, true, at_ms(TURN_RETURN_MILLIS)).unwrap();
     // It does not come, because it has ended.
     let bench = bench.restarted();
     let early = bench.join(last.process());
-    assert_eq!(bench.turn.take(early, START).unwrap_err().pid(), last.id(), "another one has had them since");
+    assert_eq!(bench.turn.take(early, true, START).unwrap_err().pid(), last.id(), "another one has had them since");
     let third = Running::new();
     let early = bench.join(third.process());
-    assert_eq!(bench.turn.take(early, START).unwrap_err().pid(), other.id());
+    assert_eq!(bench.turn.take(early, true, START).unwrap_err().pid(), other.id());
     drop(other);
-    bench.turn.take(early, START).unwrap();
+    bench.turn.take(early, true, START).unwrap();
 }
 
 /// The source of a migration starts its rings again, as they were when it stopped, when it connects to the next daemon.
@@ -212,32 +212,32 @@ fn the_source_of_a_migration_does_not_go_on_after_a_restart_unless_it_stops_firs
         let (source, destination) = (Running::new(), Running::new());
         let bench = Bench::new();
         let (from, to) = (bench.join(source.process()), bench.join(destination.process()));
-        bench.turn.take(from, START).unwrap();
+        bench.turn.take(from, true, START).unwrap();
         bench.turn.release(from, START);
         let bench = if early {
             // Killed when it had stopped, and the other one had not begun.
             let bench = bench.restarted();
             let to = bench.join(destination.process());
-            bench.turn.take(to, START).unwrap();
+            bench.turn.take(to, true, START).unwrap();
             bench
         } else {
-            bench.turn.take(to, START).unwrap();
+            bench.turn.take(to, true, START).unwrap();
             bench
         };
         let bench = bench.restarted();
         let from = bench.join(source.process());
         let superseded = Err(Wait::Superseded { pid: source.id() });
-        assert_eq!(bench.turn.take(from, START), superseded, "first of all");
+        assert_eq!(bench.turn.take(from, true, START), superseded, "first of all");
         let to = bench.join(destination.process());
-        bench.turn.take(to, START).unwrap();
-        assert_eq!(bench.turn.take(from, START), superseded);
+        bench.turn.take(to, true, START).unwrap();
+        assert_eq!(bench.turn.take(from, true, START), superseded);
         bench.turn.release(to, START);
         bench.turn.leave(to, true);
         drop(destination);
-        assert_eq!(bench.turn.take(from, at_ms(60_000)), superseded, "what was written stays written");
+        assert_eq!(bench.turn.take(from, true, at_ms(60_000)), superseded, "what was written stays written");
         // Its guest has been reset: what it starts now is new.
         bench.turn.release(from, at_ms(60_000));
-        bench.turn.take(from, at_ms(60_000)).unwrap();
+        bench.turn.take(from, true, at_ms(60_000)).unwrap();
     }
 }
 
@@ -247,21 +247,54 @@ fn a_process_that_has_left_by_itself_comes_as_if_for_the_first_time() {
     let bench = Bench::new();
     for by_itself in [true, false] {
         let id = bench.join(one.process());
-        bench.turn.take(id, START).unwrap();
+        bench.turn.take(id, true, START).unwrap();
         bench.turn.leave(id, by_itself);
         assert_eq!(bench.vhd.last_active.matters(), !by_itself);
         let other = bench.join(two.process());
-        assert_eq!(bench.turn.take(other, START).is_ok(), by_itself, "one that we have parted from comes back");
+        assert_eq!(bench.turn.take(other, true, START).is_ok(), by_itself, "one that we have parted from comes back");
         bench.turn.leave(other, true);
     }
     // A disk that is taken out of one VM, given to another, and back.
     let bench = Bench::new();
     let (first, second) = (bench.join(one.process()), bench.join(two.process()));
-    bench.turn.take(first, START).unwrap();
+    bench.turn.take(first, true, START).unwrap();
     bench.turn.release(first, START);
-    bench.turn.take(second, START).unwrap();
+    bench.turn.take(second, true, START).unwrap();
     bench.turn.leave(first, true);
     bench.turn.leave(second, true);
     let first = bench.join(one.process());
-    bench.turn.take(first, START).unwrap();
+    bench.turn.take(first, true, START).unwrap();
+}
+
+/// An export, say: its rings begin with nothing, and no VM has moved there.
+#[test]
+fn a_frontend_that_cannot_have_taken_the_vm_over_makes_nothing_out_of_date() {
+    let (paused, other) = (Running::new(), Running::new());
+    let bench = Bench::new();
+    let id = bench.join(paused.process());
+    bench.turn.take(id, true, START).unwrap();
+    bench.turn.release(id, START);
+    let bench = bench.restarted();
+    let short = bench.join(other.process());
+    bench.turn.take(short, false, START).unwrap();
+    bench.turn.release(short, START);
+    bench.turn.leave(short, true);
+    let id = bench.join(paused.process());
+    bench.turn.take(id, true, START).unwrap();
+}
+
+#[test]
+fn who_comes_too_late_does_not_go_on_with_what_it_had() {
+    let (late, other) = (Running::new(), Running::new());
+    let bench = Bench::new();
+    let id = bench.join(late.process());
+    bench.turn.take(id, true, START).unwrap();
+    let bench = bench.restarted();
+    let (id, early) = (bench.join(late.process()), bench.join(other.process()));
+    assert_eq!(bench.turn.other_chooser(early), Some(late.id()));
+    bench.turn.take(early, true, at_ms(TURN_RETURN_MILLIS)).unwrap();
+    assert_eq!((bench.turn.other_chooser(early), bench.turn.other_chooser(id)), (None, Some(late.id())));
+    bench.turn.release(early, at_ms(60_000));
+    bench.turn.leave(early, true);
+    assert_eq!(bench.turn.take(id, true, at_ms(70_000)), Err(Wait::Superseded { pid: late.id() }));
 }
