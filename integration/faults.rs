@@ -156,6 +156,11 @@ impl World {
     fn strike(&mut self, fault: Fault, disk: usize) -> Result<Duration> {
         let alone = VHDS.iter().position(|(_, _, on)| *on == Some(disk));
         if let Some(alone) = alone {
+            // What was never written cannot be lost.
+            wait_for("a VHD without redundancy to be written", Duration::from_secs(60), || {
+                let vhd = self.pool.json(&["vhd", "show", VHDS[alone].0]).ok()?;
+                (vhd["written_bytes"].as_u64()? > 4 * MIB).then_some(())
+            })?;
             self.guests[alone].detach()?;
             self.guests[alone].wait_detached(&self.pool)?;
             // What its disk has not synced when it is pulled is lost.
