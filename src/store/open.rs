@@ -336,12 +336,7 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
     /// # Errors
     /// No majority took it up.
     fn forget_checksums(&mut self) -> Result<(), OpenError> {
-        for (place, mut member) in std::mem::take(&mut self.members) {
-            match member.forget_checksums() {
-                Ok(()) => self.members.push((place, member)),
-                Err(error) => self.failed.push(fail(&place, error)),
-            }
-        }
+        self.on_each(Member::forget_checksums);
         self.check_majority()
     }
 

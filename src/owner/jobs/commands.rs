@@ -29,8 +29,8 @@ pub(in crate::owner) struct JobStart {
 impl Owner {
     pub(in crate::owner) fn begin_start_job(&mut self, start: &StartJob) -> Result<Step, CommandError> {
         let (kind, wanted) = self.wanted(&start.request)?;
-        if let JobRequest::Scrub { vhd } = &start.request {
-            return self.begin_scrub(start, vhd);
+        if let JobKind::Scrub { .. } = kind {
+            return self.begin_scrub(start, kind, wanted);
         }
         for Wanted { vhd, .. } in &wanted {
             if let Some(job) = self.jobs.about(*vhd) {

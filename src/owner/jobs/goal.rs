@@ -97,7 +97,7 @@ impl Owner {
         }
     }
 
-    pub(super) fn vhd_named(&self, name: &str) -> Result<&Vhd, CommandError> {
+    fn vhd_named(&self, name: &str) -> Result<&Vhd, CommandError> {
         self.vhds.find(name).ok_or_else(|| not_found("VHD", name))
     }
 

@@ -54,21 +54,27 @@ impl Scrub {
         self.next = None;
         self.todo.clear();
         self.later.clear();
+        self.read_again.clear();
     }
 }
 
 impl Owner {
-    pub(super) fn begin_scrub(&self, start: &StartJob, vhd: &str) -> Result<Step, CommandError> {
-        let vhd = self.vhd_named(vhd)?;
-        if let Some(job) = self.jobs.scrub_of(vhd.record.id) {
-            let vhd = vhd.record.name.clone();
-            return Err(CommandError::ScrubExists { vhd, job: job.record.id.0 });
+    pub(super) fn begin_scrub(
+        &self,
+        start: &StartJob,
+        kind: JobKind,
+        wanted: Vec<Wanted>,
+    ) -> Result<Step, CommandError> {
+        for Wanted { vhd, .. } in &wanted {
+            if let Some(job) = self.jobs.scrub_of(*vhd) {
+                let vhd = self.vhds.get(*vhd).expect("a VHD that was just looked up").record.name.clone();
+                return Err(CommandError::ScrubExists { vhd, job: job.record.id.0 });
+            }
         }
-        let wanted = vec![Wanted { replicas: vhd.record.replicas, ..Wanted::layout(vhd, vhd.record.layout.clone()) }];
         if start.dry_run {
             return Ok(Step::Done(Reply::Plan(Box::default())));
         }
-        let start = self.job_start(start, JobKind::Scrub { damaged: 0, repaired: 0 }, wanted);
+        let start = self.job_start(start, kind, wanted);
         let rows = vec![StoreEdit::PutPool(start.pool.clone()), StoreEdit::PutJob(start.record.clone())];
         Ok(Step::Commit { rows, action: Action::StartJob(Box::new(start)) })
     }
@@ -178,10 +184,7 @@ impl Owner {
             return;
         }
         let (page, _) = PageKey::of(place.vhd, place.extent);
-        if let Some(rows) = self.intend_with(place.vhd, vec![page.page]) {
-            let edit = self.next_edit();
-            out.edit(edit, vec![rows]);
-        }
+        self.intend_to_learn(page, out);
     }
 
     /// The mover has read a replica, or could not. False if it was something else.
@@ -202,7 +205,10 @@ impl Owner {
                 }
             }
             // It was dropped, or has begun to move.
-            Ok(false) => drop(job.scrub.later.insert(place.extent)),
+            Ok(false) if job.record.vhds.get(job.next) == Some(&place.vhd) => {
+                job.scrub.later.insert(place.extent);
+            }
+            Ok(false) => {}
             Err(fault) if job.scrub.read_again.remove(&place) => {
                 job.unreadable.insert((place.vhd, place.extent));
                 self.disk_error(fault.disk, fault.error, false, out);

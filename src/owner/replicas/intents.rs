@@ -49,6 +49,8 @@ pub(in crate::owner) struct Intents {
     /// Pages that have one, as far as the table has been told.
     set: BTreeSet<PageKey>,
     asking: Vec<Asking>,
+    /// Pages that are to have one although nobody writes to them.
+    learning: BTreeSet<PageKey>,
     making: Option<(EditId, BTreeSet<PageKey>)>,
     cleaning: Option<Cleaning>,
     cleanings: u64,
@@ -104,16 +106,25 @@ impl Owner {
         self.make_intents(out);
     }
 
+    /// Checksums in the page are about to be learned: they come into the table with the end of an intent.
+    pub(in crate::owner) fn intend_to_learn(&mut self, page: PageKey, out: &mut impl OwnerOutbox) {
+        if !self.intents.broken && !self.intents.set.contains(&page) && self.intents.learning.insert(page) {
+            self.make_intents(out);
+        }
+    }
+
     /// Begins an edit for what is asked, unless one is under way.
     fn make_intents(&mut self, out: &mut impl OwnerOutbox) {
-        if self.intents.making.is_some() || self.intents.asking.is_empty() {
+        if self.intents.making.is_some() || (self.intents.asking.is_empty() && self.intents.learning.is_empty()) {
             return;
         }
         let gone = |asking: &Asking| self.vhds.get(asking.page.vhd).is_none_or(|vhd| vhd.frozen);
         let (void, asking): (Vec<_>, Vec<_>) = std::mem::take(&mut self.intents.asking).into_iter().partition(gone);
         void.into_iter().for_each(|asking| answer(asking, Err(AllocateError::Deleted), out));
         self.intents.asking = asking;
-        let pages: BTreeSet<PageKey> = self.intents.asking.iter().map(|asking| asking.page).collect();
+        let mut pages = std::mem::take(&mut self.intents.learning);
+        pages.retain(|page| self.vhds.get(page.vhd).is_some_and(|vhd| !vhd.frozen));
+        pages.extend(self.intents.asking.iter().map(|asking| asking.page));
         if pages.is_empty() {
             return;
         }

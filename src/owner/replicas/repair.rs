@@ -282,7 +282,8 @@ impl Owner {
             self.make_stale(out);
         } else {
             let (page, _) = PageKey::of(place.vhd, place.extent);
-            if self.repairs.left.remove(&page).is_some() {
+            let in_doubt = self.vhds.get(place.vhd).is_some_and(|vhd| vhd.state.map.is_in_doubt(place.extent));
+            if self.repairs.left.remove(&page).is_some() || in_doubt {
                 // What guests read cannot be read as a whole, so that the others are not made equal to it: the page stays in
                 // doubt, and is always read in the same order.
                 log::warn!(

@@ -41,26 +41,7 @@ impl World {
     /// Lets a second go by, and does what the mover is asked for; disk 1 does not take what is written to these slots.
     fn move_with_bad(&mut self, is_bad: impl Fn(SlotIndex) -> bool) {
         self.advance(1000);
-        for _ in 0..1000 {
-            self.settle();
-            let messages = std::mem::take(&mut self.mail.mover);
-            if messages.is_empty() {
-                return;
-            }
-            for message in messages {
-                let report = match message {
-                    MoverMessage::Copy(copy) if copy.target.disk == D1 && is_bad(copy.target.slot) => {
-                        MoverReport::Failed { id: copy.id, disk: D1, error: EIO }
-                    }
-                    MoverMessage::Copy(copy) => MoverReport::Copied { id: copy.id },
-                    MoverMessage::Sync { wave, disk } => MoverReport::Synced { wave, disk, result: Ok(()) },
-                    MoverMessage::Fence { fence, .. } => MoverReport::FenceReached { fence },
-                    _ => continue,
-                };
-                self.owner.handle_mover(report, self.now, &mut self.mail);
-            }
-        }
-        panic!("the mover is asked for something again and again");
+        self.move_all_but(|copy| (copy.target.disk == D1 && is_bad(copy.target.slot)).then_some((D1, EIO)));
     }
 
     /// Until the extent is being filled in another slot than the bad one it has.

@@ -214,3 +214,18 @@ fn a_third_replica_is_asked_if_two_are_bad() {
     assert_eq!(made, [a.disk, b.disk]);
     assert!(!world.owner.repairs.knows(vhd.record.id));
 }
+
+/// Guests read the first replica of a page in doubt, and the second where that cannot be read: neither may become what a third one has.
+#[test]
+fn in_doubt_nothing_is_taken_from_a_replica_that_guests_do_not_read() {
+    let (mut world, vhd) = reopened_after(checked(3), None);
+    let first = |copy: &crate::mover::messages::CopyTask| replicas(&vhd, copy.extent)[0];
+    for _ in 0..20 {
+        for copy in world.copies() {
+            assert_eq!(copy.source, first(&copy));
+            let report = MoverReport::Failed { id: copy.id, disk: copy.source.disk, error: IoError::Os(libc::EIO) };
+            world.owner.handle_mover(report, world.now, &mut world.mail);
+        }
+    }
+    assert!(vhd.state.map.is_in_doubt(E));
+}

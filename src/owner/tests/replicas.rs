@@ -6,7 +6,8 @@ use super::super::command::{JobRequest, SetDisk, StartJob};
 use super::*;
 use crate::base::ids::JobId;
 use crate::base::rng::Rng;
-use crate::mover::messages::Speed;
+use crate::engine::IoError;
+use crate::mover::messages::{CopyTask, Speed};
 use crate::placement::ReplicaState;
 use crate::placement::job::JobState;
 
@@ -27,6 +28,11 @@ pub(super) fn replicated(extents: u64, replicas: u8) -> CreateVhd {
 impl World {
     /// Does all that the mover is asked for, until nothing is asked any more.
     pub(super) fn move_all(&mut self) {
+        self.move_all_but(|_| None);
+    }
+
+    /// As [`World::move_all`], but for copies that cannot be filled.
+    pub(super) fn move_all_but(&mut self, fails: impl Fn(&CopyTask) -> Option<(DiskId, IoError)>) {
         for _ in 0..1000 {
             self.settle();
             let messages = std::mem::take(&mut self.mail.mover);
@@ -35,7 +41,10 @@ impl World {
             }
             for message in messages {
                 let report = match message {
-                    MoverMessage::Copy(copy) => MoverReport::Copied { id: copy.id },
+                    MoverMessage::Copy(copy) => match fails(&copy) {
+                        Some((disk, error)) => MoverReport::Failed { id: copy.id, disk, error },
+                        None => MoverReport::Copied { id: copy.id },
+                    },
                     MoverMessage::Sync { wave, disk } => MoverReport::Synced { wave, disk, result: Ok(()) },
                     MoverMessage::Fence { fence, .. } => MoverReport::FenceReached { fence },
                     _ => continue,

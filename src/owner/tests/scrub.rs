@@ -182,3 +182,24 @@ fn what_could_not_be_repaired_as_a_whole_is_read_once_more() {
     let job = world.job(id);
     assert_eq!((job.record.state, found(&job), job.unreadable), (JobState::Done, (2, 2), 0), "{:?}", replicas(&vhd, E));
 }
+
+/// No reactor may write under the intent before it is durable, also if it is to be taken back by then.
+#[test]
+fn what_is_learned_has_an_intent_that_counts_once_it_is_durable() {
+    let (mut world, vhd) = scrubbed(1);
+    let map = &vhd.state.map;
+    let request = JobRequest::Scrub { vhd: "r".to_owned() };
+    let start = StartJob { request, dry_run: false, speed: Speed::default(), created: 1 };
+    world.command(Command::StartJob(Box::new(start)));
+    world.edit_done(Ok(()));
+    let made = |world: &World| {
+        let rows = world.mail.edits.iter().flat_map(|(_, rows)| rows);
+        rows.filter(|row| matches!(row, StoreEdit::Intend { intend: true, .. })).count()
+    };
+    assert_eq!((made(&world), map.has_intent(0)), (1, false), "one for all extents of the page");
+    world.advance(10_000);
+    world.advance(10_000);
+    assert!(!map.has_intent(0));
+    world.commit_edits();
+    assert!(map.has_intent(0));
+}
