@@ -13,6 +13,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use spanblk::base::limits::API_FOLLOWERS_MAX;
 use spanblk::control::http::{self, router};
 use spanblk::control::wire::{EventDetail, Severity};
 use tower::ServiceExt;
@@ -445,6 +446,24 @@ async fn events_are_streamed_from_where_the_reader_was() {
     let text = String::from_utf8(body.to_vec()).unwrap();
     assert!(text.starts_with("id: 2\ndata: {\"seq\":2"), "{text}");
     assert!(text.contains("\"event\":\"vhd_created\",\"vhd\":\"v2\"") && !text.contains("\"v0\""), "{text}");
+}
+
+#[tokio::test]
+async fn only_so_many_follow_the_events() {
+    let api = fake_owner::api();
+    let ask = async |follow: bool| {
+        let request = Request::get(format!("/events?follow={follow}")).body(Body::empty()).unwrap();
+        router(api.clone()).oneshot(request).await.unwrap()
+    };
+    let mut following = Vec::new();
+    for _ in 0..API_FOLLOWERS_MAX {
+        following.push(ask(true).await);
+    }
+    assert!(following.iter().all(|response| response.status() == StatusCode::OK));
+    assert_eq!(ask(true).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(ask(false).await.status(), StatusCode::OK, "whoever does not stay is answered");
+    following.pop();
+    assert_eq!(ask(true).await.status(), StatusCode::OK);
 }
 
 #[test]

@@ -7,6 +7,8 @@ mod vhost_user_support;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 
+use spanblk::base::limits::WATCHED_REGIONS_MAX;
+use spanblk::shared::guest_memory::{Watch, WatchError};
 use vhost::VhostBackend;
 use vhost_user_support::{Guest, Host, raw};
 
@@ -43,4 +45,16 @@ fn frontends_cannot_use_up_the_address_space_together() {
     drop(frontends.pop());
     host.wait_for_detach(3);
     connect(4).get_features().unwrap();
+    drop(frontends);
+    (0..5).for_each(|id| host.wait_for_detach(id));
+    regions_are_not_without_end();
+}
+
+/// Nothing else has any by now.
+fn regions_are_not_without_end() {
+    let watch = |page: usize| Watch::new(std::ptr::without_provenance(page << 12), 1 << 12, 1 << 12);
+    let mut watches: Vec<Watch> = (1..=WATCHED_REGIONS_MAX).map(|page| watch(page).unwrap()).collect();
+    assert!(matches!(watch(WATCHED_REGIONS_MAX + 1), Err(WatchError::TooMany)));
+    watches.pop();
+    assert!(watch(WATCHED_REGIONS_MAX + 1).is_ok());
 }

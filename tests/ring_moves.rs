@@ -1,4 +1,4 @@
-//! A reactor lets go of a ring that is to go on at another one; and how reactors count what they work.
+//! A reactor lets go of a ring that is to go on at another one, or has as much in flight as it may; and how reactors count what they work.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -7,6 +7,7 @@ mod guest;
 #[path = "common/host.rs"]
 mod host;
 
+use std::io::Write;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -136,5 +137,34 @@ fn reactors_count_what_they_work() {
     std::thread::sleep(SECOND / 2);
     assert_eq!(connection.run(READ, 0, 4096), 0);
     assert!(work(0) - before < SECOND / 50, "{:?} in a quiet half second", work(0) - before);
+    host.shut_down();
+}
+
+/// 256 MiB are asked for at once. What is in flight waits for room, and the reactor sleeps, although there is more in the ring.
+#[test]
+fn a_ring_that_is_full_lets_its_reactor_sleep_and_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut host = Host::sleeping(directory.path(), 8);
+    let vhd = host.vhd(1, 8, &[0]);
+    host.seen.has_no_room.store(true, Ordering::SeqCst);
+    let mut connection = host.connect(Guest::new(256, 1 << 20, true), &vhd, 0);
+    (0..256).for_each(|slot| connection.guest.submit(slot, WRITE, u64::from(slot % 8) * 2048, 1 << 20, 0));
+    connection.kick();
+    std::thread::sleep(Duration::from_millis(100));
+    let worked = host.busy[0].total();
+    // A kick all the same, and the next one, which has its work counted, change nothing.
+    connection.kick.write_all(&1u64.to_ne_bytes()).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    connection.kick.write_all(&1u64.to_ne_bytes()).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    let worked_ns = host.busy[0].total() - worked;
+    assert!(worked_ns < 50_000_000, "the reactor has worked for {worked_ns} ns of 220 ms");
+    assert_eq!(connection.guest.completed_count(), 0);
+    host.seen.has_no_room.store(false, Ordering::SeqCst);
+    for _ in 0..256 {
+        assert_eq!(connection.take().1, 0);
+    }
+    assert_eq!(connection.run(READ, 0, 4096), 0);
+    assert_eq!(usize::from(connection.stop().next_available), 257);
     host.shut_down();
 }

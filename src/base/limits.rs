@@ -100,6 +100,12 @@ pub const POP_BYTES: u64 = 4 << 20;
 /// What looking at a descriptor, or at an extent to discard, counts among [`POP_BYTES`]: it takes about as long.
 pub const POP_STEP_BYTES: u64 = 1 << 10;
 
+/// Bytes that the chains in flight of one virtqueue read and write together. What is more stays in the guest's ring, so a VHD never has
+/// more in flight than this times its queues, and reactors share no counter for it. Half of it is 256 requests of 128 KiB, which keep every
+/// disk busy and so are never held up; the other half is room for the largest request, as a ring pops without knowing what comes. More
+/// would make no disk faster: it would keep guest memory pinned, and what others ask of the same disk waiting behind it.
+pub const RING_BYTES_MAX: u64 = (256 * (128 << 10)) + REQUEST_LEN_MAX;
+
 /// Messages that a reactor takes before it looks at its rings again.
 pub const MESSAGES_PER_TURN: usize = 256;
 
@@ -188,6 +194,10 @@ pub const RANGE_EXTENTS_MAX: u64 = 256;
 
 /// Connections to the API that are served at the same time, per socket; more wait to be accepted.
 pub const API_CONNECTIONS_MAX: usize = 128;
+
+/// Readers that follow the events, the daemon itself being one. They keep their connections for ever, also if they read nothing: half
+/// of all is left to others.
+pub const API_FOLLOWERS_MAX: usize = API_CONNECTIONS_MAX / 2;
 
 /// Body of one API request, in bytes.
 pub const API_BODY_MAX: usize = 64 << 10;
@@ -286,6 +296,7 @@ const _: () = assert!(EXTENT_SIZE_MIN.is_power_of_two() && EXTENT_SIZE_MAX.is_po
 const _: () = assert!(SEGMENTS_MAX + 2 <= IOVECS_MAX);
 const _: () = assert!(CHAIN_DESCRIPTORS_MAX >= SEGMENTS_MAX + 2);
 const _: () = assert!(REQUEST_LEN_MAX <= u32::MAX as u64);
+const _: () = assert!(RING_BYTES_MAX >= REQUEST_LEN_MAX, "every request fits a ring in which nothing is in flight");
 const _: () = assert!(RANGE_EXTENTS_MAX * EXTENT_SIZE_MAX / SECTOR_SIZE <= u32::MAX as u64);
 const _: () = assert!(VHD_SIZE_MAX / EXTENT_SIZE_MIN <= u32::MAX as u64 + 1);
 const _: () = assert!(SUBMISSION_ENTRIES as usize >= 2 * ENGINE_SLOTS);

@@ -7,6 +7,7 @@ use tokio::sync::broadcast;
 
 use super::wire::{Event, EventDetail, Severity};
 use crate::base::clock;
+use crate::base::limits::API_FOLLOWERS_MAX;
 
 /// Events that are remembered.
 pub const EVENTS_MAX: usize = 10_000;
@@ -60,6 +61,13 @@ impl EventLog {
         let inner = self.lock();
         let past = inner.recent.iter().filter(|event| event.seq > after).cloned().collect();
         (past, self.live.subscribe())
+    }
+
+    /// The same for a reader that stays; `None` if as many follow as may ([`API_FOLLOWERS_MAX`]).
+    #[must_use]
+    pub fn follow(&self, after: u64) -> Option<(Vec<Event>, broadcast::Receiver<Event>)> {
+        // Two that come at the same time may both be let in, which is one too many.
+        (self.live.receiver_count() < API_FOLLOWERS_MAX).then(|| self.subscribe(after))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

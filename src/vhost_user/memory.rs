@@ -204,5 +204,8 @@ mod tests {
         }
         let error = memory.with(&region(1 << 40, 0x1000, 0, 0), shared).err().unwrap();
         assert!(matches!(error, MemoryError::TooManyRegions));
+        let memory = Memory::empty().with(&region(0, 0x1000, 0, 0), file(0x1000)).unwrap();
+        let error = memory.with(&region(1 << 46, GUEST_MEMORY_MAX - 0xfff, 0, 0), file(0x1000)).err().unwrap();
+        assert!(matches!(error, MemoryError::TooLarge));
     }
 }

@@ -61,6 +61,17 @@ pub enum RequestKind {
     WriteZeroes,
 }
 
+impl RequestKind {
+    /// Bytes that are read or written from and to the guest's buffers. Ranges are none: there is no memory behind them.
+    #[must_use]
+    pub fn data_len(self) -> u64 {
+        match self {
+            RequestKind::Read { len, .. } | RequestKind::Write { len, .. } => len,
+            RequestKind::Flush | RequestKind::GetId | RequestKind::Discard | RequestKind::WriteZeroes => 0,
+        }
+    }
+}
+
 /// A valid request: directions, lengths, bounds against the capacity and limits all hold. Lives in a preallocated slot and
 /// is filled in place, so that parsing allocates nothing.
 #[derive(Debug)]

@@ -187,8 +187,18 @@ impl Host {
         Host::on(files, slots, reactors)
     }
 
+    /// A host whose one reactor sleeps whenever it has nothing to do.
+    pub fn sleeping(directory: &Path, slots: u32) -> Host {
+        let size = DATA_OFFSET + u64::from(slots) * EXTENT;
+        Host::with_poll_max(vec![FileDisk::create(&directory.join("disk0"), size).unwrap()], slots, 1, Duration::ZERO)
+    }
+
     /// A host on existing disks.
     pub fn on(files: Vec<FileDisk>, slots: u32, reactors: u16) -> Host {
+        Host::with_poll_max(files, slots, reactors, Duration::from_micros(20))
+    }
+
+    fn with_poll_max(files: Vec<FileDisk>, slots: u32, reactors: u16, poll_max: Duration) -> Host {
         let state = |(i, file): (u8, &FileDisk)| {
             let block_size = spanblk::disk::BlockDev::block_size(file);
             let name = format!("disk{i}");
@@ -204,12 +214,7 @@ impl Host {
             .map(|(id, (_, inbox))| {
                 let busy = Arc::clone(&busy[usize::from(id)]);
                 let outbox = ToDoubles { double: double.clone(), reactors: handles.clone() };
-                spawn(
-                    ReactorConfig { id: ReactorId(id), cpu: None, poll_max: Duration::from_micros(20), busy },
-                    inbox,
-                    outbox,
-                )
-                .unwrap()
+                spawn(ReactorConfig { id: ReactorId(id), cpu: None, poll_max, busy }, inbox, outbox).unwrap()
             })
             .collect();
         for handle in &handles {

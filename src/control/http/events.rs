@@ -10,8 +10,10 @@ use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::{Stream, StreamExt};
 
 use super::Api;
+use super::error::ApiError;
 use super::request::QueryOf;
-use crate::control::wire::{ErrorBody, Event};
+use crate::base::limits::API_FOLLOWERS_MAX;
+use crate::control::wire::{ErrorBody, ErrorInfo, ErrorKind, Event};
 
 /// Which events.
 #[derive(Debug, Deserialize)]
@@ -37,14 +39,22 @@ pub async fn stream(
     State(api): State<Api>,
     QueryOf(query): QueryOf<EventsQuery>,
     headers: HeaderMap,
-) -> Sse<impl Stream<Item = Result<SseEvent, Infallible>>> {
+) -> Result<Sse<impl Stream<Item = Result<SseEvent, Infallible>>>, ApiError> {
     let last_id = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
-    let (past, live) = api.events.subscribe(query.after.or(last_id).unwrap_or(0));
+    let after = query.after.or(last_id).unwrap_or(0);
+    let events = if query.follow { api.events.follow(after) } else { Some(api.events.subscribe(after)) };
+    let (past, live) = events.ok_or_else(too_many)?;
     let past = tokio_stream::iter(past);
     // A reader that lagged goes on with what is still there.
     let live = BroadcastStream::new(live).filter_map(Result::ok);
     let live = live.take(if query.follow { usize::MAX } else { 0 });
-    Sse::new(past.chain(live).map(|event| Ok(frame(&event)))).keep_alive(KeepAlive::default())
+    Ok(Sse::new(past.chain(live).map(|event| Ok(frame(&event)))).keep_alive(KeepAlive::default()))
+}
+
+fn too_many() -> ApiError {
+    let message = format!("{API_FOLLOWERS_MAX} readers follow the events already");
+    let hint = "end some of them, or ask from time to time with follow=false";
+    ApiError(ErrorInfo::new(ErrorKind::Unavailable, message).with_code("followers").with_hint(hint))
 }
 
 fn frame(event: &Event) -> SseEvent {

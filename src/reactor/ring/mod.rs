@@ -9,6 +9,7 @@ mod dirty;
 mod fault;
 mod inflight;
 mod place;
+mod pop;
 mod replay;
 #[cfg(test)]
 mod tests;
@@ -17,25 +18,22 @@ mod used;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use super::messages::{Outbox, RingAddresses, RingConfig};
-use super::pipeline::{Finished, Pipeline, RequestSlot, Token};
-use crate::base::clock::Nanos;
+use super::messages::{RingAddresses, RingConfig};
+use super::pipeline::Finished;
 use crate::base::ids::ReactorId;
-use crate::base::limits::{POP_BATCH, POP_BYTES, POP_STEP_BYTES, QUEUE_SIZE_MAX};
-use crate::base::prefetch::prefetch;
-use crate::engine::Engine;
+use crate::base::limits::{QUEUE_SIZE_MAX, REQUEST_LEN_MAX, RING_BYTES_MAX};
 use crate::shared::{Load, VhdState, guest_memory};
 use crate::virtio::device::DeviceLimits;
-use crate::virtio::parse::{Answer, ParseError, Parsed, parse};
-use crate::virtio::request::{Request, RequestKind, Status};
+use crate::virtio::parse::{Answer, ParseError, Parsed};
+use crate::virtio::request::{RequestKind, Status};
 use dirty::Dirty;
 pub(super) use fault::RingFault;
-use fault::available_fault;
 use inflight::{Inflight, Recovered};
-use place::{DESCRIPTOR, check_addresses, host_address};
+use place::{check_addresses, host_address};
+pub(super) use pop::Popped;
 use replay::Replay;
 use used::UsedRing;
 
@@ -44,15 +42,6 @@ use used::UsedRing;
 struct Head {
     parsed: Parsed,
     kind: RequestKind,
-}
-
-/// What [`Ring::pop`] left. The guest is not to kick as long as [`Ring::arm`] has not asked it to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Popped {
-    /// Nothing.
-    All,
-    /// Maybe more: pop again.
-    More,
 }
 
 /// A chain that was no valid request.
@@ -89,6 +78,8 @@ pub(super) struct Ring {
     is_unlogged: bool,
     heads: Box<[Option<Head>]>,
     in_flight: u16,
+    /// Bytes that these chains read and write.
+    bytes_in_flight: u64,
     /// What survives us of that, if the frontend keeps it.
     inflight: Option<Inflight>,
     /// Chains that somebody else popped and did not give back, as long as some are not started again.
@@ -146,6 +137,7 @@ impl Ring {
             is_unlogged: false,
             heads: vec![None; usize::from(size)].into_boxed_slice(),
             in_flight: 0,
+            bytes_in_flight: 0,
             inflight,
             replay,
             load: Arc::clone(&config.load),
@@ -165,6 +157,11 @@ impl Ring {
     /// Chains popped and not given back.
     pub fn in_flight(&self) -> u16 {
         self.in_flight
+    }
+
+    /// Whether so much is in flight that the next chain could be too much: nothing is popped before something is given back.
+    pub fn is_full(&self) -> bool {
+        self.bytes_in_flight > RING_BYTES_MAX - REQUEST_LEN_MAX
     }
 
     /// Whether chains that somebody else popped have not been started again yet.
@@ -224,161 +221,6 @@ impl Ring {
         if self.memory_is_lost() { Err(RingFault::MemoryLost) } else { self.unless_unnoted().and(result) }
     }
 
-    /// Pops a batch of chains and starts their requests, or starts again what somebody else popped. `token` makes the name of the
-    /// request with a given head.
-    pub fn pop<E: Engine, O: Outbox>(
-        &mut self,
-        pipeline: &mut Pipeline<E, O>,
-        reactor: ReactorId,
-        token: impl Fn(u16) -> Token,
-        now: Nanos,
-    ) -> Result<Popped, RingFault> {
-        let result = if self.is_replaying() {
-            self.replay_batch(pipeline, reactor, token, now)
-        } else {
-            self.pop_batch(pipeline, reactor, token, now)
-        };
-        self.unless_lost(result)
-    }
-
-    fn replay_batch<E: Engine, O: Outbox>(
-        &mut self,
-        pipeline: &mut Pipeline<E, O>,
-        reactor: ReactorId,
-        token: impl Fn(u16) -> Token,
-        now: Nanos,
-    ) -> Result<Popped, RingFault> {
-        let (mut budget, mut bytes) = (POP_BATCH, POP_BYTES);
-        while budget > 0
-            && bytes > 0
-            && let Some(replay) = &mut self.replay
-        {
-            let memory = replay.memory();
-            let chain = replay.next(&memory)?;
-            let is_last = replay.is_done();
-            bytes = bytes.saturating_sub(self.pop_one(pipeline, reactor, chain, &token, now)?);
-            budget -= 1;
-            if is_last {
-                self.replay = None;
-            }
-        }
-        Ok(Popped::More)
-    }
-
-    fn pop_batch<E: Engine, O: Outbox>(
-        &mut self,
-        pipeline: &mut Pipeline<E, O>,
-        reactor: ReactorId,
-        token: impl Fn(u16) -> Token,
-        now: Nanos,
-    ) -> Result<Popped, RingFault> {
-        let memory = Arc::clone(&self.memory);
-        let memory: &GuestMemoryMmap = &memory;
-        let (mut budget, mut bytes) = (POP_BATCH, POP_BYTES);
-        if std::mem::take(&mut self.armed) {
-            self.queue.disable_notification(memory)?;
-            self.note_wish();
-        }
-        // Again and again, so that what comes meanwhile is in the same batch.
-        while budget > 0 && bytes > 0 {
-            let mut chains = [const { None }; POP_BATCH];
-            let count = self.next_chains(memory, chains.iter_mut().take(budget))?;
-            if count == 0 {
-                break;
-            }
-            let (mut left, mut fault) = (count, None);
-            for chain in chains.into_iter().flatten() {
-                left -= 1;
-                match self.pop_one(pipeline, reactor, chain, &token, now) {
-                    Ok(cost) => bytes = bytes.saturating_sub(cost),
-                    Err(error) => fault = Some(error),
-                }
-                if bytes == 0 || fault.is_some() {
-                    break;
-                }
-            }
-            // What is left stays in the guest's ring.
-            self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(left));
-            budget -= usize::from(count - left);
-            if let Some(fault) = fault {
-                return Err(fault);
-            }
-        }
-        self.load.add((POP_BATCH - budget) as u64);
-        if std::mem::take(&mut self.announced) && budget == POP_BATCH {
-            return Err(RingFault::AvailableIndex);
-        }
-        Ok(if budget == 0 || bytes == 0 { Popped::More } else { Popped::All })
-    }
-
-    /// Takes chains that the guest has made available; how many.
-    fn next_chains<'m, 'c>(
-        &mut self,
-        memory: &'m GuestMemoryMmap,
-        into: impl Iterator<Item = &'c mut Option<Chain<'m>>>,
-    ) -> Result<u16, RingFault>
-    where
-        'm: 'c,
-    {
-        let mut count = 0;
-        for (place, chain) in into.zip(self.queue.iter(memory).map_err(available_fault)?) {
-            prefetch(self.table.wrapping_add(usize::from(chain.head_index()) * DESCRIPTOR));
-            *place = Some(chain);
-            count += 1;
-        }
-        Ok(count)
-    }
-
-    /// Starts the request of one chain. What it counts among [`POP_BYTES`].
-    fn pop_one<E: Engine, O: Outbox>(
-        &mut self,
-        pipeline: &mut Pipeline<E, O>,
-        reactor: ReactorId,
-        chain: Chain<'_>,
-        token: &impl Fn(u16) -> Token,
-        now: Nanos,
-    ) -> Result<u64, RingFault> {
-        let head = chain.head_index();
-        match self.heads.get(usize::from(head)) {
-            Some(None) => {}
-            Some(Some(_)) => return Err(RingFault::HeadInUse(head)),
-            None => return Err(RingFault::HeadOutOfRange(head)),
-        }
-        // As many chains are in flight as there are descriptors.
-        let slot = if self.in_flight < self.size { pipeline.prepare() } else { None };
-        let slot = slot.ok_or(RingFault::AvailableIndex)?;
-        if let (Some(inflight), None) = (&mut self.inflight, &self.replay) {
-            inflight.popped(head);
-        }
-        let mut descriptors = 0;
-        // After the chain was seen: whoever made it may have been told of more bytes just before.
-        self.limits.capacity = self.vhd.size();
-        let counted = chain.inspect(|_| descriptors += 1);
-        let parsed = parse(counted, &self.memory, &self.limits, pipeline.request_mut(slot));
-        if self.memory_is_lost() {
-            pipeline.abandon(slot);
-            return Err(RingFault::MemoryLost);
-        }
-        let mut cost = descriptors * POP_STEP_BYTES;
-        match parsed {
-            Ok(parsed) => {
-                cost += self.cost(pipeline.request_mut(slot));
-                self.start(pipeline, slot, head, parsed, token(head), now);
-            }
-            Err(rejected) => {
-                pipeline.abandon(slot);
-                self.reject(reactor, head, rejected.error, rejected.answer)?;
-            }
-        }
-        Ok(cost)
-    }
-
-    /// Whether the guest has made chains available since the last pop. One load; what it says may be nonsense.
-    pub fn has_available(&self) -> bool {
-        let index = self.queue.avail_idx(&*self.memory, Ordering::Acquire);
-        index.is_ok_and(|index| index.0 != self.queue.next_avail())
-    }
-
     /// Asks the guest to kick when it makes chains available. True if there are some already: pop them.
     pub fn arm(&mut self) -> Result<bool, RingFault> {
         self.armed = true;
@@ -398,34 +240,6 @@ impl Ring {
         let forgotten = self.used.forget_kicks(&self.memory, self.queue.next_avail());
         self.note_wish();
         self.unless_lost(forgotten.map_err(RingFault::from))
-    }
-
-    /// What a request counts among [`POP_BYTES`].
-    fn cost(&self, request: &Request) -> u64 {
-        match request.kind {
-            RequestKind::Read { len, .. } | RequestKind::Write { len, .. } => len,
-            RequestKind::Discard | RequestKind::WriteZeroes => {
-                let extent = self.vhd.settings.geometry.extent_size();
-                request.ranges().iter().map(|range| range.len.div_ceil(extent) * POP_STEP_BYTES).sum()
-            }
-            RequestKind::Flush | RequestKind::GetId => 0,
-        }
-    }
-
-    fn start<E: Engine, O: Outbox>(
-        &mut self,
-        pipeline: &mut Pipeline<E, O>,
-        slot: RequestSlot,
-        head: u16,
-        parsed: Parsed,
-        token: Token,
-        now: Nanos,
-    ) {
-        let kind = pipeline.request_mut(slot).kind;
-        self.heads[usize::from(head)] = Some(Head { parsed, kind });
-        self.in_flight += 1;
-        let writethrough = !self.writeback.load(Ordering::Relaxed);
-        pipeline.start(slot, &self.vhd, writethrough, token, now);
     }
 
     fn reject(
@@ -464,6 +278,7 @@ impl Ring {
     pub fn complete(&mut self, head: u16, finished: &Finished) -> Result<(), RingFault> {
         let Head { parsed, kind } = self.heads[usize::from(head)].take().expect("a chain is given back once");
         self.in_flight -= 1;
+        self.bytes_in_flight -= kind.data_len();
         // What was written may have been the zeros, or would be missing where the guest goes on.
         let bad = self.memory_is_lost() || self.is_unlogged;
         let mut status = if bad { Status::IoError } else { finished.status };

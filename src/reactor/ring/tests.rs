@@ -10,7 +10,9 @@ mod region;
 use std::collections::HashSet;
 
 use super::*;
+use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, VhdId};
+use crate::base::limits::{POP_BATCH, POP_BYTES, REQUEST_LEN_MAX, RING_BYTES_MAX};
 use crate::base::rng::Rng;
 use crate::base::units::{BlockMask, ExtentIndex, Generation, Geometry, SlotIndex};
 use crate::disk::BlockDev;
@@ -18,7 +20,8 @@ use crate::disk::sim::SimDisk;
 use crate::engine::sim::SimEngine;
 use crate::placement::ReplicaSet;
 use crate::placement::view::VhdMap;
-use crate::reactor::messages::{OwnerRequest, ReactorMessage, RingKey};
+use crate::reactor::messages::{Outbox, OwnerRequest, ReactorMessage, RingKey};
+use crate::reactor::pipeline::{Pipeline, Token};
 use crate::shared::{DiskState, VhdSettings};
 use crate::store::change::{Change, CommitRequest};
 use guest::{Guest, PER_SLOT, READ, WRITE};
@@ -98,7 +101,12 @@ fn config(guest: &Guest, event_idx: bool) -> RingConfig {
 
 impl Bench {
     fn new(slots: u16, event_idx: bool, first_index: u16) -> Bench {
-        let mut guest = Guest::new(slots, 64 << 10, event_idx);
+        Bench::with_data(slots, 64 << 10, event_idx, first_index)
+    }
+
+    /// With buffers of `data_len` bytes.
+    fn with_data(slots: u16, data_len: usize, event_idx: bool, first_index: u16) -> Bench {
+        let mut guest = Guest::new(slots, data_len, event_idx);
         guest.resume_at(first_index);
         let mut config = config(&guest, event_idx);
         config.next_available = first_index;
@@ -116,7 +124,7 @@ impl Bench {
     fn pop(&mut self) -> Result<Popped, RingFault> {
         loop {
             let popped = self.pop_once()?;
-            if popped == Popped::More || !self.ring.arm()? {
+            if popped != Popped::All || !self.ring.arm()? {
                 return Ok(popped);
             }
         }
@@ -291,6 +299,54 @@ fn a_turn_ends_after_so_many_bytes_and_so_many_descriptors() {
         malformed.push(bench.ring.take_malformed().unwrap().count);
     }
     assert!(malformed.len() > 10 && malformed.iter().all(|count| *count < 10), "{malformed:?}");
+}
+
+/// Bytes of the chains in flight, by what the guest knows of them.
+fn bytes_under_way(bench: &Bench, len: usize) -> u64 {
+    u64::from(bench.ring.in_flight()) * len as u64
+}
+
+#[test]
+fn a_ring_has_so_many_bytes_in_flight_and_no_more() {
+    const LEN: usize = 1 << 20;
+    let mut bench = Bench::with_data(256, LEN, true, 65_500);
+    (0..256).for_each(|slot| bench.guest.submit(slot, READ, u64::from(slot % 4) * 2048, LEN, 0));
+    let (mut most, mut given_back) = (0, 0);
+    while given_back < 256 {
+        let before = given_back;
+        let mut popped = bench.pop_once().unwrap();
+        while popped == Popped::More {
+            popped = bench.pop_once().unwrap();
+        }
+        let bytes = bytes_under_way(&bench, LEN);
+        assert!(bytes <= RING_BYTES_MAX, "{bytes} bytes");
+        assert_eq!(popped == Popped::Full, bench.ring.is_full());
+        let left = 256 - given_back - u32::from(bench.ring.in_flight());
+        assert_eq!(popped == Popped::Full, bytes > RING_BYTES_MAX - REQUEST_LEN_MAX);
+        assert!(popped == Popped::Full || left == 0, "{left} wait although there is room");
+        most = most.max(bytes);
+        bench.finish_all();
+        while let Some((_, status)) = bench.guest.take() {
+            assert_eq!(status, 0);
+            given_back += 1;
+        }
+        assert!(given_back > before, "it goes on");
+    }
+    assert!(most > RING_BYTES_MAX - REQUEST_LEN_MAX && !bench.ring.is_full());
+    assert!(!bench.ring.has_available(), "nothing is left");
+}
+
+#[test]
+fn deep_queues_and_what_takes_no_memory_do_not_fill_a_ring() {
+    const LEN: usize = 128 << 10;
+    let mut bench = Bench::with_data(256, LEN, true, 0);
+    (0..256).for_each(|slot| bench.guest.submit(slot, READ, u64::from(slot % 32) * 256, LEN, 0));
+    while bench.pop().unwrap() == Popped::More {}
+    assert_eq!((bytes_under_way(&bench, LEN), bench.ring.is_full()), (32 << 20, false));
+
+    // Of 64 MiB each, if there were memory behind ranges.
+    let kinds = [RequestKind::Discard, RequestKind::WriteZeroes, RequestKind::Flush, RequestKind::GetId];
+    assert_eq!(kinds.map(RequestKind::data_len), [0; 4]);
 }
 
 #[test]

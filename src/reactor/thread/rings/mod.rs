@@ -84,9 +84,11 @@ impl Served {
     }
 
     /// What was in flight when somebody else served the ring is started again even if it is about to stop: whoever serves it next
-    /// may not be told of that.
+    /// may not be told of that. A ring that is full goes on when something of it completes: until then its guest need not kick, nor
+    /// anybody look.
     fn pops(&self) -> bool {
-        self.ring.is_replaying() || matches!(self.mode, Mode::Running) && self.switching.is_empty()
+        let wants = self.ring.is_replaying() || matches!(self.mode, Mode::Running) && self.switching.is_empty();
+        wants && !self.ring.is_full()
     }
 }
 
@@ -272,7 +274,7 @@ impl Rings {
             let malformed = served.ring.take_malformed();
             self.note_unpublished(place);
             match result {
-                Ok(Popped::All) => {}
+                Ok(Popped::All | Popped::Full) => {}
                 Ok(Popped::More) => self.queue(place),
                 Err(fault) => self.break_ring(place, &fault, &mut pipeline.engine, now),
             }
@@ -320,7 +322,12 @@ impl Rings {
 
     fn complete(&mut self, place: u32, finished: &Finished, engine: &mut UringEngine, now: Nanos) {
         let head = u16::try_from(finished.token.0 & 0xffff).expect("16 bits");
-        let result = self.served(place).ring.complete(head, finished);
+        let ring = &mut self.served(place).ring;
+        let was_full = ring.is_full();
+        let result = ring.complete(head, finished);
+        if was_full && !ring.is_full() {
+            self.queue(place);
+        }
         // Whatever the result: a stop may wait for this.
         self.force_unpublished(place);
         if let Err(fault) = result {

@@ -1,0 +1,217 @@
+//! Taking chains from a vring, one batch in a turn, and starting their requests.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryMmap;
+
+use super::fault::available_fault;
+use super::place::DESCRIPTOR;
+use super::{Chain, Head, Ring, RingFault};
+use crate::base::clock::Nanos;
+use crate::base::ids::ReactorId;
+use crate::base::limits::{POP_BATCH, POP_BYTES, POP_STEP_BYTES};
+use crate::base::prefetch::prefetch;
+use crate::engine::Engine;
+use crate::reactor::messages::Outbox;
+use crate::reactor::pipeline::{Pipeline, RequestSlot, Token};
+use crate::virtio::parse::{Parsed, parse};
+use crate::virtio::request::Request;
+
+/// What [`Ring::pop`] left. The guest is not to kick as long as [`Ring::arm`] has not asked it to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::reactor) enum Popped {
+    /// Nothing.
+    All,
+    /// Maybe more: pop again.
+    More,
+    /// Maybe more, for which there is no room: pop again once [`Ring::is_full`] is over.
+    Full,
+}
+
+impl Ring {
+    /// Pops a batch of chains and starts their requests, or starts again what somebody else popped. `token` makes the name of the
+    /// request with a given head.
+    pub fn pop<E: Engine, O: Outbox>(
+        &mut self,
+        pipeline: &mut Pipeline<E, O>,
+        reactor: ReactorId,
+        token: impl Fn(u16) -> Token,
+        now: Nanos,
+    ) -> Result<Popped, RingFault> {
+        if self.is_full() {
+            return Ok(Popped::Full);
+        }
+        let result = if self.is_replaying() {
+            self.replay_batch(pipeline, reactor, token, now)
+        } else {
+            self.pop_batch(pipeline, reactor, token, now)
+        };
+        let result = self.unless_lost(result)?;
+        Ok(if self.is_full() { Popped::Full } else { result })
+    }
+
+    fn replay_batch<E: Engine, O: Outbox>(
+        &mut self,
+        pipeline: &mut Pipeline<E, O>,
+        reactor: ReactorId,
+        token: impl Fn(u16) -> Token,
+        now: Nanos,
+    ) -> Result<Popped, RingFault> {
+        let (mut budget, mut bytes) = (POP_BATCH, POP_BYTES);
+        while budget > 0
+            && bytes > 0
+            && !self.is_full()
+            && let Some(replay) = &mut self.replay
+        {
+            let memory = replay.memory();
+            let chain = replay.next(&memory)?;
+            let is_last = replay.is_done();
+            bytes = bytes.saturating_sub(self.pop_one(pipeline, reactor, chain, &token, now)?);
+            budget -= 1;
+            if is_last {
+                self.replay = None;
+            }
+        }
+        Ok(Popped::More)
+    }
+
+    fn pop_batch<E: Engine, O: Outbox>(
+        &mut self,
+        pipeline: &mut Pipeline<E, O>,
+        reactor: ReactorId,
+        token: impl Fn(u16) -> Token,
+        now: Nanos,
+    ) -> Result<Popped, RingFault> {
+        let memory = Arc::clone(&self.memory);
+        let memory: &GuestMemoryMmap = &memory;
+        let (mut budget, mut bytes) = (POP_BATCH, POP_BYTES);
+        if std::mem::take(&mut self.armed) {
+            self.queue.disable_notification(memory)?;
+            self.note_wish();
+        }
+        // Again and again, so that what comes meanwhile is in the same batch.
+        while budget > 0 && bytes > 0 && !self.is_full() {
+            let mut chains = [const { None }; POP_BATCH];
+            let count = self.next_chains(memory, chains.iter_mut().take(budget))?;
+            if count == 0 {
+                break;
+            }
+            let (mut left, mut fault) = (count, None);
+            for chain in chains.into_iter().flatten() {
+                left -= 1;
+                match self.pop_one(pipeline, reactor, chain, &token, now) {
+                    Ok(cost) => bytes = bytes.saturating_sub(cost),
+                    Err(error) => fault = Some(error),
+                }
+                if bytes == 0 || fault.is_some() || self.is_full() {
+                    break;
+                }
+            }
+            // What is left stays in the guest's ring.
+            self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(left));
+            budget -= usize::from(count - left);
+            if let Some(fault) = fault {
+                return Err(fault);
+            }
+        }
+        self.load.add((POP_BATCH - budget) as u64);
+        if std::mem::take(&mut self.announced) && budget == POP_BATCH {
+            return Err(RingFault::AvailableIndex);
+        }
+        Ok(if budget == 0 || bytes == 0 { Popped::More } else { Popped::All })
+    }
+
+    /// Takes chains that the guest has made available; how many.
+    fn next_chains<'m, 'c>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+        into: impl Iterator<Item = &'c mut Option<Chain<'m>>>,
+    ) -> Result<u16, RingFault>
+    where
+        'm: 'c,
+    {
+        let mut count = 0;
+        for (place, chain) in into.zip(self.queue.iter(memory).map_err(available_fault)?) {
+            prefetch(self.table.wrapping_add(usize::from(chain.head_index()) * DESCRIPTOR));
+            *place = Some(chain);
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Starts the request of one chain. What it counts among [`POP_BYTES`].
+    fn pop_one<E: Engine, O: Outbox>(
+        &mut self,
+        pipeline: &mut Pipeline<E, O>,
+        reactor: ReactorId,
+        chain: Chain<'_>,
+        token: &impl Fn(u16) -> Token,
+        now: Nanos,
+    ) -> Result<u64, RingFault> {
+        let head = chain.head_index();
+        match self.heads.get(usize::from(head)) {
+            Some(None) => {}
+            Some(Some(_)) => return Err(RingFault::HeadInUse(head)),
+            None => return Err(RingFault::HeadOutOfRange(head)),
+        }
+        // As many chains are in flight as there are descriptors.
+        let slot = if self.in_flight < self.size { pipeline.prepare() } else { None };
+        let slot = slot.ok_or(RingFault::AvailableIndex)?;
+        if let (Some(inflight), None) = (&mut self.inflight, &self.replay) {
+            inflight.popped(head);
+        }
+        let mut descriptors = 0;
+        // After the chain was seen: whoever made it may have been told of more bytes just before.
+        self.limits.capacity = self.vhd.size();
+        let counted = chain.inspect(|_| descriptors += 1);
+        let parsed = parse(counted, &self.memory, &self.limits, pipeline.request_mut(slot));
+        if self.memory_is_lost() {
+            pipeline.abandon(slot);
+            return Err(RingFault::MemoryLost);
+        }
+        let mut cost = descriptors * POP_STEP_BYTES;
+        match parsed {
+            Ok(parsed) => {
+                cost += self.cost(pipeline.request_mut(slot));
+                self.start(pipeline, slot, head, parsed, token(head), now);
+            }
+            Err(rejected) => {
+                pipeline.abandon(slot);
+                self.reject(reactor, head, rejected.error, rejected.answer)?;
+            }
+        }
+        Ok(cost)
+    }
+
+    /// Whether the guest has made chains available since the last pop. One load; what it says may be nonsense.
+    pub fn has_available(&self) -> bool {
+        let index = self.queue.avail_idx(&*self.memory, Ordering::Acquire);
+        index.is_ok_and(|index| index.0 != self.queue.next_avail())
+    }
+
+    /// What a request counts among [`POP_BYTES`].
+    fn cost(&self, request: &Request) -> u64 {
+        let extent = self.vhd.settings.geometry.extent_size();
+        let steps: u64 = request.ranges().iter().map(|range| range.len.div_ceil(extent)).sum();
+        request.kind.data_len() + steps * POP_STEP_BYTES
+    }
+
+    fn start<E: Engine, O: Outbox>(
+        &mut self,
+        pipeline: &mut Pipeline<E, O>,
+        slot: RequestSlot,
+        head: u16,
+        parsed: Parsed,
+        token: Token,
+        now: Nanos,
+    ) {
+        let kind = pipeline.request_mut(slot).kind;
+        self.heads[usize::from(head)] = Some(Head { parsed, kind });
+        self.in_flight += 1;
+        self.bytes_in_flight += kind.data_len();
+        let writethrough = !self.writeback.load(Ordering::Relaxed);
+        pipeline.start(slot, &self.vhd, writethrough, token, now);
+    }
+}
