@@ -74,6 +74,9 @@ impl Owner {
                 return;
             };
             let vhd = job.record.vhds[job.next];
+            if self.waves.is_held(vhd) {
+                return;
+            }
             let part = take_part(&mut job.todo, |extent| self.waves.is_under_way(vhd, extent));
             if part.is_empty() {
                 return;

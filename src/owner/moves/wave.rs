@@ -1,6 +1,6 @@
 //! Extents that are moved together. Data, and finding things in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::ids::{DiskId, DiskSet, JobId, VhdId};
 use crate::base::units::{ExtentIndex, Generation, SlotIndex};
@@ -120,6 +120,10 @@ pub(in crate::owner) struct Waves {
     by_extent: BTreeMap<(VhdId, ExtentIndex), (WaveId, MoveId)>,
     /// Guests that wait for a commit which is under way.
     pub missed: Vec<Missed>,
+    /// VHDs of which nothing more begins to move, because a FLUSH that misses a sync of the disk waits until nothing does.
+    held: BTreeSet<(VhdId, DiskId)>,
+    /// One of them may go on.
+    released: bool,
     /// Moves that ended before they were durable, by the step they were at.
     pub ended_early: [u64; MOVE_STEPS.len()],
     next_wave: u64,
@@ -236,9 +240,30 @@ impl Waves {
         undecided.any(|wave| wave.moves.iter().any(is_it))
     }
 
-    /// Whether a commit that puts extents of the VHD on the disk is under way.
-    pub fn is_committing(&self, vhd: VhdId, disk: DiskId) -> bool {
-        let committing = |wave: &&Wave| matches!(wave.stage, Stage::Committing { .. });
-        self.waves.values().filter(committing).any(|wave| wave.vhd == vhd && wave.targets().contains(disk))
+    /// Whether a commit that puts the extent, or any extent of the VHD, on the disk is under way.
+    pub fn is_committing(&self, vhd: VhdId, extent: Option<ExtentIndex>, disk: DiskId) -> bool {
+        let committing = |wave: &&Wave| wave.vhd == vhd && matches!(wave.stage, Stage::Committing { .. });
+        let is_it = |m: &Move| extent.is_none_or(|extent| m.extent == extent) && m.to.is_some_and(|to| to.disk == disk);
+        self.waves.values().filter(committing).any(|wave| wave.moves.iter().any(is_it))
+    }
+
+    /// Nothing more of the VHD begins to move, for a FLUSH without this disk.
+    pub fn hold(&mut self, vhd: VhdId, disk: DiskId) {
+        self.held.insert((vhd, disk));
+    }
+
+    /// That FLUSH has its answer.
+    pub fn release(&mut self, vhd: VhdId, disk: DiskId) {
+        self.released |= self.held.remove(&(vhd, disk));
+    }
+
+    /// Whether nothing more of the VHD may begin to move.
+    pub fn is_held(&self, vhd: VhdId) -> bool {
+        self.held.range((vhd, DiskId(0))..=(vhd, DiskId(u8::MAX))).next().is_some()
+    }
+
+    /// Whether something was released since the last call.
+    pub fn take_released(&mut self) -> bool {
+        std::mem::take(&mut self.released)
     }
 }

@@ -90,13 +90,22 @@ impl Owner {
         while self.make_stale(out) {
             self.answer_waiting(out);
         }
+        if self.waves.take_released() {
+            self.run_jobs(out);
+        }
     }
 
     /// Whether nobody is shown what the copy has; `None`: something under way decides.
     fn judge(&mut self, missed: &Missed, out: &mut impl OwnerOutbox) -> Option<bool> {
         let verdict = match missed.by {
             MissedBy::Write { extent, .. } => self.write_verdict(missed.vhd, extent, missed.disk, out),
-            MissedBy::Flush { .. } => self.flush_verdict(missed.vhd, missed.disk, out),
+            MissedBy::Flush { .. } => {
+                let verdict = self.flush_verdict(missed.vhd, missed.disk, out);
+                if !matches!(verdict, Verdict::Waits) {
+                    self.waves.release(missed.vhd, missed.disk);
+                }
+                verdict
+            }
         };
         match verdict {
             Verdict::Without => Some(true),
@@ -115,7 +124,7 @@ impl Owner {
 
     /// Whether a write is good without the disk that it missed.
     fn write_verdict(&mut self, id: VhdId, extent: ExtentIndex, disk: DiskId, out: &mut impl OwnerOutbox) -> Verdict {
-        if self.waves.is_committing(id, disk) {
+        if self.waves.is_committing(id, Some(extent), disk) {
             return Verdict::Waits;
         }
         let Some(vhd) = self.vhds.get(id) else { return Verdict::Needed };
@@ -139,7 +148,7 @@ impl Owner {
 
     /// Whether a FLUSH is good without a sync of the disk.
     fn flush_verdict(&mut self, id: VhdId, disk: DiskId, out: &mut impl OwnerOutbox) -> Verdict {
-        if self.waves.is_committing(id, disk) {
+        if self.waves.is_committing(id, None, disk) {
             return Verdict::Waits;
         }
         let Some(vhd) = self.vhds.get(id) else { return Verdict::Needed };
@@ -158,9 +167,13 @@ impl Owner {
         if self.stale.concerns_disk(id, disk) {
             return Verdict::Waits;
         }
-        // The rows of a move and those of a stale replica must not cross.
+        // The rows of a move and those of a stale replica must not cross. Jobs would begin with other extents at once, again and
+        // again until nothing is left of their plans.
+        self.waves.hold(id, disk);
         self.give_up_all(|_, of, _| of == id, out);
         if self.waves.is_moving(id) {
+            // Another FLUSH, answered meanwhile, may have let them go on.
+            self.waves.hold(id, disk);
             return if self.waves.is_decided(id) { Verdict::Waits } else { Verdict::Needed };
         }
         self.wish_stale_what_was_written(id, disk)

@@ -2,9 +2,12 @@
 
 use super::super::command::{JobRequest, ResizeVhd, StartJob};
 use super::degraded::{degrading, on, reopened, replicas, write};
+use super::replicas::{fill, replicated, world};
 use super::*;
+use crate::base::limits::{WAVE_EXTENTS, WAVES_MAX};
 use crate::engine::IoError;
 use crate::mover::messages::Speed;
+use crate::owner::moves::wave::Stage;
 use crate::placement::ReplicaState;
 use crate::reactor::messages::MissedBy;
 use crate::store::edit::EditFailed;
@@ -138,6 +141,71 @@ fn a_flush_is_answered_when_what_it_waits_for_is_gone() {
     here[1..].iter().for_each(|extent| discard_part(&world, &vhd, *extent));
     world.edit_done(Ok(()));
     assert_eq!(world.dropped(), [true, true]);
+}
+
+/// 240 extents with two replicas on three disks. A job moves those on the first to a fourth disk, and is `steps` steps further.
+fn evacuating(steps: u32) -> (World, VhdInfo) {
+    const EXTENTS: u32 = 240;
+    let mut world = world(&[(300, "a"), (300, "b"), (300, "c"), (300, "d")]);
+    let disks = ["d0", "d1", "d2"].map(str::to_owned).to_vec();
+    let layout = LayoutRequest::Spanned { disks: Some(disks), width: None };
+    let vhd = world.create(CreateVhd { layout, ..replicated(EXTENTS.into(), 2) });
+    fill(&mut world, &vhd, EXTENTS);
+    world.commit_changes();
+    (0..EXTENTS).step_by(64).for_each(|extent| world.intend(&vhd, ExtentIndex(extent)));
+    world.commit_edits();
+    start(&mut world, JobRequest::Evacuate { disk: "d0".to_owned(), accept_loss: false });
+    assert!(
+        on(&vhd, DiskId(0), ReplicaState::InSync).len() > WAVES_MAX * WAVE_EXTENTS,
+        "more than go at the same time"
+    );
+    (0..steps).for_each(|_| world.carry_on());
+    (world, vhd)
+}
+
+/// A job begins with more extents whenever some are done or given up.
+#[test]
+fn a_flush_does_not_wait_until_a_job_has_nothing_left_to_move() {
+    let bad = DiskId(2);
+    for steps in 0..8 {
+        let (mut world, vhd) = evacuating(steps);
+        vhd.state.note_written(world.owner.space.disk(bad).state.sync_needed());
+        world.owner.space.disk(bad).state.fail();
+        (0..2).for_each(|ticket| world.miss(&vhd, bad, MissedBy::Flush { ticket, disk: bad }));
+        let mut rounds = 0;
+        while !world.owner.stale.concerns(vhd.record.id) {
+            let ends = |stage: &Stage| matches!(stage, Stage::Committing { .. });
+            let begun = world.owner.waves.iter().any(|(_, wave)| !ends(&wave.stage) && !wave.moves.is_empty());
+            assert!(!begun && rounds < 4, "after {steps} steps: round {rounds}");
+            world.carry_on();
+            rounds += 1;
+        }
+        let left = on(&vhd, DiskId(0), ReplicaState::InSync).len();
+        assert!(left > 0);
+        world.commit_edits();
+        assert_eq!(world.dropped(), [true, true], "after {steps} steps");
+        assert!(on(&vhd, bad, ReplicaState::InSync).is_empty());
+        assert!(world.owner.waves.iter().next().is_some(), "the job goes on");
+        world.tell(OwnerRequest::DiskError { disk: bad, error: EIO, sync: true });
+        world.move_all();
+        assert!(on(&vhd, DiskId(0), ReplicaState::InSync).is_empty(), "{:?}", world.jobs());
+        world.check();
+    }
+}
+
+/// The FLUSH may need nothing any more once nothing moves: nothing else tells the job to go on.
+#[test]
+fn a_job_goes_on_when_a_flush_that_held_it_up_is_answered() {
+    let bad = DiskId(2);
+    let (mut world, vhd) = evacuating(0);
+    vhd.state.note_written(world.owner.space.disk(bad).state.sync_needed());
+    world.owner.space.disk(bad).state.fail();
+    world.miss(&vhd, bad, MissedBy::Flush { ticket: 5, disk: bad });
+    on(&vhd, bad, ReplicaState::InSync).into_iter().for_each(|extent| discard_part(&world, &vhd, extent));
+    (0..4).for_each(|_| world.carry_on());
+    assert_eq!(world.dropped(), [true]);
+    world.move_all();
+    assert!(on(&vhd, DiskId(0), ReplicaState::InSync).is_empty(), "{:?}", world.jobs());
 }
 
 #[test]

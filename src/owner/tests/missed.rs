@@ -33,6 +33,15 @@ fn a_guests_write_that_a_copy_missed_is_good_without_it() {
     }
 }
 
+#[test]
+fn a_write_does_not_wait_for_moves_of_other_extents() {
+    let mut moving = Moving::at(3, Until::Committing);
+    moving.missed(MissedBy::Write { piece: 3, extent: ExtentIndex(7) });
+    assert_eq!(moving.answered(), Some(true));
+    moving.missed(MissedBy::Write { piece: 3, extent: ExtentIndex(1) });
+    assert_eq!(moving.answered(), None);
+}
+
 /// The job plans anew when the last move of a wave has been given up, before anybody has heard what became of the copy.
 #[test]
 fn a_copy_that_is_begun_anew_is_not_the_one_that_missed_a_write() {

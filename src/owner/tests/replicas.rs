@@ -55,6 +55,25 @@ impl World {
         panic!("the mover is asked for something again and again");
     }
 
+    /// Does what everybody has been asked for by now, once.
+    pub(super) fn carry_on(&mut self) {
+        for (edit, _) in std::mem::take(&mut self.mail.edits) {
+            self.owner.handle_store(StoreReport::EditDone { edit, result: Ok(()) }, &mut self.mail);
+        }
+        for (fence, _) in self.fences(0) {
+            self.reach(0, fence);
+        }
+        for message in std::mem::take(&mut self.mail.mover) {
+            let report = match message {
+                MoverMessage::Copy(copy) => MoverReport::Copied { id: copy.id },
+                MoverMessage::Sync { wave, disk } => MoverReport::Synced { wave, disk, result: Ok(()) },
+                MoverMessage::Fence { fence, .. } => MoverReport::FenceReached { fence },
+                _ => continue,
+            };
+            self.owner.handle_mover(report, self.now, &mut self.mail);
+        }
+    }
+
     fn set_replicas(&mut self, replicas: u8) -> Result<Reply, CommandError> {
         let request = JobRequest::Replicas { vhd: "r".to_owned(), replicas };
         self.run(Command::StartJob(Box::new(StartJob { request, dry_run: false, speed: Speed::default(), created: 1 })))
