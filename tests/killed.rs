@@ -23,6 +23,11 @@ fn kept(host: &Host) -> Vec<PathBuf> {
     std::fs::read_dir("/dev/shm").unwrap().map(|entry| entry.unwrap().path()).filter(of_pool).collect()
 }
 
+/// The name of the file in which a serving says how it ended.
+fn mark() -> String {
+    format!("{}.0.1", uuid::Uuid::nil())
+}
+
 fn start_again(host: &mut Host) {
     host.kill();
     host.serve(&[], &DISKS);
@@ -213,6 +218,66 @@ fn however_the_daemon_and_the_next_are_confined() {
     let log = host.log();
     assert!(!log.contains("shared memory"), "{log}");
     assert_eq!(log.matches("that it had not committed").count(), ways.len(), "{log}");
+}
+
+/// Of what a daemon has left that was stopped while a VMM was connected, only who that is counts.
+#[test]
+fn after_a_stop_the_table_is_all_there_is() {
+    let mut host = Host::with_pool(3);
+    host.serve(&[], &DISKS);
+    let data = write_unflushed(&host, 1);
+    let client = host.attach_soon("v1");
+    let left = kept(&host);
+    host.stop();
+    let parts = || std::fs::read_dir(&left[0]).unwrap().map(|entry| entry.unwrap().path());
+    let of_view = |path: &PathBuf| path.to_string_lossy().contains(".0.") && !path.ends_with(mark());
+    assert!(parts().any(|path| path.ends_with(mark())) && parts().any(|path| of_view(&path)));
+    parts().filter(of_view).for_each(|path| std::fs::write(path, "nothing that a view could be").unwrap());
+    host.serve(&[], &DISKS);
+    let refused = host.run(&["vhd", "export", "v1", "copy.img"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("in use"), "it waits for the VMM that had it");
+    drop(client);
+    see(&host, 1, &data);
+    host.ok(&["check"]);
+    let log = host.log();
+    assert!(!log.contains("was killed") && !log.contains("lost"), "{log}");
+    host.stop();
+}
+
+/// Nothing in it is needed, whoever can see that goes on.
+#[test]
+fn what_a_daemon_of_another_user_left_that_was_stopped_is_no_reason_to_refuse() {
+    const NOBODY: u32 = 65_534;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIP: this needs root");
+        return;
+    }
+    let mut host = Host::with_pool(1);
+    let give = |host: &Host, path: &str| chown(host.path(path), Some(NOBODY), Some(NOBODY)).unwrap();
+    ["", "d0.img"].into_iter().for_each(|path| give(&host, path));
+    host.serve_as(NOBODY, &[], &["d0.img"]);
+    let data = write_unflushed(&host, 1);
+    let client = host.attach_soon("v1");
+    let left = kept(&host);
+    host.stop();
+    assert_eq!(std::fs::metadata(&left[0]).unwrap().uid(), NOBODY);
+    host.serve(&[], &["d0.img"]);
+    assert!(host.log().contains("goes on without it"), "{}", host.log());
+    drop(client);
+    see(&host, 1, &data);
+    // A user without privileges cannot look into what root has left.
+    let client = host.attach_soon("v1");
+    host.stop();
+    for path in ["c", "v"] {
+        give(&host, path);
+    }
+    let refused = host.run_as(NOBODY, &["serve", "--socket-dir", "v", "d0.img"]);
+    assert!(refused.contains("of user 0"), "{refused}");
+    drop(client);
+    host.serve(&[], &["d0.img"]);
+    see(&host, 1, &data);
+    host.stop();
+    left.iter().for_each(|left| std::fs::remove_dir_all(left).unwrap());
 }
 
 /// A user without privileges, then root, for whom that user's directory could be anything, then root as that user.

@@ -6,14 +6,14 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::base::errno;
-use crate::base::kept::free_bytes;
+use crate::base::kept::{PAGE, free_bytes};
 use crate::placement::view::kept_len;
 
 /// Shared memory.
@@ -61,6 +61,19 @@ impl Part {
     }
 }
 
+/// The file of what the serving itself says. It is named like a part of a VHD that there cannot be.
+pub const MARK: Part = Part { vhd: Uuid::nil(), start: 0, extents: 1 };
+
+/// The word of [`MARK`] that says how the serving has ended, in every format: other versions and other users look there.
+pub const ENDED: usize = PAGE / size_of::<u64>() - 1;
+
+/// There: the daemon has stopped, and all that guests had written is in the table. Of what it has left, only who had rings and which disks
+/// have failed says anything that the next one does not know.
+pub const STOPPED: u64 = 1;
+
+/// There: as [`STOPPED`], and the next one can do without that, too.
+pub const STOPPED_FOR_ALL: u64 = 2;
+
 /// Why files of a view cannot be used.
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum ViewFileError {
@@ -98,6 +111,12 @@ pub enum ViewFileError {
          go on with this one. Or remove it, and lose that", path.display()
     )]
     OtherFormat {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It cannot be used, and need not be.
+    #[error("{} is of another user or another version of spanblk, whose daemon stopped with all that guests had written durable", path.display())]
+    NotNeeded {
         /// The directory.
         path: PathBuf,
     },
@@ -205,13 +224,33 @@ impl OwnRights {
         Ok(format!("{}{:016x}-{boot}", prefix(serving.pool), serving.lineage))
     }
 
-    /// The directory of a serving by another version.
-    fn of_other_format(&self, serving: Serving) -> Result<Option<PathBuf>, ViewFileError> {
+    /// The directories of a serving by other versions.
+    fn of_other_formats(&self, serving: Serving) -> Result<Vec<PathBuf>, ViewFileError> {
         let (name, ours) = (self.name(serving)?, self.path(serving)?);
         let entries = fs::read_dir(&self.place).map_err(system("list", &self.place))?.flatten();
         let same =
             |path: &PathBuf| path.file_name().is_some_and(|file| file.as_encoded_bytes().starts_with(name.as_bytes()));
-        Ok(entries.map(|entry| entry.path()).find(|path| same(path) && *path != ours))
+        Ok(entries.map(|entry| entry.path()).filter(|path| same(path) && *path != ours).collect())
+    }
+
+    /// There is nothing that can be used: whether nothing was left, or what was left is not needed. Whoever made a directory that says so has
+    /// not taken another one away: the names are taken by those who made the first.
+    fn without(&self, ended: Serving, of_another: Option<ViewFileError>) -> Result<(), ViewFileError> {
+        let mut not_needed = None;
+        if let Some(error) = of_another {
+            let path = self.path(ended)?;
+            if !is_not_needed(&path) {
+                return Err(error);
+            }
+            not_needed = Some(path);
+        }
+        for path in self.of_other_formats(ended)? {
+            if !is_not_needed(&path) {
+                return Err(ViewFileError::OtherFormat { path });
+            }
+            not_needed = Some(path);
+        }
+        not_needed.map_or(Ok(()), |path| Err(ViewFileError::NotNeeded { path }))
     }
 
     /// A directory that only those whom we trust can have made.
@@ -282,9 +321,11 @@ impl ViewFiles for OwnRights {
 
     fn find(&self, ended: Serving) -> Result<Option<(OwnedFd, PathBuf)>, ViewFileError> {
         let path = self.path(ended)?;
-        let Some(found) = self.directory(&path)? else {
-            let other = self.of_other_format(ended)?;
-            return other.map_or(Ok(None), |path| Err(ViewFileError::OtherFormat { path }));
+        let found = match self.directory(&path) {
+            Ok(Some(found)) => found,
+            Ok(None) => return self.without(ended, None).map(|()| None),
+            Err(error @ ViewFileError::OfAnother { .. }) => return self.without(ended, Some(error)).map(|()| None),
+            Err(error) => return Err(error),
         };
         match found.try_lock() {
             Ok(()) => Ok(Some((found.into(), path))),
@@ -327,6 +368,17 @@ impl ViewFiles for OwnRights {
     }
 }
 
+/// Whether a directory that is not ours to use says that nobody needs it.
+fn is_not_needed(directory: &Path) -> bool {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let Ok(file) = OpenOptions::new().read(true).custom_flags(flags).open(directory.join(MARK.name())) else {
+        return false;
+    };
+    let mut word = [0; size_of::<u64>()];
+    let read = file.read_exact_at(&mut word, (ENDED * size_of::<u64>()) as u64);
+    read.is_ok() && u64::from_ne_bytes(word) == STOPPED_FOR_ALL
+}
+
 /// How the names of a pool's directories begin.
 fn prefix(pool: Uuid) -> String {
     format!("spanblk-{pool}-")
@@ -349,6 +401,16 @@ mod tests {
     fn only_entry(place: &Path) -> PathBuf {
         let [entry] = fs::read_dir(place).unwrap().collect::<Vec<_>>().try_into().unwrap();
         entry.unwrap().path()
+    }
+
+    /// The daemon of a directory has ended like that.
+    fn say(directory: &Path, how: u64) {
+        say_in(&directory.join(MARK.name()), how);
+    }
+
+    fn say_in(mark: &Path, how: u64) {
+        let mark = OpenOptions::new().write(true).create(true).truncate(false).open(mark).unwrap();
+        mark.write_all_at(&how.to_ne_bytes(), PAGE as u64 - 8).unwrap();
     }
 
     #[test]
@@ -399,6 +461,15 @@ mod tests {
             files.remove_others(Serving { lineage: 9, ..SERVING }).unwrap();
             assert!(path.exists(), "left to its owner");
             assert!(OwnRights::at(place.path(), "boot", Some(65_534)).find(SERVING).unwrap().is_some());
+            say(&path, STOPPED_FOR_ALL);
+            assert!(matches!(files.find(SERVING), Err(ViewFileError::NotNeeded { .. })), "and it says so");
+            say(&path, STOPPED);
+            assert!(matches!(files.find(SERVING), Err(ViewFileError::OfAnother { .. })), "not for all");
+            let mark = path.join(MARK.name());
+            fs::rename(&mark, place.path().join("elsewhere")).unwrap();
+            say_in(&place.path().join("elsewhere"), STOPPED_FOR_ALL);
+            symlink(place.path().join("elsewhere"), &mark).unwrap();
+            assert!(matches!(files.find(SERVING), Err(ViewFileError::OfAnother { .. })), "a link");
         }
     }
 
@@ -412,6 +483,13 @@ mod tests {
         fs::rename(&path, &other).unwrap();
         let error = files.find(SERVING).unwrap_err().to_string();
         assert!(error.contains(other.to_str().unwrap()) && error.contains("start that version"), "{error}");
+        say(&other, STOPPED);
+        assert!(matches!(files.find(SERVING), Err(ViewFileError::OtherFormat { .. })), "not for all");
+        say(&other, STOPPED_FOR_ALL);
+        assert!(matches!(files.find(SERVING), Err(ViewFileError::NotNeeded { .. })));
+        let third = place.path().join(path.file_name().unwrap().to_str().unwrap().replace("boot.2", "boot.3"));
+        fs::create_dir(&third).unwrap();
+        assert!(matches!(files.find(SERVING), Err(ViewFileError::OtherFormat { .. })), "one of them is needed");
         assert!(files.find(Serving { lineage: 8, ..SERVING }).unwrap().is_none(), "another serving");
         files.remove_others(Serving { lineage: 9, ..SERVING }).unwrap();
         assert!(!other.exists());

@@ -146,6 +146,12 @@ impl LastActive {
         (1..=EARLIER_MAX).filter(|at| self.get(*at) == Some(process)).for_each(|at| self.put(at, None));
     }
 
+    /// Whether a process is there that had the rings before another one.
+    #[must_use]
+    pub fn has_earlier(&self) -> bool {
+        (1..=EARLIER_MAX).filter_map(|at| self.get(at)).any(Process::is_alive)
+    }
+
     /// Whether the next daemon has to know: some of them may connect to it.
     #[must_use]
     pub fn matters(&self) -> bool {
@@ -179,10 +185,11 @@ mod tests {
         kept.set_stopped();
         next.take_over(&file).unwrap();
         assert_eq!(next.last(), Some(Last { process: ENDED, stopped: true }));
+        assert!(next.has_earlier());
         next.forget_earlier(ours());
         assert!(!next.matters(), "the last one has ended");
         next.set_last(Some(ours()));
-        assert!(next.last().is_some_and(|last| !last.stopped) && next.matters());
+        assert!(next.last().is_some_and(|last| !last.stopped) && next.matters() && !next.has_earlier());
         next.set_last(None);
         assert_eq!(next.last(), None);
         file.set_len(8).unwrap();

@@ -270,6 +270,12 @@ impl VhostUserServer {
         self.entries().values().any(|entry| entry.vhd.state().last_active.matters())
     }
 
+    /// Whether that matters because a VM has moved: the VMM that it came from is still there.
+    #[must_use]
+    pub fn has_moved(&self) -> bool {
+        self.entries().values().any(|entry| entry.vhd.state().last_active.has_earlier())
+    }
+
     /// What the reactors have done.
     #[must_use]
     pub fn reactor_status(&self) -> ReactorStatus {

@@ -185,7 +185,7 @@ impl Daemon {
         self.stop_api.send_replace(true);
         // Nobody is to find a socket that nobody listens on.
         drop(self.control);
-        let is_awaited = self.server.is_awaited();
+        let (is_awaited, is_moved) = (self.server.is_awaited(), self.server.has_moved());
         let mut clean = disconnect(&self.server, DRAIN_PATIENCE);
         clean &= self.mover.stop(END_PATIENCE);
         clean &= self.reactors.stop(END_PATIENCE);
@@ -207,9 +207,7 @@ impl Daemon {
                      missing ones, if they are back before the host restarts, and only what was flushed of those that have failed"
                 );
             } else {
-                // What a disk that has failed may lack is known by the note of it until the table says so.
-                let is_needed = |kept: &&Arc<ViewDir>| is_awaited || kept.mark().has_notes();
-                self.kept.iter().filter(|kept| !is_needed(kept)).for_each(|kept| kept.remove());
+                self.kept.iter().for_each(|kept| kept.end(is_awaited, is_moved));
                 log::info!("stopped; everything is durable");
             }
             Ended::Cleanly

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::base::ids::DiskId;
 use crate::base::kept::{KeptFile, PAGE, Words};
 use crate::base::limits::DISKS_MAX;
+use crate::control::view_files::ENDED;
 use crate::disk::file::FileDisk;
 use crate::disk::identity::DiskIdentity;
 use crate::shared::failure::FAILED;
@@ -31,7 +32,7 @@ const UNSETTLED: u64 = 1 << 1;
 
 const WORDS: usize = DISKS + DISKS_MAX * OF_DISK;
 
-const _: () = assert!(WORDS * size_of::<u64>() <= PAGE);
+const _: () = assert!(WORDS <= ENDED);
 
 /// A disk as long as it is here without a break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +95,7 @@ pub struct OlderTable {
 fn map(file: File, len: usize) -> io::Result<(Arc<KeptFile>, Words<AtomicU64>)> {
     let kept = KeptFile::map(file, len)?;
     kept.reserve(0..PAGE)?;
-    let words = Words::within(&kept, 0, u32::try_from(WORDS).expect("less than a page"));
+    let words = Words::within(&kept, 0, u32::try_from(ENDED + 1).expect("a page"));
     Ok((kept, words))
 }
 
@@ -156,6 +157,11 @@ impl Mark {
         self.words[at(disk, NOTES)].fetch_and(!UNSETTLED, Ordering::AcqRel);
     }
 
+    /// The daemon has stopped, and everything is durable. `how`: see [`ENDED`].
+    pub fn end(&self, how: u64) {
+        self.words[ENDED].store(how, Ordering::Release);
+    }
+
     /// Whether there is a disk of which the next daemon has to know something.
     #[must_use]
     pub fn has_notes(&self) -> bool {
@@ -193,6 +199,12 @@ impl ServingMark {
         if found < seen { Err(OlderTable { seen, found }) } else { Ok(()) }
     }
 
+    /// Whether its daemon has stopped with everything durable: the table is all there is.
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
+        self.word(ENDED) != 0
+    }
+
     /// Where it is to be noted that a disk has failed: as long as no other serving has begun, that one counts.
     #[must_use]
     pub fn notes_of(&self, disk: DiskId) -> Words<AtomicU64> {
@@ -206,6 +218,8 @@ impl ServingMark {
         let words = self.disk_words(disk);
         match self.word(at(disk, NOTES)) {
             _ if words[0] == 0 => None,
+            // Nothing was left unsynced that another one could lack.
+            0 if self.has_stopped() => None,
             0 => here.is_some_and(|here| here.words() != words).then_some(Doubt::Other),
             notes if notes & FAILED != 0 => Some(Doubt::Failed),
             _ => Some(Doubt::Unsettled),
@@ -298,6 +312,22 @@ mod tests {
         assert_eq!(ended.doubt(DiskId(3), Some(image(6))), failed, "the next serving has not begun");
         later.note_in(next.note_disk(DiskId(3), image(6)));
         assert_eq!(after.doubt(DiskId(3), Some(image(6))), failed);
+    }
+
+    #[test]
+    fn after_a_stop_only_disks_that_have_failed_are_in_doubt() {
+        let (mark, ended) = marks();
+        let failure = Failure::default();
+        failure.note_in(mark.note_disk(DiskId(2), image(5)));
+        let _ = (mark.note_disk(DiskId(3), image(6)), mark.note_disk(DiskId(63), image(7)));
+        assert_eq!((ended.doubt(DiskId(3), Some(image(9))), ended.has_stopped()), (Some(Doubt::Other), false));
+        failure.fail();
+        mark.doubt(DiskId(63));
+        mark.end(1);
+        assert!(ended.has_stopped());
+        assert_eq!(ended.doubt(DiskId(3), Some(image(9))), None, "what it has was synced");
+        assert_eq!(ended.doubt(DiskId(2), Some(image(5))), Some(Doubt::Failed));
+        assert_eq!(ended.doubt(DiskId(63), Some(image(7))), Some(Doubt::Unsettled));
     }
 
     #[test]

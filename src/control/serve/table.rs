@@ -270,6 +270,7 @@ impl Opening<'_> {
         let slots = |id: DiskId| self.store.pool.disks.iter().find(|disk| disk.id == id).map(|disk| disk.slots);
         let checked = recovered.check(slots, maps.vhds.iter().map(|(_, vhd)| &vhd.map));
         let maps = match checked {
+            Ok(()) if before.mark().has_stopped() => Maps { recovered, ..maps },
             Ok(()) => {
                 log::info!(
                     "the daemon before this one was killed; {} changes of the placement that it had not committed are in {}",
@@ -323,7 +324,11 @@ impl Opening<'_> {
             Err(older) => older.to_string(),
         };
         let path = before.path().display();
-        log::error!("what guests have not flushed, which is in {path}, is not used and lost: {unfit}");
+        if before.mark().has_stopped() {
+            log::warn!("which VMM had a VHD last, which is in {path}, is not used: {unfit}");
+        } else {
+            log::error!("what guests have not flushed, which is in {path}, is not used and lost: {unfit}");
+        }
         Ok(None)
     }
 
@@ -374,7 +379,8 @@ fn recover_all(before: &Left, vhds: &[(VhdRecord, Arc<VhdState>)], trust: &Trust
     let mut recovered = Recovered::default();
     for (record, state) in vhds {
         recovered.losses.doubt_written(state, trust);
-        let read = before.segments(record.uuid).and_then(|segments| {
+        let kept = if before.mark().has_stopped() { Ok(Vec::new()) } else { before.segments(record.uuid) };
+        let read = kept.and_then(|segments| {
             let mut each = |extent, kept| recover(state, extent, kept, trust, &mut recovered);
             segments.iter().try_for_each(|segment| segment.read(&mut each)).map_err(ViewFileError::Broker)
         });

@@ -24,7 +24,7 @@ use crate::base::clock;
 use crate::base::ids::DiskId;
 use crate::base::kept::KeptFile;
 use crate::control::serve::serving::{Mark, Presence, ServingMark};
-use crate::control::view_files::{PLACE, Part, Serving, ViewFileError, ViewFiles};
+use crate::control::view_files::{MARK, PLACE, Part, STOPPED, STOPPED_FOR_ALL, Serving, ViewFileError, ViewFiles};
 use crate::disk::file::FileDisk;
 use crate::placement::view::{Keep, KeptSegment, kept_len};
 use crate::shared::last_active;
@@ -62,7 +62,7 @@ impl Views {
         Ok(ViewDir { serving, files: Arc::clone(&self.files), mark, is_full: AtomicBool::new(false), _in_use: in_use })
     }
 
-    /// What a serving that ended without saying so has left; `None` if there is nothing.
+    /// What a serving has left that was killed, or that ended with something the next one has to know; `None` if there is nothing.
     ///
     /// # Errors
     /// There is something, and it cannot be used.
@@ -76,6 +76,13 @@ impl Views {
                 Err(ViewFileError::NoBoot) => return Ok(None),
                 Err(error @ ViewFileError::InUse(_)) => {
                     log::warn!("this pool is a copy of one that is being served, as it was on its disks: {error}");
+                    return Ok(None);
+                }
+                Err(error @ ViewFileError::NotNeeded { .. }) => {
+                    log::warn!(
+                        "{error}. This daemon goes on without it, and does not know which VMM had a VHD last: the first that starts its \
+                         virtqueues has it"
+                    );
                     return Ok(None);
                 }
                 found => break found?,
@@ -99,9 +106,6 @@ impl Views {
         }
     }
 }
-
-/// The file of what the serving itself says. It is named like a part of a VHD that there cannot be.
-const MARK: Part = Part { vhd: Uuid::nil(), start: 0, extents: 1 };
 
 fn failed(what: &str, part: Part) -> impl FnOnce(io::Error) -> ViewFileError {
     move |source| ViewFileError::System { what: what.to_owned(), path: part.name().into(), source }
@@ -182,7 +186,19 @@ pub struct ViewDir {
 }
 
 impl ViewDir {
-    /// Removes it: everything is durable.
+    /// Everything is durable: says so in what is left for the next daemon, or removes it if that need know nothing of it. `is_awaited`: VMMs
+    /// that it served may come back; `is_moved`: and others from which their VMs have moved.
+    pub fn end(&self, is_awaited: bool, is_moved: bool) {
+        // What a disk that has failed may lack is known by the note of it until the table says so.
+        let has_notes = self.mark.has_notes();
+        if is_awaited || has_notes {
+            self.mark.end(if has_notes || is_moved { STOPPED } else { STOPPED_FOR_ALL });
+        } else {
+            self.remove();
+        }
+    }
+
+    /// Removes it: it is of no use.
     pub fn remove(&self) {
         if let Err(error) = self.files.end(self.serving) {
             log::warn!("{error}; it is of no use any more");
