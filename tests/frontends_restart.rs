@@ -71,7 +71,7 @@ fn connects() {
 #[test]
 fn a_process_is_alive_until_it_has_ended_not_until_its_parent_looks() {
     let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
-    let process = Process::of(child.id()).unwrap();
+    let process = Process::of(child.id()).unwrap().unwrap();
     assert!(process.is_alive());
     drop(child.stdin.take());
     eventually("it has ended", || !process.is_alive());

@@ -167,7 +167,7 @@ mod tests {
     const ENDED: Process = Process { pid: u32::MAX, start: 1 };
 
     fn ours() -> Process {
-        Process::of(std::process::id()).unwrap()
+        Process::of(std::process::id()).unwrap().unwrap()
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Which process a number names: the kernel gives numbers again, but not with the same start.
 
 use std::fs;
+use std::io::{self, ErrorKind};
 
 /// A process, from its start to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,17 +15,34 @@ pub struct Process {
 impl Process {
     /// The process that has the number now. `None`: it has ended, or cannot be seen from here (0 stands for one in another process
     /// namespace).
-    #[must_use]
-    pub fn of(pid: u32) -> Option<Process> {
-        let about = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        start_of(&about).map(|start| Process { pid, start })
+    ///
+    /// # Errors
+    /// It was not possible to look, for lack of descriptors or memory: it may be there.
+    pub fn of(pid: u32) -> io::Result<Option<Process>> {
+        Process::by(pid, fs::read_to_string(format!("/proc/{pid}/stat")))
     }
 
-    /// Whether it has not ended yet.
+    /// By what was read about it.
+    fn by(pid: u32, about: io::Result<String>) -> io::Result<Option<Process>> {
+        match about {
+            Ok(about) => Ok(start_of(&about).map(|start| Process { pid, start })),
+            Err(error) if is_not_there(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether it has not ended yet, as far as anybody knows.
     #[must_use]
     pub fn is_alive(self) -> bool {
-        Process::of(self.pid) == Some(self)
+        Process::of(self.pid).map_or(true, |found| found == Some(self))
     }
+}
+
+/// Whether there is no such process, or the system hides it.
+fn is_not_there(error: &io::Error) -> bool {
+    let hidden = matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied);
+    // It has ended between the opening and the reading.
+    hidden || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// The start of a process by its `/proc/PID/stat` (`man proc_pid_stat`); `None` if it has ended and its parent has not asked for its
@@ -47,10 +65,21 @@ mod tests {
 
     #[test]
     fn another_process_with_the_same_number_is_another() {
-        let ours = Process::of(std::process::id()).unwrap();
+        let ours = Process::of(std::process::id()).unwrap().unwrap();
         assert!(ours.is_alive());
         assert!(!Process { start: ours.start + 1, ..ours }.is_alive());
-        assert_eq!(Process::of(0), None);
+        assert_eq!(Process::of(0).unwrap(), None);
+    }
+
+    #[test]
+    fn one_that_could_not_be_looked_at_is_not_one_that_is_not_there() {
+        let by = |errno| Process::by(7, Err(io::Error::from_raw_os_error(errno)));
+        for errno in [libc::ENOENT, libc::ESRCH, libc::EACCES, libc::EPERM] {
+            assert_eq!(by(errno).unwrap(), None, "errno {errno}");
+        }
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EIO] {
+            assert_eq!(by(errno).unwrap_err().raw_os_error(), Some(errno));
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! connection is closed at once. If one is gone already and only its rings are still being drained, its successor (a frontend that
 //! reconnects) waits for that instead.
 
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -270,7 +271,10 @@ impl Entry {
                 return self.log_refusal(&format!("a connection of process {} is lost: {error}", frontend.pid));
             }
         };
-        let process = Process::of(frontend.pid);
+        let process = match Process::of(frontend.pid) {
+            Ok(process) => process,
+            Err(error) => return self.turn_away_unknown(frontend, &error),
+        };
         if process.is_none() && frontend.pid != 0 {
             tell_hidden(frontend.pid);
         }
@@ -305,6 +309,15 @@ impl Entry {
             "process {pid} was turned away, since {} {verb} connected: a VHD has one frontend, and during a live migration \
              another one that waits (after a restart of the daemon one place is for the frontend that was served before)",
             there.join(" and ")
+        ));
+    }
+
+    /// It may be one that must not have its turn now. It will come again, and there may be descriptors by then.
+    fn turn_away_unknown(&self, Frontend { pid, .. }: Frontend, error: &io::Error) {
+        self.vhd.counters.refused.fetch_add(1, Ordering::Relaxed);
+        self.log_refusal(&format!(
+            "process {pid} was turned away, since it is not known whether its VM has moved elsewhere: /proc/{pid} cannot be read: {error} \
+             (give the daemon more descriptors, LimitNOFILE= in the unit, if that is what is missing)"
         ));
     }
 

@@ -83,7 +83,7 @@ pub struct VhdStatus {
     pub writeback: bool,
     /// Connections so far.
     pub connections: u64,
-    /// Connections turned away because there were others already.
+    /// Connections turned away: there were others already, or the system could not say who it was.
     pub refused: u64,
     /// Connections closed because of a bad message.
     pub faults: u64,

@@ -320,7 +320,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let views = views_in(place.path(), POOL, "boot");
         let keep: Arc<dyn Keep> = Arc::new(views.make(7).unwrap());
-        let ours = Process::of(std::process::id()).unwrap();
+        let ours = Process::of(std::process::id()).unwrap().unwrap();
         let map = VhdMap::kept(3, false, VHD, &keep);
         let last = LastActive::kept(VHD, &keep);
         last.set_last(Some(ours));

@@ -38,7 +38,7 @@ impl Running {
         let (end, ended) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             let pid = u32::try_from(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
-            tell.send(Process::of(pid).unwrap()).unwrap();
+            tell.send(Process::of(pid).unwrap().unwrap()).unwrap();
             let _ = ended.recv();
         });
         Running { process: told.recv().unwrap(), end: Some(end), thread: Some(thread) }
