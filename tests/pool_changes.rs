@@ -149,3 +149,42 @@ fn a_missing_disk_with_nothing_on_it_can_be_removed() {
     assert!(lonely.refused(&["disk", "remove", "d0"], 4).contains("only one of the pool"));
     lonely.stop();
 }
+
+/// The way back that takes no restart: it comes as a disk with nothing on it, so that nothing has to be known of what it has missed.
+#[test]
+fn a_disk_that_was_given_up_leaves_and_comes_back_while_guests_go_on() {
+    let mut host = Host::with_pool(4);
+    host.serve(&[], &["d0.img", "d1.img", "d2.img", "d3.img"]);
+    for disk in ["d0", "d1", "d2", "d3"] {
+        host.ok(&["disk", "set", disk, "--failure-domain", disk]);
+    }
+    create(&host, "m", &["--layout", "spanned", "--replicas", "2"]);
+    let mut guest = host.attach("m").unwrap();
+    let mut data = pattern(5, (24 * MIB) as usize);
+    guest.write_at(0, &data).unwrap();
+    guest.flush().unwrap();
+    host.ok(&["disk", "fail", "d1", "--yes"]);
+    data[..MIB as usize].copy_from_slice(&pattern(6, MIB as usize));
+    guest.write_at(0, &data[..MIB as usize]).unwrap();
+    guest.flush().unwrap();
+
+    host.ok(&["disk", "evacuate", "d1", "--wait"]);
+    let removed = host.json(&["disk", "remove", "d1"]);
+    let warnings = removed["warnings"].to_string();
+    assert!(warnings.contains("its label is not wiped") && !warnings.contains("stays locked"), "{warnings}");
+    // With what it was, it is a disk of this pool that the pool does not know.
+    let said = host.refused(&["disk", "add", "d1.img"], 4);
+    assert!(said.contains("--force"), "{said}");
+    host.ok(&["disk", "add", "d1.img", "--force", "--failure-domain", "d1"]);
+    assert_eq!((host.disks().len(), host.members()), (4, vec!["d0".into(), "d1".into(), "d2".into()]));
+    host.ok(&["vhd", "span", "m", "--wait"]);
+    let on_it = &host.json(&["disk", "show", "d1"])["allocated_bytes"];
+    assert!(on_it.as_u64().unwrap() > 0, "{on_it}");
+    assert!(read(&mut guest, 0, data.len()) == data);
+    drop(guest);
+    host.ok(&["check"]);
+    host.stop();
+    host.serve(&[], &["d0.img", "d1.img", "d2.img", "d3.img"]);
+    assert!(read(&mut host.attach("m").unwrap(), 0, data.len()) == data);
+    host.stop();
+}

@@ -393,6 +393,8 @@ fn let_go_of(removed: RemovedDisk<FileDisk>) -> Vec<String> {
             .map_err(|error| error.to_string())
             .and_then(|_| told.recv_timeout(WIPE_PATIENCE).unwrap_or_else(|_| Err(format!("{path} does not answer"))))
     } else {
+        // It has the file, too, which is to be closed.
+        drop(removed);
         Err(format!("{path} has failed"))
     };
     if let Err(error) = wiped {
