@@ -41,7 +41,7 @@ fn wait_for_room(host: &Host, connection: &mut Connection) {
 
 fn ask_to_yield(connection: &Connection) -> Receiver<RingStopped> {
     let (reply, answer) = crossbeam_channel::bounded(1);
-    connection.command(RingCommand::Yield { key: connection.key, reply });
+    connection.command(RingCommand::Yield { key: connection.key, even_broken: false, reply });
     answer
 }
 
@@ -50,7 +50,7 @@ fn a_ring_yields_where_it_is() {
     let (_directory, host, connection) = world();
     assert_eq!(
         ask_to_yield(&connection).recv_timeout(PATIENCE),
-        Ok(RingStopped { next_available: 1, is_unlogged: false })
+        Ok(RingStopped { next_available: 1, is_unlogged: false, is_broken: false })
     );
     // It is unknown from now on.
     assert_eq!(ask_to_yield(&connection).recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
@@ -71,7 +71,7 @@ fn a_ring_goes_on_elsewhere_with_its_in_flight_region() {
             assert_eq!(connection.run(WRITE, 0, 4096), 0);
         }
         let stopped = ask_to_yield(&connection).recv_timeout(PATIENCE);
-        assert_eq!(stopped, Ok(RingStopped { next_available: 3 * turn, is_unlogged: false }));
+        assert_eq!(stopped, Ok(RingStopped { next_available: 3 * turn, is_unlogged: false, is_broken: false }));
         assert!((0..kept.capacity()).all(|head| kept.mark(head) == 0) && kept.used_index() == 3 * turn);
         let Connection { guest, .. } = connection;
         connection = host.connect_with(guest, &vhd, turn % 2, |config| {

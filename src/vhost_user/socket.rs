@@ -147,9 +147,22 @@ pub(super) struct BoundPath {
     path: PathBuf,
     identity: SocketIdentity,
     paths: Arc<dyn SocketPaths>,
+    /// Somebody else listens there from now on.
+    is_handed_over: bool,
 }
 
 impl BoundPath {
+    /// The path of a listener that somebody else has bound, and handed over.
+    pub(super) fn take_over(paths: Arc<dyn SocketPaths>, path: PathBuf, identity: SocketIdentity) -> BoundPath {
+        BoundPath { path, identity, paths, is_handed_over: false }
+    }
+
+    /// Leaves the path where it is, for whoever gets the listener.
+    pub(super) fn hand_over(mut self) -> (PathBuf, SocketIdentity) {
+        self.is_handed_over = true;
+        (self.path.clone(), self.identity)
+    }
+
     /// Binds a listener. A stale socket is replaced; nobody can connect before mode and owner are set.
     pub(super) fn bind(
         paths: Arc<dyn SocketPaths>,
@@ -157,7 +170,7 @@ impl BoundPath {
         settings: &SocketSettings,
     ) -> Result<(BoundPath, UnixListener), SocketError> {
         let (socket, identity) = paths.bind(&path, settings)?;
-        let bound = BoundPath { path, identity, paths };
+        let bound = BoundPath { path, identity, paths, is_handed_over: false };
         net::listen(&socket, BACKLOG).map_err(|error| failed("listen on", &bound.path)(error.into()))?;
         let listener = UnixListener::from_std(socket.into()).map_err(failed("listen on", &bound.path))?;
         Ok((bound, listener))
@@ -186,7 +199,9 @@ impl BoundPath {
 
 impl Drop for BoundPath {
     fn drop(&mut self) {
-        self.paths.remove(&self.path, self.identity);
+        if !self.is_handed_over {
+            self.paths.remove(&self.path, self.identity);
+        }
     }
 }
 

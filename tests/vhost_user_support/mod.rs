@@ -126,7 +126,7 @@ impl FakeReactors {
         let popped = self.popped.load(Ordering::SeqCst);
         let next_available = config.next_available.wrapping_add(popped);
         drop(config);
-        reply.send(RingStopped { next_available, is_unlogged: false }).unwrap();
+        reply.send(RingStopped { next_available, is_unlogged: false, is_broken: false }).unwrap();
     }
 
     fn command(&self, reactor: u16, command: RingCommand) {

@@ -31,26 +31,34 @@ impl Rings {
                 // Dropping the reply of an unknown ring tells that it never started.
                 let Some(place) = self.place(key) else { return };
                 let served = self.served(place);
-                served.mode = Mode::Ended;
+                if !matches!(served.mode, Mode::Broken) {
+                    served.mode = Mode::Ended;
+                }
                 served.stop = Some(reply);
                 self.settle(place, pipeline, now);
             }
-            RingCommand::Yield { key, reply } => {
+            RingCommand::Yield { key, even_broken, reply } => {
                 let Some(place) = self.place(key) else { return };
                 let served = self.served(place);
-                if matches!(served.mode, Mode::Running) {
-                    served.mode = Mode::Yielding;
-                    served.stop = Some(reply);
-                    self.settle(place, pipeline, now);
+                match served.mode {
+                    Mode::Running => served.mode = Mode::Yielding,
+                    Mode::Broken if even_broken => {}
+                    Mode::Yielding | Mode::Ended | Mode::Broken => return,
                 }
+                served.stop = Some(reply);
+                self.settle(place, pipeline, now);
             }
             RingCommand::GoOn { key } => {
                 let Some(place) = self.place(key) else { return };
                 let served = self.served(place);
-                if matches!(served.mode, Mode::Yielding) {
-                    served.mode = Mode::Running;
-                    served.stop = None;
-                    self.queue(place);
+                match served.mode {
+                    Mode::Yielding => {
+                        served.mode = Mode::Running;
+                        served.stop = None;
+                        self.queue(place);
+                    }
+                    Mode::Broken => served.stop = None,
+                    Mode::Running | Mode::Ended => {}
                 }
             }
             RingCommand::SetCall { key, call } => self.set_call(key, call, &mut pipeline.engine, now),
@@ -228,7 +236,8 @@ impl Rings {
         self.free.push(place);
         pipeline.unreserve(served.ring.slots());
         let (next_available, is_unlogged) = (served.ring.next_available(), served.ring.is_unlogged());
-        let stopped = RingStopped { next_available, is_unlogged };
+        let is_broken = matches!(served.mode, Mode::Broken);
+        let stopped = RingStopped { next_available, is_unlogged, is_broken };
         let Served { stop, ring, .. } = served;
         // The frontend may unmap its memory as soon as it has the answer.
         drop(ring);

@@ -36,8 +36,10 @@ enum Mode {
     Running,
     /// No popping until what is in flight has completed, or the ring is told to go on.
     Yielding,
-    /// No more popping: the frontend or the daemon wants it to end, or it is broken.
+    /// No more popping: the frontend or the daemon wants it to end.
     Ended,
+    /// No more popping: the guest or its frontend broke it.
+    Broken,
 }
 
 struct Served {
@@ -76,11 +78,11 @@ impl Served {
     }
 
     /// Nothing is popped any more. A ring that was about to go on elsewhere does not: nobody is told that it has stopped.
-    fn end(&mut self) {
+    fn end(&mut self, mode: Mode) {
         if matches!(self.mode, Mode::Yielding) {
             self.stop = None;
         }
-        self.mode = Mode::Ended;
+        self.mode = mode;
     }
 
     /// What was in flight when somebody else served the ring is started again even if it is about to stop: whoever serves it next
@@ -143,7 +145,7 @@ impl Rings {
         self.leaving = true;
         for place in 0..self.places.len() {
             let Some(served) = &mut self.places[place] else { continue };
-            served.end();
+            served.end(Mode::Ended);
             served.ring.give_up_replay();
             served.hand_back();
             // A stop may have waited for that.
@@ -349,10 +351,10 @@ impl Rings {
             self.force_unpublished(place);
         }
         let served = self.served(place);
-        if matches!(served.mode, Mode::Ended) {
+        if matches!(served.mode, Mode::Ended | Mode::Broken) {
             return;
         }
-        served.end();
+        served.end(Mode::Broken);
         served.error.iter_mut().for_each(|error| error.signal(engine));
         let (uuid, index) = (served.ring.vhd.settings.uuid, served.ring.index);
         self.count_polled();
