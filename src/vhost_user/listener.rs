@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 use super::channel::Channel;
 use super::connection::Session;
+use super::device::HeldParts;
 use super::held::HeldVhd;
 use super::hold::{Asked, End, Paused, PausedSender, Phase, asked};
 use super::hub::Hub;
@@ -214,7 +215,8 @@ pub(super) async fn run(
 ) -> Option<Handed> {
     let (says_paused, paused) = unbounded_channel();
     let (connected, serving) = (Vec::new(), JoinSet::new());
-    let mut entry = Entry { vhd, hub, phase: phase.clone(), connected, serving, next: None, says_paused, paused };
+    let (phases, handed) = (phase.clone(), Vec::new());
+    let mut entry = Entry { vhd, hub, phase: phases, connected, serving, next: None, says_paused, paused, handed };
     resumed.into_iter().for_each(|resumed| entry.resume(resumed));
     loop {
         tokio::select! {
@@ -227,7 +229,7 @@ pub(super) async fn run(
                     }
                 }
             },
-            Some(gone) = ended(&mut entry.serving) => entry.finish(&gone),
+            Some(gone) = ended(&mut entry.serving) => entry.end(gone),
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => entry.admit(stream),
                 Err(error) => {
@@ -241,7 +243,7 @@ pub(super) async fn run(
     drop(listener);
     entry.next = None;
     while let Some(gone) = ended(&mut entry.serving).await {
-        entry.finish(&gone);
+        entry.end(gone);
     }
     None
 }
@@ -278,6 +280,8 @@ struct Entry {
     /// How connections say that they are paused.
     says_paused: PausedSender,
     paused: UnboundedReceiver<Paused>,
+    /// What somebody else goes on with.
+    handed: Vec<(FrontendId, Box<HeldParts>)>,
 }
 
 impl Entry {
@@ -374,10 +378,19 @@ impl Entry {
     }
 
     /// A connection has ended and its rings are drained.
-    fn finish(&mut self, gone: &Gone) {
-        let at = self.connected.iter().position(|connected| connected.id == gone.id).expect("it is served once");
+    fn end(&mut self, gone: Gone) {
+        match gone.end {
+            End::Left => self.finish(gone.id, true),
+            End::Parted => self.finish(gone.id, false),
+            End::HandedOver(held) => self.handed.push((gone.id, held)),
+        }
+    }
+
+    /// Nobody goes on with the frontend.
+    fn finish(&mut self, id: FrontendId, by_itself: bool) {
+        let at = self.connected.iter().position(|connected| connected.id == id).expect("it is served once");
         let Connected { frontend, .. } = self.connected.swap_remove(at);
-        self.leave(gone.id, matches!(gone.end, End::Left));
+        self.leave(id, by_itself);
         self.vhd.log_coming(&format!("process {} is disconnected", frontend.pid));
         // It may be the successor of another one, whose rings are still being drained.
         if !self.one_is_gone()

@@ -16,7 +16,7 @@ use crate::vhost_user::connection::Session;
 use crate::vhost_user::device::HeldParts;
 use crate::vhost_user::error::DeviceError;
 use crate::vhost_user::held::{FrontendDescriptors, HeldError, HeldFrontend, HeldState, HeldTurn};
-use crate::vhost_user::hold::{self, End, Hold, HoldFault, Phase};
+use crate::vhost_user::hold::{self, Hold, HoldFault, Phase};
 use crate::vhost_user::hub::Hub;
 use crate::vhost_user::server::Frontend;
 use crate::vhost_user::socket::SocketIdentity;
@@ -104,7 +104,8 @@ impl Entry {
                         hold.report(id, Err(fault));
                     }
                 },
-                Some(gone) = ended(&mut self.serving) => self.finish(&gone),
+                // One that has left; or that has heard before us that it is over.
+                Some(gone) = ended(&mut self.serving) => self.end(gone),
             }
         }
     }
@@ -113,20 +114,16 @@ impl Entry {
     pub(super) async fn hand_over(mut self, listener: OwnedFd) -> Handed {
         // A frontend that waits for a place has sent nothing that was answered: it is disconnected, and may come again.
         self.next = None;
-        let mut parts = Vec::new();
         while let Some(gone) = ended(&mut self.serving).await {
-            match gone.end {
-                End::HandedOver(held) => parts.push((gone.id, held)),
-                End::Left | End::Parted => self.finish(&gone),
-            }
+            self.end(gone);
         }
         let (turn, seats) = self.vhd.turn.hand_over(clock::now());
-        let frontends = seats.into_iter().filter_map(|seat| {
-            let at = parts.iter().position(|(id, _)| id.0 == seat.id)?;
-            let HeldParts { state: device, descriptors } = *parts.swap_remove(at).1;
-            let at = self.connected.iter().position(|connected| connected.id.0 == seat.id)?;
+        let frontends = seats.into_iter().map(|seat| {
+            let at = self.handed.iter().position(|(id, _)| id.0 == seat.id).expect("who has not left has paused");
+            let HeldParts { state: device, descriptors } = *self.handed.swap_remove(at).1;
+            let at = self.connected.iter().position(|connected| connected.id.0 == seat.id).expect("as above");
             let socket = self.connected.swap_remove(at).socket.into();
-            Some((HeldFrontend { seat, device }, FrontendDescriptors { socket, device: descriptors }))
+            (HeldFrontend { seat, device }, FrontendDescriptors { socket, device: descriptors })
         });
         let frontends: Vec<_> = frontends.collect();
         let vhd = &self.vhd;
