@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use host::EXTENT;
 use served::{Daemon, Driver, QUEUES, READ, RING, WRITE};
+use spanblk::vhost_user::HeldVhd;
 use spanblk::virtio::features;
 use vhost::VhostBackend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight};
@@ -116,6 +117,40 @@ fn nobody_is_told_of_a_hold_and_paths_stay() {
     drop(next);
     assert!(!renamed.exists(), "the next server has made it its own");
     assert_eq!(host.events.take().first().map(String::as_str), Some("attached 1"));
+}
+
+/// A server that waits has changed nothing yet: the one before can go on.
+#[test]
+fn a_takeover_that_is_given_up_leaves_no_trace() {
+    let (mut host, _guest, mut frontend) = started();
+    let path = host.status(1).socket;
+    let (state, descriptors) = host.server.hold(LONG).unwrap().pop().unwrap().into_parts();
+    let copies = || descriptors.iter().map(|fd| fd.try_clone().unwrap()).collect();
+    for goes_on in [false, true] {
+        let next = host.next_server().waiting();
+        let held = HeldVhd::from_parts(state.clone(), copies()).unwrap();
+        host.serve_held(&next, held).unwrap();
+        let early = UnixStream::connect(&path).unwrap();
+        std::thread::sleep(SECOND / 20);
+        assert!(host.starts().is_empty(), "it waits");
+        assert_eq!(next.status(host.id(1)).unwrap().connections, 1);
+        if goes_on {
+            next.go_on();
+            eventually("its rings run", || host.reactors.running() == 2);
+            drop(std::mem::replace(&mut host.server, next));
+        } else {
+            assert!(next.shut_down(LONG));
+            assert!(path.exists() && host.state(1).door.close());
+            host.state(1).door.open();
+        }
+        drop(early);
+    }
+    drop(descriptors);
+    frontend.set_config(0x20, CONFIG_FLAGS, &[0]).unwrap();
+    settled(&frontend);
+    assert_eq!((host.status(1).rings, host.status(1).faults), (2, 0));
+    drop(host);
+    assert!(!path.exists());
 }
 
 #[test]

@@ -115,6 +115,30 @@ fn a_ring_that_breaks_while_it_yields_goes_on_nowhere() {
     host.shut_down();
 }
 
+/// One that is to go on in another process goes on broken: what it has in flight is waited for.
+#[test]
+fn a_broken_ring_stops_too_if_that_is_asked_for() {
+    let (_directory, host, mut connection) = world();
+    wait_for_room(&host, &mut connection);
+    let no_eventfd = tempfile::tempfile().unwrap().into();
+    connection.command(RingCommand::SetCall { key: connection.key, call: Some(no_eventfd) });
+    let ask = |even_broken| {
+        let (reply, answer) = crossbeam_channel::bounded(1);
+        connection.command(RingCommand::Yield { key: connection.key, even_broken, reply });
+        answer
+    };
+    assert_eq!(ask(false).recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
+    let answer = ask(true);
+    assert_eq!(answer.recv_timeout(SECOND / 10), Err(RecvTimeoutError::Timeout), "the write is in flight");
+    connection.command(RingCommand::GoOn { key: connection.key });
+    assert_eq!(answer.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
+    let answer = ask(true);
+    host.seen.has_no_room.store(false, Ordering::SeqCst);
+    let stopped = RingStopped { next_available: 3, is_unlogged: false, is_broken: true };
+    assert_eq!(answer.recv_timeout(PATIENCE), Ok(stopped));
+    host.shut_down();
+}
+
 /// Work is counted while there is some, by the reactor that does it, and comes to an end with it.
 #[test]
 fn reactors_count_what_they_work() {

@@ -105,6 +105,15 @@ pub(super) async fn asked(phase: &mut watch::Receiver<Phase>) -> Asked {
     }
 }
 
+/// Returns when a server that waits is to serve; false: it never will.
+pub(super) async fn is_open(open: &mut watch::Receiver<bool>, phase: &mut watch::Receiver<Phase>) -> bool {
+    tokio::select! {
+        biased;
+        open = open.wait_for(|open| *open) => open.is_ok(),
+        _ = phase.wait_for(|phase| matches!(phase, Phase::Stopped)) => false,
+    }
+}
+
 /// Returns when an attempt is over: whether it has succeeded.
 pub(super) async fn is_over(hold: &Arc<Hold>, phase: &mut watch::Receiver<Phase>) -> bool {
     let is_it = |phase: &Phase| matches!(phase, Phase::Holding(other) if Arc::ptr_eq(hold, other));

@@ -20,7 +20,7 @@ use super::channel::Channel;
 use super::connection::Session;
 use super::device::HeldParts;
 use super::held::HeldVhd;
-use super::hold::{Asked, End, Paused, PausedSender, Phase, asked};
+use super::hold::{Asked, End, Paused, PausedSender, Phase, asked, is_open};
 use super::hub::Hub;
 use super::server::{Frontend, ServerEvents, VhdEndpoint};
 use super::turn::{FrontendId, Turn};
@@ -205,18 +205,23 @@ struct Connected {
 }
 
 /// Serves the socket, and frontends that another server has held, until the phase says otherwise; returns when the last ring is drained,
-/// what another server needs if one goes on.
+/// what another server needs if one goes on. Nothing begins before it is `open`.
 pub(super) async fn run(
     vhd: Arc<Vhd>,
     hub: Arc<Hub>,
     listener: UnixListener,
-    mut phase: watch::Receiver<Phase>,
+    (mut phase, mut open): (watch::Receiver<Phase>, watch::Receiver<bool>),
     resumed: Vec<Resumed>,
 ) -> Option<Handed> {
     let (says_paused, paused) = unbounded_channel();
     let (connected, serving) = (Vec::new(), JoinSet::new());
     let (phases, handed) = (phase.clone(), Vec::new());
     let mut entry = Entry { vhd, hub, phase: phases, connected, serving, next: None, says_paused, paused, handed };
+    if !is_open(&mut open, &mut phase).await {
+        // Whoever has held them goes on with them.
+        resumed.iter().for_each(|_| entry.vhd.state.door.leave());
+        return None;
+    }
     resumed.into_iter().for_each(|resumed| entry.resume(resumed));
     loop {
         tokio::select! {

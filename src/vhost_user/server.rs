@@ -130,6 +130,8 @@ pub struct VhostUserServer {
     directory: PathBuf,
     paths: Arc<dyn SocketPaths>,
     entries: Mutex<HashMap<VhdId, Entry>>,
+    /// Whether what is added is served at once.
+    open: watch::Sender<bool>,
 }
 
 impl VhostUserServer {
@@ -156,7 +158,23 @@ impl VhostUserServer {
         let hub = Arc::new(Hub::new(reactors));
         runtime.spawn(hub::spread(Arc::downgrade(&hub)));
         let paths: Arc<dyn SocketPaths> = Arc::new(OwnRights::default());
-        Ok(VhostUserServer { runtime: Some(runtime), hub, events, directory, paths, entries: Mutex::default() })
+        let (entries, open) = (Mutex::default(), watch::Sender::new(true));
+        Ok(VhostUserServer { runtime: Some(runtime), hub, events, directory, paths, entries, open })
+    }
+
+    /// What is added from now on waits, sockets and frontends alike, until [`VhostUserServer::go_on`]. So whoever has held it can still
+    /// go on with it: dropped before that, this server leaves no trace.
+    #[must_use]
+    pub fn waiting(self) -> VhostUserServer {
+        self.open.send_replace(false);
+        self
+    }
+
+    /// Serves what has been added. From here on, nobody else can go on with it.
+    pub fn go_on(&self) {
+        let mut entries = self.entries();
+        entries.values_mut().for_each(|entry| entry.path.own());
+        self.open.send_replace(true);
     }
 
     /// Sockets are made by `paths` from now on, not with the rights of this process.
@@ -213,7 +231,10 @@ impl VhostUserServer {
         let (path, identity) = (state.path.clone(), state.identity);
         let vhd = Arc::new(Vhd::new(endpoint, Arc::clone(&self.events)));
         let resumed = vhd.take_over(&self.hub, state, frontends)?;
-        let path = BoundPath::take_over(Arc::clone(&self.paths), path, identity);
+        let mut path = BoundPath::take_over(Arc::clone(&self.paths), path, identity);
+        if *self.open.borrow() {
+            path.own();
+        }
         let at = self.serve(&mut entries, Arc::clone(&vhd), path, socket, resumed);
         vhd.tell_size();
         Ok(at)
@@ -229,7 +250,8 @@ impl VhostUserServer {
     ) -> PathBuf {
         let (phase, phases) = watch::channel(Phase::Serving);
         let (hands, done) = crossbeam_channel::bounded(1);
-        let serve = listener::run(Arc::clone(&vhd), Arc::clone(&self.hub), socket, phases, resumed);
+        let serve =
+            listener::run(Arc::clone(&vhd), Arc::clone(&self.hub), socket, (phases, self.open.subscribe()), resumed);
         let runtime = self.runtime.as_ref().expect("taken when the server ends");
         runtime.spawn(async move {
             if let Some(handed) = serve.await {

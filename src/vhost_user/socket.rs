@@ -147,19 +147,24 @@ pub(super) struct BoundPath {
     path: PathBuf,
     identity: SocketIdentity,
     paths: Arc<dyn SocketPaths>,
-    /// Somebody else listens there from now on.
-    is_handed_over: bool,
+    /// Whoever else knows the path may not listen there any more.
+    is_ours: bool,
 }
 
 impl BoundPath {
-    /// The path of a listener that somebody else has bound, and handed over.
+    /// The path of a listener that somebody else has bound, and may go on with until [`BoundPath::own`].
     pub(super) fn take_over(paths: Arc<dyn SocketPaths>, path: PathBuf, identity: SocketIdentity) -> BoundPath {
-        BoundPath { path, identity, paths, is_handed_over: false }
+        BoundPath { path, identity, paths, is_ours: false }
+    }
+
+    /// It is ours, to be removed in the end.
+    pub(super) fn own(&mut self) {
+        self.is_ours = true;
     }
 
     /// Leaves the path where it is, for whoever gets the listener.
     pub(super) fn hand_over(mut self) -> (PathBuf, SocketIdentity) {
-        self.is_handed_over = true;
+        self.is_ours = false;
         (self.path.clone(), self.identity)
     }
 
@@ -170,7 +175,7 @@ impl BoundPath {
         settings: &SocketSettings,
     ) -> Result<(BoundPath, UnixListener), SocketError> {
         let (socket, identity) = paths.bind(&path, settings)?;
-        let bound = BoundPath { path, identity, paths, is_handed_over: false };
+        let bound = BoundPath { path, identity, paths, is_ours: true };
         net::listen(&socket, BACKLOG).map_err(|error| failed("listen on", &bound.path)(error.into()))?;
         let listener = UnixListener::from_std(socket.into()).map_err(failed("listen on", &bound.path))?;
         Ok((bound, listener))
@@ -199,7 +204,7 @@ impl BoundPath {
 
 impl Drop for BoundPath {
     fn drop(&mut self) {
-        if !self.is_handed_over {
+        if self.is_ours {
             self.paths.remove(&self.path, self.identity);
         }
     }
