@@ -6,6 +6,8 @@
 mod guest;
 #[path = "common/host.rs"]
 mod host;
+#[path = "held_frontends/inside.rs"]
+mod inside;
 #[path = "held_frontends/load.rs"]
 mod load;
 #[path = "held_frontends/parts.rs"]
@@ -419,4 +421,39 @@ fn a_broken_ring_stays_broken() {
     driver.seen[1] = 0;
     eventually("it runs", || driver.used(0) == 1);
     assert!(daemon.server.shut_down(LONG));
+}
+
+/// A migration that would lose something is told so, whoever is asked.
+#[test]
+fn what_the_log_had_no_bit_for_is_not_forgotten() {
+    let mut daemon = Daemon::new();
+    let mut driver = Driver::new(Guest::new());
+    let mut frontend = driver.connect(&daemon);
+    let error = EventFd::new(EFD_NONBLOCK).unwrap();
+    frontend.set_vring_err(0, &error).unwrap();
+    driver.start(&mut frontend, 0);
+    let _log = driver.guest.log(&mut frontend, 512);
+    frontend.set_features(driver.guest.features | features::LOG_ALL).unwrap();
+    settled(&frontend);
+    driver.submit_at(0, 0, READ, 0, (0x410_0000, 512), false);
+    driver.kick();
+    eventually("it is broken", || error.read().is_ok());
+    daemon.take_over(0);
+    assert!(frontend.get_vring_base(0).is_err());
+    assert!(daemon.server.shut_down(LONG));
+}
+
+/// What was written before a switch to writethrough is flushed by the first ring that runs, also that of another server.
+#[test]
+fn a_flush_that_is_owed_is_owed_by_whoever_goes_on() {
+    let (mut host, _guest, mut frontend) = started();
+    (0..2).for_each(|queue| frontend.set_vring_enable(queue, false).unwrap());
+    frontend.set_config(0x20, CONFIG_FLAGS, &[0]).unwrap();
+    settled(&frontend);
+    host.take_over();
+    host.take_notes();
+    frontend.set_vring_enable(0, true).unwrap();
+    settled(&frontend);
+    let notes = host.take_notes();
+    assert!(matches!(notes[..], [Note::Start(_), Note::SetWriteback(false)]), "{notes:?}");
 }

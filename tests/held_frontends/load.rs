@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
@@ -110,10 +111,12 @@ fn survives(inflight: bool) {
     let mut daemon = Daemon::new();
     let driver = Driver::new(Guest::new());
     let mut frontend = driver.connect(&daemon);
+    let mut region = None;
     if inflight {
         let asked = VhostUserInflight::new(0, 0, QUEUES.try_into().unwrap(), RING);
         let (info, file) = frontend.get_inflight_fd(&asked).unwrap();
         frontend.set_inflight_fd(&info, file.as_raw_fd()).unwrap();
+        region = Some((info, file));
     }
     driver.start(&mut frontend, 0);
     let regions = driver.guest.regions();
@@ -139,6 +142,13 @@ fn survives(inflight: bool) {
     let load = runs.join().unwrap();
     assert!(load.done > 500, "{} requests", load.done);
     for queue in 0..QUEUES {
+        if let Some((info, file)) = &region {
+            // Version and used index of the queue's part.
+            let mut words = [0; 8];
+            file.read_exact_at(&mut words, info.mmap_size / QUEUES as u64 * queue as u64 + 8).unwrap();
+            let [a, b] = load.driver.available[queue].to_le_bytes();
+            assert_eq!((words[..2].to_vec(), words[6..].to_vec()), (vec![1, 0], vec![a, b]), "it is kept all the time");
+        }
         assert_eq!(frontend.get_vring_base(queue).unwrap(), u32::from(load.driver.available[queue]));
     }
     assert!(daemon.server.shut_down(Duration::from_secs(30)));
