@@ -63,7 +63,12 @@ fn a_device_is_as_it_was() {
     let before = host.status(1);
     let told = host.events.take();
     assert_eq!(told, ["attached 1", "cache mode 1 false"]);
+    // The second one first, so that they have changed places.
+    (0..2).for_each(|queue| frontend.set_vring_enable(queue, false).unwrap());
+    (0..2).rev().for_each(|queue| frontend.set_vring_enable(queue, true).unwrap());
+    settled(&frontend);
     let mut starts = host.starts();
+    starts.pop().unwrap();
     let last = starts.pop().unwrap();
     host.reactors.pretend_popped(5);
     host.take_over();
