@@ -95,7 +95,7 @@ impl Rings {
                 {
                     let mut error = CallFd::new(error, NOBODY);
                     error.signal(&mut pipeline.engine);
-                    error.abandon(&mut pipeline.engine);
+                    self.retired.extend(error.abandon(&mut pipeline.engine));
                 }
                 return;
             }
@@ -138,7 +138,7 @@ impl Rings {
     fn set_call(&mut self, key: RingKey, call: Option<OwnedFd>, engine: &mut UringEngine, now: Nanos) {
         let Some(place) = self.place(key) else { return };
         if let Some(old) = self.served(place).call.take() {
-            old.retire(engine);
+            self.retired.extend(old.retire(engine));
         }
         if call.as_ref().is_some_and(|call| !is_eventfd(call.as_fd())) {
             return self.break_ring(place, &RingFault::NotAnEventfd("call"), engine, now);
@@ -161,7 +161,7 @@ impl Rings {
     /// The frontend is told of changes only by what cannot hold up a reactor. Each ring has a descriptor of its own for that.
     fn set_log_call(&mut self, place: u32, log: Option<&RingLog>, engine: &mut UringEngine) {
         if let Some(old) = self.served(place).log_call.take() {
-            old.abandon(engine);
+            self.retired.extend(old.abandon(engine));
         }
         let call = log.and_then(|log| log.call.as_ref()).filter(|call| is_eventfd(call.as_fd()));
         let tag = self.new_tag(place);
@@ -222,10 +222,11 @@ impl Rings {
         let mut served = self.places[place as usize].take().expect("looked at just now");
         served.hand_back();
         if let Some(call) = served.call.take() {
-            call.retire(&mut pipeline.engine);
+            self.retired.extend(call.retire(&mut pipeline.engine));
         }
         let hints = [served.error.take(), served.log_call.take()];
-        hints.into_iter().flatten().for_each(|hint| hint.abandon(&mut pipeline.engine));
+        let under_way = hints.into_iter().flatten().filter_map(|hint| hint.abandon(&mut pipeline.engine));
+        self.retired.extend(under_way);
         self.by_key.remove(&served.key);
         if served.queued {
             self.ready.retain(|&queued| queued != place);

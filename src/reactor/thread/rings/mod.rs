@@ -105,6 +105,8 @@ pub(super) struct Rings {
     /// Rings popped from since we slept last: their guests do not kick, so they are looked at.
     hot: Vec<u32>,
     next_tag: u64,
+    /// Descriptors that were given up, as long as a signal of theirs is under way.
+    retired: Vec<CallFd>,
     /// Rings that pop and have no kick eventfd.
     polled: usize,
     leaving: bool,
@@ -123,6 +125,7 @@ impl Rings {
             unpublished: Vec::new(),
             hot: Vec::new(),
             next_tag: 0,
+            retired: Vec::new(),
             polled: 0,
             leaving: false,
             malformed_log: LogGate::default(),
@@ -156,6 +159,9 @@ impl Rings {
     /// Takes what happened on a descriptor of a ring.
     pub fn event(&mut self, event: Event, engine: &mut UringEngine, now: Nanos) {
         let (Event::Readable { tag, .. } | Event::WatchFailed { tag } | Event::Signalled { tag }) = event;
+        if matches!(event, Event::Signalled { .. }) {
+            self.retired.retain(|call| !call.is_named(tag));
+        }
         let place = u32::try_from(tag.0 & ((1 << TAG_PLACE_BITS) - 1)).expect("24 bits");
         let Some(Some(served)) = self.places.get_mut(place as usize) else { return };
         let is_kick = served.kick.as_ref().is_some_and(|kick| kick.1 == tag);
