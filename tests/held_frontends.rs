@@ -30,7 +30,8 @@ use spanblk::virtio::features;
 use vhost::VhostBackend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost_user_support::{Guest, Host, Note, eventually, passed_on, raw};
+use vhost_user_support::held::passed_on;
+use vhost_user_support::{Guest, Host, Note, eventually, raw};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const SECOND: Duration = Duration::from_secs(1);

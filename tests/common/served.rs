@@ -18,7 +18,8 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::host::{EXTENT, Host};
-use super::vhost_user_support::{Events, Guest, eventually, passed_on};
+use super::vhost_user_support::held::passed_on;
+use super::vhost_user_support::{Events, Guest, eventually};
 
 pub const READ: u32 = 0;
 pub const WRITE: u32 = 1;

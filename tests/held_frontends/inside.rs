@@ -9,7 +9,8 @@ use spanblk::sandbox::{Mode, user};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserInflight;
 
-use super::vhost_user_support::{Guest, Host, eventually, passed_on};
+use super::vhost_user_support::held::passed_on;
+use super::vhost_user_support::{Guest, Host, eventually};
 use super::{LONG, settled};
 
 const INSIDE: &str = "SPANBLK_TEST_HELD_INSIDE";

@@ -7,7 +7,8 @@ use spanblk::vhost_user::{HeldError, HeldVhd, ServerError};
 
 use vhost::VhostBackend;
 
-use super::vhost_user_support::{Guest, passed_on};
+use super::vhost_user_support::Guest;
+use super::vhost_user_support::held::passed_on;
 use super::{LONG, started};
 
 /// A VHD with two frontends, as parts.

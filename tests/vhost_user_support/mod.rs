@@ -4,6 +4,7 @@
 
 mod dirty;
 mod events;
+pub mod held;
 mod log;
 pub mod raw;
 
@@ -20,7 +21,7 @@ use spanblk::base::units::Geometry;
 use spanblk::placement::view::VhdMap;
 use spanblk::reactor::messages::{ReactorMessage, RingAddresses, RingCommand, RingConfig, RingKey, RingStopped};
 use spanblk::shared::{VhdSettings, VhdState};
-use spanblk::vhost_user::{HeldVhd, Reactors, ServerError, SocketSettings, VhdEndpoint, VhdStatus, VhostUserServer};
+use spanblk::vhost_user::{Reactors, ServerError, SocketSettings, VhdEndpoint, VhdStatus, VhostUserServer};
 use spanblk::virtio::features;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
@@ -272,33 +273,6 @@ impl Host {
         self.take_notes();
     }
 
-    /// Another server, for what the one that there is has held.
-    pub fn next_server(&self) -> VhostUserServer {
-        let sockets = self.directory.path().join("sockets");
-        VhostUserServer::start(sockets, Handle(self.reactors.clone()), self.events.clone()).unwrap()
-    }
-
-    /// Goes on with what was held, as a VHD of two queues.
-    pub fn serve_held(&self, server: &VhostUserServer, held: HeldVhd) -> Result<PathBuf, ServerError> {
-        let state = self.state(u32::try_from(held.vhd().as_u128()).unwrap());
-        server.add_held(endpoint(state, "disk", 2), held)
-    }
-
-    /// A VHD to serve that was added before.
-    pub fn endpoint(&self, id: u32, queues: u16) -> VhdEndpoint {
-        endpoint(self.state(id), "disk", queues)
-    }
-
-    /// Another process goes on with everything, and frontends notice nothing.
-    pub fn take_over(&mut self) {
-        let held = self.server.hold(Duration::from_secs(10)).unwrap();
-        let next = self.next_server();
-        for held in held {
-            self.serve_held(&next, passed_on(held)).unwrap();
-        }
-        assert!(std::mem::replace(&mut self.server, next).shut_down(Duration::from_secs(30)));
-    }
-
     /// Serves a VHD of 64 MiB.
     pub fn add(&self, id: u32, name: &str, queues: u16) -> PathBuf {
         self.try_add(id, name, queues).unwrap()
@@ -364,13 +338,6 @@ impl Host {
 fn endpoint(state: Arc<VhdState>, name: &str, queues: u16) -> VhdEndpoint {
     let socket = SocketSettings { mode: 0o660, owner: None };
     VhdEndpoint { state, name: name.to_owned(), queues, optimal_io_size: 1 << 20, writeback: true, socket }
-}
-
-/// What was held, as another process would get it.
-pub fn passed_on(held: HeldVhd) -> HeldVhd {
-    let (state, descriptors) = held.into_parts();
-    let text = serde_json::to_string(&state).unwrap();
-    HeldVhd::from_parts(serde_json::from_str(&text).unwrap(), descriptors).unwrap()
 }
 
 /// A guest with two regions of memory in one file, and rings in the first.
