@@ -1,13 +1,26 @@
-//! What one server has held, for another one.
+//! What one server has held, or left behind, for another one.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use spanblk::vhost_user::{HeldVhd, ServerError, VhdEndpoint, VhostUserServer};
+use spanblk::vhost_user::{HeldVhd, ServerError, VhdEndpoint, VhdStatus, VhostUserServer};
 
 use super::{Handle, Host, endpoint};
 
 impl Host {
+    /// Goes on as the next daemon does: nobody is connected any more, and what is shared of the VHDs is as it was.
+    pub fn restart(&mut self) {
+        let sockets = self.directory.path().join("sockets");
+        let next = VhostUserServer::start(sockets, Handle(self.reactors.clone()), self.events.clone()).unwrap();
+        let before = std::mem::replace(&mut self.server, next);
+        let served = before.statuses();
+        assert!(before.shut_down(Duration::from_secs(30)));
+        for VhdStatus { vhd, name, .. } in served {
+            self.serve(self.state(vhd.0), &name, 2).unwrap();
+        }
+        self.take_notes();
+    }
+
     /// Another server, for what the one that there is has held.
     pub fn next_server(&self) -> VhostUserServer {
         let sockets = self.directory.path().join("sockets");

@@ -260,19 +260,6 @@ impl Host {
         VhdId(id)
     }
 
-    /// Goes on as the next daemon does: nobody is connected any more, and what is shared of the VHDs is as it was.
-    pub fn restart(&mut self) {
-        let sockets = self.directory.path().join("sockets");
-        let next = VhostUserServer::start(sockets, Handle(self.reactors.clone()), self.events.clone()).unwrap();
-        let before = std::mem::replace(&mut self.server, next);
-        let served = before.statuses();
-        assert!(before.shut_down(Duration::from_secs(30)));
-        for VhdStatus { vhd, name, .. } in served {
-            self.serve(self.state(vhd.0), &name, 2).unwrap();
-        }
-        self.take_notes();
-    }
-
     /// Serves a VHD of 64 MiB.
     pub fn add(&self, id: u32, name: &str, queues: u16) -> PathBuf {
         self.try_add(id, name, queues).unwrap()
