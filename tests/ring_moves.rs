@@ -42,7 +42,7 @@ fn wait_for_room(host: &Host, connection: &mut Connection) {
 
 fn ask_to_yield(connection: &Connection) -> Receiver<RingStopped> {
     let (reply, answer) = crossbeam_channel::bounded(1);
-    connection.command(RingCommand::Yield { key: connection.key, reply });
+    connection.command(RingCommand::Yield { key: connection.key, even_broken: false, reply });
     answer
 }
 
@@ -51,7 +51,7 @@ fn a_ring_yields_where_it_is() {
     let (_directory, host, connection) = world();
     assert_eq!(
         ask_to_yield(&connection).recv_timeout(PATIENCE),
-        Ok(RingStopped { next_available: 1, is_unlogged: false })
+        Ok(RingStopped { next_available: 1, is_unlogged: false, is_broken: false })
     );
     // It is unknown from now on.
     assert_eq!(ask_to_yield(&connection).recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
@@ -72,7 +72,7 @@ fn a_ring_goes_on_elsewhere_with_its_in_flight_region() {
             assert_eq!(connection.run(WRITE, 0, 4096), 0);
         }
         let stopped = ask_to_yield(&connection).recv_timeout(PATIENCE);
-        assert_eq!(stopped, Ok(RingStopped { next_available: 3 * turn, is_unlogged: false }));
+        assert_eq!(stopped, Ok(RingStopped { next_available: 3 * turn, is_unlogged: false, is_broken: false }));
         assert!((0..kept.capacity()).all(|head| kept.mark(head) == 0) && kept.used_index() == 3 * turn);
         let Connection { guest, .. } = connection;
         connection = host.connect_with(guest, &vhd, turn % 2, |config| {
@@ -113,6 +113,30 @@ fn a_ring_that_breaks_while_it_yields_goes_on_nowhere() {
     host.seen.has_no_room.store(false, Ordering::SeqCst);
     // It can still be stopped.
     assert_eq!(connection.stop().next_available, 3);
+    host.shut_down();
+}
+
+/// One that is to go on in another process goes on broken: what it has in flight is waited for.
+#[test]
+fn a_broken_ring_stops_too_if_that_is_asked_for() {
+    let (_directory, host, mut connection) = world();
+    wait_for_room(&host, &mut connection);
+    let no_eventfd = tempfile::tempfile().unwrap().into();
+    connection.command(RingCommand::SetCall { key: connection.key, call: Some(no_eventfd) });
+    let ask = |even_broken| {
+        let (reply, answer) = crossbeam_channel::bounded(1);
+        connection.command(RingCommand::Yield { key: connection.key, even_broken, reply });
+        answer
+    };
+    assert_eq!(ask(false).recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
+    let answer = ask(true);
+    assert_eq!(answer.recv_timeout(SECOND / 10), Err(RecvTimeoutError::Timeout), "the write is in flight");
+    connection.command(RingCommand::GoOn { key: connection.key });
+    assert_eq!(answer.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
+    let answer = ask(true);
+    host.seen.has_no_room.store(false, Ordering::SeqCst);
+    let stopped = RingStopped { next_available: 3, is_unlogged: false, is_broken: true };
+    assert_eq!(answer.recv_timeout(PATIENCE), Ok(stopped));
     host.shut_down();
 }
 

@@ -273,6 +273,8 @@ pub struct RingStopped {
     pub next_available: u16,
     /// Something was written to guest memory that its dirty log had no bit for: a copy that follows the log lacks it.
     pub is_unlogged: bool,
+    /// Its guest or its frontend had broken it: whoever serves it next does not go on with it, until it is configured anew.
+    pub is_broken: bool,
 }
 
 /// Commands for vrings, sent by vhost-user connections.
@@ -287,11 +289,13 @@ pub enum RingCommand {
         /// Where to answer.
         reply: crossbeam_channel::Sender<RingStopped>,
     },
-    /// As [`RingCommand::Stop`], for a ring that is to go on elsewhere: the reply of one that is broken is dropped, and
-    /// [`RingCommand::GoOn`] takes the command back.
+    /// As [`RingCommand::Stop`], for a ring that is to go on elsewhere: [`RingCommand::GoOn`] takes the command back. The reply
+    /// of one that breaks meanwhile is dropped.
     Yield {
         /// The ring.
         key: RingKey,
+        /// Whether one that is broken already stops, too; otherwise its reply is dropped.
+        even_broken: bool,
         /// Where to answer.
         reply: crossbeam_channel::Sender<RingStopped>,
     },

@@ -58,6 +58,7 @@ const PROCESS: &[c_long] = &[
 const DESCRIPTORS: &[c_long] = &[
     libc::SYS_accept4,
     libc::SYS_close,
+    libc::SYS_dup3,
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
@@ -122,6 +123,8 @@ const O_TMPFILE_BIT: u32 = (libc::O_TMPFILE & !libc::O_DIRECTORY).cast_unsigned(
 /// `IORING_REGISTER_FILES_UPDATE`: disks come and go.
 const REGISTER_FILES_UPDATE: u32 = 6;
 
+const AF_UNIX: u32 = libc::AF_UNIX.cast_unsigned();
+
 /// `PR_SET_VMA`: the C library names its memory.
 const PR_SET_VMA: u32 = 0x5356_4d41;
 
@@ -133,6 +136,8 @@ const CONDITIONAL: &[Call] = &[
     (libc::SYS_clone3, &[]),
     (libc::SYS_openat, &[Arg::Masked(2, OPENS_FOR_WRITING, 0)]),
     (libc::SYS_io_uring_register, &[Arg::Is(1, REGISTER_FILES_UPDATE)]),
+    // A connection of the process with itself: how the protocol library learns what a frontend of an earlier daemon has said.
+    (libc::SYS_socketpair, &[Arg::Is(0, AF_UNIX)]),
     (libc::SYS_prctl, &[Arg::Is(0, libc::PR_SET_NAME.cast_unsigned()), Arg::Is(0, PR_SET_VMA)]),
     // Asking is fine: the new limit would be the third argument, whose low half is zero for a null pointer.
     (libc::SYS_prlimit64, &[Arg::Is(2, 0)]),

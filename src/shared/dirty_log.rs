@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use vm_memory::{MmapRegion, VolatileMemory};
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
 use super::guest_memory::Watch;
 
@@ -36,6 +36,18 @@ impl DirtyLog {
     pub fn new(mapping: MmapRegion, watch: Watch, len: u64) -> DirtyLog {
         assert!(len <= mapping.size() as u64);
         DirtyLog { _watch: watch, mapping, len }
+    }
+
+    /// The file that it is mapped from, and where it begins there; `None` if it is of no file.
+    #[must_use]
+    pub fn file(&self) -> Option<&FileOffset> {
+        self.mapping.file_offset()
+    }
+
+    /// Bytes of it.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.len
     }
 
     /// The first address of the log, by which `guest_memory` knows it.
@@ -70,8 +82,6 @@ impl DirtyLog {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::FileOffset;
-
     use super::*;
     use std::os::unix::fs::FileExt;
 

@@ -9,7 +9,7 @@ pub mod fuse;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
-use vm_memory::{AtomicInteger, MmapRegion, VolatileMemory};
+use vm_memory::{AtomicInteger, FileOffset, MmapRegion, VolatileMemory};
 
 use super::guest_memory::Watch;
 
@@ -65,6 +65,18 @@ impl InflightRegion {
             "the length was checked before the region was mapped"
         );
         InflightRegion { _watch: watch, mapping, queues, queue_size }
+    }
+
+    /// The file that it is mapped from, and where it begins there; `None` if it is of no file.
+    #[must_use]
+    pub fn file(&self) -> Option<&FileOffset> {
+        self.mapping.file_offset()
+    }
+
+    /// Queues that it has parts for, and entries that each of them has room for.
+    #[must_use]
+    pub fn shape(&self) -> (u16, u16) {
+        (self.queues, self.queue_size)
     }
 
     /// The part of one queue; `None` if the region has none for it.

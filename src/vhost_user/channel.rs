@@ -35,6 +35,11 @@ impl Channel {
         *self.lock() = socket;
     }
 
+    /// Takes the socket away, for whoever goes on with the frontend.
+    pub(super) fn take(&self) -> Option<OwnedFd> {
+        self.lock().take()
+    }
+
     /// Tells the frontend, if there is one that listens, to read the configuration space again. Never waits. False if there is
     /// none.
     pub(super) fn tell_config_changed(&self) -> bool {

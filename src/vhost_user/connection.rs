@@ -3,6 +3,7 @@
 //! A task waits for messages; a thread of the blocking pool handles each of them, when it is there as a whole. A message may
 //! take long (it drains rings, which may wait for a hung disk): that stalls this connection and no other.
 
+use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
@@ -15,14 +16,16 @@ use tokio::task::{JoinError, spawn_blocking};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::balance::Move;
-use super::device::Device;
+use super::device::{Device, HeldParts};
 use super::error::DeviceError;
+use super::held::Said;
+use super::hold::{self, Asked, End, Hold, Paused, PausedSender, Phase};
 use super::hub::Hub;
-use super::listener::{Vhd, stopped};
+use super::listener::Vhd;
 use super::peek::{self, LogCall, PeekError};
 use super::server::Frontend;
-use super::sys;
 use super::turn::FrontendId;
+use super::{said, sys};
 use crate::base::clock;
 
 type Handler = BackendReqHandler<Mutex<Device>>;
@@ -60,29 +63,86 @@ struct Calls {
     freed: watch::Receiver<()>,
 }
 
-/// Serves a connection until the frontend leaves, makes a mistake, or `stop` becomes true. Then drains its rings. Whether it was the
-/// frontend that left.
-pub(super) async fn serve(
-    stream: UnixStream,
-    (id, frontend): (FrontendId, Frontend),
-    vhd: Arc<Vhd>,
-    hub: Arc<Hub>,
-    mut stop: watch::Receiver<bool>,
-) -> bool {
+/// A connection, and the device that its frontend sees.
+pub(super) struct Session {
+    handler: Handler,
+    device: Arc<Mutex<Device>>,
+    socket: UnixStream,
+    calls: Calls,
+    id: FrontendId,
+    /// Its rings have run already, for another server.
+    goes_on: bool,
+}
+
+impl Session {
+    /// With a frontend that has connected.
+    pub(super) fn new(stream: UnixStream, id: FrontendId, vhd: &Arc<Vhd>, hub: Arc<Hub>) -> io::Result<Session> {
+        let socket = stream.try_clone()?;
+        let (device, calls) = new_device(id, vhd, hub);
+        let handler = BackendReqHandler::from_stream(stream, Arc::clone(&device));
+        Ok(Session { handler, device, socket, calls, id, goes_on: false })
+    }
+
+    /// With a frontend that another server has held.
+    pub(super) fn take_over(
+        stream: UnixStream,
+        id: FrontendId,
+        vhd: &Arc<Vhd>,
+        hub: Arc<Hub>,
+        said: Said,
+    ) -> io::Result<Session> {
+        let (device, calls) = new_device(id, vhd, hub);
+        let handler = said::handler(&stream, &device, said)?;
+        Ok(Session { handler, device, socket: stream, calls, id, goes_on: true })
+    }
+
+    /// The device becomes what another one was.
+    pub(super) fn take_over_device(&self, held: HeldParts, same_reactors: bool) -> Result<(), DeviceError> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner).take_over(held, same_reactors)
+    }
+}
+
+fn new_device(id: FrontendId, vhd: &Arc<Vhd>, hub: Arc<Hub>) -> (Arc<Mutex<Device>>, Calls) {
     let (orders, moves) = unbounded_channel();
-    let mut calls = Calls { moves, freed: vhd.turn().watch() };
-    let device = Arc::new(Mutex::new(Device::new(Arc::clone(&vhd), id, hub, orders)));
-    let outcome = match stream.try_clone() {
-        Ok(socket) => {
-            let handler = BackendReqHandler::from_stream(stream, Arc::clone(&device));
-            let outcome = converse(handler, &device, &socket, &mut calls, &mut stop).await;
-            // The frontend is to know at once, even if draining takes long.
-            let _ = socket.shutdown(Shutdown::Both);
-            outcome
-        }
-        Err(error) => Err(PeekError::from(error).into()),
+    let device = Device::new(Arc::clone(vhd), id, hub, orders);
+    (Arc::new(Mutex::new(device)), Calls { moves, freed: vhd.turn().watch() })
+}
+
+/// How a conversation went on.
+enum Outcome {
+    Left,
+    Stopped,
+    Held,
+}
+
+/// Serves a connection until the frontend leaves, makes a mistake, or the phase says so. Then drains its rings.
+pub(super) async fn serve(
+    session: Session,
+    frontend: Frontend,
+    vhd: Arc<Vhd>,
+    mut phase: watch::Receiver<Phase>,
+    paused: PausedSender,
+) -> End {
+    let Session { handler, device, socket, mut calls, id, goes_on } = session;
+    let mut holds = Holds { phase: &mut phase, paused, id };
+    let outcome = match if goes_on { change(&device, Device::settle).await } else { Ok(()) } {
+        Ok(()) => converse(handler, &device, &socket, &mut calls, &mut holds).await,
+        Err(fault) => Err(fault),
     };
-    let has_left = outcome.is_ok() && !*stop.borrow();
+    if let Ok(Outcome::Held) = outcome {
+        let held = spawn_blocking(move || device.lock().unwrap_or_else(PoisonError::into_inner).hand_over()).await;
+        return match held {
+            Ok(held) => End::HandedOver(Box::new(held)),
+            Err(error) => {
+                pass_on(error);
+                End::Parted
+            }
+        };
+    }
+    // The frontend is to know at once, even if draining takes long.
+    let _ = socket.shutdown(Shutdown::Both);
+    let has_left = matches!(outcome, Ok(Outcome::Left)) && !matches!(*phase.borrow(), Phase::Stopped);
+    let end = if has_left { End::Left } else { End::Parted };
     if let Err(fault) = outcome {
         let is_refusal = fault.is_refusal();
         let counter = if is_refusal { &vhd.counters.refused } else { &vhd.counters.faults };
@@ -94,7 +154,36 @@ pub(super) async fn serve(
     }
     let drained = spawn_blocking(move || device.lock().unwrap_or_else(PoisonError::into_inner).shut_down()).await;
     drained.unwrap_or_else(pass_on);
-    has_left
+    end
+}
+
+/// What a connection has to do with attempts to hold it.
+struct Holds<'a> {
+    phase: &'a mut watch::Receiver<Phase>,
+    paused: PausedSender,
+    id: FrontendId,
+}
+
+impl Holds<'_> {
+    /// Pauses, between two messages, until the attempt is over. Whether somebody else goes on with the frontend.
+    async fn pause(&mut self, hold: Arc<Hold>, device: &Arc<Mutex<Device>>) -> bool {
+        let (until, pausing) = (hold.until, Arc::clone(device));
+        let result = spawn_blocking(move || pausing.lock().unwrap_or_else(PoisonError::into_inner).pause(until)).await;
+        let result = match result {
+            Ok(result) => result,
+            Err(error) => {
+                pass_on(error);
+                return false;
+            }
+        };
+        // A listener that has gone has no connections.
+        let _ = self.paused.send(Paused { hold: Arc::clone(&hold), id: self.id, result });
+        let is_held = hold::is_over(&hold, self.phase).await;
+        if !is_held {
+            device.lock().unwrap_or_else(PoisonError::into_inner).go_on();
+        }
+        is_held
+    }
 }
 
 async fn converse(
@@ -102,17 +191,25 @@ async fn converse(
     device: &Arc<Mutex<Device>>,
     socket: &UnixStream,
     calls: &mut Calls,
-    stop: &mut watch::Receiver<bool>,
-) -> Result<(), Fault> {
+    holds: &mut Holds<'_>,
+) -> Result<Outcome, Fault> {
     let watched = socket.try_clone().and_then(|socket| sys::watch(socket.into())).map_err(PeekError::from)?;
     loop {
         // Between messages nobody holds the lock.
         let look_after = device.lock().unwrap_or_else(PoisonError::into_inner).look_after();
         tokio::select! {
             biased;
-            () = stopped(stop) => return Ok(()),
+            asked = hold::asked(holds.phase) => match asked {
+                Asked::Stop => return Ok(Outcome::Stopped),
+                Asked::Hold(hold) => {
+                    if holds.pause(hold, device).await {
+                        return Ok(Outcome::Held);
+                    }
+                    continue;
+                }
+            },
             there = peek::message(&watched) => if !there? {
-                return Ok(());
+                return Ok(Outcome::Left);
             },
             Ok(()) = calls.freed.changed() => {
                 change(device, Device::settle).await?;
@@ -149,13 +246,13 @@ async fn converse(
             }
             Err(error) => {
                 pass_on(error);
-                return Ok(());
+                return Ok(Outcome::Stopped);
             }
         };
         match result {
             Ok(()) => {}
             // It left without waiting for the answer.
-            Err(Error::Disconnected | Error::SocketBroken(_)) => return Ok(()),
+            Err(Error::Disconnected | Error::SocketBroken(_)) => return Ok(Outcome::Left),
             Err(error) => return Err(error.into()),
         }
     }

@@ -1,8 +1,10 @@
 //! What one frontend has negotiated, and the rings that run because of it.
 //!
 //! Every change goes the same way: what must not change while a ring runs stops it first; then the change is made; then
-//! [`Device::settle`] starts whatever should run and does not, if it is this frontend's turn. `rings`: how rings start and stop.
+//! [`Device::settle`] starts whatever should run and does not, if it is this frontend's turn. `rings`: how rings start and stop. `hold`: how
+//! another server goes on with it.
 
+mod hold;
 mod rings;
 
 use std::os::fd::OwnedFd;
@@ -17,6 +19,7 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use super::balance::Move;
 use super::channel::Channel;
 use super::error::{DeviceError, LogError};
+use super::held::Said;
 use super::hub::{Hub, Place};
 use super::listener::Vhd;
 use super::memory::Memory;
@@ -29,6 +32,7 @@ use crate::shared::inflight::InflightRegion;
 use crate::virtio::config;
 use crate::virtio::device::DeviceSettings;
 use crate::virtio::features::{self, is_writeback};
+pub(super) use hold::HeldParts;
 
 /// The protocol features that we offer.
 pub(super) const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::CONFIG
@@ -67,6 +71,10 @@ pub(super) struct Device {
     shown: usize,
     /// Protocol features that the frontend acknowledged.
     protocol: VhostUserProtocolFeatures,
+    /// What the protocol library has heard.
+    said: Said,
+    /// Set while it is paused, between [`Device::pause`] and what comes then.
+    pause: Option<hold::Pause>,
     /// The socket in the message that is about to be handled.
     offered_channel: Option<OwnedFd>,
     /// The size that the frontend has read.
@@ -96,6 +104,8 @@ impl Device {
             shown: 0,
             writeback: Arc::new(AtomicBool::new(false)),
             protocol: VhostUserProtocolFeatures::empty(),
+            said: Said::default(),
+            pause: None,
             offered_channel: None,
             size_read: None,
             orders,
@@ -145,6 +155,11 @@ impl Device {
     pub(super) fn take_channel(&mut self) {
         let channel = self.offered_channel.take();
         self.channel.set(channel.filter(|_| self.protocol.contains(VhostUserProtocolFeatures::CONFIG)));
+    }
+
+    /// What the protocol library has heard, to be added to.
+    pub(super) fn said(&mut self) -> &mut Said {
+        &mut self.said
     }
 
     pub(super) fn vhd(&self) -> &Vhd {
@@ -408,7 +423,8 @@ impl Device {
         }
         for index in waiting {
             let parts = self.parts(index)?;
-            self.launch(index, acknowledged, parts, None);
+            let reactor = self.rings[index].reactor.take();
+            self.launch(index, acknowledged, parts, reactor);
         }
         self.show_running();
         self.tell_size();

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::held::HeldError;
 use crate::base::errno;
 use crate::base::ids::VhdId;
 use crate::base::limits::{DIRTY_LOG_MAX, GUEST_MEMORY_MAX, MEM_SLOTS_MAX, QUEUE_SIZE_MAX};
@@ -41,6 +42,19 @@ pub(super) enum DeviceError {
     InUse(u32),
     #[error("a file descriptor cannot be duplicated: {0}")]
     Duplicate(#[source] io::Error),
+}
+
+impl DeviceError {
+    /// Whether the frontend has taken away memory that it had given.
+    pub(super) fn is_lost_memory(&self) -> bool {
+        use DeviceError::{Inflight, Log, Memory};
+        let lost = |error: &MappingError| matches!(error, MappingError::BeyondFile { .. });
+        match self {
+            Memory(error) => matches!(error, MemoryError::BeyondFile { .. }),
+            Inflight(InflightError::Mapping(error)) | Log(LogError::Mapping(error)) => lost(error),
+            _ => false,
+        }
+    }
 }
 
 /// Guest memory that cannot be mapped.
@@ -211,6 +225,9 @@ pub enum ServerError {
     /// The VHD is not served.
     #[error("VHD {} is not served", .0.0)]
     NotServed(VhdId),
+    /// What was held cannot be served.
+    #[error(transparent)]
+    Held(#[from] HeldError),
     /// Its socket could not be made or changed.
     #[error(transparent)]
     Socket(#[from] SocketError),

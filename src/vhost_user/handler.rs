@@ -57,10 +57,12 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_features(&mut self) -> Result<u64> {
+        self.said().asked = true;
         Ok(features::offered(&self.settings()))
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
+        self.said().features = Some(features);
         Ok(Device::set_features(self, features)?)
     }
 
@@ -69,6 +71,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        self.said().protocol = Some(features);
         Ok(self.set_protocol(features)?)
     }
 

@@ -80,6 +80,11 @@ impl Hub {
         }
     }
 
+    /// How many reactors there are.
+    pub(super) fn count(&self) -> u16 {
+        self.reactors.count()
+    }
+
     /// A place for one more ring, and where its work is counted.
     pub(super) fn place(&self, asking: &Asking<'_>) -> (Place, Arc<Load>) {
         let mut seats = self.seats();

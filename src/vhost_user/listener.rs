@@ -2,7 +2,9 @@
 //!
 //! A VHD has two frontends at a time, so that a VM can move from one VMM to another; of them one is served (`turn`). A third
 //! connection is closed at once. If one is gone already and only its rings are still being drained, its successor (a frontend that
-//! reconnects) waits for that instead.
+//! reconnects) waits for that instead. `hold`: the VHD goes to another server, or comes from one.
+
+mod hold;
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -11,10 +13,15 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::net::UnixListener;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::channel::Channel;
+use super::connection::Session;
+use super::device::HeldParts;
+use super::held::HeldVhd;
+use super::hold::{Asked, End, Paused, PausedSender, Phase, asked, is_open};
 use super::hub::Hub;
 use super::server::{Frontend, ServerEvents, VhdEndpoint};
 use super::turn::{FrontendId, Turn};
@@ -25,6 +32,7 @@ use crate::base::log_gate::LogGate;
 use crate::shared::VhdState;
 use crate::shared::process::Process;
 use crate::virtio::device::DeviceSettings;
+pub(super) use hold::{Handed, Resumed};
 
 /// Pause after a failure to accept (no file descriptor left), so that it is not tried in a loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -186,7 +194,7 @@ struct Visitor {
 /// A connection that has ended, its rings drained.
 struct Gone {
     id: FrontendId,
-    by_itself: bool,
+    end: End,
 }
 
 /// A frontend that is connected.
@@ -197,14 +205,37 @@ struct Connected {
     socket: UnixStream,
 }
 
-/// Serves the socket until `stop` becomes true; returns when the last ring is drained.
-pub(super) async fn run(vhd: Arc<Vhd>, hub: Arc<Hub>, listener: UnixListener, mut stop: watch::Receiver<bool>) {
-    let mut entry = Entry { vhd, hub, stop: stop.clone(), connected: Vec::new(), serving: JoinSet::new(), next: None };
+/// Serves the socket, and frontends that another server has held, until the phase says otherwise; returns when the last ring is drained,
+/// what another server needs if one goes on. Nothing begins before it is `open`.
+pub(super) async fn run(
+    vhd: Arc<Vhd>,
+    hub: Arc<Hub>,
+    listener: UnixListener,
+    (mut phase, mut open): (watch::Receiver<Phase>, watch::Receiver<bool>),
+    resumed: Vec<Resumed>,
+) -> Option<Handed> {
+    let (says_paused, paused) = unbounded_channel();
+    let (connected, serving) = (Vec::new(), JoinSet::new());
+    let (phases, handed) = (phase.clone(), Vec::new());
+    let mut entry = Entry { vhd, hub, phase: phases, connected, serving, next: None, says_paused, paused, handed };
+    if !is_open(&mut open, &mut phase).await {
+        // Whoever has held them goes on with them.
+        resumed.iter().for_each(|_| entry.vhd.state.door.leave());
+        return None;
+    }
+    resumed.into_iter().for_each(|resumed| entry.resume(resumed));
     loop {
         tokio::select! {
             biased;
-            () = stopped(&mut stop) => break,
-            Some(gone) = ended(&mut entry.serving) => entry.finish(&gone),
+            asked = asked(&mut phase) => match asked {
+                Asked::Stop => break,
+                Asked::Hold(hold) => {
+                    if let Some(socket) = entry.hold(&hold, &listener, &mut phase).await {
+                        return Some(entry.hand_over(socket).await);
+                    }
+                }
+            },
+            Some(gone) = ended(&mut entry.serving) => entry.end(gone),
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => entry.admit(stream),
                 Err(error) => {
@@ -218,14 +249,9 @@ pub(super) async fn run(vhd: Arc<Vhd>, hub: Arc<Hub>, listener: UnixListener, mu
     drop(listener);
     entry.next = None;
     while let Some(gone) = ended(&mut entry.serving).await {
-        entry.finish(&gone);
+        entry.end(gone);
     }
-}
-
-/// Returns when the VHD is taken out of service.
-pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // If nobody can say so any more, it is.
-    let _ = stop.wait_for(|stop| *stop).await.map(drop);
+    None
 }
 
 /// Waits until a connection has ended and its rings are drained; `None`: there is none.
@@ -252,11 +278,16 @@ fn tell_hidden(pid: u32) {
 struct Entry {
     vhd: Arc<Vhd>,
     hub: Arc<Hub>,
-    stop: watch::Receiver<bool>,
+    phase: watch::Receiver<Phase>,
     connected: Vec<Connected>,
     serving: JoinSet<Gone>,
     /// Waits until the rings of one that is gone are drained.
     next: Option<Visitor>,
+    /// How connections say that they are paused.
+    says_paused: PausedSender,
+    paused: UnboundedReceiver<Paused>,
+    /// What somebody else goes on with.
+    handed: Vec<(FrontendId, Box<HeldParts>)>,
 }
 
 impl Entry {
@@ -347,17 +378,37 @@ impl Entry {
                 first.pid
             ),
         });
-        let serve = connection::serve(stream, (id, frontend), vhd, Arc::clone(&self.hub), self.stop.clone());
-        self.serving.spawn(async move { Gone { id, by_itself: serve.await } });
+        let hub = Arc::clone(&self.hub);
+        match Session::new(stream, id, &vhd, hub) {
+            Ok(session) => self.serve(session, id, frontend, socket),
+            Err(error) => {
+                self.log_refusal(&format!("a connection of process {pid} is lost: {error}"));
+                self.leave(id, false);
+            }
+        }
+    }
+
+    fn serve(&mut self, session: Session, id: FrontendId, frontend: Frontend, socket: UnixStream) {
+        let (vhd, phase, paused) = (Arc::clone(&self.vhd), self.phase.clone(), self.says_paused.clone());
+        let serve = connection::serve(session, frontend, vhd, phase, paused);
+        self.serving.spawn(async move { Gone { id, end: serve.await } });
         self.connected.push(Connected { id, frontend, socket });
     }
 
     /// A connection has ended and its rings are drained.
-    fn finish(&mut self, gone: &Gone) {
-        let at = self.connected.iter().position(|connected| connected.id == gone.id).expect("it is served once");
+    fn end(&mut self, gone: Gone) {
+        match gone.end {
+            End::Left => self.finish(gone.id, true),
+            End::Parted => self.finish(gone.id, false),
+            End::HandedOver(held) => self.handed.push((gone.id, held)),
+        }
+    }
+
+    /// Nobody goes on with the frontend.
+    fn finish(&mut self, id: FrontendId, by_itself: bool) {
+        let at = self.connected.iter().position(|connected| connected.id == id).expect("it is served once");
         let Connected { frontend, .. } = self.connected.swap_remove(at);
-        self.vhd.state.door.leave();
-        self.vhd.turn.leave(gone.id, gone.by_itself);
+        self.leave(id, by_itself);
         self.vhd.log_coming(&format!("process {} is disconnected", frontend.pid));
         // It may be the successor of another one, whose rings are still being drained.
         if !self.one_is_gone()
@@ -365,6 +416,11 @@ impl Entry {
         {
             self.seat(next);
         }
+    }
+
+    fn leave(&self, id: FrontendId, by_itself: bool) {
+        self.vhd.state.door.leave();
+        self.vhd.turn.leave(id, by_itself);
     }
 
     fn log_refusal(&self, what: &str) {

@@ -5,7 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::VhostUserMemoryRegion;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+};
 
 use super::error::MemoryError;
 use super::sys;
@@ -79,6 +81,15 @@ impl Memory {
         Ok(Memory { watches, map: Arc::new(map), regions })
     }
 
+    /// What the regions are, and the files they are mapped from, in the order in which they came.
+    pub(super) fn described(&self) -> impl Iterator<Item = (VhostUserMemoryRegion, &File)> {
+        self.regions.iter().map(|region| {
+            let mapped = self.map.find_region(GuestAddress(region.guest)).expect("every region is mapped");
+            let file = mapped.file_offset().expect("every region is mapped from a file");
+            (VhostUserMemoryRegion::new(region.guest, region.len, region.user, file.start()), file.file())
+        })
+    }
+
     /// The map, in guest addresses.
     pub(super) fn map(&self) -> &Arc<GuestMemoryMmap> {
         &self.map
@@ -125,7 +136,7 @@ fn map(region: Region, offset: u64, file: File) -> Result<(GuestRegionMmap, Watc
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{Bytes, GuestMemoryBackend};
+    use vm_memory::Bytes;
 
     use super::*;
 

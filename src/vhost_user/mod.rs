@@ -4,6 +4,8 @@
 //!   `connection`: messages of one frontend, from the first to the last. `channel`: what we say to it. `peek`: whether a message is there as a whole.
 //! * `device`: what one frontend has negotiated. `handler`: its messages, mapped to the device. `vring`: one virtqueue's
 //!   settings. `memory`: guest memory. `inflight`, `dirty_log`: what else a frontend shares; `mapping`: mapped.
+//! * [`hold`]: how all VHDs are held, for another server to go on with their frontends; [`held`]: what that one gets. `said`: what the protocol
+//!   library has to know of it.
 //! * [`hub`]: the reactors, and which of them serves which ring. `balance`: which ring should move to another. `socket`: paths, owners and permissions. `sys`: system
 //!   calls that the standard library lacks.
 //!
@@ -20,12 +22,15 @@ mod device;
 mod dirty_log;
 mod error;
 mod handler;
+pub mod held;
+pub mod hold;
 pub mod hub;
 mod inflight;
 mod listener;
 mod mapping;
 mod memory;
 mod peek;
+mod said;
 pub mod server;
 mod socket;
 mod sys;
@@ -33,6 +38,8 @@ mod turn;
 mod vring;
 
 pub use error::{ServerError, SocketError};
+pub use held::{HeldError, HeldState, HeldVhd};
+pub use hold::{HoldError, HoldFault, NotHeld};
 pub use hub::Reactors;
 pub use server::{Frontend, ReactorStatus, Removal, ServerEvents, VhdEndpoint, VhdStatus, VhostUserServer};
 pub use socket::{OwnRights, SocketIdentity, SocketPaths, SocketSettings};

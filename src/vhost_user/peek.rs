@@ -120,19 +120,13 @@ pub(super) async fn message(socket: &AsyncFd<OwnedFd>) -> Result<bool, PeekError
 
 fn look(socket: impl AsFd) -> Result<Sight, PeekError> {
     let mut header = [0; HEADER_LEN];
-    let got = loop {
-        match sys::peek(socket.as_fd(), &mut header) {
-            Ok(got) => break got,
-            Err(error) => match error.kind() {
-                io::ErrorKind::Interrupted => {}
-                io::ErrorKind::WouldBlock => return Ok(Sight::Nothing),
-                io::ErrorKind::ConnectionReset => return Ok(Sight::End),
-                _ => return Err(error.into()),
-            },
-        }
-    };
+    let Some(mut got) = peek_header(&socket, &mut header)? else { return Ok(Sight::Nothing) };
     // A read stops after bytes that came with file descriptors; the count of bytes does not.
-    let there = sys::readable_bytes(socket)?;
+    let there = sys::readable_bytes(&socket)?;
+    if (1..HEADER_LEN).contains(&got) && there >= HEADER_LEN {
+        // The rest may have come since we looked.
+        got = peek_header(&socket, &mut header)?.unwrap_or(0);
+    }
     match got {
         0 => Ok(Sight::End),
         HEADER_LEN => {
@@ -144,6 +138,21 @@ fn look(socket: impl AsFd) -> Result<Sight, PeekError> {
         }
         _ if there >= HEADER_LEN => Err(PeekError::CutHeader),
         _ => Ok(Sight::Part),
+    }
+}
+
+/// Looks at what there is of a header: how many bytes, 0 at the end of the connection. `None`: nothing yet.
+fn peek_header(socket: &impl AsFd, header: &mut [u8; HEADER_LEN]) -> Result<Option<usize>, PeekError> {
+    loop {
+        match sys::peek(socket, header) {
+            Ok(got) => return Ok(Some(got)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                io::ErrorKind::WouldBlock => return Ok(None),
+                io::ErrorKind::ConnectionReset => return Ok(Some(0)),
+                _ => return Err(error.into()),
+            },
+        }
     }
 }
 
@@ -171,6 +180,23 @@ mod tests {
         assert_eq!(look(&ours).unwrap(), Sight::Message);
         drop(frontend);
         assert_eq!(look(&ours).unwrap(), Sight::Message, "what was sent before the end counts");
+    }
+
+    #[test]
+    fn a_header_that_comes_while_we_look_is_not_cut() {
+        let (mut frontend, ours) = UnixStream::pair().unwrap();
+        let writes = std::thread::spawn(move || {
+            for _ in 0..20_000 {
+                let (first, rest) = (&header(0)[..5], &header(0)[5..]);
+                frontend.write_all(first).unwrap();
+                frontend.write_all(rest).unwrap();
+            }
+        });
+        for _ in 0..20_000 {
+            while look(&ours).unwrap() != Sight::Message {}
+            (&ours).read_exact(&mut [0; HEADER_LEN]).unwrap();
+        }
+        writes.join().unwrap();
     }
 
     #[test]

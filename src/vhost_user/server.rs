@@ -7,12 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
+use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
 use super::error::{ServerError, SocketError};
+use super::held::{HeldError, HeldVhd};
+use super::hold::{Hold, HoldError, Phase};
 use super::hub::{self, Hub, Reactors};
-use super::listener::{self, Vhd};
+use super::listener::{self, Handed, Resumed, Vhd};
 use super::socket::{BoundPath, OwnRights, SocketPaths, SocketSettings};
 use crate::base::clock;
 use crate::base::ids::VhdId;
@@ -101,24 +104,25 @@ pub struct ReactorStatus {
 struct Entry {
     vhd: Arc<Vhd>,
     path: BoundPath,
-    stop: watch::Sender<bool>,
-    done: Receiver<()>,
+    phase: watch::Sender<Phase>,
+    done: Receiver<Handed>,
 }
 
 /// A VHD that is being taken out of service.
 #[must_use = "its rings are drained when this says so"]
-pub struct Removal(Receiver<()>);
+pub struct Removal(Receiver<Handed>);
 
 impl Removal {
     /// Waits until the frontend is disconnected and its rings are drained. False if that takes longer: a host disk hangs.
     #[must_use]
     pub fn wait(&self, at_most: Duration) -> bool {
-        self.0.recv_timeout(at_most) == Err(RecvTimeoutError::Disconnected)
+        matches!(self.0.recv_timeout(at_most), Err(RecvTimeoutError::Disconnected))
     }
 }
 
 /// Serves VHDs to frontends. All methods may be called from any thread outside of the server's own; none waits for a
-/// frontend or a disk, except [`VhostUserServer::shut_down`] and [`Removal::wait`].
+/// frontend or a disk, except [`VhostUserServer::shut_down`], [`Removal::wait`] and [`VhostUserServer::hold`]; while VHDs are being held
+/// the others wait for that.
 pub struct VhostUserServer {
     runtime: Option<Runtime>,
     hub: Arc<Hub>,
@@ -126,6 +130,8 @@ pub struct VhostUserServer {
     directory: PathBuf,
     paths: Arc<dyn SocketPaths>,
     entries: Mutex<HashMap<VhdId, Entry>>,
+    /// Whether what is added is served at once.
+    open: watch::Sender<bool>,
 }
 
 impl VhostUserServer {
@@ -152,7 +158,23 @@ impl VhostUserServer {
         let hub = Arc::new(Hub::new(reactors));
         runtime.spawn(hub::spread(Arc::downgrade(&hub)));
         let paths: Arc<dyn SocketPaths> = Arc::new(OwnRights::default());
-        Ok(VhostUserServer { runtime: Some(runtime), hub, events, directory, paths, entries: Mutex::default() })
+        let (entries, open) = (Mutex::default(), watch::Sender::new(true));
+        Ok(VhostUserServer { runtime: Some(runtime), hub, events, directory, paths, entries, open })
+    }
+
+    /// What is added from now on waits, sockets and frontends alike, until [`VhostUserServer::go_on`]. So whoever has held it can still
+    /// go on with it: dropped before that, this server leaves no trace.
+    #[must_use]
+    pub fn waiting(self) -> VhostUserServer {
+        self.open.send_replace(false);
+        self
+    }
+
+    /// Serves what has been added. From here on, nobody else can go on with it.
+    pub fn go_on(&self) {
+        let mut entries = self.entries();
+        entries.values_mut().for_each(|entry| entry.path.own());
+        self.open.send_replace(true);
     }
 
     /// Sockets are made by `paths` from now on, not with the rights of this process.
@@ -176,16 +198,92 @@ impl VhostUserServer {
         let _context = runtime.enter();
         let (path, socket) = BoundPath::bind(Arc::clone(&self.paths), self.path_of(&endpoint.name), &endpoint.socket)?;
         let vhd = Arc::new(Vhd::new(endpoint, Arc::clone(&self.events)));
-        let (stop, stopped) = watch::channel(false);
-        let (alive, done) = crossbeam_channel::bounded(0);
-        let serve = listener::run(Arc::clone(&vhd), Arc::clone(&self.hub), socket, stopped);
+        Ok(self.serve(&mut entries, vhd, path, socket, Vec::new()))
+    }
+
+    /// Like [`VhostUserServer::add_vhd`], but with the socket, and the frontends, of a VHD that another server has held. They go on
+    /// where they were: nothing is negotiated anew, rings start by themselves. One whose memory is shorter than it was is
+    /// disconnected. The socket keeps its path.
+    ///
+    /// The VHD must be what it was: its number of virtqueues, who had its rings last (`VhdState::last_active`), its view.
+    ///
+    /// # Errors
+    /// The VHD is served already, or what was held does not fit it. Then the frontends are disconnected, and the path stays.
+    pub fn add_held(&self, endpoint: VhdEndpoint, held: HeldVhd) -> Result<PathBuf, ServerError> {
+        let id = endpoint.state.id();
+        let mut entries = self.entries();
+        if entries.contains_key(&id) {
+            return Err(ServerError::AlreadyServed(id));
+        }
+        let HeldVhd { state, listener, frontends } = held;
+        let served = endpoint.state.settings.uuid;
+        if state.vhd != served {
+            return Err(HeldError::OtherVhd { held: state.vhd, served }.into());
+        }
+        if let Some(held) = state.queues().filter(|queues| *queues != usize::from(endpoint.queues)) {
+            return Err(HeldError::Queues { held, served: endpoint.queues }.into());
+        }
+        let runtime = self.runtime.as_ref().expect("taken when the server ends");
+        let _context = runtime.enter();
+        let listener = std::os::unix::net::UnixListener::from(listener);
+        let socket = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+        let socket = socket.map_err(HeldError::Socket)?;
+        let (path, identity) = (state.path.clone(), state.identity);
+        let vhd = Arc::new(Vhd::new(endpoint, Arc::clone(&self.events)));
+        let resumed = vhd.take_over(&self.hub, state, frontends)?;
+        let mut path = BoundPath::take_over(Arc::clone(&self.paths), path, identity);
+        if *self.open.borrow() {
+            path.own();
+        }
+        let at = self.serve(&mut entries, Arc::clone(&vhd), path, socket, resumed);
+        vhd.tell_size();
+        Ok(at)
+    }
+
+    fn serve(
+        &self,
+        entries: &mut HashMap<VhdId, Entry>,
+        vhd: Arc<Vhd>,
+        path: BoundPath,
+        socket: UnixListener,
+        resumed: Vec<Resumed>,
+    ) -> PathBuf {
+        let (phase, phases) = watch::channel(Phase::Serving);
+        let (hands, done) = crossbeam_channel::bounded(1);
+        let serve =
+            listener::run(Arc::clone(&vhd), Arc::clone(&self.hub), socket, (phases, self.open.subscribe()), resumed);
+        let runtime = self.runtime.as_ref().expect("taken when the server ends");
         runtime.spawn(async move {
-            serve.await;
-            drop::<crossbeam_channel::Sender<()>>(alive);
+            if let Some(handed) = serve.await {
+                // Who holds VHDs waits for them; else there is room.
+                let _ = hands.send(handed);
+            }
         });
         let at = path.path().to_owned();
-        entries.insert(id, Entry { vhd, path, stop, done });
-        Ok(at)
+        entries.insert(vhd.id(), Entry { vhd, path, phase, done });
+        at
+    }
+
+    /// Holds all VHDs, so that another server can go on with them: no connection is accepted, no message is handled, every ring is
+    /// drained and stopped. All or nothing: if that takes longer than `at_most`, everything goes on as before. Afterwards this server
+    /// serves nothing; the paths of the sockets stay, and frontends notice nothing. (But one that has just connected while another one's
+    /// rings are still being drained, and waits for its place, is disconnected.)
+    ///
+    /// # Errors
+    /// Which VHDs could not be held, and why.
+    ///
+    /// # Panics
+    /// Never: what has paused can be handed over.
+    pub fn hold(&self, at_most: Duration) -> Result<Vec<HeldVhd>, HoldError> {
+        let mut entries = self.entries();
+        let (hold, reports) = Hold::new(at_most);
+        let enter = |phase: &Phase| entries.values().for_each(|entry| drop(entry.phase.send_replace(phase.clone())));
+        enter(&Phase::Holding(Arc::clone(&hold)));
+        let names = entries.iter().map(|(id, entry)| (*id, entry.vhd.name())).collect();
+        let outcome = hold.wait(names, &reports);
+        enter(if outcome.is_ok() { &Phase::HandedOver } else { &Phase::Serving });
+        outcome?;
+        Ok(entries.drain().map(|(_, entry)| entry.hand_over()).collect())
     }
 
     /// Removes the socket of a VHD and disconnects its frontend. Does not wait for its rings.
@@ -311,8 +409,13 @@ impl Entry {
     fn end(self) -> Removal {
         // The path goes first: nobody is to find a socket that nobody listens on.
         drop(self.path);
-        self.stop.send_replace(true);
+        self.phase.send_replace(Phase::Stopped);
         Removal(self.done)
+    }
+
+    fn hand_over(self) -> HeldVhd {
+        let handed = self.done.recv().expect("what has paused is handed over");
+        handed.at(self.path.hand_over())
     }
 
     fn status(&self) -> VhdStatus {

@@ -147,9 +147,27 @@ pub(super) struct BoundPath {
     path: PathBuf,
     identity: SocketIdentity,
     paths: Arc<dyn SocketPaths>,
+    /// Whoever else knows the path may not listen there any more.
+    is_ours: bool,
 }
 
 impl BoundPath {
+    /// The path of a listener that somebody else has bound, and may go on with until [`BoundPath::own`].
+    pub(super) fn take_over(paths: Arc<dyn SocketPaths>, path: PathBuf, identity: SocketIdentity) -> BoundPath {
+        BoundPath { path, identity, paths, is_ours: false }
+    }
+
+    /// It is ours, to be removed in the end.
+    pub(super) fn own(&mut self) {
+        self.is_ours = true;
+    }
+
+    /// Leaves the path where it is, for whoever gets the listener.
+    pub(super) fn hand_over(mut self) -> (PathBuf, SocketIdentity) {
+        self.is_ours = false;
+        (self.path.clone(), self.identity)
+    }
+
     /// Binds a listener. A stale socket is replaced; nobody can connect before mode and owner are set.
     pub(super) fn bind(
         paths: Arc<dyn SocketPaths>,
@@ -157,7 +175,7 @@ impl BoundPath {
         settings: &SocketSettings,
     ) -> Result<(BoundPath, UnixListener), SocketError> {
         let (socket, identity) = paths.bind(&path, settings)?;
-        let bound = BoundPath { path, identity, paths };
+        let bound = BoundPath { path, identity, paths, is_ours: true };
         net::listen(&socket, BACKLOG).map_err(|error| failed("listen on", &bound.path)(error.into()))?;
         let listener = UnixListener::from_std(socket.into()).map_err(failed("listen on", &bound.path))?;
         Ok((bound, listener))
@@ -186,7 +204,9 @@ impl BoundPath {
 
 impl Drop for BoundPath {
     fn drop(&mut self) {
-        self.paths.remove(&self.path, self.identity);
+        if self.is_ours {
+            self.paths.remove(&self.path, self.identity);
+        }
     }
 }
 

@@ -70,6 +70,13 @@ const FD_LEN: libc::c_uint = 4;
 
 const _: () = assert!(size_of::<RawFd>() == FD_LEN as usize);
 
+/// Makes the descriptor `fd` stand for `socket` from now on.
+pub(super) fn replace(fd: RawFd, socket: impl AsFd) -> io::Result<()> {
+    // SAFETY: whoever has the first descriptor keeps it, and an open one; nothing in our memory is touched.
+    let result = unsafe { libc::dup3(socket.as_fd().as_raw_fd(), fd, libc::O_CLOEXEC) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Bytes that can be read without waiting.
 pub(super) fn readable_bytes(socket: impl AsFd) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::held::{HeldSeat, HeldStop, HeldTurn};
 use super::server::{Frontend, ServerEvents};
 use crate::base::clock::Nanos;
 use crate::base::limits::{TURN_GRACE_MILLIS, TURN_LOOK_MILLIS, TURN_RETURN_MILLIS};
@@ -36,7 +37,7 @@ const LOOK: Duration = Duration::from_millis(TURN_LOOK_MILLIS);
 
 /// Names a connection among those of its VHD; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FrontendId(u64);
+pub(super) struct FrontendId(pub(super) u64);
 
 /// Why a frontend's rings do not run yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -87,7 +88,8 @@ struct Seat {
     frontend: Frontend,
     /// `None` if it cannot be told from others.
     process: Option<Process>,
-    came: Nanos,
+    /// If it has come back: how long it may take to start its rings.
+    return_until: Nanos,
     /// Its rings were started while those of another one ran.
     waited: bool,
     /// Its rings are those of a process after which another one had them: they are out of date.
@@ -101,7 +103,7 @@ struct Seats {
     active: Option<FrontendId>,
     /// Who is or was active.
     shown: Option<FrontendId>,
-    /// Who has stopped its rings since nobody is, and when.
+    /// Who has stopped its rings since nobody is, and how long others leave it time to come back.
     stopped: Option<(FrontendId, Nanos)>,
     /// Who others were told of.
     told: Option<(FrontendId, Frontend)>,
@@ -164,7 +166,7 @@ impl Turn {
         // A kill may have come before the one that was to come after it had its turn.
         let is_last = |process| last_active.last().is_some_and(|last| last.process == process);
         let superseded = process.is_some_and(|process| last_active.was_earlier(process) && !is_last(process));
-        seats.taken.push(Seat { id, frontend, process, came: now, waited: false, superseded });
+        seats.taken.push(Seat { id, frontend, process, return_until: now.after(RETURN), waited: false, superseded });
         self.tell(&mut seats);
         id
     }
@@ -186,6 +188,50 @@ impl Turn {
         self.tell(&mut seats);
         drop(seats);
         self.freed.send_replace(());
+    }
+
+    /// All that the next server has to know, and the frontends in the order in which they came. Nobody is told anything.
+    pub(super) fn hand_over(&self, now: Nanos) -> (HeldTurn, Vec<HeldSeat>) {
+        let seats = self.seats();
+        let seat = |seat: &Seat| HeldSeat {
+            id: seat.id.0,
+            pid: seat.frontend.pid,
+            uid: seat.frontend.uid,
+            since: seat.frontend.since,
+            start: seat.process.map(|process| process.start),
+            return_left_ns: seat.return_until.since(now),
+            waited: seat.waited,
+            superseded: seat.superseded,
+        };
+        let turn = HeldTurn {
+            active: seats.active.map(|id| id.0),
+            shown: seats.shown.map(|id| id.0),
+            stopped: seats.stopped.map(|(by, until)| HeldStop { by: by.0, left_ns: until.since(now) }),
+            next: seats.next,
+        };
+        (turn, seats.taken.iter().map(seat).collect())
+    }
+
+    /// Takes the places of frontends over from another server. Nobody is told yet: see [`Turn::announce`].
+    pub(super) fn take_over<'a>(&self, turn: &HeldTurn, held: impl Iterator<Item = &'a HeldSeat>, now: Nanos) {
+        let until = |left_ns| now.after(Duration::from_nanos(left_ns));
+        let seat = |seat: &HeldSeat| Seat {
+            id: FrontendId(seat.id),
+            frontend: Frontend { pid: seat.pid, uid: seat.uid, since: seat.since },
+            process: seat.start.map(|start| Process { pid: seat.pid, start }),
+            return_until: until(seat.return_left_ns),
+            waited: seat.waited,
+            superseded: seat.superseded,
+        };
+        let mut seats = self.seats();
+        seats.taken = held.map(seat).collect();
+        (seats.active, seats.shown, seats.next) = (turn.active.map(FrontendId), turn.shown.map(FrontendId), turn.next);
+        seats.stopped = turn.stopped.map(|stop| (FrontendId(stop.by), until(stop.left_ns)));
+    }
+
+    /// Tells others who is there.
+    pub(super) fn announce(&self) {
+        self.tell(&mut self.seats());
     }
 
     /// Its rings may run, from now until it lets go.
@@ -231,15 +277,14 @@ impl Turn {
         }
         if let Some(last) = self.unstopped().filter(|last| Some(*last) != process) {
             let look = match seats.of_process(last) {
-                Some(seat) => Some(seat.came.after(RETURN)).filter(|until| now < *until),
+                Some(seat) => Some(seat.return_until).filter(|until| now < *until),
                 None => last.is_alive().then(|| now.after(LOOK)),
             };
             if let Some(look) = look {
                 return Some(Wait::Returning { pid: last.pid, look });
             }
         }
-        let (stopper, at) = seats.stopped.filter(|_| waited)?;
-        let until = at.after(GRACE);
+        let (stopper, until) = seats.stopped.filter(|_| waited)?;
         (stopper != id && now < until).then(|| Wait::Stopped { pid: seats.of(stopper).frontend.pid, until })
     }
 
@@ -254,7 +299,7 @@ impl Turn {
         let seat = seats.of_mut(id);
         (seat.waited, seat.superseded) = (false, false);
         if seats.active == Some(id) {
-            (seats.active, seats.stopped) = (None, Some((id, now)));
+            (seats.active, seats.stopped) = (None, Some((id, now.after(GRACE))));
             self.vhd.last_active.set_stopped();
             drop(seats);
             self.freed.send_replace(());

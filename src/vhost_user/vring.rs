@@ -12,6 +12,7 @@ use vm_memory::{GuestAddress, GuestMemory, Permissions};
 use super::error::DeviceError;
 use super::hub::Place;
 use super::memory::Memory;
+use crate::base::ids::ReactorId;
 use crate::base::limits::QUEUE_SIZE_MAX;
 use crate::reactor::messages::RingAddresses;
 
@@ -46,6 +47,10 @@ pub(super) struct Vring {
     pub(super) tracked: bool,
     /// It has written something that the dirty log had no bit for.
     pub(super) is_unlogged: bool,
+    /// Its guest has broken it, and nobody serves it since it was paused. It runs again after what stops a ring.
+    pub(super) is_broken: bool,
+    /// Which reactor served it before it was paused.
+    pub(super) reactor: Option<ReactorId>,
     /// Which reactor serves it now.
     pub(super) place: Option<Place>,
 }
@@ -57,9 +62,9 @@ impl Vring {
         Ok(())
     }
 
-    /// Whether everything is there that a reactor needs.
+    /// Whether everything is there that a reactor needs, and it is not broken.
     pub(super) fn wants_to_run(&self, enabled_by_default: bool) -> bool {
-        let complete = self.size > 0 && self.user.is_some() && self.kick.is_some();
+        let complete = self.size > 0 && self.user.is_some() && self.kick.is_some() && !self.is_broken;
         complete && self.enabled.unwrap_or(enabled_by_default)
     }
 

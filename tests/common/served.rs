@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use spanblk::base::ids::{DiskId, ReactorId};
 use spanblk::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};
@@ -17,6 +18,7 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::host::{EXTENT, Host};
+use super::vhost_user_support::held::passed_on;
 use super::vhost_user_support::{Events, Guest, eventually};
 
 pub const READ: u32 = 0;
@@ -65,15 +67,33 @@ impl Daemon {
         vhd.map.restore(ExtentIndex(0), place, BlockMask::ALL, Generation(0));
         let ways = Ways(host.reactors.clone());
         let server = VhostUserServer::start(directory.path().join("v"), ways, Arc::new(Events::default())).unwrap();
-        let socket = server.add_vhd(VhdEndpoint {
-            state: vhd.clone(),
-            name: "disk".to_owned(),
-            queues: QUEUES.try_into().unwrap(),
-            optimal_io_size: EXTENT,
-            writeback: true,
-            socket: SocketSettings { mode: 0o600, owner: None },
-        });
+        let socket = server.add_vhd(endpoint(vhd.clone()));
         Daemon { server, host, socket: socket.unwrap(), vhd, _directory: directory }
+    }
+}
+
+impl Daemon {
+    /// Another server goes on with everything, as one of another process would, with the reactors from this one on.
+    pub fn take_over(&mut self, first_reactor: usize) {
+        let held = self.server.hold(Duration::from_secs(10)).unwrap();
+        let ways = Ways(self.host.reactors[first_reactor..].to_vec());
+        let directory = self.server.directory().to_owned();
+        let next = VhostUserServer::start(directory, ways, Arc::new(Events::default())).unwrap();
+        for held in held {
+            next.add_held(endpoint(self.vhd.clone()), passed_on(held)).unwrap();
+        }
+        assert!(std::mem::replace(&mut self.server, next).shut_down(Duration::from_secs(30)));
+    }
+}
+
+fn endpoint(state: Arc<VhdState>) -> VhdEndpoint {
+    VhdEndpoint {
+        state,
+        name: "disk".to_owned(),
+        queues: QUEUES.try_into().unwrap(),
+        optimal_io_size: EXTENT,
+        writeback: true,
+        socket: SocketSettings { mode: 0o600, owner: None },
     }
 }
 

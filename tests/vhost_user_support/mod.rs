@@ -4,6 +4,7 @@
 
 mod dirty;
 mod events;
+pub mod held;
 mod log;
 pub mod raw;
 
@@ -47,6 +48,8 @@ pub fn eventually(what: &str, so: impl Fn() -> bool) {
 pub enum Note {
     Start(Box<Start>),
     Stop(RingKey),
+    Yield(RingKey),
+    GoOn(RingKey),
     SetCall,
     SetKick { polled: bool },
     SetMemory { regions: usize },
@@ -126,7 +129,7 @@ impl FakeReactors {
         let popped = self.popped.load(Ordering::SeqCst);
         let next_available = config.next_available.wrapping_add(popped);
         drop(config);
-        reply.send(RingStopped { next_available, is_unlogged: false }).unwrap();
+        reply.send(RingStopped { next_available, is_unlogged: false, is_broken: false }).unwrap();
     }
 
     fn command(&self, reactor: u16, command: RingCommand) {
@@ -149,7 +152,20 @@ impl FakeReactors {
                     self.stop(&mut inner, key, &reply);
                 }
             }
-            RingCommand::Yield { .. } | RingCommand::GoOn { .. } => panic!("these reactors are never busy"),
+            RingCommand::Yield { key, reply, .. } => {
+                known(&inner, &key);
+                inner.notes.push(Note::Yield(key));
+                if self.hangs.load(Ordering::SeqCst) {
+                    inner.held.push((key, reply));
+                } else {
+                    self.stop(&mut inner, key, &reply);
+                }
+            }
+            // It may have stopped just before.
+            RingCommand::GoOn { key } => {
+                inner.notes.push(Note::GoOn(key));
+                inner.held.retain(|(held, _)| *held != key);
+            }
             RingCommand::SetCall { key, .. } => {
                 known(&inner, &key);
                 inner.notes.push(Note::SetCall);
@@ -244,19 +260,6 @@ impl Host {
         VhdId(id)
     }
 
-    /// Goes on as the next daemon does: nobody is connected any more, and what is shared of the VHDs is as it was.
-    pub fn restart(&mut self) {
-        let sockets = self.directory.path().join("sockets");
-        let next = VhostUserServer::start(sockets, Handle(self.reactors.clone()), self.events.clone()).unwrap();
-        let before = std::mem::replace(&mut self.server, next);
-        let served = before.statuses();
-        assert!(before.shut_down(Duration::from_secs(30)));
-        for VhdStatus { vhd, name, .. } in served {
-            self.serve(self.state(vhd.0), &name, 2).unwrap();
-        }
-        self.take_notes();
-    }
-
     /// Serves a VHD of 64 MiB.
     pub fn add(&self, id: u32, name: &str, queues: u16) -> PathBuf {
         self.try_add(id, name, queues).unwrap()
@@ -278,9 +281,7 @@ impl Host {
     }
 
     fn serve(&self, state: Arc<VhdState>, name: &str, queues: u16) -> Result<PathBuf, ServerError> {
-        let socket = SocketSettings { mode: 0o660, owner: None };
-        let name = name.to_owned();
-        self.server.add_vhd(VhdEndpoint { state, name, queues, optimal_io_size: 1 << 20, writeback: true, socket })
+        self.server.add_vhd(endpoint(state, name, queues))
     }
 
     pub fn state(&self, id: u32) -> Arc<VhdState> {
@@ -319,6 +320,11 @@ impl Host {
         eventually("the log has the line", || find().is_some());
         find().unwrap()
     }
+}
+
+fn endpoint(state: Arc<VhdState>, name: &str, queues: u16) -> VhdEndpoint {
+    let socket = SocketSettings { mode: 0o660, owner: None };
+    VhdEndpoint { state, name: name.to_owned(), queues, optimal_io_size: 1 << 20, writeback: true, socket }
 }
 
 /// A guest with two regions of memory in one file, and rings in the first.

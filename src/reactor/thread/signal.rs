@@ -35,20 +35,33 @@ impl CallFd {
     }
 
     /// Lets go of the descriptor. A signal under way is still delivered, unless the eventfd is full of those before it.
-    pub fn retire(self, engine: &mut UringEngine) {
+    ///
+    /// Then the descriptor is returned, to be kept open until [`CallFd::delivered`]: a worker of the kernel looks for the file by its
+    /// number, maybe later, and would write to whatever has that number by then.
+    #[must_use]
+    pub fn retire(self, engine: &mut UringEngine) -> Option<CallFd> {
         // What was queued for the descriptor goes out before it is closed.
         engine.flush();
         if self.under_way && is_full(self.fd.as_fd()) {
             engine.cancel_signal(self.tag);
         }
+        self.under_way.then_some(self)
     }
 
     /// Lets go of a descriptor whose signals nobody has to rely on: one under way may be lost, and no worker of the kernel stays with it.
-    pub fn abandon(self, engine: &mut UringEngine) {
+    /// Returned as by [`CallFd::retire`].
+    #[must_use]
+    pub fn abandon(self, engine: &mut UringEngine) -> Option<CallFd> {
         engine.flush();
         if self.under_way {
             engine.cancel_signal(self.tag);
         }
+        self.under_way.then_some(self)
+    }
+
+    /// Whether its signals are named so.
+    pub fn is_named(&self, tag: EventTag) -> bool {
+        self.tag == tag
     }
 
     /// A signal that can wait has been delivered, or one that cannot has failed.
@@ -145,7 +158,9 @@ mod tests {
         engine.wait(Wait::AtMost(Duration::from_millis(50)));
         assert_eq!(engine.take_event(), None, "it waits");
         call.signal(&mut engine);
-        call.abandon(&mut engine);
+        // Open until then: the kernel's worker may not have looked for it yet.
+        let kept = call.abandon(&mut engine).unwrap();
+        assert!(kept.is_named(TAG));
         engine.wait(Wait::AtMost(Duration::from_secs(5)));
         engine.wait(Wait::AtMost(Duration::from_millis(50)));
         assert_eq!((engine.take_event(), engine.take_event()), (Some(Event::Signalled { tag: TAG }), None));

@@ -57,7 +57,7 @@ impl Device {
     fn ask_to_yield(&self, index: usize) -> Option<RingStopped> {
         let Place { key, reactor } = self.rings[index].place?;
         let (reply, answer) = crossbeam_channel::bounded(1);
-        self.hub.send(reactor, RingCommand::Yield { key, reply });
+        self.hub.send(reactor, RingCommand::Yield { key, even_broken: false, reply });
         match answer.recv_timeout(YIELD_PATIENCE) {
             Ok(stopped) => Some(stopped),
             Err(RecvTimeoutError::Disconnected) => None,
@@ -140,9 +140,9 @@ impl Device {
         place
     }
 
-    /// Number of rings that reactors serve.
+    /// Number of rings that reactors serve, or would if they were not broken.
     fn running(&self) -> usize {
-        self.rings.iter().filter(|ring| ring.place.is_some()).count()
+        self.rings.iter().filter(|ring| ring.place.is_some() || ring.is_broken).count()
     }
 
     /// Lets others know how many rings run.
@@ -170,6 +170,7 @@ impl Device {
     }
 
     fn ask_to_stop(&mut self, index: usize) -> Option<Receiver<RingStopped>> {
+        self.rings[index].is_broken = false;
         let Place { key, reactor } = self.rings[index].place?;
         let (reply, answer) = crossbeam_channel::bounded(1);
         self.hub.send(reactor, RingCommand::Stop { key, reply });

@@ -298,3 +298,34 @@ fn who_comes_too_late_does_not_go_on_with_what_it_had() {
     bench.turn.leave(early, true);
     assert_eq!(bench.turn.take(id, true, at_ms(70_000)), Err(Wait::Superseded { pid: late.id() }));
 }
+
+/// What another server takes over behaves at each moment as it would have where it was.
+#[test]
+fn places_go_over_to_another_server() {
+    let (before, after) = (Running::new(), Running::new());
+    let vhd = vhd(LastActive::default());
+    let turn = Turn::new(Arc::clone(&vhd), Arc::<Told>::default());
+    let first = turn.join(frontend(before.id()), Some(before.process()), at_ms(0));
+    let second = turn.join(frontend(after.id()), Some(after.process()), at_ms(10));
+    turn.take(first, true, at_ms(20)).unwrap();
+    assert!(turn.take(second, true, at_ms(30)).is_err());
+    turn.release(first, at_ms(1000));
+    // The clock of another process is another one.
+    let (held, seats) = turn.hand_over(at_ms(2000));
+    let told = Arc::<Told>::default();
+    let turn = Turn::new(vhd, told.clone());
+    turn.take_over(&held, seats.iter(), Nanos(5));
+    let at_ms = |millis| Nanos(5).after(Duration::from_millis(millis));
+    assert!(told.0.lock().unwrap().is_empty());
+    turn.announce();
+    assert_eq!(*told.0.lock().unwrap(), [format!("attached {}", before.id())]);
+    assert_eq!((turn.frontend().unwrap().pid, turn.waiting().unwrap().pid), (before.id(), after.id()));
+    let wait = turn.take(second, true, at_ms(0)).unwrap_err();
+    assert_eq!((wait.pid(), wait.look_at()), (before.id(), Some(at_ms(TURN_GRACE_MILLIS - 1000))));
+    turn.take(second, true, at_ms(TURN_GRACE_MILLIS - 1000)).unwrap();
+    assert!(matches!(turn.take(first, true, at_ms(9000)), Err(Wait::Active { .. })));
+    assert!(!turn.comes_back(first) && !turn.has_room(None));
+    let (held, seats) = turn.hand_over(at_ms(9000));
+    assert_eq!((held.active, held.shown, held.next), (Some(second.0), Some(second.0), 2));
+    assert!(seats.iter().all(|seat| seat.waited && !seat.superseded));
+}

@@ -31,26 +31,34 @@ impl Rings {
                 // Dropping the reply of an unknown ring tells that it never started.
                 let Some(place) = self.place(key) else { return };
                 let served = self.served(place);
-                served.mode = Mode::Ended;
+                if !matches!(served.mode, Mode::Broken) {
+                    served.mode = Mode::Ended;
+                }
                 served.stop = Some(reply);
                 self.settle(place, pipeline, now);
             }
-            RingCommand::Yield { key, reply } => {
+            RingCommand::Yield { key, even_broken, reply } => {
                 let Some(place) = self.place(key) else { return };
                 let served = self.served(place);
-                if matches!(served.mode, Mode::Running) {
-                    served.mode = Mode::Yielding;
-                    served.stop = Some(reply);
-                    self.settle(place, pipeline, now);
+                match served.mode {
+                    Mode::Running => served.mode = Mode::Yielding,
+                    Mode::Broken if even_broken => {}
+                    Mode::Yielding | Mode::Ended | Mode::Broken => return,
                 }
+                served.stop = Some(reply);
+                self.settle(place, pipeline, now);
             }
             RingCommand::GoOn { key } => {
                 let Some(place) = self.place(key) else { return };
                 let served = self.served(place);
-                if matches!(served.mode, Mode::Yielding) {
-                    served.mode = Mode::Running;
-                    served.stop = None;
-                    self.queue(place);
+                match served.mode {
+                    Mode::Yielding => {
+                        served.mode = Mode::Running;
+                        served.stop = None;
+                        self.queue(place);
+                    }
+                    Mode::Broken => served.stop = None,
+                    Mode::Running | Mode::Ended => {}
                 }
             }
             RingCommand::SetCall { key, call } => self.set_call(key, call, &mut pipeline.engine, now),
@@ -87,7 +95,7 @@ impl Rings {
                 {
                     let mut error = CallFd::new(error, NOBODY);
                     error.signal(&mut pipeline.engine);
-                    error.abandon(&mut pipeline.engine);
+                    self.retired.extend(error.abandon(&mut pipeline.engine));
                 }
                 return;
             }
@@ -130,7 +138,7 @@ impl Rings {
     fn set_call(&mut self, key: RingKey, call: Option<OwnedFd>, engine: &mut UringEngine, now: Nanos) {
         let Some(place) = self.place(key) else { return };
         if let Some(old) = self.served(place).call.take() {
-            old.retire(engine);
+            self.retired.extend(old.retire(engine));
         }
         if call.as_ref().is_some_and(|call| !is_eventfd(call.as_fd())) {
             return self.break_ring(place, &RingFault::NotAnEventfd("call"), engine, now);
@@ -153,7 +161,7 @@ impl Rings {
     /// The frontend is told of changes only by what cannot hold up a reactor. Each ring has a descriptor of its own for that.
     fn set_log_call(&mut self, place: u32, log: Option<&RingLog>, engine: &mut UringEngine) {
         if let Some(old) = self.served(place).log_call.take() {
-            old.abandon(engine);
+            self.retired.extend(old.abandon(engine));
         }
         let call = log.and_then(|log| log.call.as_ref()).filter(|call| is_eventfd(call.as_fd()));
         let tag = self.new_tag(place);
@@ -214,10 +222,11 @@ impl Rings {
         let mut served = self.places[place as usize].take().expect("looked at just now");
         served.hand_back();
         if let Some(call) = served.call.take() {
-            call.retire(&mut pipeline.engine);
+            self.retired.extend(call.retire(&mut pipeline.engine));
         }
         let hints = [served.error.take(), served.log_call.take()];
-        hints.into_iter().flatten().for_each(|hint| hint.abandon(&mut pipeline.engine));
+        let under_way = hints.into_iter().flatten().filter_map(|hint| hint.abandon(&mut pipeline.engine));
+        self.retired.extend(under_way);
         self.by_key.remove(&served.key);
         if served.queued {
             self.ready.retain(|&queued| queued != place);
@@ -228,7 +237,8 @@ impl Rings {
         self.free.push(place);
         pipeline.unreserve(served.ring.slots());
         let (next_available, is_unlogged) = (served.ring.next_available(), served.ring.is_unlogged());
-        let stopped = RingStopped { next_available, is_unlogged };
+        let is_broken = matches!(served.mode, Mode::Broken);
+        let stopped = RingStopped { next_available, is_unlogged, is_broken };
         let Served { stop, ring, .. } = served;
         // The frontend may unmap its memory as soon as it has the answer.
         drop(ring);

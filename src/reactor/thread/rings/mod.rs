@@ -36,8 +36,10 @@ enum Mode {
     Running,
     /// No popping until what is in flight has completed, or the ring is told to go on.
     Yielding,
-    /// No more popping: the frontend or the daemon wants it to end, or it is broken.
+    /// No more popping: the frontend or the daemon wants it to end.
     Ended,
+    /// No more popping: the guest or its frontend broke it.
+    Broken,
 }
 
 struct Served {
@@ -76,11 +78,11 @@ impl Served {
     }
 
     /// Nothing is popped any more. A ring that was about to go on elsewhere does not: nobody is told that it has stopped.
-    fn end(&mut self) {
+    fn end(&mut self, mode: Mode) {
         if matches!(self.mode, Mode::Yielding) {
             self.stop = None;
         }
-        self.mode = Mode::Ended;
+        self.mode = mode;
     }
 
     /// What was in flight when somebody else served the ring is started again even if it is about to stop: whoever serves it next
@@ -105,6 +107,8 @@ pub(super) struct Rings {
     /// Rings popped from since we slept last: their guests do not kick, so they are looked at.
     hot: Vec<u32>,
     next_tag: u64,
+    /// Descriptors that were given up, as long as a signal of theirs is under way.
+    retired: Vec<CallFd>,
     /// Rings that pop and have no kick eventfd.
     polled: usize,
     leaving: bool,
@@ -123,6 +127,7 @@ impl Rings {
             unpublished: Vec::new(),
             hot: Vec::new(),
             next_tag: 0,
+            retired: Vec::new(),
             polled: 0,
             leaving: false,
             malformed_log: LogGate::default(),
@@ -145,7 +150,7 @@ impl Rings {
         self.leaving = true;
         for place in 0..self.places.len() {
             let Some(served) = &mut self.places[place] else { continue };
-            served.end();
+            served.end(Mode::Ended);
             served.ring.give_up_replay();
             served.hand_back();
             // A stop may have waited for that.
@@ -156,6 +161,9 @@ impl Rings {
     /// Takes what happened on a descriptor of a ring.
     pub fn event(&mut self, event: Event, engine: &mut UringEngine, now: Nanos) {
         let (Event::Readable { tag, .. } | Event::WatchFailed { tag } | Event::Signalled { tag }) = event;
+        if matches!(event, Event::Signalled { .. }) {
+            self.retired.retain(|call| !call.is_named(tag));
+        }
         let place = u32::try_from(tag.0 & ((1 << TAG_PLACE_BITS) - 1)).expect("24 bits");
         let Some(Some(served)) = self.places.get_mut(place as usize) else { return };
         let is_kick = served.kick.as_ref().is_some_and(|kick| kick.1 == tag);
@@ -356,10 +364,10 @@ impl Rings {
             self.force_unpublished(place);
         }
         let served = self.served(place);
-        if matches!(served.mode, Mode::Ended) {
+        if matches!(served.mode, Mode::Ended | Mode::Broken) {
             return;
         }
-        served.end();
+        served.end(Mode::Broken);
         served.error.iter_mut().for_each(|error| error.signal(engine));
         let (uuid, index) = (served.ring.vhd.settings.uuid, served.ring.index);
         self.count_polled();
