@@ -477,24 +477,3 @@ fn a_shutdown_completes_what_was_popped() {
         assert_eq!(answered, usize::from(completed));
     }
 }
-
-#[test]
-fn reactors_are_named_pinned_and_refused_on_cpus_that_do_not_exist() {
-    use spanblk::base::ids::ReactorId;
-    use spanblk::reactor::messages::ReactorMessage;
-    use spanblk::reactor::thread::{ReactorConfig, StartError, spawn};
-    let start = |cpu| {
-        let (handle, inbox) = spanblk::reactor::inbox::channel().unwrap();
-        let busy = std::sync::Arc::default();
-        let config = ReactorConfig { id: ReactorId(7), cpu, poll_max: Duration::ZERO, busy };
-        (handle, spawn(config, inbox, host::Nowhere))
-    };
-    for cpu in [100_000, 1023] {
-        assert!(matches!(start(Some(cpu)).1, Err(StartError::Cpu { cpu: refused, .. }) if refused == cpu));
-    }
-    let (handle, thread) = start(Some(0));
-    let thread = thread.unwrap();
-    assert_eq!(thread.thread().name(), Some("spanblk-r7"));
-    handle.send(ReactorMessage::Shutdown);
-    thread.join().unwrap();
-}

@@ -62,6 +62,14 @@ impl FaultyDisk {
     }
 }
 
+impl FaultyDisk {
+    /// Lets it hang, or answer again.
+    fn signal(&self, signal: &str) {
+        let pid = self.0[0].id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+}
+
 impl Drop for FaultyDisk {
     fn drop(&mut self) {
         // The mount first, which is gone then.
@@ -83,11 +91,11 @@ fn wait_for(path: &Path, is_there: impl Fn(&Path) -> bool) {
 }
 
 /// A host that serves the faulty disk, as d0, and three others.
-fn host() -> Option<(Host, FaultyDisk)> {
+fn host(options: &[&str]) -> Option<(Host, FaultyDisk)> {
     let mut host = Host::empty();
     let disk = FaultyDisk::mount(&host)?;
     host.ok(&[&["pool", "create", "--size", "256MiB"], &OTHERS[..]].concat());
-    host.serve(&["--disk-dir", "m"], &OTHERS);
+    host.serve(&[&["--disk-dir", "m"], options].concat(), &OTHERS);
     host.ok(&["disk", "add", host.path("m/disk").to_str().unwrap(), "--name", "d0"]);
     for disk in ["d0", "d1"] {
         host.ok(&["disk", "set", disk, "--failure-domain", disk]);
@@ -105,7 +113,7 @@ fn places(host: &Host, bytes: &[u8]) -> Vec<u64> {
 
 #[test]
 fn a_daemon_that_is_killed_right_after_a_failed_sync_has_told_the_next_one() {
-    let Some((mut host, _disk)) = host() else { return };
+    let Some((mut host, _disk)) = host(&[]) else { return };
     host.ok(&["vhd", "create", "v", "--size", "8MiB", "--layout", "isolated", "--disks", "d0"]);
     let data = pattern(1, 2 * MIB);
     let mut client = host.attach("v").unwrap();
@@ -133,7 +141,7 @@ fn a_daemon_that_is_killed_right_after_a_failed_sync_has_told_the_next_one() {
 
 #[test]
 fn what_was_in_a_bad_place_is_whole_again_in_another_one() {
-    let Some((mut host, _disk)) = host() else { return };
+    let Some((mut host, _disk)) = host(&[]) else { return };
     host.ok(&["vhd", "create", "v", "--size", "8MiB", "--layout", "spanned", "--disks", "d0,d1", "--replicas", "2"]);
     let mut client = host.attach("v").unwrap();
     let old = pattern(1, 4 * MIB);
@@ -160,6 +168,51 @@ fn what_was_in_a_bad_place_is_whole_again_in_another_one() {
     // As if there were no other copy.
     host.serve(&[], &["m/disk", "d2.img", "d3.img"]);
     assert!(read(&mut host.attach_soon("v"), 0, data.len()) == data, "log:\n{}", host.log());
+    host.ok(&["check"]);
+    host.stop();
+}
+
+/// What a disk that hangs has still to answer would land under the feet of another daemon.
+#[test]
+fn nobody_takes_over_while_a_disk_hangs_and_everybody_goes_on() {
+    let options = ["--disk-dir", "m", "--hang-timeout", "1"];
+    let Some((mut host, disk)) = host(&options[2..]) else { return };
+    host.ok(&["vhd", "create", "v", "--size", "8MiB", "--layout", "spanned", "--disks", "d0,d1", "--replicas", "2"]);
+    let mut client = host.attach("v").unwrap();
+    let data = pattern(1, 8 * MIB);
+    client.write_at(0, &data[..2 * MIB]).unwrap();
+    client.flush().unwrap();
+    disk.signal("-STOP");
+    // It waits until the disk has failed.
+    client.write_at(0, &data[..4 * MIB]).unwrap();
+    assert!(host.ok(&["disk", "show", "d0"]).contains("failed"));
+    for round in 4..6 {
+        let pid = host.pid();
+        let refused = host.refused_takeover(&options, &ALL);
+        assert!(refused.contains("disk 'd0' has failed and still has not answered"), "{refused}");
+        client.write_at(round * MIB as u64, &data[4 * MIB..5 * MIB]).unwrap();
+        assert!(read(&mut client, 0, 4 * MIB) == data[..4 * MIB]);
+        assert!(host.runs() && host.pid() == pid);
+    }
+    disk.signal("-CONT");
+    // Once it has answered, it is a disk that has failed like others.
+    for _ in 0..600 {
+        if host.try_take_over(&options, &ALL) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(host.log().matches("has taken over").count(), 1, "log:\n{}", host.log());
+    assert!(read(&mut client, 0, 4 * MIB) == data[..4 * MIB], "log:\n{}", host.log());
+    let healthy = |host: &Host| host.json(&["vhd", "show", "v"])["health"] == "healthy";
+    for _ in 0..600 {
+        if healthy(&host) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(healthy(&host), "log:\n{}", host.log());
+    assert!(read(&mut client, 0, 4 * MIB) == data[..4 * MIB]);
     host.ok(&["check"]);
     host.stop();
 }

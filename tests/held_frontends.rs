@@ -10,6 +10,8 @@ mod host;
 mod inside;
 #[path = "held_frontends/load.rs"]
 mod load;
+#[path = "held_frontends/orders.rs"]
+mod orders;
 #[path = "held_frontends/parts.rs"]
 mod parts;
 #[path = "common/served.rs"]
@@ -18,14 +20,15 @@ mod vhost_user_support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use host::EXTENT;
 use served::{Daemon, Driver, QUEUES, READ, RING, WRITE};
-use spanblk::vhost_user::HeldVhd;
+use spanblk::vhost_user::{HeldVhd, HoldFault, NotHeld, ServerError, SocketSettings, VhdEndpoint};
 use spanblk::virtio::features;
 use vhost::VhostBackend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight};
@@ -107,9 +110,11 @@ fn nobody_is_told_of_a_hold_and_paths_stay() {
     host.events.take();
     let mut held = host.server.hold(LONG).unwrap();
     assert!(host.server.statuses().is_empty());
+    assert!(!host.state(1).door.close(), "they are in all the while");
     let next = host.next_server();
     let Host { server, .. } = &host;
-    assert!(server.remove_vhd(host.id(1)).is_err(), "it serves nothing any more");
+    let refused = |result: Result<(), ServerError>| matches!(result, Err(ServerError::HandedOver));
+    assert!(refused(server.remove_vhd(host.id(1)).map(drop)), "it serves nothing any more");
     // Who connects meanwhile waits.
     let early = UnixStream::connect(&path).unwrap();
     assert_eq!(host.serve_held(&next, passed_on(held.pop().unwrap())).unwrap(), path);
@@ -166,6 +171,8 @@ fn what_is_held_and_dropped_is_disconnected() {
     let (host, _guest, frontend) = started();
     let path = host.status(1).socket;
     drop(host.server.hold(LONG).unwrap());
+    assert!(host.state(1).door.close());
+    host.state(1).door.open();
     assert!(frontend.get_features().is_err());
     assert!(path.exists(), "only who listens there may remove it");
     assert!(UnixStream::connect(&path).is_err());
@@ -255,9 +262,9 @@ fn what_does_not_come_to_an_end_is_not_held() {
         let begun = Instant::now();
         let error = host.server.hold(SECOND / 5).unwrap_err();
         assert!(begun.elapsed() < SECOND, "{:?}", begun.elapsed());
-        let mut found: Vec<&str> = error.0.iter().map(|vhd| vhd.name.as_str()).collect();
-        found.sort_unstable();
-        assert_eq!(found, names, "{error}");
+        // Whoever is late may be named alone by a moment.
+        let found: Vec<&str> = error.0.iter().map(|vhd| vhd.name.as_str()).collect();
+        assert!(!found.is_empty() && found.iter().all(|name| names.contains(name)), "{error}");
         assert!(error.to_string().contains("takes too long"), "{error}");
     };
     host.reactors.hang(true);
@@ -329,7 +336,9 @@ fn a_frontend_that_takes_its_memory_away_ends_its_own_connection() {
     }
     settled(&second);
     assert!(first.get_features().is_err());
-    let status = next.status(host.id(1)).unwrap();
+    let status = || next.status(host.id(1)).unwrap();
+    eventually("it is gone", || status().frontend.is_none());
+    let status = status();
     assert_eq!((status.frontend, status.faults, status.rings), (None, 1, 0));
     // There is room for another one.
     other.start(&status.socket, 2);

@@ -52,6 +52,25 @@ impl Pool {
     /// It ends, or is not ready in time; with the end of its log.
     pub fn serve(&mut self, order: &[usize], options: &[&str]) -> Result<Duration> {
         ensure!(self.process.is_none(), "the daemon runs already");
+        let (process, took) = self.start(order, options)?;
+        self.process = Some(process);
+        Ok(took)
+    }
+
+    /// Starts another daemon, which takes over from the one that runs; how long that took.
+    ///
+    /// # Errors
+    /// It is not ready in time, or the one before does not end well.
+    pub fn take_over(&mut self) -> Result<Duration> {
+        let mut before = self.process.take().context("the daemon does not run")?;
+        let order: Vec<usize> = (0..self.disks.len()).collect();
+        let (process, took) = self.start(&order, &["--takeover"])?;
+        self.process = Some(process);
+        before.wait_success(Duration::from_secs(30)).with_context(|| self.log_tail())?;
+        Ok(took)
+    }
+
+    fn start(&self, order: &[usize], options: &[&str]) -> Result<(Process, Duration)> {
         let notify_path = self.dir.join("notify");
         let _ = fs::remove_file(&notify_path);
         let notify = UnixDatagram::bind(&notify_path).context("readiness socket")?;
@@ -79,9 +98,7 @@ impl Pool {
             if let Ok(len) = notify.recv(&mut message)
                 && String::from_utf8_lossy(&message[..len]).lines().any(|l| l == "READY=1")
             {
-                let took = started.elapsed();
-                self.process = Some(process);
-                return Ok(took);
+                return Ok((process, started.elapsed()));
             }
             if let Some(status) = process.exited() {
                 bail!("spanblk serve: {status}\n{}", self.log_tail());

@@ -33,13 +33,21 @@ pub struct Drive {
     pub socket: PathBuf,
     /// Virtqueues.
     pub queues: u16,
+    /// QEMU connects again if the connection is lost.
+    comes_back: bool,
 }
 
 impl Drive {
     /// A drive.
     #[must_use]
     pub fn new(id: &str, socket: &Path, queues: u16) -> Drive {
-        Drive { id: id.to_owned(), socket: socket.to_owned(), queues }
+        Drive { id: id.to_owned(), socket: socket.to_owned(), queues, comes_back: true }
+    }
+
+    /// The guest loses it with its connection.
+    #[must_use]
+    pub fn that_stays_away(self) -> Drive {
+        Drive { comes_back: false, ..self }
     }
 }
 
@@ -328,7 +336,8 @@ fn start_qemu(dir: &Path, image: &Image, accel: Accel, drives: &[Drive], waits: 
     }
     for drive in drives {
         let (id, socket) = (&drive.id, drive.socket.display());
-        command.args(["-chardev", &format!("socket,id=c-{id},path={socket},reconnect=1")]);
+        let reconnect = if drive.comes_back { ",reconnect=1" } else { "" };
+        command.args(["-chardev", &format!("socket,id=c-{id},path={socket}{reconnect}")]);
         let queues = drive.queues;
         command.args(["-device", &format!("vhost-user-blk-pci,id={id},chardev=c-{id},num-queues={queues}")]);
     }

@@ -12,6 +12,7 @@ pub mod guest;
 pub mod helper;
 pub mod idle;
 pub mod image;
+pub mod inflight;
 pub mod load;
 pub mod machine;
 pub mod model;

@@ -202,8 +202,14 @@ pub const API_FOLLOWERS_MAX: usize = API_CONNECTIONS_MAX / 2;
 /// Body of one API request, in bytes.
 pub const API_BODY_MAX: usize = 64 << 10;
 
-/// A request to the broker process, or its answer, in bytes.
-pub const BROKER_MESSAGE_MAX: usize = 64 << 10;
+/// A message between processes of ours, in bytes: the longest is the state of a VHD with all its queues and two frontends.
+pub const FRAME_MESSAGE_MAX: usize = 1 << 20;
+
+/// Descriptors that go with such a message.
+pub const FRAME_FDS_MAX: usize = 4096;
+
+/// Descriptors that the service manager passes on to a daemon which starts.
+pub const PASSED_FDS_MAX: usize = 4096;
 
 /// Guest memory regions of one frontend.
 pub const MEM_SLOTS_MAX: usize = 509;

@@ -10,7 +10,7 @@ use super::output::{Failure, Outcome};
 use crate::control::error_chain;
 use crate::control::http::ListenError;
 use crate::control::serve::config::{Config, ConfigError, ConfigFile, Options};
-use crate::control::serve::{self, Ended, ServeError};
+use crate::control::serve::{self, Ended, ServeError, TakeoverError};
 use crate::control::wire::ErrorKind;
 use crate::disk::file::OpenError;
 use crate::disk::pool::{AssembleError, FindError};
@@ -34,10 +34,11 @@ pub fn run(session: &Session, args: ServeArgs) -> Outcome {
         user: args.user,
         sandbox: args.sandbox,
         disk_dirs: args.disk_dirs,
+        takeover: args.takeover,
     };
     let config = Config::new(file, options, Path::new(CONTROL_DEFAULT)).map_err(refused)?;
     match serve::run(config) {
-        Ok(Ended::Cleanly) => Ok(()),
+        Ok(Ended::Cleanly | Ended::TakenOver) => Ok(()),
         Ok(Ended::Forced) => Err(Failure::new(ErrorKind::Failed, "stopped, but not cleanly: see the log")),
         Err(error) => Err(not_started(&error)),
     }
@@ -46,7 +47,10 @@ pub fn run(session: &Session, args: ServeArgs) -> Outcome {
 fn not_started(error: &ServeError) -> Failure {
     let kind = match &error {
         ServeError::Pool(error) => serve::find_error_kind(error),
-        ServeError::Listen(ListenError::InUse(_)) => ErrorKind::Conflict,
+        ServeError::Listen(ListenError::InUse(_)) | ServeError::Takeover(TakeoverError::Refused(_)) => {
+            ErrorKind::Conflict
+        }
+        ServeError::Takeover(TakeoverError::NoDaemon(_)) => ErrorKind::Unavailable,
         _ => ErrorKind::Failed,
     };
     let failure = Failure::new(kind, error_chain(&error));

@@ -6,9 +6,10 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 
 use crate::disk::BlockDev;
 use crate::owner::outbox::SlotRun;
@@ -18,6 +19,8 @@ use crate::shared::DiskState;
 #[derive(Debug)]
 pub struct DiskWorker {
     runs: Sender<SlotRun>,
+    /// What is queued is not wanted any more.
+    leaving: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -34,9 +37,14 @@ impl DiskWorker {
     ) -> io::Result<DiskWorker> {
         let (runs, queue) = crossbeam_channel::unbounded();
         let name = format!("spanblk-d{}", disk.id.0);
-        let work = move || serve(&disk, device.as_ref(), extent_size, &queue, &punched);
+        let leaving = Arc::<AtomicBool>::default();
+        let left = Arc::clone(&leaving);
+        let work = move || {
+            let queue = queue.into_iter().take_while(|_| !left.load(Ordering::Relaxed));
+            serve(&disk, device.as_ref(), extent_size, queue, &punched);
+        };
         let thread = std::thread::Builder::new().name(name).spawn(work)?;
-        Ok(DiskWorker { runs, thread: Some(thread) })
+        Ok(DiskWorker { runs, leaving, thread: Some(thread) })
     }
 
     /// Queues a run of freed slots.
@@ -45,8 +53,9 @@ impl DiskWorker {
         let _ = self.runs.send(run);
     }
 
-    /// Lets the worker finish its queue, and leaves it alone: its disk may hang.
+    /// Lets the worker finish what it is at, and nothing else: whoever opens the pool next takes the slots as they are. Its disk may hang.
     pub fn leave(mut self) -> Option<JoinHandle<()>> {
+        self.leaving.store(true, Ordering::Relaxed);
         self.thread.take()
     }
 }
@@ -55,11 +64,11 @@ fn serve(
     disk: &DiskState,
     device: &dyn BlockDev,
     extent_size: u64,
-    queue: &Receiver<SlotRun>,
+    queue: impl Iterator<Item = SlotRun>,
     punched: &impl Fn(SlotRun),
 ) {
     let mut supported = true;
-    while let Ok(run) = queue.recv() {
+    for run in queue {
         if supported && !disk.is_failed() {
             let offset = disk.data_offset + u64::from(run.first.0) * extent_size;
             match device.punch(offset, u64::from(run.count) * extent_size) {
@@ -118,9 +127,10 @@ mod tests {
         let worker = DiskWorker::start(disk, device.clone(), 1 << 20, move |run| done.send(run).unwrap()).unwrap();
         worker.punch(SlotRun { first: SlotIndex(0), count: 1 });
         worker.punch(SlotRun { first: SlotIndex(8), count: 2 });
+        let answered = answers.iter().take(2).count();
         worker.leave().unwrap().join().unwrap();
         let punched = device.punched.lock().unwrap().clone();
-        (punched, answers.iter().count())
+        (punched, answered)
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod convert;
 pub mod disk_worker;
 pub mod events;
 mod failures;
+mod frames;
 pub mod http;
 mod mover;
 pub mod owner_link;

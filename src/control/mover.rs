@@ -1,22 +1,21 @@
 //! The mover's thread: starting it, its ways out, and the way to it.
 
 use std::io;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::owner_thread::{OwnerInput, OwnerSender};
-use super::reactors::{Handles, join_until};
-use crate::base::clock;
+use super::reactors::Handles;
 use crate::base::ids::ReactorId;
+use crate::engine::uring::thread::EngineThread;
 use crate::mover::messages::{MoverMessage, MoverOutbox, MoverReport};
-use crate::mover::thread::{MoverHandle, StartError, spawn};
+use crate::mover::thread::{MoverHandle, StartError, begin, spawn};
 use crate::reactor::inbox;
 use crate::reactor::messages::ReactorMessage;
 
 /// A mover that runs.
 pub struct Mover {
     handle: MoverHandle,
-    thread: JoinHandle<()>,
+    thread: EngineThread,
 }
 
 /// Why there is no mover.
@@ -31,13 +30,14 @@ pub enum MoverError {
 }
 
 impl Mover {
-    /// Starts it.
+    /// Starts it, on the thread of an earlier one if there is one.
     ///
     /// # Errors
     /// See [`MoverError`].
-    pub fn start(owner: &OwnerSender, reactors: &Handles) -> Result<Mover, MoverError> {
+    pub fn start(thread: Option<EngineThread>, owner: &OwnerSender, reactors: &Handles) -> Result<Mover, MoverError> {
         let (handle, inbox) = inbox::channel()?;
-        let thread = spawn(inbox, Ways { owner: owner.clone(), reactors: reactors.clone() })?;
+        let thread = thread.map_or_else(spawn, Ok)?;
+        begin(&thread, inbox, Ways { owner: owner.clone(), reactors: reactors.clone() });
         Ok(Mover { handle, thread })
     }
 
@@ -47,11 +47,12 @@ impl Mover {
         self.handle.clone()
     }
 
-    /// Lets it finish what is in flight. False if that takes longer than `at_most`: a host disk hangs.
+    /// Lets it finish what is in flight. The thread is free for another one, or ends if it is dropped. `None` if it takes longer than
+    /// `at_most`: a host disk hangs.
     #[must_use]
-    pub fn stop(self, at_most: Duration) -> bool {
+    pub fn finish(self, at_most: Duration) -> Option<EngineThread> {
         self.handle.send(MoverMessage::Shutdown);
-        join_until(self.thread, clock::now().after(at_most)).is_some()
+        self.thread.wait_idle(at_most).then_some(self.thread)
     }
 }
 

@@ -127,21 +127,41 @@ pub struct Effects {
     pub events: Arc<EventLog>,
 }
 
-/// Calls [`Owner::start`], and starts the thread. So whatever that hands over is with the others when this returns, before anything
-/// that a guest asks can be. The thread gives the workers back when it ends.
+/// The owner's thread, which waits.
+pub struct Prepared {
+    thread: JoinHandle<Vec<DiskWorker>>,
+    go: Sender<Sender<()>>,
+}
+
+/// Starts the thread, which does nothing yet, and ends if it is not to begin. It gives the workers back when it ends.
 ///
 /// # Errors
 /// No thread.
-pub fn start(
-    mut owner: Owner,
-    queue: Receiver<OwnerInput>,
-    effects: Effects,
-) -> io::Result<JoinHandle<Vec<DiskWorker>>> {
+pub fn prepare(mut owner: Owner, queue: Receiver<OwnerInput>, effects: Effects) -> io::Result<Prepared> {
     let (answers, new_disks) = (HashMap::new(), HashMap::new());
     let mut outbox = Outbox { effects, answers, new_disks, punched: Vec::new(), failures: Vec::new() };
-    owner.set_wall_secs(clock::wall_secs());
-    owner.start(&mut outbox);
-    std::thread::Builder::new().name("spanblk-owner".to_owned()).spawn(move || run(owner, &queue, outbox))
+    let (go, may_go) = crossbeam_channel::bounded::<Sender<()>>(1);
+    let work = move || {
+        let Ok(begun) = may_go.recv() else { return outbox.into_workers() };
+        owner.set_wall_secs(clock::wall_secs());
+        owner.start(&mut outbox);
+        drop(begun);
+        run(owner, &queue, outbox)
+    };
+    let thread = std::thread::Builder::new().name("spanblk-owner".to_owned()).spawn(work)?;
+    Ok(Prepared { thread, go })
+}
+
+impl Prepared {
+    /// Has it call [`Owner::start`], and go on. So whatever that hands over is with the others when this returns, before anything that a
+    /// guest asks can be.
+    pub fn begin(self) -> JoinHandle<Vec<DiskWorker>> {
+        let (begun, has_begun) = crossbeam_channel::bounded(0);
+        self.go.send(begun).expect("it waits for this");
+        // Its end tells.
+        let _ = has_begun.recv();
+        self.thread
+    }
 }
 
 fn run(mut owner: Owner, queue: &Receiver<OwnerInput>, mut outbox: Outbox) -> Vec<DiskWorker> {
@@ -409,7 +429,7 @@ mod tests {
 
         let (sender, queue) = OwnerSender::channel();
         let reactors = Inboxes::new(1).unwrap().handles();
-        let mover = Mover::start(&sender, &reactors).unwrap();
+        let mover = Mover::start(None, &sender, &reactors).unwrap();
         let members = MemberThreads::start::<FileDisk>(Vec::new(), 1).unwrap();
         let committer = Committer::new(Stamp { epoch: 1, commit: 0 }, 1 << 30);
         let (store, store_thread) = thread::start(committer, members, Nobody).unwrap();
@@ -418,12 +438,12 @@ mod tests {
         let (service, _services) = crossbeam_channel::unbounded();
         let (workers, events) = (HashMap::new(), Arc::default());
         let effects = Effects { reactors, mover: mover.handle(), store: store.clone(), workers, service, events };
-        let thread = start(owner, queue, effects).unwrap();
+        let thread = prepare(owner, queue, effects).unwrap().begin();
         assert!(state.has_pending_changes());
         sender.send(OwnerInput::Stop { quiet: true });
         thread.join().unwrap();
         store.stop();
         store_thread.join().unwrap();
-        assert!(mover.stop(Duration::from_secs(10)) && store.status().pending, "the disk was never synced");
+        assert!(mover.finish(Duration::from_secs(10)).is_some() && store.status().pending, "the disk was never synced");
     }
 }

@@ -8,17 +8,18 @@ use super::owner_thread::{OwnerInput, OwnerSender};
 use super::serve::manager::Probe;
 use crate::base::clock;
 use crate::base::ids::ReactorId;
+use crate::engine::uring::thread::EngineThread;
 use crate::reactor::handle::ReactorHandle;
 use crate::reactor::inbox::{self, Inbox};
 use crate::reactor::messages::{Outbox, OwnerRequest, ReactorMessage};
-use crate::reactor::thread::{ReactorConfig, StartError, spawn};
+use crate::reactor::thread::{ReactorConfig, StartError, begin, spawn};
 use crate::shared::Load;
 use crate::store::change::{Change, CommitRequest};
 use crate::store::thread::StoreHandle;
 use crate::vhost_user::Reactors;
 
 /// How often a thread that should end is looked at.
-const JOIN_PAUSE: Duration = Duration::from_millis(5);
+const JOIN_PAUSE: Duration = Duration::from_millis(1);
 
 /// Queues of reactors that do not run yet.
 pub struct Inboxes {
@@ -44,34 +45,36 @@ impl Inboxes {
         Handles { reactors: self.handles.clone().into(), busy: Arc::clone(&self.busy) }
     }
 
-    /// Starts the threads.
-    ///
-    /// # Errors
-    /// See [`StartError`]; those that run already are told to end.
+    /// Starts the reactors, each on its thread.
+    #[must_use]
     pub fn start(
         self,
-        pin: bool,
+        threads: Vec<EngineThread>,
         poll_max: Duration,
         owner: &OwnerSender,
         store: &StoreHandle,
-    ) -> Result<Threads, StartError> {
+    ) -> Threads {
         let handles = self.handles();
-        let mut threads = Threads { handles: handles.clone(), threads: Vec::new() };
-        let cpus = if pin { allowed_cpus() } else { Vec::new() };
-        for ((inbox, busy), number) in self.inboxes.into_iter().zip(self.busy.iter()).zip(0u16..) {
-            let cpu = cpus.get(usize::from(number) % cpus.len().max(1)).copied();
-            let config = ReactorConfig { id: ReactorId(number), cpu, poll_max, busy: Arc::clone(busy) };
+        assert_eq!(threads.len(), self.inboxes.len(), "a thread for each reactor");
+        for (((inbox, busy), number), thread) in
+            self.inboxes.into_iter().zip(self.busy.iter()).zip(0u16..).zip(&threads)
+        {
+            let config = ReactorConfig { id: ReactorId(number), poll_max, busy: Arc::clone(busy) };
             let outbox = Ways { owner: owner.clone(), store: store.clone(), reactors: handles.clone() };
-            match spawn(config, inbox, outbox) {
-                Ok(thread) => threads.threads.push(thread),
-                Err(error) => {
-                    threads.handles.tell_all(|| ReactorMessage::Shutdown);
-                    return Err(error);
-                }
-            }
+            begin(thread, config, inbox, outbox);
         }
-        Ok(threads)
+        Threads { handles, threads }
     }
+}
+
+/// Threads for `count` reactors, with a CPU each, as long as there are some, if they are to be pinned.
+///
+/// # Errors
+/// See [`StartError`].
+pub fn threads(count: u16, pin: bool) -> Result<Vec<EngineThread>, StartError> {
+    let cpus = if pin { allowed_cpus() } else { Vec::new() };
+    let cpu = |number: u16| cpus.get(usize::from(number) % cpus.len().max(1)).copied();
+    (0..count).map(|number| spawn(ReactorId(number), cpu(number))).collect()
 }
 
 /// The CPUs that this process may use; none if the kernel does not say.
@@ -126,7 +129,7 @@ impl Reactors for Handles {
 /// Reactors that run.
 pub struct Threads {
     handles: Handles,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<EngineThread>,
 }
 
 impl Threads {
@@ -141,13 +144,19 @@ impl Threads {
         })
     }
 
-    /// Lets them finish what is in flight. False if that takes longer than `at_most`: a host disk hangs.
+    /// Lets them finish what is in flight. The threads are free for others, or end if they are dropped. `None` if it takes longer than
+    /// `at_most`: a host disk hangs.
     #[must_use]
-    pub fn stop(self, at_most: Duration) -> bool {
+    pub fn finish(self, at_most: Duration) -> Option<Vec<EngineThread>> {
         self.handles.tell_all(|| ReactorMessage::Shutdown);
         let deadline = clock::now().after(at_most);
-        self.threads.into_iter().all(|thread| join_until(thread, deadline).is_some())
+        self.threads.iter().all(|thread| thread.wait_idle(until(deadline))).then_some(self.threads)
     }
+}
+
+/// The time that is left.
+fn until(deadline: clock::Nanos) -> Duration {
+    Duration::from_nanos(deadline.since(clock::now()))
 }
 
 /// Joins a thread that ends before `deadline`; one that does not is left alone.

@@ -80,6 +80,8 @@ fn run(server: &VhostUserServer, problems: &Problems, queue: &Receiver<Service>)
 pub fn serve_vhd(server: &VhostUserServer, problems: &Problems, record: &VhdRecord, state: &Arc<VhdState>) {
     match server.add_vhd(endpoint(record, state)) {
         Ok(_) => problems.solved(record.id),
+        // Whoever goes on with all VHDs reads of it in the record.
+        Err(ServerError::HandedOver) => {}
         Err(error) => {
             let text = error_chain(&error);
             // A VHD may be asked for again and again: the same problem is logged once.
@@ -140,11 +142,13 @@ fn socket_settings(record: &VhdRecord) -> SocketSettings {
 fn follow(server: &VhostUserServer, problems: &Problems, record: &VhdRecord) {
     // A guest that learns of its new size late is not told an error: the size is there.
     let _ = server.tell_size(record.id);
+    // Served later, it has them from the beginning.
+    let _ = server.set_queues(record.id, record.queues);
     let renamed = server.rename(record.id, &record.name).map(drop);
     let set = renamed.and_then(|()| server.set_socket(record.id, &socket_settings(record)));
     match set {
         // A VHD that could not be served before is tried again when it is asked for.
-        Err(ServerError::NotServed(_)) => {}
+        Err(ServerError::NotServed(_) | ServerError::HandedOver) => {}
         Ok(()) => problems.solved(record.id),
         Err(error) => {
             let text = error_chain(&error);

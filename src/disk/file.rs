@@ -12,6 +12,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::Duration;
@@ -173,6 +174,20 @@ pub struct FileDisk {
     edges: Mutex<()>,
     /// A sync has failed, here or on a reactor; see [`FileDisk::failed`].
     failed: Arc<Failure>,
+    /// Calls of the kernel under way, and [`RETIRED`].
+    uses: AtomicU32,
+}
+
+/// Nothing may be begun any more.
+const RETIRED: u32 = 1 << 31;
+
+/// A call of the kernel under way.
+struct InUse<'a>(&'a AtomicU32);
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl FileDisk {
@@ -280,6 +295,7 @@ impl FileDisk {
             identity,
             edges: Mutex::new(()),
             failed: Arc::default(),
+            uses: AtomicU32::new(0),
         })
     }
 
@@ -310,6 +326,34 @@ impl FileDisk {
             return Err(io::Error::other("an earlier sync of the disk has failed: what was written may be lost"));
         }
         Ok(())
+    }
+
+    /// A call begins.
+    fn begin(&self) -> io::Result<InUse<'_>> {
+        let before = self.uses.fetch_add(1, Ordering::SeqCst);
+        let in_use = InUse(&self.uses);
+        if before & RETIRED == 0 { Ok(in_use) } else { Err(io::Error::other("the disk is another daemon's by now")) }
+    }
+
+    /// Whether a call of ours is with the kernel now. What goes through [`FileDisk::fd`] is not counted.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        self.uses.load(Ordering::SeqCst) & !RETIRED > 0
+    }
+
+    /// Nothing comes to the disk from here any more, once this returns: every call fails from now on, whoever makes it, and those under way
+    /// are waited for. False if that takes longer than `at_most`.
+    #[must_use]
+    pub fn retire(&self, at_most: Duration) -> bool {
+        self.uses.fetch_or(RETIRED, Ordering::SeqCst);
+        let deadline = clock::now().after(at_most);
+        while self.is_in_use() {
+            if clock::now() >= deadline {
+                return false;
+            }
+            sleep(CLOSE_PAUSE);
+        }
+        true
     }
 
     /// The path it was opened by.

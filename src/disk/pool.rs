@@ -34,7 +34,7 @@ pub use assemble::{AssembleError, Found, assemble};
 pub use change::{AddOptions, ChangeError, MembershipWritten, RemovedDisk};
 pub use create::{CreateOptions, create_pool};
 pub use create_error::CreateError;
-pub use find::{FindError, OpenOptions, open_pool};
+pub use find::{FindError, OpenOptions, OpenedDisk, open_pool, reopen_pool};
 pub use labels::{FailedWrite, LabelFailure};
 pub use wipe::{WipeError, wipe, wipeable};
 

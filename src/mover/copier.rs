@@ -357,6 +357,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         let disk = self.disks[replica.disk.index()].as_ref().expect("copies lie on disks of the pool");
         let extent_size = copy.vhd.settings.geometry.extent_size();
         let offset = disk.data_offset + u64::from(replica.slot.0) * extent_size + chunk.within;
+        disk.copying.begun();
         let len = usize::try_from(chunk.len).expect("a chunk fits memory");
         let buffers = [Buffer { ptr: self.buffers[place].as_ptr(), len }];
         let op = if chunk.writing {
@@ -379,6 +380,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         let (source, target) = (copy.source.disk, copy.target.disk);
         let (disk, kind) = if chunk.writing { (target, IoKind::Write) } else { (source, IoKind::Read) };
         let state = self.disks[disk.index()].as_ref().expect("it was submitted there");
+        state.copying.completed();
         state.copy_metrics.record(kind, chunk.len, now.since(chunk.begun), completion.result.is_ok());
         if !chunk.writing {
             self.fences[source.index()].leave(chunk.source_epoch);
@@ -433,6 +435,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
     fn begin_sync(&mut self, wave: WaveId, disk: DiskId, now: Nanos) {
         let state = self.disks[disk.index()].as_ref().expect("copies lie on disks of the pool");
         let number = state.begin_sync();
+        state.copying.begun();
         let tag = self.next_sync;
         self.next_sync += 1;
         // SAFETY: a sync has no buffers.
@@ -444,6 +447,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
     fn sync_done(&mut self, completion: Completion) {
         let Sync { wave, disk, number, .. } = self.syncs.remove(&completion.tag.0).expect("a sync in flight");
         let state = self.disks[disk.index()].as_ref().expect("it was submitted there");
+        state.copying.completed();
         match completion.result {
             Ok(()) => state.sync_succeeded(number),
             Err(_) => state.fail(),

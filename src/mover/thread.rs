@@ -2,7 +2,6 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::copier::Copier;
@@ -10,6 +9,7 @@ use super::messages::{MoverMessage, MoverOutbox};
 use crate::base::clock;
 use crate::base::ids::DiskId;
 use crate::base::limits::TICK_MILLIS;
+use crate::engine::uring::thread::{EngineThread, ThreadError};
 use crate::engine::uring::{Event, EventTag, SetupError, UringEngine, Wait};
 use crate::reactor::handle::ReactorHandle;
 use crate::reactor::inbox::Inbox;
@@ -38,28 +38,23 @@ pub enum StartError {
     Engine(#[from] SetupError),
 }
 
-/// Starts the mover. It runs until [`MoverMessage::Shutdown`].
+/// Starts a thread for the mover.
 ///
 /// # Errors
 /// The thread or its io_uring is not to be had.
-pub fn spawn<O>(inbox: Inbox<MoverMessage>, outbox: O) -> Result<JoinHandle<()>, StartError>
+pub fn spawn() -> Result<EngineThread, StartError> {
+    EngineThread::spawn("spanblk-mover".to_owned(), UringEngine::new).map_err(|error| match error {
+        ThreadError::Thread(source) => StartError::Thread(source),
+        ThreadError::Engine(error) => error.into(),
+    })
+}
+
+/// Runs the mover on a thread that has nothing to do, until [`MoverMessage::Shutdown`].
+pub fn begin<O>(thread: &EngineThread, inbox: Inbox<MoverMessage>, outbox: O)
 where
     O: MoverOutbox + Send + 'static,
 {
-    let (started, outcome) = crossbeam_channel::bounded(1);
-    let body = move || match UringEngine::new() {
-        Ok(engine) => {
-            let _ = started.send(Ok(()));
-            Mover::new(inbox, engine, outbox).run();
-        }
-        Err(error) => {
-            let _ = started.send(Err(error));
-        }
-    };
-    let thread =
-        std::thread::Builder::new().name("spanblk-mover".to_owned()).spawn(body).map_err(StartError::Thread)?;
-    outcome.recv().expect("the thread tells how it started")?;
-    Ok(thread)
+    thread.begin(move |engine| Mover::new(inbox, engine, outbox).run());
 }
 
 struct Mover<O: MoverOutbox> {
@@ -74,7 +69,7 @@ impl<O: MoverOutbox> Mover<O> {
         Mover { inbox, copier: Copier::new(engine, outbox), leaving: false }
     }
 
-    fn run(mut self) {
+    fn run(mut self) -> UringEngine {
         loop {
             let now = clock::now();
             while let Some(message) = self.inbox.take() {
@@ -93,10 +88,13 @@ impl<O: MoverOutbox> Mover<O> {
             self.copier.poll(now);
             self.copier.tick(now);
             if self.leaving && self.copier.is_idle() {
-                return;
+                break;
             }
             self.wait();
         }
+        self.copier.engine.unwatch(INBOX);
+        self.copier.engine.finish();
+        self.copier.engine
     }
 
     fn wait(&mut self) {

@@ -75,6 +75,8 @@ pub struct DiskState {
     pub copy_metrics: IoMetrics,
     /// What each reactor has in flight.
     progress: Box<[Progress]>,
+    /// What the mover has in flight.
+    pub copying: Progress,
     sync_begun: AtomicU64,
     sync_done: AtomicU64,
     failed: Arc<Failure>,
@@ -101,6 +103,7 @@ impl DiskState {
             metrics: IoMetricsSet::new(REACTORS),
             copy_metrics: IoMetrics::default(),
             progress: (0..REACTORS_MAX).map(|_| Progress::default()).collect(),
+            copying: Progress::default(),
             sync_begun: AtomicU64::new(0),
             sync_done: AtomicU64::new(0),
             failed: Arc::default(),
@@ -118,6 +121,12 @@ impl DiskState {
     #[must_use]
     pub fn progress_of(&self, reactor: ReactorId) -> &Progress {
         &self.progress[usize::from(reactor.0)]
+    }
+
+    /// Whether reactors or mover have something in flight, be it that nobody waits for it any more.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        self.progress.iter().chain([&self.copying]).any(|progress| progress.waiting_since().is_some())
     }
 
     /// Call when a write has completed: the sync it needs.

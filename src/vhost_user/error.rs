@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use vm_memory::mmap::MmapRegionError;
 
 use super::held::HeldError;
 use crate::base::errno;
@@ -42,16 +43,30 @@ pub(super) enum DeviceError {
     InUse(u32),
     #[error("a file descriptor cannot be duplicated: {0}")]
     Duplicate(#[source] io::Error),
+    #[error("the conversation cannot be taken over: {0} (is the limit of open files too low?)")]
+    Conversation(#[source] io::Error),
+}
+
+/// Whether the host lacks something.
+fn is_scarce(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    Errno::from_io_error(error)
+        .is_some_and(|errno| [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::AGAIN].contains(&errno))
 }
 
 impl DeviceError {
-    /// Whether the frontend has taken away memory that it had given.
-    pub(super) fn is_lost_memory(&self) -> bool {
+    /// Whether a device that there was cannot be again because its frontend has taken memory away that it had given, or sealed it. All
+    /// else lies with us: what is scarce here, or what this version makes of it.
+    pub(super) fn is_frontends_doing(&self) -> bool {
         use DeviceError::{Inflight, Log, Memory};
-        let lost = |error: &MappingError| matches!(error, MappingError::BeyondFile { .. });
+        let refused = |error: &MmapRegionError| !matches!(error, MmapRegionError::Mmap(error) if is_scarce(error));
         match self {
+            Memory(MemoryError::Map { source, .. }) => refused(source),
             Memory(error) => matches!(error, MemoryError::BeyondFile { .. }),
-            Inflight(InflightError::Mapping(error)) | Log(LogError::Mapping(error)) => lost(error),
+            Inflight(InflightError::Mapping(error)) | Log(LogError::Mapping(error)) => match error {
+                MappingError::Map(source) => refused(source),
+                error => matches!(error, MappingError::BeyondFile { .. }),
+            },
             _ => false,
         }
     }
@@ -88,7 +103,7 @@ pub(super) enum MemoryError {
     #[error("the region at {guest:#x} cannot be watched: {source}")]
     Watch { guest: u64, source: WatchError },
     #[error("the region at {guest:#x} cannot be mapped: {source}")]
-    Map { guest: u64, source: vm_memory::mmap::MmapRegionError },
+    Map { guest: u64, source: MmapRegionError },
 }
 
 /// An in-flight region that cannot be made or used.
@@ -134,7 +149,7 @@ pub(super) enum MappingError {
     #[error("it cannot be watched: {0}")]
     Watch(#[source] WatchError),
     #[error("it cannot be mapped: {0}")]
-    Map(#[source] vm_memory::mmap::MmapRegionError),
+    Map(#[source] MmapRegionError),
 }
 
 /// A vhost-user socket that cannot be made.
@@ -225,6 +240,9 @@ pub enum ServerError {
     /// The VHD is not served.
     #[error("VHD {} is not served", .0.0)]
     NotServed(VhdId),
+    /// All VHDs have been held.
+    #[error("another server goes on with all VHDs: ask that one")]
+    HandedOver,
     /// What was held cannot be served.
     #[error(transparent)]
     Held(#[from] HeldError),

@@ -4,18 +4,21 @@
 //! frontend, its connection, its memory region by region, in-flight region, dirty log, log call, backend channel, and of each virtqueue kick,
 //! call and error. What another process hands over is checked here and where it is used; it may be of another version.
 
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::device::PROTOCOL_FEATURES;
-use super::socket::SocketIdentity;
+use super::socket::{SocketIdentity, SocketSettings};
 use super::turn::FRONTENDS_MAX;
-use crate::base::limits::{MEM_SLOTS_MAX, QUEUE_SIZE_MAX};
+use crate::base::limits::{MEM_SLOTS_MAX, QUEUE_SIZE_MAX, QUEUES_MAX};
+use crate::shared::VhdState;
 
 /// What is known of a VHD that is held; see [`HeldVhd::into_parts`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +27,8 @@ pub struct HeldState {
     pub(super) vhd: Uuid,
     pub(super) path: PathBuf,
     pub(super) identity: SocketIdentity,
+    /// Mode and owner of the path.
+    pub(super) socket: SocketSettings,
     /// The `writeback` field of the configuration space.
     pub(super) writeback: bool,
     pub(super) owes_flush: bool,
@@ -177,12 +182,17 @@ impl HeldDevice {
         self.memory.len() + single + self.rings.iter().map(of_ring).sum::<usize>()
     }
 
+    fn queues(&self) -> u16 {
+        // Too many are refused in any case.
+        u16::try_from(self.rings.len()).unwrap_or(u16::MAX)
+    }
+
     fn check(&self) -> Result<(), HeldError> {
         let size_is_legal = |size: u16| size == 0 || size.is_power_of_two() && size <= QUEUE_SIZE_MAX;
         let unknown = self.said.protocol.is_some_and(|protocol| protocol & !PROTOCOL_FEATURES.bits() != 0);
         let wrong = [
             (self.memory.len() > MEM_SLOTS_MAX, "memory regions"),
-            (self.rings.is_empty(), "virtqueues"),
+            (self.rings.is_empty() || self.rings.len() > QUEUES_MAX, "virtqueues"),
             (self.rings.iter().any(|ring| !size_is_legal(ring.size)), "a virtqueue's size"),
             (unknown, "protocol features"),
         ];
@@ -196,6 +206,7 @@ impl HeldState {
         let frontends = &self.frontends;
         let seats = || frontends.iter().map(|frontend| &frontend.seat);
         let is_there = |id: u64| seats().any(|seat| seat.id == id);
+        let rings = || frontends.iter().flat_map(|frontend| &frontend.device.rings);
         let HeldTurn { active, stopped, next, .. } = &self.turn;
         let wrong = [
             (frontends.len() > FRONTENDS_MAX, "how many frontends there are"),
@@ -209,7 +220,10 @@ impl HeldState {
                 frontends.iter().any(|frontend| frontend.device.active != (*active == Some(frontend.seat.id))),
                 "whose turn it is",
             ),
-            (frontends.iter().any(|frontend| Some(frontend.device.rings.len()) != self.queues()), "virtqueues"),
+            (frontends.iter().any(|frontend| Some(frontend.device.queues()) != self.queues()), "virtqueues"),
+            (rings().any(|ring| ring.reactor.is_some_and(|reactor| reactor >= self.reactors)), "a virtqueue's reactor"),
+            // One more with each frontend that comes.
+            (*next > u64::from(u32::MAX), "how many frontends there were"),
         ];
         if let Some(what) = wrong.into_iter().find_map(|(is_wrong, what)| is_wrong.then_some(what)) {
             return Err(HeldError::Nonsense(what));
@@ -218,8 +232,8 @@ impl HeldState {
     }
 
     /// Virtqueues of the device that frontends know; `None` if there is no frontend.
-    pub(super) fn queues(&self) -> Option<usize> {
-        self.frontends.first().map(|frontend| frontend.device.rings.len())
+    pub(super) fn queues(&self) -> Option<u16> {
+        self.frontends.first().map(|frontend| frontend.device.queues())
     }
 }
 
@@ -237,6 +251,26 @@ pub struct HeldVhd {
     pub(super) state: HeldState,
     pub(super) listener: OwnedFd,
     pub(super) frontends: Vec<FrontendDescriptors>,
+    /// `None`: another process has held it.
+    pub(super) inside: Option<Inside>,
+}
+
+/// Frontends that are held are still in, as the owner of their VHD sees it: what it was asked before must not take anything from them.
+pub(super) struct Inside {
+    pub(super) vhd: Arc<VhdState>,
+    pub(super) frontends: usize,
+}
+
+impl fmt::Debug for Inside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inside").field("vhd", &self.vhd.id()).field("frontends", &self.frontends).finish()
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        (0..self.frontends).for_each(|_| self.vhd.door.leave());
+    }
 }
 
 impl HeldVhd {
@@ -246,13 +280,20 @@ impl HeldVhd {
         self.state.vhd
     }
 
+    /// The path of its socket, and which file that is.
+    #[must_use]
+    pub fn socket(&self) -> (&Path, SocketIdentity) {
+        (&self.state.path, self.state.identity)
+    }
+
     /// Frontends that are connected.
     #[must_use]
     pub fn frontends(&self) -> usize {
         self.frontends.len()
     }
 
-    /// For another process: what is known, and the descriptors, whose order counts.
+    /// For another process: what is known, and the descriptors, whose order counts. The owner of the VHD must have ended: its frontends count
+    /// as gone from here on.
     #[must_use]
     pub fn into_parts(self) -> (HeldState, Vec<OwnedFd>) {
         let of_frontend = |FrontendDescriptors { socket, device }| std::iter::once(socket).chain(device);
@@ -281,7 +322,7 @@ impl HeldVhd {
         let frontends: Vec<FrontendDescriptors> = counts.iter().map(take).collect();
         check_socket(&listener, true)?;
         frontends.iter().try_for_each(|frontend| check_socket(&frontend.socket, false))?;
-        Ok(HeldVhd { state, listener, frontends })
+        Ok(HeldVhd { state, listener, frontends, inside: None })
     }
 }
 
@@ -324,18 +365,10 @@ pub enum HeldError {
         /// Which is to be served.
         served: Uuid,
     },
-    /// The frontends know a device with another number of virtqueues.
-    #[error("its frontends know a device of {held} virtqueues, and it is to have {served}")]
-    Queues {
-        /// Before.
-        held: usize,
-        /// Now.
-        served: u16,
-    },
     /// The VHD is being resized.
     #[error("the VHD is being resized: try again when that is done")]
     Resizing,
-    /// The device of a frontend cannot be as it was.
+    /// The device of a frontend cannot be as it was, which lies with this daemon or its host, and nobody goes on with anything yet.
     #[error("the device of process {pid} cannot be as it was: {source}")]
     Device {
         /// The frontend.

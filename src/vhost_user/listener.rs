@@ -8,7 +8,7 @@ mod hold;
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -43,7 +43,10 @@ const CONNECTION_LINES: u64 = 10;
 /// What all connections of a VHD share.
 pub(super) struct Vhd {
     state: Arc<VhdState>,
-    queues: u16,
+    /// Virtqueues of the device that frontends see.
+    queues: AtomicU16,
+    /// Virtqueues for the first frontend that comes when there is none.
+    queues_set: AtomicU16,
     optimal_io_size: u64,
     name: Mutex<String>,
     /// The `writeback` field of the configuration space. It outlives connections: a guest does not notice a reconnect.
@@ -80,7 +83,8 @@ impl Vhd {
             channels: Mutex::default(),
             told_size: AtomicU64::new(endpoint.state.size()),
             state: endpoint.state,
-            queues: endpoint.queues,
+            queues: AtomicU16::new(endpoint.queues),
+            queues_set: AtomicU16::new(endpoint.queues),
             optimal_io_size: endpoint.optimal_io_size,
             name: Mutex::new(endpoint.name),
             writeback_field: AtomicBool::new(endpoint.writeback),
@@ -108,6 +112,10 @@ impl Vhd {
 
     pub(super) fn set_name(&self, name: &str) {
         name.clone_into(&mut self.name.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(super) fn set_queues(&self, queues: u16) {
+        self.queues_set.store(queues, Ordering::SeqCst);
     }
 
     pub(super) fn turn(&self) -> &Turn {
@@ -177,7 +185,7 @@ impl Vhd {
             size: self.state.size(),
             block_size: fixed.block_size,
             read_only: fixed.read_only,
-            queues: self.queues,
+            queues: self.queues.load(Ordering::SeqCst),
             geometry: fixed.geometry,
             optimal_io_size: self.optimal_io_size,
         }
@@ -367,6 +375,10 @@ impl Entry {
         if !vhd.state.door.enter() {
             let pid = frontend.pid;
             return self.log_refusal(&format!("process {pid} tried to connect while the VHD is being resized"));
+        }
+        // A VM that moves takes its device along: the destination sees the one that the source has.
+        if self.connected.is_empty() {
+            vhd.queues.store(vhd.queues_set.load(Ordering::SeqCst), Ordering::SeqCst);
         }
         vhd.counters.connections.fetch_add(1, Ordering::Relaxed);
         let id = vhd.turn.join(frontend, process, clock::now());

@@ -1,4 +1,6 @@
-//! The vhost-user side of the daemon: a runtime of its own, and the VHDs it serves.
+//! The vhost-user side of the daemon: a runtime of its own, and the VHDs it serves. `hold`: how another server goes on with them.
+
+mod hold;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -12,8 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
 use super::error::{ServerError, SocketError};
-use super::held::{HeldError, HeldVhd};
-use super::hold::{Hold, HoldError, Phase};
+use super::hold::Phase;
 use super::hub::{self, Hub, Reactors};
 use super::listener::{self, Handed, Resumed, Vhd};
 use super::socket::{BoundPath, OwnRights, SocketPaths, SocketSettings};
@@ -104,8 +105,19 @@ pub struct ReactorStatus {
 struct Entry {
     vhd: Arc<Vhd>,
     path: BoundPath,
+    /// Mode and owner that the path is to have as soon as it is ours.
+    wanted: Option<SocketSettings>,
     phase: watch::Sender<Phase>,
     done: Receiver<Handed>,
+}
+
+/// Whether what is served may be changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Orders {
+    #[default]
+    Taken,
+    /// Another server has all.
+    HandedOver,
 }
 
 /// A VHD that is being taken out of service.
@@ -122,13 +134,16 @@ impl Removal {
 
 /// Serves VHDs to frontends. All methods may be called from any thread outside of the server's own; none waits for a
 /// frontend or a disk, except [`VhostUserServer::shut_down`], [`Removal::wait`] and [`VhostUserServer::hold`]; while VHDs are being held
-/// the others wait for that.
+/// those that change which are served, and where, wait for that.
 pub struct VhostUserServer {
     runtime: Option<Runtime>,
     hub: Arc<Hub>,
     events: Arc<dyn ServerEvents>,
     directory: PathBuf,
     paths: Arc<dyn SocketPaths>,
+    /// Locked by whoever changes which VHDs are served, and where, before the entries: so that these can be looked at while VHDs are being
+    /// held, which may need it to come to an end.
+    orders: Mutex<Orders>,
     entries: Mutex<HashMap<VhdId, Entry>>,
     /// Whether what is added is served at once.
     open: watch::Sender<bool>,
@@ -144,8 +159,9 @@ impl VhostUserServer {
         reactors: impl Reactors,
         events: Arc<dyn ServerEvents>,
     ) -> Result<VhostUserServer, ServerError> {
-        std::fs::create_dir_all(&directory)
-            .map_err(|source| ServerError::Directory { path: directory.clone(), source })?;
+        // One that is there was made before the sandbox.
+        let made = if directory.is_dir() { Ok(()) } else { std::fs::create_dir_all(&directory) };
+        made.map_err(|source| ServerError::Directory { path: directory.clone(), source })?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(VHOST_USER_THREADS_MAX)
@@ -158,23 +174,8 @@ impl VhostUserServer {
         let hub = Arc::new(Hub::new(reactors));
         runtime.spawn(hub::spread(Arc::downgrade(&hub)));
         let paths: Arc<dyn SocketPaths> = Arc::new(OwnRights::default());
-        let (entries, open) = (Mutex::default(), watch::Sender::new(true));
-        Ok(VhostUserServer { runtime: Some(runtime), hub, events, directory, paths, entries, open })
-    }
-
-    /// What is added from now on waits, sockets and frontends alike, until [`VhostUserServer::go_on`]. So whoever has held it can still
-    /// go on with it: dropped before that, this server leaves no trace.
-    #[must_use]
-    pub fn waiting(self) -> VhostUserServer {
-        self.open.send_replace(false);
-        self
-    }
-
-    /// Serves what has been added. From here on, nobody else can go on with it.
-    pub fn go_on(&self) {
-        let mut entries = self.entries();
-        entries.values_mut().for_each(|entry| entry.path.own());
-        self.open.send_replace(true);
+        let (orders, entries, open) = (Mutex::default(), Mutex::default(), watch::Sender::new(true));
+        Ok(VhostUserServer { runtime: Some(runtime), hub, events, directory, paths, orders, entries, open })
     }
 
     /// Sockets are made by `paths` from now on, not with the rights of this process.
@@ -187,9 +188,10 @@ impl VhostUserServer {
     /// Makes the socket of a VHD; it can be connected to when this returns. Returns its path.
     ///
     /// # Errors
-    /// The VHD is served already, or its socket cannot be made.
+    /// The VHD is served already, or all have been held, or its socket cannot be made.
     pub fn add_vhd(&self, endpoint: VhdEndpoint) -> Result<PathBuf, ServerError> {
         let id = endpoint.state.id();
+        let _order = self.order()?;
         let mut entries = self.entries();
         if entries.contains_key(&id) {
             return Err(ServerError::AlreadyServed(id));
@@ -198,56 +200,17 @@ impl VhostUserServer {
         let _context = runtime.enter();
         let (path, socket) = BoundPath::bind(Arc::clone(&self.paths), self.path_of(&endpoint.name), &endpoint.socket)?;
         let vhd = Arc::new(Vhd::new(endpoint, Arc::clone(&self.events)));
-        Ok(self.serve(&mut entries, vhd, path, socket, Vec::new()))
+        Ok(self.serve(&mut entries, vhd, path, socket, Vec::new()).path.path().to_owned())
     }
 
-    /// Like [`VhostUserServer::add_vhd`], but with the socket, and the frontends, of a VHD that another server has held. They go on
-    /// where they were: nothing is negotiated anew, rings start by themselves. One whose memory is shorter than it was is
-    /// disconnected. The socket keeps its path.
-    ///
-    /// The VHD must be what it was: its number of virtqueues, who had its rings last (`VhdState::last_active`), its view.
-    ///
-    /// # Errors
-    /// The VHD is served already, or what was held does not fit it. Then the frontends are disconnected, and the path stays.
-    pub fn add_held(&self, endpoint: VhdEndpoint, held: HeldVhd) -> Result<PathBuf, ServerError> {
-        let id = endpoint.state.id();
-        let mut entries = self.entries();
-        if entries.contains_key(&id) {
-            return Err(ServerError::AlreadyServed(id));
-        }
-        let HeldVhd { state, listener, frontends } = held;
-        let served = endpoint.state.settings.uuid;
-        if state.vhd != served {
-            return Err(HeldError::OtherVhd { held: state.vhd, served }.into());
-        }
-        if let Some(held) = state.queues().filter(|queues| *queues != usize::from(endpoint.queues)) {
-            return Err(HeldError::Queues { held, served: endpoint.queues }.into());
-        }
-        let runtime = self.runtime.as_ref().expect("taken when the server ends");
-        let _context = runtime.enter();
-        let listener = std::os::unix::net::UnixListener::from(listener);
-        let socket = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
-        let socket = socket.map_err(HeldError::Socket)?;
-        let (path, identity) = (state.path.clone(), state.identity);
-        let vhd = Arc::new(Vhd::new(endpoint, Arc::clone(&self.events)));
-        let resumed = vhd.take_over(&self.hub, state, frontends)?;
-        let mut path = BoundPath::take_over(Arc::clone(&self.paths), path, identity);
-        if *self.open.borrow() {
-            path.own();
-        }
-        let at = self.serve(&mut entries, Arc::clone(&vhd), path, socket, resumed);
-        vhd.tell_size();
-        Ok(at)
-    }
-
-    fn serve(
+    fn serve<'a>(
         &self,
-        entries: &mut HashMap<VhdId, Entry>,
+        entries: &'a mut HashMap<VhdId, Entry>,
         vhd: Arc<Vhd>,
         path: BoundPath,
         socket: UnixListener,
         resumed: Vec<Resumed>,
-    ) -> PathBuf {
+    ) -> &'a mut Entry {
         let (phase, phases) = watch::channel(Phase::Serving);
         let (hands, done) = crossbeam_channel::bounded(1);
         let serve =
@@ -259,38 +222,15 @@ impl VhostUserServer {
                 let _ = hands.send(handed);
             }
         });
-        let at = path.path().to_owned();
-        entries.insert(vhd.id(), Entry { vhd, path, phase, done });
-        at
-    }
-
-    /// Holds all VHDs, so that another server can go on with them: no connection is accepted, no message is handled, every ring is
-    /// drained and stopped. All or nothing: if that takes longer than `at_most`, everything goes on as before. Afterwards this server
-    /// serves nothing; the paths of the sockets stay, and frontends notice nothing. (But one that has just connected while another one's
-    /// rings are still being drained, and waits for its place, is disconnected.)
-    ///
-    /// # Errors
-    /// Which VHDs could not be held, and why.
-    ///
-    /// # Panics
-    /// Never: what has paused can be handed over.
-    pub fn hold(&self, at_most: Duration) -> Result<Vec<HeldVhd>, HoldError> {
-        let mut entries = self.entries();
-        let (hold, reports) = Hold::new(at_most);
-        let enter = |phase: &Phase| entries.values().for_each(|entry| drop(entry.phase.send_replace(phase.clone())));
-        enter(&Phase::Holding(Arc::clone(&hold)));
-        let names = entries.iter().map(|(id, entry)| (*id, entry.vhd.name())).collect();
-        let outcome = hold.wait(names, &reports);
-        enter(if outcome.is_ok() { &Phase::HandedOver } else { &Phase::Serving });
-        outcome?;
-        Ok(entries.drain().map(|(_, entry)| entry.hand_over()).collect())
+        entries.entry(vhd.id()).insert_entry(Entry { vhd, path, wanted: None, phase, done }).into_mut()
     }
 
     /// Removes the socket of a VHD and disconnects its frontend. Does not wait for its rings.
     ///
     /// # Errors
-    /// The VHD is not served.
+    /// The VHD is not served, or all have been held.
     pub fn remove_vhd(&self, vhd: VhdId) -> Result<Removal, ServerError> {
+        let _order = self.order()?;
         let entry = self.entries().remove(&vhd).ok_or(ServerError::NotServed(vhd))?;
         Ok(entry.end())
     }
@@ -298,8 +238,9 @@ impl VhostUserServer {
     /// Gives the VHD's socket the path that goes with another name. Whoever is connected stays connected.
     ///
     /// # Errors
-    /// The VHD is not served, or the path cannot be had; then the old one stays.
+    /// The VHD is not served, or all have been held, or the path cannot be had; then the old one stays.
     pub fn rename(&self, vhd: VhdId, name: &str) -> Result<PathBuf, ServerError> {
+        let _order = self.order()?;
         let mut entries = self.entries();
         let entry = entries.get_mut(&vhd).ok_or(ServerError::NotServed(vhd))?;
         entry.path.rename(self.path_of(name))?;
@@ -310,10 +251,11 @@ impl VhostUserServer {
     /// Changes mode and owner of the VHD's socket. Whoever is connected stays connected.
     ///
     /// # Errors
-    /// The VHD is not served, or the system refuses.
+    /// The VHD is not served, or all have been held, or the system refuses.
     pub fn set_socket(&self, vhd: VhdId, settings: &SocketSettings) -> Result<(), ServerError> {
-        let entries = self.entries();
-        let entry = entries.get(&vhd).ok_or(ServerError::NotServed(vhd))?;
+        let _order = self.order()?;
+        let mut entries = self.entries();
+        let entry = entries.get_mut(&vhd).ok_or(ServerError::NotServed(vhd))?;
         Ok(entry.path.set(settings)?)
     }
 
@@ -324,6 +266,16 @@ impl VhostUserServer {
     pub fn tell_size(&self, vhd: VhdId) -> Result<(), ServerError> {
         let entries = self.entries();
         entries.get(&vhd).ok_or(ServerError::NotServed(vhd))?.vhd.tell_size();
+        Ok(())
+    }
+
+    /// The VHD has so many virtqueues from now on; as long as frontends are connected, they and who joins them see as many as before.
+    ///
+    /// # Errors
+    /// The VHD is not served.
+    pub fn set_queues(&self, vhd: VhdId, queues: u16) -> Result<(), ServerError> {
+        let entries = self.entries();
+        entries.get(&vhd).ok_or(ServerError::NotServed(vhd))?.vhd.set_queues(queues);
         Ok(())
     }
 
@@ -400,6 +352,12 @@ impl VhostUserServer {
         removals.iter().all(|removal| removal.wait(Duration::from_nanos(deadline.since(clock::now()))))
     }
 
+    /// Until it is dropped, nobody else changes what is served.
+    fn order(&self) -> Result<MutexGuard<'_, Orders>, ServerError> {
+        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        if *orders == Orders::HandedOver { Err(ServerError::HandedOver) } else { Ok(orders) }
+    }
+
     fn entries(&self) -> MutexGuard<'_, HashMap<VhdId, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -411,11 +369,6 @@ impl Entry {
         drop(self.path);
         self.phase.send_replace(Phase::Stopped);
         Removal(self.done)
-    }
-
-    fn hand_over(self) -> HeldVhd {
-        let handed = self.done.recv().expect("what has paused is handed over");
-        handed.at(self.path.hand_over())
     }
 
     fn status(&self) -> VhdStatus {

@@ -33,6 +33,9 @@ pub struct SocketSettings {
 /// Device and inode of a socket's path: whether it is still the one that we made.
 pub type SocketIdentity = (u64, u64);
 
+/// Where a socket is, and who may connect.
+pub(super) type SocketPlace = (PathBuf, SocketIdentity, SocketSettings);
+
 /// Makes the paths of sockets, and changes them: with the rights of this process, or through another one that has them.
 pub trait SocketPaths: Debug + Send + Sync {
     /// Binds a socket that does not listen yet. A stale one is replaced; nobody can connect before mode and owner are set.
@@ -146,6 +149,7 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SocketEr
 pub(super) struct BoundPath {
     path: PathBuf,
     identity: SocketIdentity,
+    settings: SocketSettings,
     paths: Arc<dyn SocketPaths>,
     /// Whoever else knows the path may not listen there any more.
     is_ours: bool,
@@ -153,8 +157,8 @@ pub(super) struct BoundPath {
 
 impl BoundPath {
     /// The path of a listener that somebody else has bound, and may go on with until [`BoundPath::own`].
-    pub(super) fn take_over(paths: Arc<dyn SocketPaths>, path: PathBuf, identity: SocketIdentity) -> BoundPath {
-        BoundPath { path, identity, paths, is_ours: false }
+    pub(super) fn take_over(paths: Arc<dyn SocketPaths>, (path, identity, settings): SocketPlace) -> BoundPath {
+        BoundPath { path, identity, settings, paths, is_ours: false }
     }
 
     /// It is ours, to be removed in the end.
@@ -163,9 +167,9 @@ impl BoundPath {
     }
 
     /// Leaves the path where it is, for whoever gets the listener.
-    pub(super) fn hand_over(mut self) -> (PathBuf, SocketIdentity) {
+    pub(super) fn hand_over(mut self) -> SocketPlace {
         self.is_ours = false;
-        (self.path.clone(), self.identity)
+        (self.path.clone(), self.identity, self.settings.clone())
     }
 
     /// Binds a listener. A stale socket is replaced; nobody can connect before mode and owner are set.
@@ -175,7 +179,7 @@ impl BoundPath {
         settings: &SocketSettings,
     ) -> Result<(BoundPath, UnixListener), SocketError> {
         let (socket, identity) = paths.bind(&path, settings)?;
-        let bound = BoundPath { path, identity, paths, is_ours: true };
+        let bound = BoundPath { path, identity, settings: settings.clone(), paths, is_ours: true };
         net::listen(&socket, BACKLOG).map_err(|error| failed("listen on", &bound.path)(error.into()))?;
         let listener = UnixListener::from_std(socket.into()).map_err(failed("listen on", &bound.path))?;
         Ok((bound, listener))
@@ -187,8 +191,15 @@ impl BoundPath {
     }
 
     /// Changes mode and owner.
-    pub(super) fn set(&self, settings: &SocketSettings) -> Result<(), SocketError> {
-        self.paths.set(&self.path, settings)
+    pub(super) fn set(&mut self, settings: &SocketSettings) -> Result<(), SocketError> {
+        self.paths.set(&self.path, settings)?;
+        self.settings = settings.clone();
+        Ok(())
+    }
+
+    /// Mode and owner.
+    pub(super) fn settings(&self) -> &SocketSettings {
+        &self.settings
     }
 
     /// Moves the socket; whoever is connected stays connected.

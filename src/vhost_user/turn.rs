@@ -107,6 +107,8 @@ struct Seats {
     stopped: Option<(FrontendId, Nanos)>,
     /// Who others were told of.
     told: Option<(FrontendId, Frontend)>,
+    /// Nobody is told anything yet.
+    is_quiet: bool,
     next: u64,
 }
 
@@ -224,14 +226,21 @@ impl Turn {
             superseded: seat.superseded,
         };
         let mut seats = self.seats();
+        seats.is_quiet = true;
         seats.taken = held.map(seat).collect();
         (seats.active, seats.shown, seats.next) = (turn.active.map(FrontendId), turn.shown.map(FrontendId), turn.next);
         seats.stopped = turn.stopped.map(|stop| (FrontendId(stop.by), until(stop.left_ns)));
     }
 
-    /// Tells others who is there.
+    /// Tells others who is there, also the daemon after this one.
     pub(super) fn announce(&self) {
-        self.tell(&mut self.seats());
+        let mut seats = self.seats();
+        seats.is_quiet = false;
+        // There was no room for what should have outlived the daemon before, or no daemon that kept it: the next one is to know.
+        if let Some(active) = seats.active.filter(|_| self.vhd.last_active.last().is_none()) {
+            self.vhd.last_active.set_last(seats.of(active).process);
+        }
+        self.tell(&mut seats);
     }
 
     /// Its rings may run, from now until it lets go.
@@ -359,6 +368,9 @@ impl Turn {
     }
 
     fn tell(&self, seats: &mut Seats) {
+        if seats.is_quiet {
+            return;
+        }
         let shown = seats.shown().map(|seat| (seat.id, seat.frontend));
         self.vhd.door.set_waiting(seats.waiting().map(|seat| seat.frontend.pid));
         if shown.map(|shown| shown.0) == seats.told.map(|told| told.0) {

@@ -64,6 +64,7 @@ impl Host {
         let mut command = Command::new("timeout");
         command.args(["--kill-after=1", "20"]).arg(plain.get_program()).args(plain.get_args());
         command.current_dir(self.directory.path()).env("SPANBLK_CONTROL", self.path("c/api.sock"));
+        command.env("NOTIFY_SOCKET", self.path("notify"));
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(1), "it served: {}", text(&output.stderr));
         text(&output.stderr)
@@ -127,6 +128,61 @@ impl Host {
         self.daemon.as_ref().unwrap().id()
     }
 
+    /// Starts another daemon that takes over from the one that runs, which must end well.
+    #[allow(dead_code, reason = "not every test that uses this file")]
+    pub fn take_over(&mut self, options: &[&str], disks: &[&str]) {
+        let before = self.daemon.take().unwrap();
+        let command = self.command(&Host::serve_args(&[&["--takeover"], options].concat(), disks));
+        self.start(command);
+        self.has_stopped(before);
+    }
+
+    /// What another daemon says that must not take over.
+    #[allow(dead_code, reason = "not every test that uses this file")]
+    pub fn refused_takeover(&self, options: &[&str], disks: &[&str]) -> String {
+        let mut command = self.command(&Host::serve_args(&[&["--takeover"], options].concat(), disks));
+        let output = command.env("NOTIFY_SOCKET", self.path("notify")).output().unwrap();
+        assert_eq!(output.status.code(), Some(4), "{}", text(&output.stderr));
+        text(&output.stderr)
+    }
+
+    /// Tries to have another daemon take over; false if that is refused.
+    #[allow(dead_code, reason = "not every test that uses this file")]
+    pub fn try_take_over(&mut self, options: &[&str], disks: &[&str]) -> bool {
+        let mut next = self.begin_takeover(options, disks);
+        loop {
+            if next.try_wait().unwrap().is_some() {
+                return false;
+            }
+            if !self.runs() {
+                self.replace_daemon(Some(next));
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Starts another daemon that is to take over from the one that runs, and does not wait for it.
+    #[allow(dead_code, reason = "not every test that uses this file")]
+    pub fn begin_takeover(&self, options: &[&str], disks: &[&str]) -> Child {
+        let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
+        let mut command = self.command(&Host::serve_args(&[&["--takeover"], options].concat(), disks));
+        command.env("NOTIFY_SOCKET", self.path("notify")).stderr(log).stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    /// The daemon that runs has ended by itself; this one is to be used from now on, if there is one.
+    #[allow(dead_code, reason = "not every test that uses this file")]
+    pub fn replace_daemon(&mut self, next: Option<Child>) {
+        let before = std::mem::replace(&mut self.daemon, next);
+        self.has_stopped(before.unwrap());
+    }
+
+    /// Whether the daemon runs.
+    #[allow(dead_code, reason = "not every test that uses this file")]
+    pub fn runs(&mut self) -> bool {
+        self.daemon.as_mut().is_some_and(|daemon| daemon.try_wait().unwrap().is_none())
+    }
+
     fn start(&mut self, mut command: Command) {
         let notify = self.path("notify");
         let _ = std::fs::remove_file(&notify);
@@ -153,9 +209,13 @@ impl Host {
 
     /// SIGTERM; the daemon must end cleanly.
     pub fn stop(&mut self) {
-        let mut daemon = self.daemon.take().unwrap();
+        let daemon = self.daemon.take().unwrap();
         let pid = daemon.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.has_stopped(daemon);
+    }
+
+    fn has_stopped(&self, mut daemon: Child) {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             if let Some(status) = daemon.try_wait().unwrap() {

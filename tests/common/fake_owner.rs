@@ -69,6 +69,7 @@ pub fn api_with(change: impl FnOnce(&mut Script)) -> Api {
         events: Arc::new(EventLog::default()),
         socket_dir: PathBuf::from("/run/spanblk/vhost"),
         changing_disks: Arc::default(),
+        takeovers: tokio::sync::mpsc::channel(1).0,
     }
 }
 

@@ -10,13 +10,13 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use spanblk::base::ids::{DiskId, ReactorId, VhdId};
 use spanblk::base::units::{BlockMask, ExtentIndex, Generation, Geometry, SlotIndex};
 use spanblk::disk::file::FileDisk;
+use spanblk::engine::uring::thread::EngineThread;
 use spanblk::placement::ReplicaSet;
 use spanblk::placement::view::VhdMap;
 use spanblk::reactor::handle::ReactorHandle;
@@ -24,7 +24,7 @@ use spanblk::reactor::inbox;
 use spanblk::reactor::messages::{
     Outbox, OwnerRequest, ReactorMessage, RingAddresses, RingCommand, RingConfig, RingKey, RingLog, RingStopped,
 };
-use spanblk::reactor::thread::{ReactorConfig, spawn};
+use spanblk::reactor::thread::{ReactorConfig, begin, spawn};
 use spanblk::shared::dirty_log::DirtyLog;
 use spanblk::shared::guest_memory::Watch;
 use spanblk::shared::inflight::{InflightQueue, InflightRegion, region_len};
@@ -173,7 +173,7 @@ pub struct Host {
     pub seen: Arc<Seen>,
     /// How long each reactor has worked.
     pub busy: Vec<Arc<Load>>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<EngineThread>,
     double: Sender<ToDouble>,
     next_key: u64,
 }
@@ -214,7 +214,10 @@ impl Host {
             .map(|(id, (_, inbox))| {
                 let busy = Arc::clone(&busy[usize::from(id)]);
                 let outbox = ToDoubles { double: double.clone(), reactors: handles.clone() };
-                spawn(ReactorConfig { id: ReactorId(id), cpu: None, poll_max, busy }, inbox, outbox).unwrap()
+                let thread = spawn(ReactorId(id), None).unwrap();
+                let config = ReactorConfig { id: ReactorId(id), poll_max, busy };
+                begin(&thread, config, inbox, outbox);
+                thread
             })
             .collect();
         for handle in &handles {
@@ -310,7 +313,7 @@ impl Host {
     /// Ends the reactors and waits for them.
     pub fn shut_down(self) {
         self.reactors.iter().for_each(|reactor| reactor.send(ReactorMessage::Shutdown));
-        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+        self.threads.into_iter().for_each(|thread| assert!(thread.join(Duration::from_secs(60))));
     }
 }
 

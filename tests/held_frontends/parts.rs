@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 use spanblk::vhost_user::{HeldError, HeldVhd, ServerError};
 
 use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
 
-use super::vhost_user_support::Guest;
 use super::vhost_user_support::held::passed_on;
+use super::vhost_user_support::{Guest, Host};
 use super::{LONG, started};
 
 /// A VHD with two frontends, as parts.
@@ -33,12 +34,19 @@ fn what_cannot_be_is_refused() {
     let (good, descriptors) = parts();
     assert_eq!(put_together(&good, copies(&descriptors)).unwrap().frontends(), 2);
     let ring = "/frontends/0/device/rings/0";
-    let nonsense: [(&str, Value); 13] = [
+    let mut many_rings = good["frontends"].as_array().unwrap().clone();
+    for frontend in &mut many_rings {
+        let rings = &mut frontend["device"]["rings"];
+        *rings = vec![rings[0].clone(); 65].into();
+    }
+    let nonsense: [(&str, Value); 16] = [
         ("/turn/active", json!(7)),
         ("/turn/active", json!(1)),
         ("/turn/active", json!(null)),
         ("/turn/stopped", json!({"by": 9, "left_ns": 0})),
         ("/turn/next", json!(1)),
+        ("/turn/next", json!(u64::MAX)),
+        (&format!("{ring}/reactor"), json!(2)),
         ("/frontends/1/seat/id", json!(0)),
         ("/frontends/0/device/rings", json!([])),
         ("/frontends/0/device/said/protocol", json!(u64::MAX)),
@@ -46,6 +54,7 @@ fn what_cannot_be_is_refused() {
         (&format!("{ring}/size"), json!(3)),
         (&format!("{ring}/size"), json!(2048)),
         ("/frontends/1/device/rings", good["frontends"][1]["device"]["rings"].as_array().unwrap()[..1].into()),
+        ("/frontends", many_rings.into()),
         ("/frontends", [0, 1, 1].map(|at| good["frontends"][at].clone()).as_slice().into()),
     ];
     for (at, value) in nonsense {
@@ -84,28 +93,61 @@ fn what_cannot_be_is_refused() {
     assert!(serde_json::from_value::<spanblk::vhost_user::HeldState>(later).is_err(), "of a version that knows more");
 }
 
-/// What only shows where it is used: an error, and the frontend is gone.
+/// What only shows where it is used, and is no frontend's doing: nobody takes over as long as somebody else can go on.
 #[test]
-fn what_does_not_fit_the_vhd_is_refused() {
-    let refused = |at: &str, value: Value| {
-        let (host, _guest, frontend) = started();
+fn a_frontend_that_does_not_fit_fails_a_takeover_or_is_gone_alone() {
+    let wrong: [(&str, Value); 3] = [
+        ("/frontends/0/device/acknowledged", json!(1_u64 << 60)),
+        ("/frontends/1/device/memory/1/guest", json!(0)),
+        ("/frontends/1/device/memory/0/len", json!(0)),
+    ];
+    for (at, value) in wrong {
+        let (host, _guest, first) = started();
+        let second = Guest::new().start(&host.status(1).socket, 2);
+        let mut frontends = [first, second];
+        host.events.take();
         let (state, descriptors) = host.server.hold(LONG).unwrap().pop().unwrap().into_parts();
         let mut state = serde_json::to_value(state).unwrap();
         *state.pointer_mut(at).unwrap() = value;
-        let held = put_together(&state, descriptors).unwrap();
-        let next = host.next_server();
-        let error = host.serve_held(&next, held).unwrap_err();
-        assert!(frontend.get_features().is_err());
+        let held = || put_together(&state, copies(&descriptors)).unwrap();
+        let next = host.next_server().waiting();
+        let error = host.serve_held(&next, held()).unwrap_err();
+        assert!(matches!(error, ServerError::Held(HeldError::Device { .. })), "{at}: {error}");
         assert!(next.statuses().is_empty() && host.state(1).door.close(), "nobody is in");
-        error
-    };
-    let device = |error: &ServerError| matches!(error, ServerError::Held(HeldError::Device { .. }));
-    let error = refused("/frontends/0/device/acknowledged", json!(1_u64 << 60));
-    assert!(device(&error), "{error}");
-    let error = refused("/frontends/0/device/memory/1/guest", json!(0));
-    assert!(device(&error), "{error}");
-    let error = refused("/frontends/0/device/memory/0/len", json!(0));
-    assert!(device(&error), "{error}");
+        host.state(1).door.open();
+        drop(next);
+        assert!(host.events.take().is_empty(), "nobody was told");
+        let next = host.next_server();
+        host.serve_held(&next, held()).unwrap();
+        drop(descriptors);
+        let spoilt = usize::from(at.starts_with("/frontends/1"));
+        assert!(frontends[spoilt].get_features().is_err());
+        frontends[1 - spoilt].get_queue_num().unwrap();
+        let status = next.status(host.id(1)).unwrap();
+        assert_eq!((status.faults, status.waiting), (1, None), "{at}");
+        assert_eq!(host.events.take(), ["attached 1"], "{at}");
+    }
+}
+
+/// It has sealed its memory, so that nobody can map it again: it parts from us, and takes nobody along.
+#[test]
+fn a_frontend_that_has_sealed_its_memory_is_gone_alone() {
+    let host = Host::new(2);
+    let socket = host.add(1, "disk", 2);
+    let sealed = Guest::sealable();
+    let mut frontends = [Guest::new().start(&socket, 2), sealed.start(&socket, 2)];
+    host.events.take();
+    let (state, descriptors) = host.server.hold(LONG).unwrap().pop().unwrap().into_parts();
+    sealed.seal_memory();
+    let next = host.next_server().waiting();
+    host.serve_held(&next, HeldVhd::from_parts(state, descriptors).unwrap()).unwrap();
+    assert!(host.events.take().is_empty(), "nobody is told before it goes on");
+    next.go_on();
+    frontends[0].get_queue_num().unwrap();
+    assert!(frontends[1].get_features().is_err());
+    let status = next.status(host.id(1)).unwrap();
+    assert_eq!((status.faults, status.waiting), (1, None));
+    assert_eq!(host.events.take(), ["attached 1"]);
 }
 
 #[test]
@@ -122,8 +164,6 @@ fn another_vhd_is_refused() {
             // Its endpoint is that of the other one.
             let error = next.add_held(host.endpoint(2, 2), put_together(&state, copies(&descriptors)).unwrap());
             assert!(matches!(error, Err(ServerError::Held(HeldError::OtherVhd { .. }))), "{error:?}");
-            let error = next.add_held(host.endpoint(1, 3), put_together(&state, copies(&descriptors)).unwrap());
-            assert!(matches!(error, Err(ServerError::Held(HeldError::Queues { held: 2, served: 3 }))), "{error:?}");
             assert!(host.state(1).door.close());
             let error = next.add_held(host.endpoint(1, 2), put_together(&state, copies(&descriptors)).unwrap());
             assert!(matches!(error, Err(ServerError::Held(HeldError::Resizing))), "{error:?}");

@@ -48,7 +48,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
         "crossbeam_channel",
         "answers to a connection that sleeps until a ring has stopped, yielded or switched its mode",
     ),
-    ("src/reactor/thread/mod.rs", "crossbeam_channel", "tells how the thread started, once"),
+    ("src/engine/uring/thread.rs", "crossbeam_channel", "how a thread begins and ends"),
     ("src/reactor/thread/rings/mod.rs", "crossbeam_channel", "the answers of `messages`"),
     ("src/shared/failure.rs", "OnceLock", "set when the pool is opened; looked at when a disk fails"),
     ("src/shared/guest_memory.rs", "Mutex", "locked when guest memory is mapped and unmapped"),

@@ -6,6 +6,7 @@ mod dirty;
 mod events;
 pub mod held;
 mod log;
+mod memory;
 pub mod raw;
 
 use std::collections::HashMap;
@@ -343,6 +344,16 @@ impl Guest {
 
     pub fn new() -> Guest {
         let file = tempfile::tempfile().unwrap();
+        Guest::in_file(file)
+    }
+
+    /// Its memory is in a file that can be sealed.
+    pub fn sealable() -> Guest {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+        Guest::in_file(rustix::fs::memfd_create(c"spanblk-test-guest", flags).unwrap().into())
+    }
+
+    fn in_file(file: std::fs::File) -> Guest {
         file.set_len(Guest::FIRST_LEN + 2 * Guest::SECOND_LEN).unwrap();
         Guest { file, kick: EventFd::new(0).unwrap(), call: EventFd::new(0).unwrap(), features: 0x1_7000_7e44 }
     }
@@ -368,11 +379,6 @@ impl Guest {
             mmap_offset: offset,
             mmap_handle: self.file.as_raw_fd(),
         }
-    }
-
-    /// Makes the file behind the memory shorter, as no frontend should.
-    pub fn truncate_memory(&self, len: u64) {
-        self.file.set_len(len).unwrap();
     }
 
     /// Writes to guest memory, by the file behind it.
@@ -403,15 +409,6 @@ impl Guest {
         self.write_memory(header, &[&kind.to_le_bytes()[..], &[0; 12], &[0xff]].concat());
         self.write_memory(ring.available + 2, &[1, 0, 0, 0]);
         status
-    }
-
-    /// The file behind its memory.
-    pub fn memory_file(&self) -> std::fs::File {
-        self.file.try_clone().unwrap()
-    }
-
-    pub fn file_descriptor(&self) -> i32 {
-        self.file.as_raw_fd()
     }
 
     pub fn connect(&self, socket: &Path) -> Frontend {

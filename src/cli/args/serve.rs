@@ -12,12 +12,14 @@ const SERVE_HELP: &str = "\
 Examples:
   spanblk serve /srv/a.img /srv/b.img
   spanblk serve --config /etc/spanblk.toml
+  spanblk serve --takeover --config /etc/spanblk.toml     # another version, without a restart
   spanblk serve --reactors 4 --pin --metrics-listen 127.0.0.1:9464 '/dev/disk/by-id/nvme-*'
 
 DISKs are paths or globs, in any order: disks of the pool are found by their labels. Options win over the configuration
 file, whose keys are: disks (list), pool, control, socket_dir, reactors, pin, poll_max_us, hang_timeout, rebuild_delay,
 metrics_listen, user, sandbox, disk_dirs (list), log_level.
-The first SIGTERM or SIGINT finishes what guests have asked for, syncs and stops; the second stops at once.";
+The first SIGTERM or SIGINT finishes what guests have asked for, syncs and stops; the second stops at once. Under systemd with
+FileDescriptorStoreMax= in the unit, frontends stay connected if the unit is restarted.";
 
 /// Runs the daemon.
 #[derive(Clone, Debug, Default, Args)]
@@ -69,6 +71,10 @@ pub struct ServeArgs {
     /// Disks may be opened here later ('disk add', 'disk replace'), besides where the given ones are; repeatable
     #[arg(long = "disk-dir", value_name = "DIR")]
     pub disk_dirs: Vec<PathBuf>,
+    /// Take over from the daemon that serves, which has the same control socket: guests go on after a pause of a fraction of a second, also
+    /// those whose VMM would not connect again. If this one does not come to serve, the other one goes on
+    #[arg(long, conflicts_with = "accept_stale")]
+    pub takeover: bool,
     /// off, error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL", env = "SPANBLK_LOG", value_parser = parse_log_level)]
     pub log_level: Option<log::LevelFilter>,

@@ -211,7 +211,7 @@ pub struct VhdSetArgs {
     /// What a write does that finds the pool full
     #[arg(long, value_name = "queue[:TIME]|error", value_parser = parse_when_full)]
     pub when_full: Option<WhenFull>,
-    /// Virtqueues; not while attached
+    /// Virtqueues, from the next attachment on; not while attached
     #[arg(long, value_name = "N")]
     pub queues: Option<u16>,
     /// Whether it grows onto other disks when its own are full

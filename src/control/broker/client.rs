@@ -6,7 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::wire::{Answer, Request, ViewRequest, receive, send};
+use super::wire::{Answer, Request, ViewRequest};
+use crate::control::frames::{receive, send};
 use crate::control::view_files::{Part, Serving, ViewFileError, ViewFiles};
 use crate::disk::file::{Access, OpenError};
 use crate::disk::paths::DiskPaths;
@@ -25,8 +26,10 @@ impl Client {
 
     fn ask(&self, request: &Request) -> io::Result<(Answer, Option<OwnedFd>)> {
         let stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        send(&stream, request, None).map_err(gone)?;
-        receive(&stream).map_err(gone)?.ok_or_else(|| gone(io::ErrorKind::UnexpectedEof.into()))
+        send(&stream, request, &[]).map_err(gone)?;
+        let (answer, mut fds) =
+            receive(&stream).map_err(gone)?.ok_or_else(|| gone(io::ErrorKind::UnexpectedEof.into()))?;
+        Ok((answer, fds.pop()))
     }
 
     fn ask_for_disk(&self, request: &Request, path: &Path) -> Result<OwnedFd, OpenError> {

@@ -5,7 +5,7 @@
 //! descriptors.
 //!
 //! * `wire`: what is asked and answered. `client`: the daemon's side. `server`: the broker's side.
-//! * [`policy`]: what is done for a daemon that has been taken over: disks in a few directories, sockets in one, the views of one serving.
+//! * [`policy`]: what is done for a daemon that an attacker controls: disks in a few directories, sockets in one, the views of one serving at a time.
 //!
 //! The broker is forked before the daemon has threads, reads nothing but those requests, and ends when the daemon does. Three
 //! sockets, each with its thread: a disk that hangs while it is opened does not hold up the sockets of VHDs, a slow name service

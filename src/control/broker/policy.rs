@@ -1,10 +1,10 @@
-//! What the broker does for the daemon, and what not: the daemon may have been taken over.
+//! What the broker does for the daemon, and what not: an attacker may control it.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use crate::control::view_files::{PLACE, Serving, ViewFileError};
 use crate::disk::file::OpenError;
@@ -107,17 +107,22 @@ impl Policy {
     }
 }
 
-/// The one serving whose views the daemon has: said once, when it starts and nobody has been heard yet.
+/// The serving whose views the daemon has. A daemon begins another one only when nobody has taken it over, and then of the same pool.
 #[derive(Debug, Default)]
-pub struct OneServing(OnceLock<Serving>);
+pub struct OneServing(Mutex<Option<Serving>>);
 
 impl OneServing {
-    /// That of this daemon.
+    /// That of this daemon, from now on.
     ///
     /// # Errors
-    /// It has another one already.
+    /// It has one of another pool already.
     pub fn begin(&self, serving: Serving) -> Result<Serving, ViewFileError> {
-        if *self.0.get_or_init(|| serving) == serving { Ok(serving) } else { Err(ViewFileError::Refused) }
+        let mut own = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if own.is_some_and(|own| own.pool != serving.pool) {
+            return Err(ViewFileError::Refused);
+        }
+        *own = Some(serving);
+        Ok(serving)
     }
 
     /// The daemon's own, if it is that.
@@ -125,7 +130,7 @@ impl OneServing {
     /// # Errors
     /// It is another one.
     pub fn own(&self, serving: Serving) -> Result<Serving, ViewFileError> {
-        if self.0.get() == Some(&serving) { Ok(serving) } else { Err(ViewFileError::Refused) }
+        if self.current() == Some(serving) { Ok(serving) } else { Err(ViewFileError::Refused) }
     }
 
     /// An earlier one of the same pool.
@@ -133,8 +138,12 @@ impl OneServing {
     /// # Errors
     /// It is not.
     pub fn earlier(&self, serving: Serving) -> Result<Serving, ViewFileError> {
-        let same_pool = self.0.get().is_some_and(|own| own.pool == serving.pool && *own != serving);
+        let same_pool = self.current().is_some_and(|own| own.pool == serving.pool && own != serving);
         if same_pool { Ok(serving) } else { Err(ViewFileError::Refused) }
+    }
+
+    fn current(&self) -> Option<Serving> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -216,10 +225,12 @@ mod tests {
         let one = OneServing::default();
         assert!(one.own(serving(1, 7)).is_err() && one.earlier(serving(1, 6)).is_err(), "nothing before it begins");
         one.begin(serving(1, 7)).unwrap();
-        assert!(one.begin(serving(1, 8)).is_err() && one.begin(serving(2, 7)).is_err());
+        assert!(one.begin(serving(2, 7)).is_err());
         assert!(one.own(serving(1, 7)).is_ok() && one.own(serving(1, 6)).is_err());
         assert!(one.earlier(serving(1, 6)).is_ok() && one.earlier(serving(1, 7)).is_err());
         assert!(one.own(serving(2, 7)).is_err() && one.earlier(serving(2, 6)).is_err());
+        one.begin(serving(1, 8)).unwrap();
+        assert!(one.own(serving(1, 7)).is_err() && one.earlier(serving(1, 7)).is_ok());
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use super::policy::{OneServing, Policy};
-use super::wire::{Answer, Request, ViewRequest, receive, send};
+use super::wire::{Answer, Request, ViewRequest};
+use crate::control::frames::{receive, send};
 use crate::control::view_files::{OwnRights as OwnViews, ViewFileError, ViewFiles};
 use crate::disk::file::OpenError;
 use crate::disk::paths::{DiskPaths, OwnRights as OwnDisks};
@@ -28,7 +29,7 @@ pub(super) fn serve(stream: &UnixStream, means: &Means<'_>) -> io::Result<()> {
     while let Some((request, _)) = receive(stream)? {
         let (answer, fd) = broker.answer(request);
         // The descriptor is closed here right after: the daemon's own carries the lock, and ends with it.
-        send(stream, &answer, fd.as_ref().map(OwnedFd::as_fd))?;
+        send(stream, &answer, fd.as_ref().map(OwnedFd::as_fd).as_slice())?;
     }
     Ok(())
 }
@@ -233,6 +234,8 @@ mod tests {
             client.forget(serving(1, 7), part.vhd).unwrap();
             client.make(serving(1, 7), part).unwrap();
             client.end(serving(1, 7)).unwrap();
+            drop(client.begin(serving(1, 8)).unwrap());
+            refused(client.make(serving(1, 7), part));
             let left: Vec<_> =
                 [serving(1, 6), serving(1, 7), serving(2, 6)].map(|of| files.find(of).unwrap().is_some()).into();
             assert_eq!(left, [false, false, true]);

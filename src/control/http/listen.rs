@@ -7,6 +7,7 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
@@ -85,6 +86,15 @@ pub enum Bound {
     Tcp(std::net::TcpListener),
 }
 
+impl AsFd for Bound {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Bound::Unix(listener) => listener.as_fd(),
+            Bound::Tcp(listener) => listener.as_fd(),
+        }
+    }
+}
+
 /// One that the current runtime serves.
 enum Listening {
     Unix(UnixListener),
@@ -92,6 +102,26 @@ enum Listening {
 }
 
 impl Bound {
+    /// Another descriptor of the same socket.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub fn try_clone(&self) -> io::Result<Bound> {
+        match self {
+            Bound::Unix(listener) => listener.try_clone().map(Bound::Unix),
+            Bound::Tcp(listener) => listener.try_clone().map(Bound::Tcp),
+        }
+    }
+
+    /// The address of a TCP socket.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Bound::Unix(_) => None,
+            Bound::Tcp(listener) => listener.local_addr().ok(),
+        }
+    }
+
     fn served(self) -> io::Result<Listening> {
         match self {
             Bound::Unix(listener) => UnixListener::from_std(listener).map(Listening::Unix),
@@ -216,11 +246,13 @@ enum Stream {
     Tcp(tokio::net::TcpStream),
 }
 
-async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router) {
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        // For a takeover.
+        .with_upgrades()
         .await;
     if let Err(error) = served {
         log::debug!("an API connection ended: {error}");

@@ -14,8 +14,10 @@ pub mod openapi;
 mod pool;
 mod replace;
 mod request;
+mod takeover;
 mod vhds;
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +31,7 @@ use axum::routing::{get, post};
 pub use error::ApiError;
 pub use listen::{Bound, ListenError, bind_control, bind_metrics, serve};
 pub use replace::remove_replaced;
+pub use takeover::{TAKEOVER_PATH, TAKEOVER_PROTOCOL};
 
 use super::convert::impact::Votes;
 use super::convert::{OpenDisks, SocketInfo};
@@ -157,6 +160,8 @@ pub struct Api {
     pub socket_dir: PathBuf,
     /// Disks come and go one at a time, so that each gets the next place in the pool's disk table.
     pub changing_disks: Arc<tokio::sync::Mutex<()>>,
+    /// To the daemon: the process at the other end wants to take over.
+    pub takeovers: tokio::sync::mpsc::Sender<UnixStream>,
 }
 
 impl Api {
@@ -196,6 +201,7 @@ pub fn router(api: Api) -> Router {
         // Streams last as long as their reader does.
         .route(&format!("{API_PREFIX}/events"), get(events::stream))
         .route("/events", get(events::stream))
+        .route(TAKEOVER_PATH, post(takeover::begin))
         .fallback(|request: Request| async move { no_route(&request) })
         .method_not_allowed_fallback(|request: Request| async move { wrong_method(&request) })
         .layer(DefaultBodyLimit::max(API_BODY_MAX))

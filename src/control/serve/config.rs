@@ -221,6 +221,8 @@ pub struct Options {
     pub sandbox: Option<Mode>,
     /// More directories in which disks may be opened later.
     pub disk_dirs: Vec<PathBuf>,
+    /// Go on with what the daemon that serves has.
+    pub takeover: bool,
 }
 
 /// What the daemon is started with.
@@ -254,6 +256,8 @@ pub struct Config {
     pub sandbox: Mode,
     /// Directories in which disks may be opened later, besides those of the disks given.
     pub disk_dirs: Vec<PathBuf>,
+    /// Go on with what the daemon that serves has.
+    pub takeover: bool,
 }
 
 impl Config {
@@ -294,6 +298,7 @@ impl Config {
             user: options.user.or(file.user),
             sandbox: options.sandbox.or(file.sandbox).unwrap_or_default(),
             disk_dirs: disk_dirs.into_iter().map(absolute).collect::<Result<_, _>>()?,
+            takeover: options.takeover,
         })
     }
 }

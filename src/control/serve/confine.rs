@@ -4,6 +4,7 @@
 //! another user, no capabilities, no files. All of it on the first thread, before there are others. The filter of system calls
 //! comes last, when all rings are there.
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
@@ -11,8 +12,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::ServeError;
 use super::config::Config;
+use super::fd_store::Stored;
+use super::takeover::TakeoverError;
+use super::takeover::taking::{self, Gate, Taken};
+use super::works::Engines;
 use crate::base::clock;
 use crate::control::broker::policy::Policy;
 use crate::control::broker::{self, Rights};
@@ -20,16 +27,19 @@ use crate::control::error_chain;
 use crate::control::http::{self, Bound};
 use crate::disk::file::{FileDisk, OpenError};
 use crate::disk::identity::Host as HostFacts;
-use crate::disk::pool::{FindError, OpenOptions, OpenPool, open_pool};
+use crate::disk::pool::{FindError, OpenOptions, OpenPool, open_pool, reopen_pool};
 use crate::sandbox::files::{self, Enforced, Right, Rule, Subject};
 use crate::sandbox::seccomp::{self, Filtering};
 use crate::sandbox::user::{Account, keep_capabilities};
 use crate::sandbox::{Mode, user};
-use crate::vhost_user::{ServerError, SocketIdentity, SocketPaths};
+use crate::vhost_user::{HeldVhd, ServerError, SocketIdentity, SocketPaths};
 
 /// How long disks may take until whoever had them before has let go of them, and how often that is looked at.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 const RELEASE_PAUSE: Duration = Duration::from_millis(10);
+
+/// How long disks may take to show their labels while guests wait.
+const LOOK_PATIENCE: Duration = Duration::from_secs(8);
 
 /// What a daemon that serves reads by name: facts about disks that are added, and itself. `/dev/null` stands for missing disks.
 const READABLE: [&str; 4] = ["/sys", "/proc", "/dev/disk", "/dev/null"];
@@ -46,6 +56,23 @@ pub struct Opened {
     pub rights: Rights,
     /// The pool, its disks open and locked.
     pub pool: OpenPool<FileDisk>,
+    /// What is there from a daemon before this one.
+    pub inherited: Inherited,
+}
+
+/// What a daemon leaves to the one that goes on with it; nothing, if there is none.
+#[derive(Default)]
+pub struct Inherited {
+    /// VHDs whose frontends wait, by UUID.
+    pub vhds: HashMap<Uuid, HeldVhd>,
+    /// What the service manager wants to hear how often.
+    pub watchdog: Option<Duration>,
+    /// Threads with rings, if it was this process.
+    pub engines: Option<Engines>,
+    /// What one that has stopped has left with the service manager.
+    pub stored: Stored,
+    /// What has to be passed before anybody is served, and the control socket is ours, if it is another process.
+    pub gate: Option<(Gate, SocketIdentity)>,
 }
 
 impl Opened {
@@ -54,6 +81,9 @@ impl Opened {
     /// # Errors
     /// See [`ServeError`].
     pub fn open(config: &Config) -> Result<Opened, ServeError> {
+        if config.takeover {
+            return Opened::take_over(config);
+        }
         let account = config.user.as_deref().map(Account::find).transpose()?;
         let control_dir = config.control.parent().filter(|dir| !dir.exists()).map(Path::to_owned);
         let bound = http::bind_control(&config.control)?;
@@ -65,38 +95,88 @@ impl Opened {
             let made = [control_dir.as_deref(), Some(&*config.control)];
             made.into_iter().flatten().try_for_each(|path| give(path, account))?;
         }
-        // Without either, nothing is given up.
-        let rights = if account.is_some() || config.sandbox != Mode::Off {
-            let policy = Policy::new(&config.disks, &config.disk_dirs, &config.socket_dir, &config.control);
-            let owner = account.as_ref().map(|account| (account.uid, account.gid));
-            broker::start(&policy, owner, config.sandbox == Mode::On)?
-        } else {
-            own
-        };
+        let rights = start_broker(config, account.as_ref())?;
         control.paths = Arc::clone(&rights.sockets);
         let pool = open(config)?;
         give_up(config.sandbox, account.as_ref())?;
-        Ok(Opened { control, bound, metrics, rights, pool })
+        Ok(Opened { control, bound, metrics, rights, pool, inherited: Inherited::default() })
     }
+
+    /// Takes everything from the daemon that serves.
+    fn take_over(config: &Config) -> Result<Opened, ServeError> {
+        let account = config.user.as_deref().map(Account::find).transpose()?;
+        let stream = taking::connect(&config.control)?;
+        let rights = start_broker(config, account.as_ref())?;
+        let Taken { control: bound, identity, metrics, disks, watchdog, vhds, gate } = taking::take(stream, config)?;
+        let paths = Arc::clone(&rights.sockets);
+        let control = ControlSocket { path: config.control.clone(), identity: None, paths };
+        let metrics = match (metrics, config.metrics_listen) {
+            (None, Some(address)) => Some(http::bind_metrics(address)?),
+            (taken, _) => taken,
+        };
+        let options = OpenOptions { read_only: false, accept_stale: false, pool: config.pool };
+        let needed: Vec<PathBuf> = disks.iter().filter(|disk| disk.works).map(|disk| disk.path.clone()).collect();
+        let pool = reopen_pool(disks, LOOK_PATIENCE, &options, &HostFacts::default())?;
+        tell(&pool);
+        // The daemon before would only have waited for it.
+        if let Some(path) = needed.into_iter().find(|path| pool.disks.iter().all(|disk| disk.path != *path)) {
+            let rejected = pool.rejected.iter().find(|rejected| rejected.path == path);
+            let reason =
+                rejected.map_or_else(|| "it is no disk of the pool".to_owned(), |rejected| rejected.to_string());
+            return Err(TakeoverError::Lacking { what: format!("disk {}", path.display()), reason }.into());
+        }
+        give_up(config.sandbox, account.as_ref())?;
+        let inherited = Inherited { vhds, watchdog, gate: Some((gate, identity)), ..Inherited::default() };
+        Ok(Opened { control, bound, metrics, rights, pool, inherited })
+    }
+}
+
+/// Without another user and sandbox, nothing is given up.
+fn start_broker(config: &Config, account: Option<&Account>) -> Result<Rights, ServeError> {
+    if account.is_none() && config.sandbox == Mode::Off {
+        return Ok(Rights::own());
+    }
+    let policy = Policy::new(&config.disks, &config.disk_dirs, &config.socket_dir, &config.control);
+    let owner = account.map(|account| (account.uid, account.gid));
+    Ok(broker::start(&policy, owner, config.sandbox == Mode::On)?)
 }
 
 /// The path of the control socket; removed when the daemon ends.
 pub struct ControlSocket {
     path: PathBuf,
-    identity: SocketIdentity,
+    /// `None`: it is somebody else's.
+    identity: Option<SocketIdentity>,
     paths: Arc<dyn SocketPaths>,
 }
 
 impl ControlSocket {
     fn new(path: &Path, paths: Arc<dyn SocketPaths>) -> Result<ControlSocket, ServeError> {
         let meta = fs::symlink_metadata(path).map_err(system("examine the control socket"))?;
-        Ok(ControlSocket { path: path.to_owned(), identity: (meta.dev(), meta.ino()), paths })
+        Ok(ControlSocket { path: path.to_owned(), identity: Some((meta.dev(), meta.ino())), paths })
+    }
+
+    /// Which file it is.
+    #[must_use]
+    pub fn identity(&self) -> SocketIdentity {
+        self.identity.expect("it is ours")
+    }
+
+    /// It is ours from now on.
+    pub fn take(&mut self, identity: SocketIdentity) {
+        self.identity = Some(identity);
+    }
+
+    /// Leaves it to somebody else.
+    pub fn leave(mut self) {
+        self.identity = None;
     }
 }
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        self.paths.remove(&self.path, self.identity);
+        if let Some(identity) = self.identity {
+            self.paths.remove(&self.path, identity);
+        }
     }
 }
 
@@ -123,9 +203,14 @@ fn make_socket_dir(path: &Path) -> Result<(), ServeError> {
 fn open(config: &Config) -> Result<OpenPool<FileDisk>, ServeError> {
     let options = OpenOptions { read_only: false, accept_stale: config.accept_stale, pool: config.pool };
     let pool = open_free_pool(config, &options)?;
+    tell(&pool);
+    Ok(pool)
+}
+
+/// Logs what is wrong with the disks.
+pub fn tell(pool: &OpenPool<FileDisk>) {
     pool.rejected.iter().for_each(|rejected| log::warn!("{rejected}"));
     pool.warnings().iter().for_each(|warning| log::warn!("{warning}"));
-    Ok(pool)
 }
 
 /// Opens the pool. A daemon that was killed holds its disks until the last of its requests has ended, so that none of them can

@@ -4,20 +4,23 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
 
 use super::config::Config;
-use super::confine::{self, ControlSocket, Opened};
+use super::confine::{self, ControlSocket, Inherited, Opened};
+use super::fd_store::Waiting;
+use super::front::Front;
 use super::host::DaemonHost;
-use super::manager::Probe;
+use super::manager::{Manager, Probe};
 use super::table::open_table;
 use super::views::ViewDir;
+use super::works::{END_PATIENCE, Finished, Works};
 use super::{Ended, ServeError};
 use crate::base::clock;
 use crate::base::ids::{DiskId, VhdId};
@@ -27,12 +30,12 @@ use crate::control::disk_worker::DiskWorker;
 use crate::control::error_chain;
 use crate::control::events::EventLog;
 use crate::control::failures::Snapshot;
-use crate::control::http::{self, Api, Bound};
+use crate::control::http::Bound;
 use crate::control::mover::Mover;
 use crate::control::owner_link::Asked;
 use crate::control::owner_thread::{self, Effects, OwnerInput, OwnerSender};
-use crate::control::reactors::{Handles, Inboxes, Threads, join_until};
-use crate::control::service::{self, Problems, Service};
+use crate::control::reactors::{self, Handles, Inboxes};
+use crate::control::service::{self, Problems};
 use crate::control::wire::{EventDetail, Severity};
 use crate::disk::BlockDev;
 use crate::disk::file::FileDisk;
@@ -56,25 +59,29 @@ use crate::vhost_user::{Removal, ServerEvents, VhostUserServer};
 /// How long guests' requests may take to finish when the daemon stops.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long one thread may take to end.
-const END_PATIENCE: Duration = Duration::from_secs(10);
-
 /// A daemon that serves.
 pub struct Daemon {
-    control: ControlSocket,
-    stop_api: watch::Sender<bool>,
-    server: Arc<VhostUserServer>,
-    reactors: Threads,
-    mover: Mover,
-    owner: OwnerSender,
-    owner_thread: JoinHandle<Vec<DiskWorker>>,
-    service: Sender<Service>,
-    service_thread: JoinHandle<()>,
-    store: StoreHandle,
-    store_thread: JoinHandle<()>,
-    host: Arc<DaemonHost>,
-    events: Arc<EventLog>,
-    kept: Option<Arc<ViewDir>>,
+    pub(super) pool: Uuid,
+    pub(super) control: ControlSocket,
+    pub(super) listeners: Listeners,
+    pub(super) rights: Rights,
+    pub(super) runtime: Runtime,
+    pub(super) stop_api: watch::Sender<bool>,
+    pub(super) changing_disks: Arc<tokio::sync::Mutex<()>>,
+    pub(super) takeovers: mpsc::Receiver<UnixStream>,
+    pub(super) server: Arc<VhostUserServer>,
+    pub(super) works: Works,
+    pub(super) host: Arc<DaemonHost>,
+    pub(super) events: Arc<EventLog>,
+    pub(super) kept: Option<Arc<ViewDir>>,
+}
+
+/// Sockets of the API.
+pub struct Listeners {
+    /// The control socket.
+    pub control: Bound,
+    /// The one for metrics.
+    pub metrics: Option<Bound>,
 }
 
 /// A disk that is here.
@@ -91,10 +98,17 @@ impl Daemon {
     ///
     /// # Errors
     /// See [`ServeError`].
-    pub fn start(config: Config, opened: Opened, runtime: &Runtime) -> Result<Daemon, ServeError> {
-        let Opened { control, bound, metrics, rights, mut pool } = opened;
+    pub fn start(config: &Config, opened: Opened) -> Result<Daemon, ServeError> {
+        let Opened { control, bound, metrics, rights, mut pool, inherited } = opened;
+        let Inherited { vhds: mut held, engines, gate, stored, .. } = inherited;
+        let is_confined = engines.is_some();
+        let (engine_threads, mover_thread) = match engines {
+            Some(engines) => (engines.reactors, Some(engines.mover)),
+            None => (reactors::threads(config.reactors, config.pin)?, None),
+        };
         let table = open_table(&mut pool, config.accept_stale, config.reactors, &rights.views)?;
         let (states, disks) = disks_of(&table.pool, &pool);
+        let (uuid, vhds) = (table.pool.uuid, table.vhds.len() as u64);
 
         let events = Arc::new(EventLog::default());
         let (owner, queue) = OwnerSender::channel();
@@ -109,11 +123,11 @@ impl Daemon {
         states.iter().for_each(|disk| store.add_disk(disk));
         table.vhds.iter().for_each(|(_, vhd)| store.open_vhd(vhd));
 
-        let server = Arc::new(start_server(&config, &rights, &handles, &owner)?);
+        let server = Arc::new(start_server(config, &rights, &handles, &owner)?);
         let problems = Arc::new(Problems::default());
         let workers = start_workers(&disks, table.pool.extent_size, &owner)?;
-        let reactors = inboxes.start(config.pin, config.poll_max, &owner, &store)?;
-        let mover = Mover::start(&owner, &handles)?;
+        let reactors = inboxes.start(engine_threads, config.poll_max, &owner, &store);
+        let mover = Mover::start(mover_thread, &owner, &handles)?;
         announce_disks(&states, &disks, &handles, &mover.handle())?;
         let (service, service_thread) =
             service::start(Arc::clone(&server), Arc::clone(&problems)).map_err(system("start the service thread"))?;
@@ -130,95 +144,86 @@ impl Daemon {
             service: service.clone(),
             events: Arc::clone(&events),
         };
-        let owner_thread = owner_thread::start(core, queue, effects).map_err(system("start the owner's thread"))?;
-        // All threads are there, and their rings; nobody from outside has been heard yet.
-        confine::filter(config.sandbox)?;
-        for (record, state) in &table.vhds {
-            // One whose socket cannot be made must not keep the others from being served.
-            service::serve_vhd(&server, &problems, record, state);
+        let front = Front { control, rights, pool, disks, server, problems, kept, events, uuid };
+        let mut ready = front.prepare(bound, metrics, &owner, &store, config)?;
+        // All threads are there that need rings; nobody from outside has been heard yet, and nothing decided.
+        if !is_confined {
+            confine::filter(config.sandbox)?;
         }
+        let is_another = gate.is_some();
+        let sockets = table.vhds.iter().map(|(record, _)| (record.uuid, ready.server.path_of(&record.name)));
+        stored.take(uuid, &sockets.collect(), &mut held);
+        let others = ready.go_on_with(table.vhds, &mut held, is_another)?;
+        let owner_thread = owner_thread::prepare(core, queue, effects).map_err(system("start the owner's thread"))?;
+        if let Some((gate, identity)) = gate {
+            gate.pass()?;
+            ready.control.take(identity);
+        }
+        let owner_thread = owner_thread.begin();
+        ready.server.go_on();
+        ready.drop_deleted(held);
+        others.iter().for_each(|(record, state)| ready.serve(record, state));
+        let works = Works { reactors, mover, owner, owner_thread, service, service_thread, store, store_thread };
+        let daemon = ready.open(works);
+        daemon.events.record(Severity::Info, EventDetail::DaemonReady { vhds });
+        Ok(daemon)
+    }
 
-        let host = DaemonHost::new(pool, disks, owner.clone(), store.clone(), Arc::clone(&server), problems);
-        let host = Arc::new(host.with_paths(rights.disks).with_views(kept.clone()));
-        let api = Api {
-            owner: owner.link(),
-            host: host.clone(),
-            events: Arc::clone(&events),
-            socket_dir: config.socket_dir,
-            changing_disks: Arc::default(),
-        };
-        let stop_api = start_api(runtime, api, bound, metrics);
-        events.record(Severity::Info, EventDetail::DaemonReady { vhds: table.vhds.len() as u64 });
-        Ok(Daemon {
-            control,
-            stop_api,
-            server,
-            reactors,
-            mover,
-            owner,
-            owner_thread,
-            service,
-            service_thread,
-            store,
-            store_thread,
-            host,
-            events,
-            kept,
-        })
+    /// Its pool.
+    #[must_use]
+    pub fn pool(&self) -> Uuid {
+        self.pool
+    }
+
+    /// A connection of a process that wants to take over.
+    pub async fn asked_to_give(&mut self) -> UnixStream {
+        match self.takeovers.recv().await {
+            Some(stream) => stream,
+            // The API has ended.
+            None => std::future::pending().await,
+        }
     }
 
     /// The threads without which nothing is served, as the watchdog asks them.
     #[must_use]
     pub fn probes(&self) -> Vec<Probe> {
-        let (owner, store) = (self.owner.clone(), self.store.clone());
-        let mut probes = vec![
-            Probe::new("the owner", move |answer| owner.send(OwnerInput::Alive(answer))),
-            Probe::new("the committer", move |answer| store.alive(answer)),
-        ];
-        probes.extend(self.reactors.probes());
-        probes
+        self.works.probes()
     }
 
-    /// Stops everything, in the order in which data flows.
-    pub fn stop(self) -> Ended {
+    /// Stops everything, in the order in which data flows. Frontends stay connected if the manager can keep them for the next daemon.
+    pub fn stop(self, manager: &Manager) -> Ended {
         self.events.record(Severity::Info, EventDetail::DaemonStopping {});
         self.stop_api.send_replace(true);
         // Nobody is to find a socket that nobody listens on.
         drop(self.control);
         let (is_awaited, is_moved) = (self.server.is_awaited(), self.server.has_moved());
-        let mut clean = disconnect(&self.server, DRAIN_PATIENCE);
-        clean &= self.mover.stop(END_PATIENCE);
-        clean &= self.reactors.stop(END_PATIENCE);
-        clean &= sync_all(&self.host.usable_disks());
-        self.owner.send(OwnerInput::Stop { quiet: clean });
-        let deadline = clock::now().after(END_PATIENCE);
-        clean &= join_until(self.owner_thread, deadline).is_some();
-        let _ = self.service.send(Service::Stop);
-        clean &= join_until(self.service_thread, deadline).is_some();
-        self.store.stop();
-        clean &= join_until(self.store_thread, clock::now().after(END_PATIENCE)).is_some();
-        let store = self.store.status();
-        clean &= !store.failed;
-        if clean {
-            if store.pending {
-                // A FLUSH of it has failed, or was never asked for.
-                log::warn!(
-                    "stopped; what guests wrote to disks that have failed or are missing is not durable: the next daemon has what is on \
-                     missing ones, if they are back before the host restarts, and only what was flushed of those that have failed"
-                );
-            } else {
-                self.kept.iter().for_each(|kept| kept.end(is_awaited, is_moved));
-                log::info!("stopped; everything is durable");
-            }
-            Ended::Cleanly
-        } else {
+        let waiting = Waiting::hold(&self.server, manager, &self.rights.sockets, DRAIN_PATIENCE);
+        let drained = waiting.is_some() || disconnect(&self.server, DRAIN_PATIENCE);
+        let Finished { clean, store, .. } = self.works.finish(drained, &self.host.usable_disks(), END_PATIENCE);
+        // A thread that waits for a hung disk must not keep the process.
+        self.runtime.shutdown_background();
+        if !clean {
             log::error!("stopped with a disk or guest that hangs; what was flushed is durable");
-            Ended::Forced
+            return Ended::Forced;
         }
+        if store.pending {
+            // A FLUSH of it has failed, or was never asked for.
+            log::warn!(
+                "stopped; what guests wrote to disks that have failed or are missing is not durable: the next daemon has what is on \
+                 missing ones, if they are back before the host restarts, and only what was flushed of those that have failed"
+            );
+        } else {
+            self.kept.iter().for_each(|kept| kept.end(is_awaited, is_moved));
+            log::info!("stopped; everything is durable");
+        }
+        if let Some(waiting) = waiting {
+            waiting.leave(manager, self.pool);
+        }
+        Ended::Cleanly
     }
 }
 
-fn system(what: &'static str) -> impl Fn(io::Error) -> ServeError {
+pub fn system(what: &'static str) -> impl Fn(io::Error) -> ServeError {
     move |source| ServeError::System { what, source }
 }
 
@@ -265,7 +270,8 @@ fn start_server(
 ) -> Result<VhostUserServer, ServeError> {
     let events = Arc::new(ToOwner(owner.clone()));
     let server = VhostUserServer::start(config.socket_dir.clone(), reactors.clone(), events)?;
-    Ok(server.with_paths(Arc::clone(&rights.sockets)))
+    // Frontends that another daemon has held are heard last.
+    Ok(server.with_paths(Arc::clone(&rights.sockets)).waiting())
 }
 
 fn start_workers(
@@ -319,68 +325,12 @@ fn announce_disks(
     Ok(())
 }
 
-fn start_api(runtime: &Runtime, api: Api, control: Bound, metrics: Option<Bound>) -> watch::Sender<bool> {
-    let (stop, stopped) = watch::channel(false);
-    let (following, mut ends) = (api.clone(), stopped.clone());
-    runtime.spawn(async move {
-        tokio::select! {
-            () = http::remove_replaced(following) => {}
-            _ = ends.wait_for(|ends| *ends) => {}
-        }
-    });
-    runtime.spawn(http::serve(control, http::router(api.clone()), stopping(stopped.clone())));
-    if let Some(metrics) = metrics {
-        runtime.spawn(http::serve(metrics, http::metrics_router(api), stopping(stopped)));
-    }
-    stop
-}
-
-/// Makes everything written durable, on all disks at once. A disk that hangs is given up.
-fn sync_all(disks: &[UsableDisk]) -> bool {
-    let deadline = clock::now().after(END_PATIENCE);
-    let start = |disk: &UsableDisk| {
-        let disk = disk.clone();
-        std::thread::Builder::new().name("spanblk-sync".to_owned()).spawn(move || sync(&disk.state, &disk.device))
-    };
-    let threads: Vec<_> = disks.iter().map(start).collect();
-    // Each is waited for, even if one before has failed.
-    let results: Vec<bool> = threads
-        .into_iter()
-        .map(|thread| thread.is_ok_and(|thread| join_until(thread, deadline) == Some(true)))
-        .collect();
-    results.into_iter().all(|synced| synced)
-}
-
-/// Makes everything written durable, if the disk still works.
-fn sync(state: &DiskState, device: &FileDisk) -> bool {
-    if state.is_failed() {
-        return true;
-    }
-    let number = state.begin_sync();
-    match device.sync() {
-        Ok(()) => {
-            state.sync_succeeded(number);
-            true
-        }
-        Err(error) => {
-            state.fail();
-            log::error!("disk '{}': cannot sync: {error}", state.name);
-            false
-        }
-    }
-}
-
 /// Disconnects all frontends; false if their requests do not end in time.
 fn disconnect(server: &VhostUserServer, at_most: Duration) -> bool {
     let removals: Vec<Removal> =
         server.statuses().iter().filter_map(|status| server.remove_vhd(status.vhd).ok()).collect();
     let deadline = clock::now().after(at_most);
     removals.iter().all(|removal| removal.wait(Duration::from_nanos(deadline.since(clock::now()))))
-}
-
-async fn stopping(mut stopped: watch::Receiver<bool>) {
-    // An error means that the sender is gone, and the daemon with it.
-    let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
 /// The committer's answers.

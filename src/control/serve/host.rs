@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use super::daemon::{UsableDisk, announcement, announcement_to_mover, start_worker};
+use super::error_kinds::{change_error, open_error};
 use super::views::ViewDir;
 use crate::base::clock;
 use crate::base::ids::{DiskId, VhdId};
@@ -19,11 +20,9 @@ use crate::disk::BlockDev;
 use crate::disk::file::{Access, FileDisk, OpenError};
 use crate::disk::geometry::Role;
 use crate::disk::identity::Host as HostFacts;
-use crate::disk::label::copies::ReadError;
 use crate::disk::paths::{DiskPaths, OwnRights};
 use crate::disk::pool::{
-    AddOptions, AssembleError, ChangeError, CreateError, DiskSettings, FindError, NewDisk as UnlabelledDisk,
-    OpenDisk as PoolDisk, OpenPool, Rejected, Rejection, RemovedDisk,
+    AddOptions, DiskSettings, NewDisk as UnlabelledDisk, OpenDisk as PoolDisk, OpenPool, OpenedDisk, RemovedDisk,
 };
 use crate::owner::command::{AddDisk, JoiningDisk, PoolInfo};
 use crate::placement::record::{DiskRecord, SocketOwner};
@@ -38,6 +37,42 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long wiping its label may take.
 const WIPE_PATIENCE: Duration = Duration::from_secs(20);
 
+/// As long as this lives, nobody writes labels.
+pub struct HeldLabels<'a>(MutexGuard<'a, OpenPool<FileDisk>>);
+
+impl HeldLabels<'_> {
+    /// Every disk of the pool that is here, by another descriptor of the same open file.
+    pub fn disks(&self) -> std::io::Result<Vec<OpenedDisk>> {
+        let open = |disk: &PoolDisk<FileDisk>| {
+            let fd = disk.dev.fd().try_clone()?;
+            Ok(OpenedDisk { path: disk.path.clone(), fd, works: !disk.dev.failed().is_failed() })
+        };
+        self.0.disks.iter().map(open).collect()
+    }
+
+    /// The disks themselves.
+    pub fn devices(&self) -> Vec<Arc<FileDisk>> {
+        self.0.disks.iter().map(|disk| Arc::clone(&disk.dev)).collect()
+    }
+}
+
+/// A disk that is not used any more, and not kept open.
+struct LeftDisk {
+    state: Arc<DiskState>,
+    device: Weak<FileDisk>,
+}
+
+impl LeftDisk {
+    fn new(disk: &UsableDisk) -> LeftDisk {
+        LeftDisk { state: Arc::clone(&disk.state), device: Arc::downgrade(&disk.device) }
+    }
+
+    /// Whether the kernel has still something of it to answer.
+    fn is_in_use(&self) -> bool {
+        self.state.is_in_use() || self.device.upgrade().is_some_and(|device| device.is_in_use())
+    }
+}
+
 /// The open disks of the pool.
 pub struct DaemonHost {
     /// Locked by one API request at a time, off the event loop: labels are written under it, and a disk may hang.
@@ -46,6 +81,8 @@ pub struct DaemonHost {
     known: Mutex<OpenDisks>,
     /// The disks that hold data; never locked for longer than that, either.
     usable: Mutex<BTreeMap<DiskId, UsableDisk>>,
+    /// Disks that have left the pool: the kernel may still have something of theirs to answer.
+    left: Mutex<Vec<LeftDisk>>,
     owner: OwnerSender,
     pub(super) store: StoreHandle,
     server: Arc<VhostUserServer>,
@@ -72,6 +109,7 @@ impl DaemonHost {
             pool: Mutex::new(pool),
             known,
             usable,
+            left: Mutex::default(),
             owner,
             store,
             server,
@@ -100,6 +138,20 @@ impl DaemonHost {
     #[must_use]
     pub fn usable_disks(&self) -> Vec<UsableDisk> {
         self.usable().values().cloned().collect()
+    }
+
+    /// Keeps everybody from writing labels; `None`: somebody is doing that.
+    pub fn hold_labels(&self) -> Option<HeldLabels<'_>> {
+        self.pool.try_lock().ok().map(HeldLabels)
+    }
+
+    /// A disk that has failed, or has left the pool, and of which the kernel has still something to answer.
+    pub fn one_that_hangs(&self) -> Option<Arc<DiskState>> {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.retain(LeftDisk::is_in_use);
+        let failed = self.usable_disks().into_iter().filter(|disk| disk.state.is_failed());
+        let mut in_use = failed.filter(|disk| LeftDisk::new(disk).is_in_use());
+        left.first().map(|disk| Arc::clone(&disk.state)).or_else(|| in_use.next().map(|disk| disk.state))
     }
 
     fn usable(&self) -> MutexGuard<'_, BTreeMap<DiskId, UsableDisk>> {
@@ -215,7 +267,8 @@ impl Host for DaemonHost {
 
     fn remove_disk(&self, disk: DiskId) -> Vec<String> {
         self.known().remove(&disk);
-        self.usable().remove(&disk);
+        let left = self.usable().remove(&disk).map(|disk| LeftDisk::new(&disk));
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).extend(left);
         self.note_left(disk);
         // The lock on the pool ends here: a disk that hangs must not keep others from coming and going.
         let removed = self.pool().remove_disk(disk);
@@ -421,74 +474,4 @@ fn socket_error(error: &SocketError) -> ErrorInfo {
 fn known(disk: &PoolDisk<FileDisk>) -> (DiskId, OpenDisk) {
     let (name, path) = (disk.name.clone(), disk.path.display().to_string());
     (disk.id, OpenDisk { name, path, metadata_bytes: disk.label.layout.metadata_len })
-}
-
-/// What kind of error it is that a pool cannot be opened.
-#[must_use]
-pub fn find_error_kind(error: &FindError) -> ErrorKind {
-    let absent = |rejected: &Rejected| match &rejected.reason {
-        Rejection::Open(OpenError::Open { source, .. }) => source.kind() == std::io::ErrorKind::NotFound,
-        Rejection::NoMatch { .. } | Rejection::Label { source: ReadError::Absent, .. } => true,
-        _ => false,
-    };
-    match error {
-        FindError::Open(OpenError::Locked { .. } | OpenError::Busy { .. })
-        | FindError::Assemble { source: AssembleError::SeveralPools(_) | AssembleError::Copies { .. }, .. } => {
-            ErrorKind::Conflict
-        }
-        FindError::NoDisk(rejected) if rejected.iter().all(absent) => ErrorKind::NotFound,
-        FindError::Pattern { .. } => ErrorKind::Invalid,
-        _ => ErrorKind::Failed,
-    }
-}
-
-/// The error body for a disk that cannot be opened.
-#[must_use]
-pub fn open_error(error: &OpenError) -> ErrorInfo {
-    let kind = match error {
-        OpenError::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-        OpenError::Busy { .. } | OpenError::Locked { .. } | OpenError::Exists { .. } | OpenError::Outside { .. } => {
-            ErrorKind::Conflict
-        }
-        _ => ErrorKind::Failed,
-    };
-    let info = ErrorInfo::new(kind, error.to_string());
-    match error {
-        OpenError::Locked { .. } => info.with_hint("stop that process first, or choose another disk"),
-        _ => info,
-    }
-}
-
-/// What kind of error it is that disks cannot be labelled.
-#[must_use]
-pub fn create_error_kind(error: &CreateError) -> ErrorKind {
-    match error {
-        CreateError::NoDisks
-        | CreateError::TooManyDisks { .. }
-        | CreateError::ExtentSize { .. }
-        | CreateError::Name { .. }
-        | CreateError::FailureDomain { .. }
-        | CreateError::SameName { .. }
-        | CreateError::NoStoreMember
-        | CreateError::TooManyMembers { .. }
-        | CreateError::Useless { .. }
-        | CreateError::NoData => ErrorKind::Invalid,
-        CreateError::SameDisk { .. }
-        | CreateError::MixedBlockSizes { .. }
-        | CreateError::Foreign { .. }
-        | CreateError::InPool { .. }
-        | CreateError::Label { .. }
-        | CreateError::TooSmall { .. } => ErrorKind::Conflict,
-        CreateError::Read { .. } | CreateError::Write { .. } | CreateError::WriteLabel { .. } => ErrorKind::Failed,
-    }
-}
-
-pub(super) fn change_error(error: &ChangeError) -> ErrorInfo {
-    let kind = match error {
-        ChangeError::Taken { .. } => ErrorKind::Conflict,
-        ChangeError::Add(error) => create_error_kind(error),
-        ChangeError::FailureDomain(_) => ErrorKind::Invalid,
-        _ => ErrorKind::Failed,
-    };
-    ErrorInfo::new(kind, error.to_string())
 }

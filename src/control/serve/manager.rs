@@ -1,18 +1,26 @@
-//! The service manager (systemd), if there is one: it is told when the daemon is ready, and that it is alive.
+//! The service manager (systemd), if there is one: it is told when the daemon is ready, and that it is alive, and may keep descriptors for
+//! the next daemon.
 //!
 //! The socket is connected at the start: a daemon that serves connects to nobody.
 
 use std::env;
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use sd_notify::NotifyState;
 
 use crate::base::clock;
+use crate::base::limits::PASSED_FDS_MAX;
+
+/// How long the manager may take to make room for a message: a daemon that ends waits no longer.
+const SEND_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A thread that is to show that it gets on.
 pub struct Probe {
@@ -72,9 +80,11 @@ pub struct Watching {
 }
 
 /// The way to the service manager.
+#[derive(Clone, Default)]
 pub struct Manager {
     socket: Option<Arc<UnixDatagram>>,
     watchdog: Option<Duration>,
+    store_max: usize,
 }
 
 impl Manager {
@@ -88,7 +98,46 @@ impl Manager {
                 None
             }
         });
-        Manager { socket, watchdog: sd_notify::watchdog_enabled() }
+        let store_max = if socket.is_some() { store_max(env::var("FDSTORE").ok().as_deref()) } else { 0 };
+        Manager { socket, watchdog: sd_notify::watchdog_enabled(), store_max }
+    }
+
+    /// How many descriptors it keeps for the next daemon; 0: none.
+    #[must_use]
+    pub fn store_max(&self) -> usize {
+        self.store_max
+    }
+
+    /// Leaves a descriptor with the manager, which passes it to the next daemon, by this name. It does not say if it cannot keep it.
+    ///
+    /// # Errors
+    /// There is no manager, or what the kernel says.
+    pub fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let socket = self.socket.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        // Without the last line it drops a socket whose other end is closed.
+        send_with(socket, &format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n"), fd)
+    }
+
+    /// It is to keep what has this name no longer.
+    pub fn forget(&self, name: &str) {
+        self.tell(&[NotifyState::Custom("FDSTOREREMOVE=1"), NotifyState::Custom(&format!("FDNAME={name}"))]);
+    }
+
+    /// Whether there is one.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// How long it bears not to hear that the daemon is alive.
+    #[must_use]
+    pub fn watchdog(&self) -> Option<Duration> {
+        self.watchdog
+    }
+
+    /// The same as a daemon before us was told.
+    pub fn inherit_watchdog(&mut self, watchdog: Option<Duration>) {
+        self.watchdog = self.watchdog.or(watchdog);
     }
 
     /// Tells something.
@@ -133,12 +182,39 @@ fn connect(path: &str) -> io::Result<UnixDatagram> {
     };
     let socket = UnixDatagram::unbound()?;
     socket.connect_addr(&address)?;
+    socket.set_write_timeout(Some(SEND_PATIENCE))?;
     Ok(socket)
+}
+
+/// What the manager says of its store; it says nothing before version 254, and if there is none. Not more than the next daemon takes.
+fn store_max(text: Option<&str>) -> usize {
+    text.and_then(|text| text.trim().parse().ok()).unwrap_or(0).min(PASSED_FDS_MAX)
 }
 
 fn send(socket: &UnixDatagram, states: &[NotifyState<'_>]) -> io::Result<()> {
     let text: String = states.iter().map(|state| format!("{state}\n")).collect();
     socket.send(text.as_bytes()).map(drop)
+}
+
+fn send_with(socket: &UnixDatagram, text: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)), "there is room for one");
+    loop {
+        match sendmsg(socket, &[IoSlice::new(text.as_bytes())], &mut control, SendFlags::NOSIGNAL) {
+            Err(rustix::io::Errno::INTR) => {}
+            sent => return Ok(sent.map(drop)?),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Manager {
+    /// One at a path, without a watchdog, that keeps so many descriptors.
+    pub(super) fn at(path: &str, store_max: usize) -> io::Result<Manager> {
+        Ok(Manager { socket: Some(Arc::new(connect(path)?)), watchdog: None, store_max })
+    }
 }
 
 #[cfg(test)]
@@ -168,13 +244,20 @@ mod tests {
     }
 
     #[test]
+    fn a_store_is_what_a_manager_that_has_one_says() {
+        assert_eq!([Some("3"), Some("0"), Some("-1"), Some("many"), Some(""), None].map(store_max), [3, 0, 0, 0, 0, 0]);
+        assert_eq!(store_max(Some("99999")), PASSED_FDS_MAX, "the next daemon takes no more");
+        assert!(Manager::default().keep("name", std::os::fd::AsFd::as_fd(&std::io::stdin())).is_err());
+    }
+
+    #[test]
     fn the_manager_hears_of_life_only_while_all_answer() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let heard = UnixDatagram::bind(&path).unwrap();
         heard.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let socket = Arc::new(connect(path.to_str().unwrap()).unwrap());
-        let manager = Manager { socket: Some(socket), watchdog: Some(Duration::from_millis(60)) };
+        let manager = Manager { socket: Some(socket), watchdog: Some(Duration::from_millis(60)), store_max: 0 };
         manager.tell(&[NotifyState::Ready]);
         let mut buffer = [0; 64];
         let mut next = || heard.recv(&mut buffer).map(|len| String::from_utf8_lossy(&buffer[..len]).into_owned());

@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use super::host::{DaemonHost, change_error};
+use super::error_kinds::change_error;
+use super::host::DaemonHost;
 use crate::base::ids::{DiskId, DiskSet};
 use crate::base::limits::STORE_MEMBERS_MAX;
 use crate::control::error_chain;

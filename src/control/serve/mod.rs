@@ -2,30 +2,40 @@
 //!
 //! Start: the control socket (so that a second daemon is refused before anything else), the disks under their lock, the
 //! store, the threads, a socket for each VHD, the API; then readiness is reported. Stop: the same backwards, each step with
-//! a limit, so that a hung disk delays the end and cannot prevent it.
+//! a limit, so that a hung disk delays the end and cannot prevent it. Frontends may stay connected until the next start
+//! (`fd_store`).
 
 pub mod config;
 mod confine;
 mod daemon;
+mod error_kinds;
+mod fd_store;
 mod files;
+mod front;
 mod host;
 pub mod manager;
 mod members;
+mod pause;
 mod recover;
 pub mod serving;
 mod signals;
 pub mod table;
+pub mod takeover;
 mod trust;
 mod views;
+mod works;
 
 use std::io;
 
 use config::Config;
 use confine::Opened;
 use daemon::Daemon;
-pub use host::{create_error_kind, find_error_kind, open_error};
+pub use error_kinds::{create_error_kind, find_error_kind, open_error};
+use fd_store::Stored;
 use manager::Manager;
 use sd_notify::NotifyState;
+pub use takeover::TakeoverError;
+use takeover::giving::{Given, Terms, give};
 
 use super::http::ListenError;
 use crate::control::broker::BrokerError;
@@ -77,6 +87,9 @@ pub enum ServeError {
     /// System calls could not be refused.
     #[error("cannot start the sandbox")]
     Filter(#[from] FilterError),
+    /// Another daemon, which goes on.
+    #[error("cannot take over")]
+    Takeover(#[from] TakeoverError),
     /// The system has no more of something.
     #[error("cannot {what}")]
     System {
@@ -95,6 +108,8 @@ pub enum Ended {
     Cleanly,
     /// A disk or guest held something up; what was flushed is durable.
     Forced,
+    /// Another process goes on with everything.
+    TakenOver,
 }
 
 /// Runs the daemon until a signal tells it to stop.
@@ -102,36 +117,81 @@ pub enum Ended {
 /// # Errors
 /// See [`ServeError`]; nothing is left behind then.
 pub fn run(config: Config) -> Result<Ended, ServeError> {
+    // First of all, as they are told from others by their numbers.
+    let passed = fd_store::take_passed();
     match files::raise_limit() {
         Ok(files) => log::debug!("up to {files} open files"),
         Err(error) => log::warn!("cannot raise the limit of open files: {error}"),
     }
-    let manager = Manager::connect();
+    let mut manager = Manager::connect();
+    let user = rustix::process::geteuid().as_raw();
+    let stored = Stored::new(&manager, passed);
     // Before there are threads: they have the rights of the one that starts them.
-    let opened = Opened::open(&config)?;
+    let mut opened = Opened::open(&config)?;
+    opened.inherited.stored = stored;
+    manager.inherit_watchdog(opened.inherited.watchdog);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("spanblk-api")
+        .worker_threads(1)
+        .thread_name("spanblk-signals")
         .enable_all()
         .build()
-        .map_err(|source| ServeError::System { what: "start the threads of the API", source })?;
+        .map_err(|source| ServeError::System { what: "start the thread for signals", source })?;
     let mut signals = runtime.block_on(async { signals::Signals::new() })?;
-    let daemon = Daemon::start(config, opened, &runtime)?;
-    let watchdog = manager.watch(daemon.probes());
-    manager.tell(&[NotifyState::Ready]);
-    let signal = runtime.block_on(signals.next());
+    let mut daemon = Daemon::start(&config, opened)?;
+    let signal = loop {
+        let watchdog = manager.watch(daemon.probes());
+        manager.tell(&[NotifyState::Ready]);
+        let asked = runtime.block_on(async {
+            tokio::select! {
+                signal = signals.next() => Err(signal),
+                stream = daemon.asked_to_give() => Ok(stream),
+            }
+        });
+        drop(watchdog);
+        let stream = match asked {
+            Ok(stream) => stream,
+            Err(signal) => break signal,
+        };
+        // Waiting for another process may take long, and has a reason.
+        let watchdog = manager.watch(Vec::new());
+        let impatient = runtime.spawn(end_at_second_signal());
+        let terms = Terms { config: &config, user, managed: manager.is_there(), watchdog: manager.watchdog() };
+        let given = give(daemon, &terms, &stream, |pid| manager.tell(&[NotifyState::MainPid(pid)]));
+        impatient.abort();
+        drop(watchdog);
+        daemon = match given {
+            Given::Kept(daemon) => {
+                manager.tell(&[NotifyState::MainPid(std::process::id())]);
+                *daemon
+            }
+            Given::Gone { pid } => {
+                log::info!("process {pid} has taken over");
+                return Ok(Ended::TakenOver);
+            }
+            Given::Lost(error) => return error.map_or(Ok(Ended::Forced), Err),
+        };
+    };
     log::info!("{signal}: finishing what guests have asked for; a second signal stops at once");
-    drop(watchdog);
     manager.tell(&[NotifyState::Stopping]);
     runtime.spawn(async move {
         let signal = signals.next().await;
         log::warn!("{signal}: stopping at once; what was flushed is durable");
         std::process::exit(1);
     });
-    let ended = daemon.stop();
+    let ended = daemon.stop(&manager);
     // A thread that waits for a hung disk must not keep the process.
     runtime.shutdown_background();
     Ok(ended)
+}
+
+/// While the daemon is being taken over, the first signal has to wait for how that ends.
+async fn end_at_second_signal() {
+    let Ok(mut signals) = signals::Signals::new() else { return };
+    let signal = signals.next().await;
+    log::warn!("{signal}: another process is taking over; a second signal stops at once");
+    let signal = signals.next().await;
+    log::warn!("{signal}: stopping at once; what was flushed is durable");
+    std::process::exit(1);
 }
 
 /// What the store says of a disk that has just been labelled.

@@ -273,7 +273,8 @@ impl Opening<'_> {
             Ok(()) if before.mark().has_stopped() => Maps { recovered, ..maps },
             Ok(()) => {
                 log::info!(
-                    "the daemon before this one was killed; {} changes of the placement that it had not committed are in {}",
+                    "the daemon before this one was killed or has given up its place; {} changes of the placement that it had not committed are \
+                     in {}",
                     recovered.changes.len(),
                     before.path().display()
                 );

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rustix::fs::Dir;
+use rustix::fs::{Dir, FlockOperation};
 use uuid::Uuid;
 
 use crate::base::clock;
@@ -59,7 +59,14 @@ impl Views {
             Mark::begin(File::from(file), len).map_err(failed("take memory for", MARK))
         });
         let mark = mark.inspect_err(|_| drop(self.files.end(serving)))?;
-        Ok(ViewDir { serving, files: Arc::clone(&self.files), mark, is_full: AtomicBool::new(false), _in_use: in_use })
+        Ok(ViewDir {
+            serving,
+            files: Arc::clone(&self.files),
+            mark,
+            is_full: AtomicBool::new(false),
+            lacks_some: AtomicBool::new(false),
+            in_use,
+        })
     }
 
     /// What a serving has left that was killed, or that ended with something the next one has to know; `None` if there is nothing.
@@ -181,8 +188,10 @@ pub struct ViewDir {
     mark: Mark,
     /// That was told.
     is_full: AtomicBool,
+    /// There was no file for something.
+    lacks_some: AtomicBool,
     /// Locked as long as the pool is served.
-    _in_use: OwnedFd,
+    in_use: OwnedFd,
 }
 
 impl ViewDir {
@@ -205,6 +214,13 @@ impl ViewDir {
         }
     }
 
+    /// Leaves it to whoever opens the pool next, as if this daemon had been killed. Nothing is placed any more.
+    pub fn let_go(&self) {
+        if let Err(error) = rustix::fs::flock(&self.in_use, FlockOperation::Unlock) {
+            log::warn!("the placement of VHDs stays locked in shared memory: {error}");
+        }
+    }
+
     /// The store has this commit durably. Before anybody is told so.
     pub fn note_durable(&self, stamp: Stamp) {
         self.mark.note_durable(stamp);
@@ -213,6 +229,12 @@ impl ViewDir {
     /// A disk is served from now on. Before anything is placed there. If it fails, the next daemon is told.
     pub fn note_disk(&self, disk: DiskId, dev: &FileDisk) {
         dev.failed().note_in(self.mark.note_disk(disk, Presence::of(dev)));
+    }
+
+    /// Whether there was always room for everything.
+    #[must_use]
+    pub fn has_all(&self) -> bool {
+        !self.is_full.load(Ordering::Relaxed) && !self.lacks_some.load(Ordering::Relaxed)
     }
 
     /// What is said of the disks of the pool.
@@ -231,6 +253,7 @@ impl Keep for ViewDir {
     fn make(&self, vhd: Uuid, start: u32, extents: u32) -> Option<Arc<KeptFile>> {
         let kept = self.try_make(Part { vhd, start, extents });
         kept.inspect_err(|error| {
+            self.lacks_some.store(true, Ordering::Relaxed);
             log::warn!(
                 "the placement of VHD {vhd} is not kept in shared memory: {error}. If the daemon is killed under its guest, the guest \
                  loses first writes that it has not flushed; give {PLACE} more room if that is it, then restart the daemon"

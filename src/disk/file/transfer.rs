@@ -90,6 +90,7 @@ impl BlockDev for FileDisk {
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        let _in_use = self.begin()?;
         self.check_end(offset, into.len() as u64)?;
         if self.is_aligned(offset, into) {
             return self.read_direct(offset, into);
@@ -106,6 +107,7 @@ impl BlockDev for FileDisk {
     }
 
     fn write_at(&self, offset: u64, from: &[u8]) -> io::Result<()> {
+        let _in_use = self.begin()?;
         self.check_end(offset, from.len() as u64)?;
         if self.is_aligned(offset, from) {
             return self.write_direct(offset, from);
@@ -131,10 +133,12 @@ impl BlockDev for FileDisk {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let _in_use = self.begin()?;
         self.synced(sys::fdatasync(self.fd.as_fd()))
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        let _in_use = self.begin()?;
         self.check_end(offset, len)?;
         let block = u64::from(self.block_size);
         let start = offset.div_ceil(block) * block;

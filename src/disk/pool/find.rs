@@ -1,5 +1,6 @@
 //! Finding a pool's disks among paths and patterns.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -16,6 +17,20 @@ use crate::disk::label::copies::{self, LabelRead, ReadError};
 
 /// How long looking at all given paths may take; a disk that does not answer by then is not opened.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The same for disks that have failed, as far as they may hang.
+const FAILED_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A disk that is open, and locked by its open file description.
+#[derive(Debug)]
+pub struct OpenedDisk {
+    /// By which path it was opened.
+    pub path: PathBuf,
+    /// Carries the lock.
+    pub fd: OwnedFd,
+    /// It had not failed, and is needed.
+    pub works: bool,
+}
 
 /// How to open a pool.
 #[derive(Clone, Debug, Default)]
@@ -108,24 +123,82 @@ pub fn open_pool(paths: &[String], options: &OpenOptions, host: &Host) -> Result
         };
         found.push(open_labelled(&path, access, host)?);
     }
-    // What is wrong with the pool may come from a path that was rejected: tell both.
-    let told = std::mem::take(&mut rejected);
+    put_together(found, rejected, options)
+}
+
+/// What is wrong with the pool may come from a path that was rejected: tell both.
+fn put_together(
+    found: Vec<Found<FileDisk>>,
+    rejected: Vec<Rejected>,
+    options: &OpenOptions,
+) -> Result<OpenPool<FileDisk>, FindError> {
     match assemble(found, Vec::new(), options) {
         Ok(mut pool) => {
-            pool.rejected.extend(told);
+            pool.rejected.extend(rejected);
             Ok(pool)
         }
-        Err(source) => Err(FindError::Assemble { source, rejected: told }),
+        Err(source) => Err(FindError::Assemble { source, rejected }),
     }
+}
+
+/// Opens it with disks that somebody else has opened for writing, who does not use them any more. Looking at them may take `at_most`.
+///
+/// # Errors
+/// See [`FindError`]. Nothing has been changed then.
+pub fn reopen_pool(
+    opened: Vec<OpenedDisk>,
+    at_most: Duration,
+    options: &OpenOptions,
+    host: &Host,
+) -> Result<OpenPool<FileDisk>, FindError> {
+    let (mut found, mut rejected) = (Vec::with_capacity(opened.len()), Vec::new());
+    let (working, failed) = opened.into_iter().partition(|disk| disk.works);
+    let looked = [look_again(working, at_most, host), look_again(failed, FAILED_TIMEOUT, host)];
+    for (path, result) in looked.into_iter().flatten() {
+        match result {
+            Ok(disk) => found.push(disk),
+            Err(reason) => rejected.push(Rejected { path, reason }),
+        }
+    }
+    if found.is_empty() { Err(FindError::NoDisk(rejected)) } else { put_together(found, rejected, options) }
 }
 
 fn open_labelled(path: &Path, access: Access, host: &Host) -> Result<Found<FileDisk>, FindError> {
     let disk = FileDisk::open(path, access)?;
     // Read again: before the lock, somebody else could write.
     let read = copies::read(&disk).map_err(|source| FindError::Label { path: path.to_owned(), source })?;
+    Ok(found(disk, path, read, host))
+}
+
+fn found(disk: FileDisk, path: &Path, read: LabelRead, host: &Host) -> Found<FileDisk> {
     let identity = *disk.identity();
     let failure_domain = host.failure_domain(identity);
-    Ok(Found { dev: Arc::new(disk), path: path.to_owned(), identity, failure_domain, read })
+    Found { dev: Arc::new(disk), path: path.to_owned(), identity, failure_domain, read }
+}
+
+type LookedAt = Result<(FileDisk, LabelRead), Rejection>;
+
+/// Looks at disks that are open. One that hangs keeps a thread, and its lock.
+fn look_again(
+    opened: Vec<OpenedDisk>,
+    at_most: Duration,
+    host: &Host,
+) -> Vec<(PathBuf, Result<Found<FileDisk>, Rejection>)> {
+    let paths: Vec<PathBuf> = opened.iter().map(|disk| disk.path.clone()).collect();
+    let look = |OpenedDisk { path, fd, .. }: OpenedDisk| {
+        move || {
+            let disk = FileDisk::from_fd(&path, fd, Access::Write).map_err(Rejection::Open)?;
+            let read = copies::read(&disk).map_err(|source| Rejection::Label { path: path.clone(), source })?;
+            Ok((disk, read))
+        }
+    };
+    let looked = in_time(opened.into_iter().map(look).collect(), at_most);
+    let of = |(path, result): (PathBuf, Option<LookedAt>)| {
+        let result = result.unwrap_or_else(|| Err(Rejection::Hangs { path: path.clone() }));
+        let result = result.map(|(disk, read)| found(disk, &path, read, host));
+        (path, result)
+    };
+    paths.into_iter().zip(looked).map(of).collect()
 }
 
 #[derive(Clone, Debug)]
@@ -163,22 +236,13 @@ fn probe_one(path: &Path) -> Probed {
     Ok((*disk.identity(), read))
 }
 
-/// Looks at all paths at once, each in a thread of its own: a disk that hangs holds up nobody else, and its thread is left
-/// behind.
+/// Looks at all paths at once.
 fn probe_all(candidates: Vec<Candidate>) -> Vec<(Candidate, Probed)> {
-    let (tell, told) = mpsc::channel();
-    for (i, candidate) in candidates.iter().cloned().enumerate() {
-        let tell = tell.clone();
-        // Nobody listens any more once the time is up.
-        thread::spawn(move || drop(tell.send((i, probe_one(&candidate.path)))));
-    }
-    let mut probed: Vec<Option<Probed>> = candidates.iter().map(|_| None).collect();
-    let started = clock::now();
-    for _ in 0..candidates.len() {
-        let left = PROBE_TIMEOUT.saturating_sub(Duration::from_nanos(clock::now().since(started)));
-        let Ok((i, result)) = told.recv_timeout(left) else { break };
-        probed[i] = Some(result);
-    }
+    let probe = |candidate: &Candidate| {
+        let path = candidate.path.clone();
+        move || probe_one(&path)
+    };
+    let probed = in_time(candidates.iter().map(probe).collect(), PROBE_TIMEOUT);
     let hangs = |candidate: &Candidate| Err(Rejection::Hangs { path: candidate.path.clone() });
     candidates
         .into_iter()
@@ -188,4 +252,23 @@ fn probe_all(candidates: Vec<Candidate>) -> Vec<(Candidate, Probed)> {
             (candidate, result)
         })
         .collect()
+}
+
+/// Does everything at once, each in a thread of its own: a disk that hangs holds up nobody else, and its thread is left behind. What is not
+/// done in time is `None`.
+fn in_time<T: Send + 'static>(work: Vec<impl FnOnce() -> T + Send + 'static>, at_most: Duration) -> Vec<Option<T>> {
+    let (tell, told) = mpsc::channel();
+    let mut done: Vec<Option<T>> = work.iter().map(|_| None).collect();
+    for (i, work) in work.into_iter().enumerate() {
+        let tell = tell.clone();
+        // Nobody listens any more once the time is up. What has no thread is not done.
+        drop(thread::Builder::new().spawn(move || drop(tell.send((i, work())))));
+    }
+    let started = clock::now();
+    for _ in 0..done.len() {
+        let left = at_most.saturating_sub(Duration::from_nanos(clock::now().since(started)));
+        let Ok((i, result)) = told.recv_timeout(left) else { break };
+        done[i] = Some(result);
+    }
+    done
 }

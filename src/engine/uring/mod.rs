@@ -2,6 +2,7 @@
 //!
 //! * [`slots`]: operations in flight; each owns its I/O vectors until the kernel has answered.
 //! * `setup`: the ring, restricted to the few operations needed here.
+//! * [`thread`]: a thread with a ring, which can outlive what it works for.
 //!
 //! [`UringEngine::wait`] is the only place where the thread blocks, and submits everything queued since the last time: one
 //! system call per batch. The ring must be used by the thread that made it.
@@ -12,6 +13,7 @@ mod setup;
 mod slots;
 #[cfg(test)]
 mod tests;
+pub mod thread;
 
 use std::collections::VecDeque;
 use std::io;
@@ -69,8 +71,11 @@ pub enum Wait {
     AtMost(Duration),
 }
 
-/// User data: what it belongs to in the top byte, its name below.
+/// User data: in the top byte what it belongs to and in which life of the engine, its name below.
 const KIND_SHIFT: u32 = 56;
+const KIND_MASK: u64 = 0b11;
+const LIFE_SHIFT: u32 = 58;
+const LIVES: u64 = 1 << (64 - LIFE_SHIFT);
 const KIND_OP: u64 = 0;
 const KIND_WATCH: u64 = 1;
 const KIND_SIGNAL: u64 = 2;
@@ -89,6 +94,8 @@ pub struct UringEngine {
     disks: [Option<Arc<OwnedFd>>; DISKS_MAX],
     /// Those that can hold up whoever submits something: kernel workers do that.
     blocking: DiskSet,
+    /// Counts how often it was given to somebody else: what comes late for the one before is nobody's.
+    life: u64,
 }
 
 impl UringEngine {
@@ -104,7 +111,37 @@ impl UringEngine {
             events: VecDeque::with_capacity(COMPLETION_ENTRIES as usize),
             disks: [const { None }; DISKS_MAX],
             blocking: DiskSet::default(),
+            life: 0,
         })
+    }
+
+    /// Waits for everything in flight, and forgets it: the kernel uses the memory as long.
+    pub fn finish(&mut self) {
+        self.flush();
+        while self.slots.in_flight() > 0 {
+            self.completions.clear();
+            self.events.clear();
+            self.wait(Wait::Forever);
+        }
+        self.completions.clear();
+    }
+
+    /// The engine as it was in the beginning, for somebody else: without disks, and nobody hears of what was watched or signalled. Nothing is
+    /// in flight.
+    ///
+    /// # Errors
+    /// A disk stays open.
+    pub fn recycle(&mut self) -> io::Result<()> {
+        assert_eq!(self.slots.in_flight(), 0, "operations end before the engine changes hands");
+        self.finish();
+        let open = (0u8..).zip(&self.disks).filter(|(_, disk)| disk.is_some()).map(|(disk, _)| DiskId(disk));
+        for disk in open.collect::<Vec<_>>() {
+            self.remove_disk(disk)?;
+        }
+        self.blocking = DiskSet::default();
+        self.events.clear();
+        self.life = (self.life + 1) % LIVES;
+        Ok(())
     }
 
     /// Makes a disk known.
@@ -143,13 +180,13 @@ impl UringEngine {
     pub fn watch(&mut self, fd: BorrowedFd<'_>, tag: EventTag) {
         let events = u32::try_from(libc::POLLIN).expect("a poll bit");
         let poll = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events).multi(true).build();
-        self.push(poll.user_data(user_data(KIND_WATCH, tag.0)));
+        self.push(poll.user_data(self.user_data(KIND_WATCH, tag.0)));
     }
 
     /// Ends a watch. Events already under way may still come.
     pub fn unwatch(&mut self, tag: EventTag) {
-        let remove = opcode::PollRemove::new(user_data(KIND_WATCH, tag.0)).build();
-        self.push(remove.user_data(user_data(KIND_IGNORED, 0)));
+        let remove = opcode::PollRemove::new(self.user_data(KIND_WATCH, tag.0)).build();
+        self.push(remove.user_data(self.user_data(KIND_IGNORED, 0)));
     }
 
     /// Adds one to an eventfd with the next submission, at once: the descriptor is not in blocking mode. [`Event::Signalled`]
@@ -158,21 +195,21 @@ impl UringEngine {
     pub fn signal(&mut self, fd: BorrowedFd<'_>, tag: EventTag) {
         // A completion would wake us from the very wait that submits the signal.
         let write = signal_entry(fd, libc::RWF_NOWAIT).flags(squeue::Flags::SKIP_SUCCESS);
-        self.push(write.user_data(user_data(KIND_SIGNAL, tag.0)));
+        self.push(write.user_data(self.user_data(KIND_SIGNAL, tag.0)));
     }
 
     /// The same for a descriptor in blocking mode, where a frontend could make the write wait: a worker thread does it, and
     /// [`Event::Signalled`] follows.
     pub fn signal_patiently(&mut self, fd: BorrowedFd<'_>, tag: EventTag) {
         let write = signal_entry(fd, 0).flags(squeue::Flags::ASYNC);
-        self.push(write.user_data(user_data(KIND_SIGNAL, tag.0)));
+        self.push(write.user_data(self.user_data(KIND_SIGNAL, tag.0)));
     }
 
     /// Gives up a signal that has not been delivered: a frontend can keep its eventfd full for ever, and the kernel would keep
     /// the descriptor open as long. [`Event::Signalled`] comes all the same.
     pub fn cancel_signal(&mut self, tag: EventTag) {
-        let cancel = opcode::AsyncCancel::new(user_data(KIND_SIGNAL, tag.0)).build();
-        self.push(cancel.user_data(user_data(KIND_IGNORED, 0)));
+        let cancel = opcode::AsyncCancel::new(self.user_data(KIND_SIGNAL, tag.0)).build();
+        self.push(cancel.user_data(self.user_data(KIND_IGNORED, 0)));
     }
 
     /// The next event.
@@ -250,7 +287,7 @@ impl UringEngine {
             let entry = self.ring.completion().next();
             let Some(entry) = entry else { return };
             let name = entry.user_data() & ((1 << KIND_SHIFT) - 1);
-            match entry.user_data() >> KIND_SHIFT {
+            match entry.user_data() >> KIND_SHIFT & KIND_MASK {
                 KIND_OP => {
                     let index = u16::try_from(name).expect("our own user data");
                     match self.slots.judge(index, entry.result()) {
@@ -258,9 +295,12 @@ impl UringEngine {
                         Verdict::Resubmit => self.push_op(index),
                     }
                 }
+                KIND_IGNORED => {}
+                // Of somebody who had the engine before.
+                _ if entry.user_data() >> LIFE_SHIFT != self.life => {}
                 KIND_WATCH => self.push_watch_event(EventTag(name), &entry),
                 KIND_SIGNAL => self.events.push_back(Event::Signalled { tag: EventTag(name) }),
-                kind => assert!(kind == KIND_IGNORED, "a completion with user data that is not ours"),
+                _ => unreachable!("two bits have four values"),
             }
         }
     }
@@ -278,9 +318,14 @@ impl UringEngine {
     }
 
     fn push_op(&mut self, index: u16) {
-        let entry = self.slots.entry(index).user_data(user_data(KIND_OP, u64::from(index)));
+        let entry = self.slots.entry(index).user_data(self.user_data(KIND_OP, u64::from(index)));
         let may_block = !self.blocking.is_empty() && self.blocking.contains(self.slots.disk(index));
         self.push(if may_block { entry.flags(squeue::Flags::FIXED_FILE | squeue::Flags::ASYNC) } else { entry });
+    }
+
+    fn user_data(&self, kind: u64, name: u64) -> u64 {
+        assert!(name >> KIND_SHIFT == 0);
+        self.life << LIFE_SHIFT | kind << KIND_SHIFT | name
     }
 
     fn push(&mut self, entry: squeue::Entry) {
@@ -298,11 +343,6 @@ impl UringEngine {
 
 fn signal_entry(fd: BorrowedFd<'_>, flags: i32) -> squeue::Entry {
     opcode::Write::new(types::Fd(fd.as_raw_fd()), (&raw const ONE).cast(), 8).rw_flags(flags).build()
-}
-
-fn user_data(kind: u64, name: u64) -> u64 {
-    assert!(name >> KIND_SHIFT == 0);
-    kind << KIND_SHIFT | name
 }
 
 impl Engine for UringEngine {
@@ -328,13 +368,8 @@ impl Engine for UringEngine {
 }
 
 impl Drop for UringEngine {
-    /// Waits for everything in flight: the kernel still uses the memory.
     fn drop(&mut self) {
-        while self.slots.in_flight() > 0 {
-            self.completions.clear();
-            self.events.clear();
-            self.wait(Wait::Forever);
-        }
+        self.finish();
     }
 }
 

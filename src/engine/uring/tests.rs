@@ -296,7 +296,7 @@ fn a_frontend_that_fills_its_eventfd_does_not_block_us() {
 #[test]
 fn only_what_is_needed_is_allowed() {
     let mut engine = UringEngine::new().unwrap();
-    engine.push(opcode::Nop::new().build().user_data(user_data(KIND_WATCH, 4)));
+    engine.push(opcode::Nop::new().build().user_data(engine.user_data(KIND_WATCH, 4)));
     engine.wait(Wait::Forever);
     assert_eq!(engine.take_event(), Some(Event::WatchFailed { tag: EventTag(4) }), "refused");
 }

@@ -13,7 +13,6 @@ mod signal;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::inbox::Inbox;
@@ -22,6 +21,7 @@ use super::pipeline::{Pipeline, PipelineMessage};
 use crate::base::clock::{self, Nanos};
 use crate::base::ids::{DiskId, ReactorId};
 use crate::base::limits::{MESSAGES_PER_TURN, TICK_MILLIS};
+use crate::engine::uring::thread::{EngineThread, ThreadError};
 use crate::engine::uring::{Event, EventTag, SetupError, UringEngine, Wait};
 use crate::shared::{DiskState, Load};
 use poll::{For, Polling};
@@ -44,8 +44,6 @@ const POLL_INTERVAL: Duration = Duration::from_micros(100);
 pub struct ReactorConfig {
     /// Its number.
     pub id: ReactorId,
-    /// The CPU to run on; `None` leaves it to the kernel.
-    pub cpu: Option<usize>,
     /// Longest time that it keeps looking for requests and completions before it sleeps; zero: it always sleeps at once.
     pub poll_max: Duration,
     /// Counts the nanoseconds that it works: is on a CPU, and not just looking for something to do.
@@ -72,28 +70,23 @@ pub enum StartError {
     },
 }
 
-/// Starts a reactor. It runs until [`ReactorMessage::Shutdown`].
+/// Starts a thread for a reactor, on a CPU of its own if one is given.
 ///
 /// # Errors
 /// The thread, its io_uring or its CPU is not to be had.
-pub fn spawn<O>(config: ReactorConfig, inbox: Inbox, outbox: O) -> Result<JoinHandle<()>, StartError>
+pub fn spawn(id: ReactorId, cpu: Option<usize>) -> Result<EngineThread, StartError> {
+    EngineThread::spawn(format!("spanblk-r{}", id.0), move || prepare(cpu)).map_err(|error| match error {
+        ThreadError::Thread(source) => StartError::Thread(source),
+        ThreadError::Engine(error) => error,
+    })
+}
+
+/// Runs a reactor on a thread that has nothing to do, until [`ReactorMessage::Shutdown`].
+pub fn begin<O>(thread: &EngineThread, config: ReactorConfig, inbox: Inbox, outbox: O)
 where
     O: Outbox + Send + 'static,
 {
-    let (started, outcome) = crossbeam_channel::bounded(1);
-    let name = format!("spanblk-r{}", config.id.0);
-    let body = move || match prepare(config.cpu) {
-        Ok(engine) => {
-            let _ = started.send(Ok(()));
-            Reactor::new(config, inbox, engine, outbox).run();
-        }
-        Err(error) => {
-            let _ = started.send(Err(error));
-        }
-    };
-    let thread = std::thread::Builder::new().name(name).spawn(body).map_err(StartError::Thread)?;
-    outcome.recv().expect("the thread tells how it started")?;
-    Ok(thread)
+    thread.begin(move |engine| Reactor::new(config, inbox, engine, outbox).run());
 }
 
 /// What must happen on the thread itself.
@@ -153,7 +146,7 @@ impl<O: Outbox> Reactor<O> {
         }
     }
 
-    fn run(mut self) {
+    fn run(mut self) -> UringEngine {
         loop {
             let now = clock::now();
             if now >= self.counted.after(COUNT_EVERY) {
@@ -175,11 +168,14 @@ impl<O: Outbox> Reactor<O> {
             let look = self.pipeline.engine.in_flight() == 0 && self.polling.pays(For::Guests);
             self.rings.deliver(&mut self.pipeline, look, now);
             if self.leaving && self.pipeline.is_idle() && !self.pipeline.has_ready() {
-                self.pipeline.engine.flush();
-                return;
+                break;
             }
             self.wait(messages_left, now);
         }
+        self.pipeline.engine.unwatch(INBOX);
+        self.pipeline.engine.finish();
+        self.rings.leave_open();
+        self.pipeline.engine
     }
 
     /// Counts the work since the last time: all that was done on a CPU, but for looking for something to do.

@@ -1,6 +1,6 @@
 //! Interrupting guests, and telling frontends: of an eventfd that can make us wait, at most one write under way, and none forgotten.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use crate::engine::uring::{EventTag, UringEngine};
 
@@ -57,6 +57,11 @@ impl CallFd {
             engine.cancel_signal(self.tag);
         }
         self.under_way.then_some(self)
+    }
+
+    /// Never closes it.
+    pub fn leave_open(self) {
+        let _ = self.fd.into_raw_fd();
     }
 
     /// Whether its signals are named so.

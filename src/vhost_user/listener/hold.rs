@@ -15,15 +15,16 @@ use crate::base::clock;
 use crate::vhost_user::connection::Session;
 use crate::vhost_user::device::HeldParts;
 use crate::vhost_user::error::DeviceError;
-use crate::vhost_user::held::{FrontendDescriptors, HeldError, HeldFrontend, HeldState, HeldTurn};
+use crate::vhost_user::held::{FrontendDescriptors, HeldError, HeldFrontend, HeldState, HeldTurn, Inside};
 use crate::vhost_user::hold::{self, Hold, HoldFault, Phase};
 use crate::vhost_user::hub::Hub;
 use crate::vhost_user::server::Frontend;
-use crate::vhost_user::socket::SocketIdentity;
+use crate::vhost_user::socket::SocketPlace;
 use crate::vhost_user::turn::FrontendId;
 
 /// All of a VHD that was held but its path.
 pub(in crate::vhost_user) struct Handed {
+    inside: Inside,
     uuid: Uuid,
     writeback: bool,
     owes_flush: bool,
@@ -39,12 +40,13 @@ pub(in crate::vhost_user) struct Handed {
 
 impl Handed {
     /// With the path of the socket.
-    pub(in crate::vhost_user) fn at(self, (path, identity): (std::path::PathBuf, SocketIdentity)) -> super::HeldVhd {
+    pub(in crate::vhost_user) fn at(self, (path, identity, socket): SocketPlace) -> super::HeldVhd {
         let (frontends, descriptors) = self.frontends.into_iter().unzip();
         let state = HeldState {
             vhd: self.uuid,
             path,
             identity,
+            socket,
             writeback: self.writeback,
             owes_flush: self.owes_flush,
             told_size: self.told_size,
@@ -55,7 +57,7 @@ impl Handed {
             turn: self.turn,
             frontends,
         };
-        super::HeldVhd { state, listener: self.listener, frontends: descriptors }
+        super::HeldVhd { state, listener: self.listener, frontends: descriptors, inside: Some(self.inside) }
     }
 }
 
@@ -87,7 +89,8 @@ impl Entry {
         let (mut paused, mut told) = (HashSet::new(), false);
         loop {
             if !told && self.connected.iter().all(|connected| paused.contains(&connected.id.0)) {
-                hold.report(id, Ok(()));
+                // One that waits until another one, which is gone, is noticed to be, can do so for a few milliseconds only.
+                hold.report(id, if self.successor_is_there() { Err(HoldFault::Busy) } else { Ok(()) });
                 told = true;
             }
             tokio::select! {
@@ -112,8 +115,6 @@ impl Entry {
 
     /// Takes the VHD apart. All connections are paused, and hand over what they have.
     pub(super) async fn hand_over(mut self, listener: OwnedFd) -> Handed {
-        // A frontend that waits for a place has sent nothing that was answered: it is disconnected, and may come again.
-        self.next = None;
         while let Some(gone) = ended(&mut self.serving).await {
             self.end(gone);
         }
@@ -127,9 +128,10 @@ impl Entry {
         });
         let frontends: Vec<_> = frontends.collect();
         let vhd = &self.vhd;
-        frontends.iter().for_each(|_| vhd.state.door.leave());
+        let inside = Inside { vhd: Arc::clone(&vhd.state), frontends: frontends.len() };
         vhd.state.door.set_waiting(None);
         Handed {
+            inside,
             uuid: vhd.state.settings.uuid,
             writeback: vhd.writeback_field(),
             owes_flush: vhd.owes_flush(),
@@ -153,12 +155,14 @@ impl Entry {
 }
 
 impl Vhd {
-    /// Becomes what another one was when it was held, and takes its frontends over.
+    /// Becomes what another one was when it was held, and takes its frontends over. `is_waiting`: nobody goes on with them yet, so that it
+    /// is better to fail than to part from one that has done nothing.
     pub(in crate::vhost_user) fn take_over(
         self: &Arc<Vhd>,
         hub: &Arc<Hub>,
         state: HeldState,
         descriptors: Vec<FrontendDescriptors>,
+        is_waiting: bool,
     ) -> Result<Vec<Resumed>, HeldError> {
         self.writeback_field.store(state.writeback, Ordering::SeqCst);
         self.owe_flush(state.owes_flush);
@@ -171,46 +175,42 @@ impl Vhd {
         self.turn.take_over(&state.turn, seats, clock::now());
         let mut resumed = Vec::new();
         for (frontend, descriptors) in state.frontends.into_iter().zip(descriptors) {
+            let (id, pid) = (FrontendId(frontend.seat.id), frontend.seat.pid);
             let taken = match self.state.door.enter() {
                 true => self.take_over_one(hub, frontend, descriptors, state.reactors),
-                false => Err(HeldError::Resizing),
+                false => {
+                    resumed.iter().for_each(|_| self.state.door.leave());
+                    return Err(HeldError::Resizing);
+                }
             };
             match taken {
-                Ok(taken) => resumed.extend(taken),
+                Ok(taken) => resumed.push(taken),
+                Err(error) if error.is_frontends_doing() || !is_waiting => self.part_from(pid, id, &error),
                 Err(error) => {
-                    // Whoever has failed to go in is not among them.
-                    let inside = resumed.len() + usize::from(!matches!(error, HeldError::Resizing));
-                    (0..inside).for_each(|_| self.state.door.leave());
-                    return Err(error);
+                    (0..=resumed.len()).for_each(|_| self.state.door.leave());
+                    return Err(HeldError::Device { pid, source: Box::new(error) });
                 }
             }
         }
-        self.turn.announce();
         Ok(resumed)
     }
 
-    /// `None`: the frontend has taken away memory that the device needs, and is disconnected for that.
     fn take_over_one(
         self: &Arc<Vhd>,
         hub: &Arc<Hub>,
         HeldFrontend { seat, device }: HeldFrontend,
         descriptors: FrontendDescriptors,
         reactors: u16,
-    ) -> Result<Option<Resumed>, HeldError> {
+    ) -> Result<Resumed, DeviceError> {
         let id = FrontendId(seat.id);
         let frontend = Frontend { pid: seat.pid, uid: seat.uid, since: seat.since };
         let socket = UnixStream::from(descriptors.socket);
-        let stream = socket.try_clone().map_err(HeldError::Socket)?;
-        let session = Session::take_over(stream, id, self, Arc::clone(hub), device.said).map_err(HeldError::Socket)?;
+        let stream = socket.try_clone().map_err(DeviceError::Duplicate)?;
+        let session = Session::take_over(stream, id, self, Arc::clone(hub), device.said);
+        let session = session.map_err(DeviceError::Conversation)?;
         let parts = HeldParts { state: device, descriptors: descriptors.device };
-        match session.take_over_device(parts, reactors == hub.count()) {
-            Ok(()) => Ok(Some(Resumed { id, frontend, socket, session })),
-            Err(error) if error.is_lost_memory() => {
-                self.part_from(seat.pid, id, &error);
-                Ok(None)
-            }
-            Err(error) => Err(HeldError::Device { pid: seat.pid, source: Box::new(error) }),
-        }
+        session.take_over_device(parts, reactors == hub.count())?;
+        Ok(Resumed { id, frontend, socket, session })
     }
 
     fn part_from(&self, pid: u32, id: FrontendId, error: &DeviceError) {

@@ -329,3 +329,26 @@ fn places_go_over_to_another_server() {
     assert_eq!((held.active, held.shown, held.next), (Some(second.0), Some(second.0), 2));
     assert!(seats.iter().all(|seat| seat.waited && !seat.superseded));
 }
+
+#[test]
+fn the_next_server_tells_nobody_before_it_goes_on_and_then_the_one_after_it_as_well() {
+    let (active, other) = (Running::new(), Running::new());
+    let before = Bench::new();
+    let (first, second) = (before.join(active.process()), before.join(other.process()));
+    before.turn.take(first, true, START).unwrap();
+    let (turn, seats) = before.turn.hand_over(START);
+    let bench = Bench::new();
+    bench.turn.take_over(&turn, seats.iter(), START);
+    bench.turn.leave(second, false);
+    assert!(bench.told.0.lock().unwrap().is_empty() && bench.vhd.last_active.last().is_none());
+    bench.turn.announce();
+    assert_eq!(*bench.told.0.lock().unwrap(), [format!("attached {}", active.id())]);
+    let last = bench.vhd.last_active.last();
+    assert_eq!(last, Some(Last { process: active.process(), stopped: false }));
+    // All have been parted from before anybody was told.
+    let bench = Bench::new();
+    bench.turn.take_over(&turn, seats.iter(), START);
+    [first, second].into_iter().for_each(|id| bench.turn.leave(id, false));
+    bench.turn.announce();
+    assert!(bench.told.0.lock().unwrap().is_empty());
+}

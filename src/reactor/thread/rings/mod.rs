@@ -145,6 +145,12 @@ impl Rings {
         self.polled > 0
     }
 
+    /// Descriptors that were given up, and to which a worker of the kernel has still to write, stay open as long as the process: the ring may
+    /// go on without this reactor, and a frontend can keep the worker waiting for ever.
+    pub fn leave_open(&mut self) {
+        self.retired.drain(..).for_each(CallFd::leave_open);
+    }
+
     /// No ring pops any more.
     pub fn leave(&mut self) {
         self.leaving = true;
