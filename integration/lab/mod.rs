@@ -23,6 +23,7 @@ pub mod ram_disk;
 pub mod reference;
 pub mod report;
 pub mod ring;
+pub mod slow_host;
 pub mod tally;
 pub mod throttle;
 pub mod tools;
