@@ -26,7 +26,7 @@ const HOLD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long everything else may take to end, once there is no way back: guests wait, and a process that ended would not help them, because the
 /// kernel would keep the disk that is waited for.
-const END_PATIENCE: Duration = Duration::from_secs(24 * 3600);
+const DISK_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
 /// How often it is said that a disk is waited for.
 const TELL_EVERY: Duration = Duration::from_secs(10);
@@ -103,11 +103,11 @@ impl Daemon {
         };
         let devices = labels.devices();
         self.stop_api.send_replace(true);
-        let waiting = Waiting::begin();
-        let Finished { engines, .. } = self.works.finish(true, &self.host.usable_disks(), END_PATIENCE);
+        let reminder = Reminder::begin();
+        let Finished { engines, .. } = self.works.finish(true, &self.host.usable_disks(), DISK_PATIENCE);
         // Whatever is left somewhere finds no disk any more.
-        let retired = devices.iter().all(|device| device.retire(END_PATIENCE));
-        drop((waiting, labels, turn));
+        let retired = devices.iter().all(|device| device.retire(DISK_PATIENCE));
+        drop((reminder, labels, turn));
         let (Some(engines), true) = (engines, retired) else {
             log::error!("a disk has hung for hours while the daemon was being taken over: it ends");
             return Pausing::Lost;
@@ -120,9 +120,7 @@ impl Daemon {
         let Daemon { control, listeners, rights, .. } = self;
         Pausing::Paused(Box::new(Paused { control, listeners, disks, vhds, rights, engines }))
     }
-}
 
-impl Daemon {
     /// Why everything might not end soon, or not be there afterwards.
     fn cannot_pause(&self) -> Option<String> {
         let store = self.works.store.status();
@@ -147,10 +145,10 @@ impl Daemon {
 }
 
 /// Says again and again that a disk is waited for, until it is dropped.
-struct Waiting(#[allow(dead_code, reason = "its end tells")] Sender<()>);
+struct Reminder(#[allow(dead_code, reason = "its end tells")] Sender<()>);
 
-impl Waiting {
-    fn begin() -> Waiting {
+impl Reminder {
+    fn begin() -> Reminder {
         let (end, ended) = crossbeam_channel::bounded::<()>(0);
         let tell = move || {
             while ended.recv_timeout(TELL_EVERY) == Err(RecvTimeoutError::Timeout) {
@@ -158,8 +156,8 @@ impl Waiting {
             }
         };
         // Without it, only the log has less.
-        drop(std::thread::Builder::new().name("spanblk-waiting".to_owned()).spawn(tell));
-        Waiting(end)
+        drop(std::thread::Builder::new().name("spanblk-reminder".to_owned()).spawn(tell));
+        Reminder(end)
     }
 }
 
@@ -182,9 +180,9 @@ impl Paused {
     pub fn resume(self, config: &Config) -> Result<Daemon, ServeError> {
         let Paused { control, listeners, disks, vhds, rights, engines } = self;
         let options = OpenOptions { read_only: false, accept_stale: false, pool: None };
-        let waiting = Waiting::begin();
-        let pool = reopen_pool(disks, END_PATIENCE, &options, &HostFacts::default())?;
-        drop(waiting);
+        let reminder = Reminder::begin();
+        let pool = reopen_pool(disks, DISK_PATIENCE, &options, &HostFacts::default())?;
+        drop(reminder);
         tell(&pool);
         let vhds = vhds.into_iter().filter_map(|(state, fds)| match HeldVhd::from_parts(state, fds) {
             Ok(held) => Some((held.vhd(), held)),

@@ -94,6 +94,34 @@ fn reads_and_writes_beyond_the_end_are_refused_and_change_nothing() {
 }
 
 #[test]
+fn nothing_comes_to_a_disk_that_is_retired() {
+    let dir = dir();
+    let disk = FileDisk::create(&dir.path().join("d"), 1 << 20).unwrap();
+    disk.write_at(0, &[1; 4096]).unwrap();
+    // What the kernel has is waited for.
+    let under_way = disk.begin().unwrap();
+    assert!(disk.is_in_use());
+    assert!(!disk.retire(Duration::from_millis(1)));
+    assert!(disk.write_at(0, &[2; 4096]).is_err(), "from then on, not only from its end");
+    drop(under_way);
+    assert!(disk.retire(Duration::ZERO) && !disk.is_in_use());
+    let (mut found, refused) = ([0; 4096], "another daemon's");
+    for error in [
+        disk.read_at(0, &mut found).unwrap_err(),
+        disk.write_at(0, &[2; 4096]).unwrap_err(),
+        disk.write_at(512, &[2; 100]).unwrap_err(),
+        disk.sync().unwrap_err(),
+        disk.punch(0, 4096).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains(refused), "{error}");
+    }
+    assert!(!disk.failed().is_failed(), "the disk is well");
+    drop(disk);
+    FileDisk::open(&dir.path().join("d"), Access::Read).unwrap().read_at(0, &mut found).unwrap();
+    assert!(found == [1; 4096]);
+}
+
+#[test]
 fn punching_gives_the_backing_back_and_keeps_the_neighbours() {
     let dir = dir();
     let disk = FileDisk::create(&dir.path().join("d.img"), 4 * MIB).unwrap();

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::Duration;
 
 use super::*;
 use crate::disk::BlockDev;
@@ -102,6 +103,40 @@ fn an_open_pool_is_not_opened_again() {
     let other = lab.open_with(&["*.img"], &look).unwrap();
     assert!(one.read_only && other.disks[0].dev.access() == Access::Read);
     assert!(matches!(lab.open(&["*.img"]), Err(FindError::Open(OpenError::Locked { .. }))));
+}
+
+/// As another process gets it: the lock never lapses.
+#[test]
+fn an_open_pool_is_gone_on_with_by_its_descriptors() {
+    let lab = Lab::new();
+    lab.create(&["a", "b", "c"]).unwrap();
+    let before = lab.open(&["a", "b", "c"]).unwrap();
+    let again = |works: bool| -> Vec<OpenedDisk> {
+        let open = |disk: &OpenDisk<FileDisk>| {
+            let fd = disk.dev.fd().try_clone().unwrap();
+            OpenedDisk { path: disk.path.clone(), fd, works }
+        };
+        before.disks.iter().map(open).collect()
+    };
+    let reopen = |disks| reopen_pool(disks, Duration::from_secs(10), &OpenOptions::default(), &Host::default());
+    let (working, failed) = (again(true), again(false));
+    for disks in [working, failed] {
+        let next = reopen(disks).unwrap();
+        assert_eq!((next.uuid, next.disks.len(), next.rejected.len()), (before.uuid, 3, 0));
+    }
+    assert!(matches!(reopen(Vec::new()), Err(FindError::NoDisk(_))));
+    // One whose label is gone is told by its path, and the others make the pool.
+    let disks = again(true);
+    let path = disks[1].path.clone();
+    let spoilt = fs::File::options().write(true).open(&path).unwrap();
+    let len = spoilt.metadata().unwrap().len();
+    [0, len - (64 << 10)].iter().for_each(|at| {
+        std::os::unix::fs::FileExt::write_all_at(&spoilt, &[0; 64 << 10], *at).unwrap();
+    });
+    drop(before);
+    let next = reopen(disks).unwrap();
+    assert_eq!((next.disks.len(), next.rejected.len(), &next.rejected[0].path), (2, 1, &path));
+    assert!(matches!(lab.open(&["a", "b", "c"]), Err(FindError::Open(OpenError::Locked { .. }))));
 }
 
 #[test]
