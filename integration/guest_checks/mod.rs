@@ -162,7 +162,7 @@ fn hotplug(session: &Session, machine: &mut Machine) -> Result<()> {
 fn wait_for_device(device: &str, there: bool) -> String {
     let (test, word) = if there { ("-b", "did not appear") } else { ("! -b", "did not go") };
     format!(
-        "for i in $(seq 1 200); do [ {test} /dev/{device} ] && exit 0; usleep 50000; done; echo {device} {word}; exit 1"
+        "for i in $(seq 1 1200); do [ {test} /dev/{device} ] && exit 0; usleep 50000; done; echo {device} {word}; exit 1"
     )
 }
 

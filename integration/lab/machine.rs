@@ -206,7 +206,11 @@ impl Machine {
     /// It does not within 30 s.
     pub fn unplug(&mut self, id: &str) -> Result<()> {
         self.qmp.forget_events();
-        self.qmp.execute("device_del", json!({ "id": id }))?;
+        // While the slot's indicator still blinks for what came before, QEMU says that the guest is busy.
+        wait_for("QEMU to ask the guest for the disk", Duration::from_secs(30), || {
+            let asked = self.qmp.execute("device_del", json!({ "id": id }));
+            if asked.as_ref().is_err_and(|error| error.to_string().contains("busy")) { None } else { Some(asked) }
+        })??;
         self.qmp.wait_event("DEVICE_DELETED").context("the guest did not let go of the disk")?;
         // QEMU lets go of the socket a little after the device.
         let chardev = json!({ "id": format!("c-{id}") });
