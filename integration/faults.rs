@@ -1,9 +1,9 @@
-//! Disks that are pulled, give errors, stall, and are given up, in random order, under loads that check every answer: VHDs with replicas
-//! notice nothing but a pause, and VHDs with one replica only if it is theirs.
+//! Disks that are pulled, give errors, stall, are given up, and are silently wrong, in random order, under loads that check every answer:
+//! VHDs with replicas notice nothing but a pause, and VHDs with one replica only if it is theirs.
 //!
 //! After each fault the disk comes back, the replicas on it catch up, and all of it is checked.
 //!
-//! `LAB_FAULTS` sets the number of faults (8), `LAB_SEED` the seed, `LAB_KIND` the only kind of fault (0 to 3; 4: all).
+//! `LAB_FAULTS` sets the number of faults (8), `LAB_SEED` the seed, `LAB_KIND` the only kind of fault (0 to 4; 5: all).
 
 mod lab;
 
@@ -35,8 +35,8 @@ const HANG_TIMEOUT: u64 = 2;
 
 /// The VHDs: name, options, and the disk that one with one replica is on.
 const VHDS: [(&str, &[&str], Option<usize>); 4] = [
-    ("two", &["--layout", "spanned", "--replicas", "2"], None),
-    ("three", &["--layout", "spanned", "--replicas", "3", "--block-size", "4096"], None),
+    ("two", &["--layout", "spanned", "--replicas", "2", "--checksums"], None),
+    ("three", &["--layout", "spanned", "--replicas", "3", "--checksums", "--block-size", "4096"], None),
     ("first", &["--layout", "isolated", "--disks", "f0"], Some(0)),
     ("last", &["--layout", "isolated", "--disks", "f3"], Some(3)),
 ];
@@ -52,9 +52,14 @@ enum Fault {
     Stalled,
     /// Somebody marks it as failed.
     GivenUp,
+    /// Bytes on it change by themselves.
+    Corrupted,
 }
 
-const FAULTS: [Fault; 4] = [Fault::Pulled, Fault::Failing, Fault::Stalled, Fault::GivenUp];
+const FAULTS: [Fault; 5] = [Fault::Pulled, Fault::Failing, Fault::Stalled, Fault::GivenUp, Fault::Corrupted];
+
+/// Sectors that a disk changes by itself, at most.
+const DAMAGE: usize = 50;
 
 fn main() -> ExitCode {
     let mut report = Report::new("faults");
@@ -81,6 +86,8 @@ struct World {
     /// By kind: how often, and the longest pause of a VHD with replicas.
     told: [(u64, Duration); FAULTS.len()],
     restarts: u64,
+    /// Sectors that disks have changed by themselves, and replicas of blocks that were seen to be wrong for it.
+    damage: [u64; 2],
 }
 
 impl World {
@@ -107,18 +114,18 @@ impl World {
             guests.push(Guest::new(name, disk, SECTORS, terms, random.next()));
         }
         let told = [(0, Duration::ZERO); FAULTS.len()];
-        Ok(World { disks, pool, guests, random, told, restarts: 0 })
+        Ok(World { disks, pool, guests, random, told, restarts: 0, damage: [0; 2] })
     }
 
     fn run(&mut self, faults: u64) -> Result<Vec<String>> {
         self.attach_all()?;
         for number in 0..faults {
             // Each kind now and then, whatever the seed.
-            let only = number_from_env("LAB_KIND", 4);
+            let only = number_from_env("LAB_KIND", 5);
             let kind = match (only, number) {
-                (0..4, _) => only,
-                (_, 0..4) => number,
-                _ => self.random.below(4),
+                (0..5, _) => only,
+                (_, 0..5) => number,
+                _ => self.random.below(5),
             };
             let kind = usize::try_from(kind)?;
             let disk = usize::try_from(self.random.below(u64::try_from(DISKS)?))?;
@@ -139,7 +146,10 @@ impl World {
             })
             .collect();
         let completed: u64 = self.guests.iter().filter_map(|guest| Some(guest.load().ok()?.completed)).sum();
-        lines.push(format!("{} restarts, {completed} requests, 0 errors, 0 mismatches", self.restarts));
+        let [damaged, found] = self.damage;
+        ensure!(damaged == 0 || found > 0, "{damaged} sectors were damaged, and nobody has noticed");
+        lines.push(format!("{damaged} sectors damaged by disks; blocks that reads or scrubs found wrong: {found}"));
+        lines.push(format!("{} restarts, {completed} requests of guests, 0 errors, 0 mismatches", self.restarts));
         Ok(lines)
     }
 
@@ -154,6 +164,9 @@ impl World {
 
     /// One fault, and all that it takes until everything is as before. The longest pause of a VHD with replicas.
     fn strike(&mut self, fault: Fault, disk: usize) -> Result<Duration> {
+        if fault == Fault::Corrupted {
+            return self.corrupt(disk);
+        }
         let alone = VHDS.iter().position(|(_, _, on)| *on == Some(disk));
         if let Some(alone) = alone {
             // What was never written cannot be lost.
@@ -172,6 +185,7 @@ impl World {
             Fault::Failing => self.disks[disk].set_failing(true)?,
             Fault::Stalled => self.disks[disk].set_stalled(true)?,
             Fault::GivenUp => drop(self.pool.cli(&["disk", "fail", &name, "--yes"])?),
+            Fault::Corrupted => unreachable!("nothing comes back from it"),
         }
         let pause = self.watch(Duration::from_secs(if fault == Fault::Stalled { HANG_TIMEOUT + 4 } else { 3 }))?;
         if let Some(alone) = alone.filter(|_| fault != Fault::Stalled) {
@@ -184,7 +198,7 @@ impl World {
             Fault::Pulled => self.disks[disk].put_back()?,
             Fault::Failing => self.disks[disk].set_failing(false)?,
             Fault::Stalled => self.disks[disk].set_stalled(false)?,
-            Fault::GivenUp => {}
+            Fault::GivenUp | Fault::Corrupted => {}
         }
         // A disk that has failed is used again by the next daemon.
         if self.health(&name)? == "failed" {
@@ -195,6 +209,39 @@ impl World {
         }
         self.wait_whole()?;
         Ok(pause)
+    }
+
+    /// The disk changes some of what it holds of VHDs with replicas, which all of them read and write on. Then what they have not come by
+    /// is looked for, and afterwards nothing is wrong any more.
+    fn corrupt(&mut self, disk: usize) -> Result<Duration> {
+        let owners: Vec<u64> = (1..).zip(VHDS).filter(|(_, (_, _, on))| on.is_none()).map(|(owner, _)| owner).collect();
+        let before = self.checksum_errors()?;
+        let damaged = self.disks[disk].damage(&owners, DAMAGE, &mut self.random)?;
+        let pause = self.watch(Duration::from_secs(1))?;
+        let mut found = 0;
+        for round in 0..2 {
+            for (name, ..) in VHDS.iter().filter(|(_, _, on)| on.is_none()) {
+                let scrubbed =
+                    self.pool.json(&["vhd", "scrub", name, "--priority", "urgent", "--wait"])?["job"]["scrubbed"]
+                        .clone();
+                let count = |what: &str| scrubbed[what].as_u64().with_context(|| format!("no {what} in {scrubbed}"));
+                let (wrong, right) = (count("damaged_replicas")?, count("repaired_replicas")?);
+                ensure!(wrong == right, "{wrong} replicas of {name} were damaged, {right} repaired");
+                ensure!(round == 0 || wrong == 0, "{wrong} replicas of {name} are still damaged");
+                found += wrong;
+            }
+        }
+        self.damage[0] += u64::try_from(damaged)?;
+        self.damage[1] += found + self.checksum_errors()? - before;
+        self.wait_whole()?;
+        Ok(pause)
+    }
+
+    /// Reads of guests that found something wrong, of all VHDs together.
+    fn checksum_errors(&self) -> Result<u64> {
+        let metrics = self.pool.cli(&["metrics"])?;
+        let errors = metrics.lines().filter(|line| line.starts_with("spanblk_vhd_checksum_errors_total{"));
+        errors.map(|line| Ok(line.rsplit(' ').next().context("a value")?.parse::<u64>()?)).sum()
     }
 
     /// Watches the loads of VHDs with replicas: none may end, and the longest that one does nothing is told.

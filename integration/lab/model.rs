@@ -184,6 +184,14 @@ fn index(sector: u64) -> usize {
     usize::try_from(sector).expect("a small disk")
 }
 
+/// Which disk (a number below 256) this is a sector of, if it is one.
+#[must_use]
+pub fn disk_of(bytes: &[u8]) -> Option<u64> {
+    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    let sequence = u32::try_from(word(16)).ok()?;
+    (word(0) < 256 && sequence > 0 && bytes == stamp(word(0), word(8), sequence)).then(|| word(0))
+}
+
 /// The content of one sector: disk, sector, write, then numbers that follow from them.
 fn stamp(disk: u64, sector: u64, sequence: u32) -> [u8; SECTOR] {
     let mut bytes = [0; SECTOR];

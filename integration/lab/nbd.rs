@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::model::{Random, SECTOR, disk_of};
 use super::tools::{Process, command, sparse_file, wait_for};
 
 /// A request that reached the disk and was done.
@@ -132,6 +134,32 @@ impl FaultyDisk {
             fs::remove_file(trigger)?
         }
         Ok(())
+    }
+
+    /// Changes a few bytes in about one of 64 sectors that hold data of these disks of a guest, as a disk does that is silently wrong:
+    /// how many. It is not more than `most`.
+    ///
+    /// # Errors
+    /// The file of the disk cannot be read or written.
+    pub fn damage(&self, owners: &[u64], most: usize, random: &mut Random) -> Result<usize> {
+        let backing = fs::OpenOptions::new().read(true).write(true).open(self.file("backing"))?;
+        let mut piece = vec![0; 1 << 20];
+        let mut damaged = 0;
+        for start in (0..self.size).step_by(piece.len()) {
+            let read = backing.read_at(&mut piece, start)?;
+            for (at, sector) in (0..).step_by(SECTOR).zip(piece[..read].chunks_exact(SECTOR)) {
+                let theirs = disk_of(sector).is_some_and(|disk| owners.contains(&disk));
+                if theirs && damaged < most && random.below(64) == 0 {
+                    // Behind what tells whose it is, and never what was there.
+                    let within = 32 + random.below(400);
+                    let old = &sector[usize::try_from(within)?..][..8];
+                    let wrong: Vec<u8> = old.iter().map(|byte| !byte).collect();
+                    backing.write_all_at(&wrong, start + at + within)?;
+                    damaged += 1;
+                }
+            }
+        }
+        Ok(damaged)
     }
 
     /// Requests get no answer, or do again.
