@@ -109,26 +109,18 @@ fn sample(bench: &Bench, pool: &Pool, vhd: &str, write: bool, round: usize) -> R
         places: Places::Random,
         fill: Fill::Word,
         flush: false,
+        inflight: false,
     };
     let process = pool.id()?;
     let (outcome, before, after) = frontend::run(&order, || Threads::of(process))?;
     Ok(Figures::of(&outcome, after.since(&before)))
 }
 
-/// Prints the medians of a load, and what became of the goals. A ratio is the median of those of the rounds: what disturbs a
-/// round mostly disturbs all who have a turn in it.
+/// Prints the medians of a load, and what became of the goals.
 fn tell(bench: &mut Bench, load: &str, write: bool, samples: &[Vec<Figures>; VARIANTS.len()]) {
     let mut goals = Vec::new();
     for (variant, own) in VARIANTS.iter().zip(samples) {
-        let ratio = |figure: fn(&Figures) -> f64| {
-            super::median(own.iter().zip(&samples[0]).map(|(own, base)| figure(own) / figure(base)).collect())
-        };
-        let ratios = Figures {
-            iops: ratio(|f| f.iops),
-            cpu_us: ratio(|f| f.cpu_us),
-            p50_us: ratio(|f| f.p50_us),
-            p99_us: ratio(|f| f.p99_us),
-        };
+        let ratios = Figures::ratios(own, &samples[0]);
         let Figures { iops, cpu_us, p50_us, p99_us } = Figures::medians(own);
         println!(
             "   {load:<24}{:<10}{iops:>9.0}{cpu_us:>8.2}{p50_us:>8.0}{p99_us:>8.0} |{:>6.2}{:>6.2}{:>6.2}{:>6.2}",

@@ -2,6 +2,7 @@
 
 pub mod layouts;
 pub mod opening;
+pub mod protection;
 pub mod thin;
 
 use std::fs;
@@ -25,7 +26,11 @@ pub const MIB: u64 = 1 << 20;
 pub const LEN: u64 = 4 << 10;
 
 /// Room of a file system in memory: for the larger of what layouts and first writes need, and for itself.
-const RAM_SIZE: u64 = if layouts::ROOM > thin::ROOM { layouts::ROOM } else { thin::ROOM } + 64 * MIB;
+const RAM_SIZE: u64 = larger(layouts::ROOM, larger(thin::ROOM, protection::ROOM)) + 64 * MIB;
+
+const fn larger(a: u64, b: u64) -> u64 {
+    if a > b { a } else { b }
+}
 
 /// How a run is made, and what has been found.
 pub struct Bench {
@@ -141,6 +146,15 @@ impl Figures {
     #[must_use]
     pub fn medians(all: &[Figures]) -> Figures {
         let of = |figure: fn(&Figures) -> f64| median(all.iter().map(figure).collect());
+        Figures { iops: of(|f| f.iops), cpu_us: of(|f| f.cpu_us), p50_us: of(|f| f.p50_us), p99_us: of(|f| f.p99_us) }
+    }
+
+    /// The median of the ratios of the rounds, of each figure: what disturbs a round mostly disturbs all who have a turn in it.
+    #[must_use]
+    pub fn ratios(own: &[Figures], base: &[Figures]) -> Figures {
+        let of = |figure: fn(&Figures) -> f64| {
+            median(own.iter().zip(base).map(|(own, base)| figure(own) / figure(base)).collect())
+        };
         Figures { iops: of(|f| f.iops), cpu_us: of(|f| f.cpu_us), p50_us: of(|f| f.p50_us), p99_us: of(|f| f.p99_us) }
     }
 

@@ -179,6 +179,7 @@ fn sample(pool: &Pool, load: &Load, count_max: usize) -> Result<Sample> {
         places: Places::Each { stride: load.stride, shuffled: load.shuffled, count_max },
         fill: Fill::Word,
         flush: load.flush,
+        inflight: false,
     };
     let process = pool.id()?;
     let mut before = None;

@@ -23,6 +23,7 @@ pub struct Pool {
     /// Its disks, in the order of creation.
     pub disks: Vec<PathBuf>,
     dir: PathBuf,
+    program: PathBuf,
     process: Option<Process>,
 }
 
@@ -32,8 +33,16 @@ impl Pool {
     /// # Errors
     /// What spanblk says.
     pub fn create(dir: &Path, disks: Vec<PathBuf>, options: &[&str]) -> Result<Pool> {
-        let pool = Pool { disks, dir: dir.to_owned(), process: None };
-        run(Command::new(SPANBLK).args(["pool", "create"]).args(options).args(&pool.disks))?;
+        Pool::create_with(Path::new(SPANBLK), dir, disks, options)
+    }
+
+    /// As [`Pool::create`], of another build of spanblk.
+    ///
+    /// # Errors
+    /// What it says.
+    pub fn create_with(program: &Path, dir: &Path, disks: Vec<PathBuf>, options: &[&str]) -> Result<Pool> {
+        let pool = Pool { disks, dir: dir.to_owned(), program: program.to_owned(), process: None };
+        run(Command::new(program).args(["pool", "create"]).args(options).args(&pool.disks))?;
         Ok(pool)
     }
 
@@ -79,7 +88,7 @@ impl Pool {
         let started = Instant::now();
         let mut process = Process::start(
             "spanblk serve",
-            command(SPANBLK)
+            command(&self.program)
                 .arg("serve")
                 .args(options)
                 .arg("--control")
@@ -193,7 +202,7 @@ impl Pool {
     /// # Errors
     /// What it says.
     pub fn cli(&self, args: &[&str]) -> Result<String> {
-        run(Command::new(SPANBLK).arg("--control").arg(self.control()).args(args))
+        run(Command::new(&self.program).arg("--control").arg(self.control()).args(args))
     }
 
     /// As [`Pool::cli`] with `--json`.
@@ -215,7 +224,7 @@ impl Pool {
         if self.process.is_some() {
             return self.cli(&["check"]).map(drop);
         }
-        run(Command::new(SPANBLK).arg("check").args(&self.disks)).map(drop)
+        run(Command::new(&self.program).arg("check").args(&self.disks)).map(drop)
     }
 
     /// Path of a VHD's socket.

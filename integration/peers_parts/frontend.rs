@@ -58,6 +58,8 @@ pub struct Order {
     pub places: Places,
     /// Each write is followed by a FLUSH, and has completed with that.
     pub flush: bool,
+    /// What is in flight is kept in memory that outlives the backend, as QEMU has it.
+    pub inflight: bool,
 }
 
 /// As [`Helper`] wants it: says that it is ready, measures once when told to, and lets go of the disk when its input ends.
@@ -93,6 +95,7 @@ pub fn fill(socket: &std::path::Path, size: u64, fill: Fill) -> Result<()> {
         seed: 7,
         places: Places::Random,
         flush: false,
+        inflight: false,
     };
     let mut disk = Disk::attach(&order)?;
     let lane = &mut disk.lanes[0];
@@ -144,7 +147,7 @@ struct Lane {
 
 impl Disk {
     fn attach(order: &Order) -> Result<Disk> {
-        let relay = Relay::new(&order.socket)?;
+        let relay = Relay::new(&order.socket, order.inflight.then_some((order.queues, QUEUE_SIZE)))?;
         let path = relay.socket.to_str().context("a socket whose path is UTF-8")?;
         let virtio = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
         let features = virtio.bits() | (VirtioBlkFeatureFlags::all() - VirtioBlkFeatureFlags::SECURE_ERASE).bits();

@@ -180,6 +180,7 @@ impl Bench {
             seed,
             places: Places::Random,
             flush: false,
+            inflight: false,
         }
     }
 }
