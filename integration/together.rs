@@ -13,7 +13,7 @@ mod together_parts;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use lab::fio_guest::{self, Place};
 use lab::machine::Machine;
 use lab::report::Report;
@@ -68,9 +68,7 @@ fn judge(lives: &Lives, report: &mut Report) {
     if let Some(count) = report.check(&name, || lives.ensure_flat()) {
         report.note(&format!("{count} such daemons"));
     }
-    report.check("the last daemon holds no more than the first", || {
-        let (first, last) = lives.first_and_last().context("no two daemons to compare")?;
-        ensure!(!last.is_more_than(first), "{} then, {} now", first.told(), last.told());
-        Ok(())
-    });
+    if let Some(0) = report.check("the last daemons hold no more than the first", || lives.ensure_even()) {
+        report.note("no two that began the same way lived long enough");
+    }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::lives::Lives;
+use super::lives::{Lives, TAKEOVER};
 use super::steps;
 use crate::lab::counts::Counts;
 use crate::lab::daemon::Pool;
@@ -176,7 +176,7 @@ impl World {
         self.begin_something()?;
         self.doing("takeover", "");
         self.pool.take_over()?;
-        self.lives.begin(&self.pool, "takeover")?;
+        self.lives.begin(&self.pool, TAKEOVER)?;
         let before: Vec<Option<u64>> = self.guests.iter().map(Guest::progress).collect();
         for (guest, before) in self.guests.iter().zip(before) {
             wait_for("requests after a takeover", Duration::from_secs(30), || {
