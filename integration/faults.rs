@@ -291,15 +291,7 @@ impl World {
         for job in jobs["jobs"].as_array().into_iter().flatten().filter(|job| job["state"] == "stopped") {
             self.pool.cli(&["job", "resume", &job["id"].to_string()])?;
         }
-        let whole = || {
-            let vhds = self.pool.json(&["vhd", "list"]).ok()?;
-            let vhds = vhds["vhds"].as_array()?;
-            let jobs = self.pool.json(&["job", "list"]).ok()?;
-            if jobs["jobs"].as_array()?.iter().any(|job| job["state"] == "running") {
-                return None;
-            }
-            vhds.iter().all(|vhd| vhd["health"] == "healthy").then_some(())
-        };
+        let whole = || self.pool.is_whole().ok()?.then_some(());
         wait_for("replicas in sync", Duration::from_secs(90), whole).with_context(|| {
             let jobs = self.pool.cli(&["job", "list"]).unwrap_or_default();
             format!("{}\n{jobs}", self.pool.cli(&["vhd", "list"]).unwrap_or_default())

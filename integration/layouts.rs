@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use lab::counts::Counts;
 use lab::daemon::Pool;
 use lab::guest::Guest;
 use lab::load::{Load, Terms};
@@ -20,7 +21,7 @@ use lab::tools::{RunDir, number_from_env};
 use layout_parts::counters::Counters;
 use layout_parts::jobs::{begin, wait};
 use layout_parts::resize::{self, SMALLEST, Way};
-use layout_parts::{Tally, VHDS, Vhd, ask, disks};
+use layout_parts::{VHDS, Vhd, disks};
 
 /// Jobs that are cancelled one after the other.
 const CANCELS: u64 = 10;
@@ -69,7 +70,7 @@ fn run(dir: &RunDir, changes: u64, seed: u64) -> Result<Vec<String>> {
         let terms = Terms { block, discard: 64, writethrough, outlives: true };
         guests.push(Guest::new(vhd.name, disk, SMALLEST, terms, random.next()));
     }
-    let (mut tally, mut counters) = (Tally::default(), Counters::default());
+    let (mut tally, mut counters) = (Counts::default(), Counters::default());
     while tally.of("changes") < changes {
         let until = (tally.of("changes") + 8).min(changes);
         let told = format!("{} changes", tally.of("changes"));
@@ -89,7 +90,7 @@ fn run(dir: &RunDir, changes: u64, seed: u64) -> Result<Vec<String>> {
 }
 
 /// What was done; an error if that proves nothing.
-fn summary(guests: &[Guest], tally: &Tally, counters: &Counters) -> Result<Vec<String>> {
+fn summary(guests: &[Guest], tally: &Counts, counters: &Counters) -> Result<Vec<String>> {
     let sum = |of: fn(&Load) -> u64| guests.iter().map(|guest| Ok(of(guest.load()?))).sum::<Result<u64>>();
     let (requests, flushes, beyond) = (sum(|l| l.completed)?, sum(|l| l.flushes)?, sum(|l| l.beyond)?);
     let mut lines = vec![
@@ -113,7 +114,7 @@ fn summary(guests: &[Guest], tally: &Tally, counters: &Counters) -> Result<Vec<S
 struct Round<'a> {
     guests: &'a mut [Guest],
     random: &'a mut Random,
-    tally: &'a mut Tally,
+    tally: &'a mut Counts,
     counters: &'a mut Counters,
 }
 
@@ -177,7 +178,7 @@ impl Round<'_> {
         for _ in 0..CANCELS {
             if let Some(job) = begun {
                 thread::sleep(Duration::from_millis(self.random.below(60)));
-                ask(pool, &["job", "cancel", &job.to_string()])?;
+                pool.ask(&["job", "cancel", &job.to_string()])?;
                 wait(pool, job)?;
                 self.tally.count("cancelled");
             }
@@ -191,20 +192,20 @@ impl Round<'_> {
         let id = job.to_string();
         match self.random.below(9) {
             0 => {
-                ask(pool, &["job", "cancel", &id])?;
+                pool.ask(&["job", "cancel", &id])?;
                 self.tally.count("cancelled");
             }
             1 if matches!(kind, "span" | "unspan" | "migrate") => {
-                let revert = ask(pool, &["job", "cancel", &id, "--revert"])?;
+                let revert = pool.ask(&["job", "cancel", &id, "--revert"])?;
                 if let Some(back) = revert.as_ref().and_then(|result| result["job"]["id"].as_u64()) {
                     wait(pool, back)?;
                     self.tally.count("reverted");
                 }
             }
             2 => {
-                ask(pool, &["job", "pause", &id])?;
+                pool.ask(&["job", "pause", &id])?;
                 thread::sleep(Duration::from_millis(self.random.below(100)));
-                ask(pool, &["job", "resume", &id])?;
+                pool.ask(&["job", "resume", &id])?;
                 self.tally.count("paused");
             }
             3 | 4 => {

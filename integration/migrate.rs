@@ -14,10 +14,11 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use lab::fio_guest::{self, Place, VHDS};
 use lab::machine::{Accel, Machine, Moved};
 use lab::model::Random;
 use lab::report::Report;
-use lab::slow_host::{Place, SlowHost, VHDS};
+use lab::slow_host::SlowHost;
 use lab::throttle::Limit;
 use lab::tools::{number_from_env, wait_for};
 
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
     let mut report = Report::new("migrate");
     let count = number_from_env("LAB_MIGRATIONS", 3);
     report.note(&format!("LAB_MIGRATIONS={count}"));
-    let Some(place) = Place::prepare(&mut report) else { return report.finish() };
+    let Some(place) = SlowHost::prepare(&mut report) else { return report.finish() };
     let started = report.check("a guest with two disks", || World::start(&place));
     let Some((mut world, machine)) = started else { return report.finish() };
     if place.accel == Accel::Tcg {
@@ -67,7 +68,7 @@ impl<'a> World<'a> {
     }
 
     fn migrate_again_and_again(&mut self, mut machine: Machine, count: u64) -> Result<(Machine, Vec<String>)> {
-        self.host.begin_fio(&mut machine)?;
+        fio_guest::begin(&mut machine)?;
         let (mut lines, mut all) = (Vec::new(), Vec::new());
         for migration in 1..=count {
             thread::sleep(Duration::from_millis(500 + self.random.below(1500)));

@@ -13,11 +13,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use lab::fio_guest::{self, Place, VHDS};
 use lab::inflight::{Region, regions_of};
 use lab::machine::Machine;
 use lab::model::Random;
 use lab::report::Report;
-use lab::slow_host::{Place, SlowHost, VHDS};
+use lab::slow_host::SlowHost;
 use lab::throttle::Limit;
 use lab::tools::{number_from_env, wait_for};
 
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
     let mut report = Report::new("survive");
     let kills = number_from_env("LAB_KILLS", 6);
     report.note(&format!("LAB_KILLS={kills}"));
-    let Some(place) = Place::prepare(&mut report) else { return report.finish() };
+    let Some(place) = SlowHost::prepare(&mut report) else { return report.finish() };
     let started = report.check("a guest with two disks", || World::start(&place));
     let Some((mut world, mut machine)) = started else { return report.finish() };
     let name = format!("{kills} SIGKILLs under fio");
@@ -60,7 +61,7 @@ impl World {
     }
 
     fn kill_again_and_again(&mut self, machine: &mut Machine, kills: u64) -> Result<Vec<String>> {
-        self.host.begin_fio(machine)?;
+        fio_guest::begin(machine)?;
         let regions = regions_of(machine.id())?;
         ensure!(regions.len() == VHDS.len(), "QEMU keeps {} in-flight regions", regions.len());
         let mut lines = Vec::new();
@@ -68,7 +69,7 @@ impl World {
         for kill in 1..=kills {
             thread::sleep(Duration::from_millis(500 + self.random.below(2500)));
             let outcome = self.kill_once(&regions).with_context(|| {
-                let said = SlowHost::said_by_fio(machine);
+                let said = fio_guest::said(machine);
                 format!("SIGKILL {kill}; fio in the guest: {said}")
             });
             let (in_flight, stall) = outcome?;

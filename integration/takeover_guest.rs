@@ -14,11 +14,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use lab::fio_guest::{self, Place, VHDS};
 use lab::inflight::{Region, regions_of};
 use lab::machine::{Drive, Machine};
 use lab::model::Random;
 use lab::report::Report;
-use lab::slow_host::{Place, SlowHost, VHDS};
+use lab::slow_host::SlowHost;
 use lab::throttle::Limit;
 use lab::tools::{number_from_env, wait_for};
 
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
     let mut report = Report::new("takeover");
     let takeovers = number_from_env("LAB_TAKEOVERS", 5);
     report.note(&format!("LAB_TAKEOVERS={takeovers}"));
-    let Some(place) = Place::prepare(&mut report) else { return report.finish() };
+    let Some(place) = SlowHost::prepare(&mut report) else { return report.finish() };
     let started = report.check("a guest with two disks", || World::start(&place));
     let Some((mut world, mut machine)) = started else { return report.finish() };
     let name = format!("{takeovers} takeovers under fio");
@@ -65,7 +66,7 @@ impl World {
     }
 
     fn take_over_again_and_again(&mut self, machine: &mut Machine, takeovers: u64) -> Result<Vec<String>> {
-        self.host.begin_fio(machine)?;
+        fio_guest::begin(machine)?;
         let regions = regions_of(machine.id())?;
         ensure!(regions.len() == VHDS.len(), "QEMU keeps {} in-flight regions", regions.len());
         let mut lines = Vec::new();
@@ -73,7 +74,7 @@ impl World {
         for takeover in 1..=takeovers {
             thread::sleep(Duration::from_millis(500 + self.random.below(1500)));
             let outcome = self.take_over_once(&regions).with_context(|| {
-                let said = SlowHost::said_by_fio(machine);
+                let said = fio_guest::said(machine);
                 format!("takeover {takeover}; fio in the guest: {said}")
             });
             let (in_flight, pause) = outcome?;

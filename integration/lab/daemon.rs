@@ -1,7 +1,8 @@
 //! A pool of the spanblk built with this run, and its daemon.
 
 use std::fs;
-use std::os::unix::net::UnixDatagram;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -155,18 +156,26 @@ impl Pool {
     /// # Errors
     /// There is nothing to remove.
     pub fn kill_and_forget(&mut self) -> Result<()> {
-        let pool = self.uuid()?;
+        let kept = self.kept()?;
         self.kill();
-        let mut removed = 0;
+        ensure!(!kept.is_empty(), "nothing of the pool is kept in /dev/shm");
+        kept.iter().try_for_each(fs::remove_dir_all).context("forgetting what is kept")
+    }
+
+    /// Directories in shared memory in which the daemon keeps something of this pool for the next one.
+    ///
+    /// # Errors
+    /// The daemon does not answer.
+    pub fn kept(&self) -> Result<Vec<PathBuf>> {
+        let prefix = format!("spanblk-{}-", self.uuid()?);
+        let mut kept = Vec::new();
         for entry in fs::read_dir("/dev/shm")? {
             let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(&format!("spanblk-{pool}-")) {
-                fs::remove_dir_all(entry.path())?;
-                removed += 1;
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                kept.push(entry.path());
             }
         }
-        ensure!(removed > 0, "nothing of pool {pool} is kept in /dev/shm");
-        Ok(())
+        Ok(kept)
     }
 
     /// Process id of the daemon.
@@ -214,6 +223,51 @@ impl Pool {
         all.extend(args);
         let text = self.cli(&all)?;
         serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+    }
+
+    /// Asks the daemon; `None` if the state of the pool forbids it, perhaps because a disk has just left.
+    ///
+    /// # Errors
+    /// Anything else that it says.
+    pub fn ask(&self, args: &[&str]) -> Result<Option<Value>> {
+        let output = self.json_command(args).output()?;
+        match output.status.code() {
+            Some(0) => Ok(Some(serde_json::from_slice(&output.stdout)?)),
+            Some(3 | 4) => Ok(None),
+            _ => bail!("{args:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr)),
+        }
+    }
+
+    /// A question to the daemon, to be answered in JSON.
+    #[must_use]
+    pub fn json_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(SPANBLK);
+        command.arg("--control").arg(self.control()).arg("--json").args(args);
+        command
+    }
+
+    /// All metrics. Asked for without a command, whose start and end take longer than some of what is measured.
+    ///
+    /// # Errors
+    /// The daemon does not answer.
+    pub fn metrics(&self) -> Result<String> {
+        let mut stream = UnixStream::connect(self.control())?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: spanblk\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        Ok(answer)
+    }
+
+    /// Whether no job runs, and all replicas are in sync.
+    ///
+    /// # Errors
+    /// The daemon does not answer.
+    pub fn is_whole(&self) -> Result<bool> {
+        let (vhds, jobs) = (self.json(&["vhd", "list"])?, self.json(&["job", "list"])?);
+        let (vhds, jobs) = (vhds["vhds"].as_array().context("no VHDs")?, jobs["jobs"].as_array().context("no jobs")?);
+        let running = jobs.iter().any(|job| job["state"] == "running");
+        Ok(!running && vhds.iter().all(|vhd| vhd["health"] == "healthy"))
     }
 
     /// Proves the placement table consistent, through the daemon if it runs, else on the disks.

@@ -5,8 +5,11 @@
 
 pub mod agent;
 pub mod cost;
+pub mod counts;
 pub mod daemon;
 pub mod fio;
+pub mod fio_guest;
+pub mod footprint;
 pub mod frontend;
 pub mod guest;
 pub mod helper;

@@ -1,54 +1,17 @@
-//! A host whose disks are slow, and a guest on two VHDs of it in which fio discards, writes and verifies without end: so there are always
-//! requests in flight, and first writes that nobody has flushed, when something happens to the daemon or to the VM.
+//! A host whose disks are slow, and the VHDs of `fio_guest` on them: what is asked of them piles up.
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 
 use super::daemon::Pool;
-use super::fio::endless;
-use super::image::Image;
-use super::machine::{Accel, Drive, Machine, probe_kvm};
+use super::fio_guest::{self, Place};
+use super::machine::{Drive, Machine};
 use super::report::Report;
 use super::throttle::{Limit, SlowDisks};
 use super::tools::RunDir;
 
 const MIB: u64 = 1 << 20;
-
-/// The VHDs: name, device in the guest, queues, options of `vhd create`.
-pub const VHDS: [(&str, &str, u16, &[&str]); 2] = [
-    ("iso", "vda", 1, &["--layout", "isolated", "--queues", "1"]),
-    ("span", "vdb", 2, &["--layout", "spanned", "--queues", "2"]),
-];
-
-const SIZE: u64 = 96 * MIB;
-
-/// What a guest is booted with.
-pub struct Place {
-    /// Where disks and sockets are.
-    pub dir: RunDir,
-    /// What it boots.
-    pub image: Image,
-    /// How it runs.
-    pub accel: Accel,
-}
-
-impl Place {
-    /// `None`: something is missing, which the report says.
-    pub fn prepare(report: &mut Report) -> Option<Place> {
-        if let Some(reason) = SlowDisks::unavailable() {
-            report.skip("slow disks", reason);
-            return None;
-        }
-        let dir = report.check("directories", RunDir::new)?;
-        let image = report.check("guest image", Image::build)?;
-        let accel = probe_kvm(&dir, &image).unwrap_or_else(|reason| {
-            report.skip("guest on KVM", &format!("{reason}; the guest is emulated"));
-            Accel::Tcg
-        });
-        Some(Place { dir, image, accel })
-    }
-}
 
 /// Slow disks, and a pool of them that is served.
 pub struct SlowHost {
@@ -58,6 +21,15 @@ pub struct SlowHost {
 }
 
 impl SlowHost {
+    /// Where such a host can be. `None`: something is missing, which the report says.
+    pub fn prepare(report: &mut Report) -> Option<Place> {
+        if let Some(reason) = SlowDisks::unavailable() {
+            report.skip("slow disks", reason);
+            return None;
+        }
+        Place::prepare(report)
+    }
+
     /// Its disks can do so much each, once [`SlowHost::hold_back`] has been called.
     ///
     /// # Errors
@@ -67,9 +39,7 @@ impl SlowHost {
         slow.limit(limit)?;
         let mut pool = Pool::create(dir.sockets(), slow.devices.clone(), &["--force"])?;
         pool.serve_all()?;
-        for (name, _, _, options) in VHDS {
-            pool.create_vhd(name, SIZE, options)?;
-        }
+        fio_guest::create_vhds(&pool)?;
         Ok(SlowHost { pool, slow })
     }
 
@@ -84,44 +54,19 @@ impl SlowHost {
     /// The VHDs as QEMU gets them.
     #[must_use]
     pub fn drives(&self) -> Vec<Drive> {
-        VHDS.iter().map(|(name, _, queues, _)| Drive::new(name, &self.pool.socket(name), *queues)).collect()
+        fio_guest::drives(&self.pool)
     }
 
-    /// Starts fio on both disks.
-    ///
-    /// # Errors
-    /// The guest does not answer.
-    pub fn begin_fio(&self, machine: &mut Machine) -> Result<()> {
-        VHDS.iter().try_for_each(|(_, device, ..)| endless::begin(&mut machine.agent, device))
-    }
-
-    /// Ends it: rounds on each disk.
+    /// Ends fio: rounds on each disk.
     ///
     /// # Errors
     /// What fio or the guest's kernel has found wrong.
     pub fn end_fio(&self, machine: &mut Machine) -> Result<Vec<u64>> {
-        let end = |(_, device, ..): &(_, &str, _, _)| endless::end(&mut machine.agent, device);
-        VHDS.iter().map(end).collect::<Result<_>>().with_context(|| self.pool.log_tail())
-    }
-
-    /// What fio has said so far, for an error.
-    pub fn said_by_fio(machine: &mut Machine) -> String {
-        machine.agent.run("cat /tmp/failed.* /tmp/fio.* 2>/dev/null; true").unwrap_or_default()
+        fio_guest::end(machine, &self.pool)
     }
 
     /// The guest ends, then the daemon, and nothing was wrong all the time.
-    pub fn finish(mut self, machine: Machine, mut report: Report) -> ExitCode {
-        report.check("the kernel has no complaints", || {
-            let complaints = machine.complaints();
-            ensure!(complaints.is_empty(), "{}", complaints.join("\n"));
-            Ok(())
-        });
-        report.check("guest powers off", || machine.power_off());
-        report.check("placement is consistent", || {
-            self.pool.check()?;
-            self.pool.stop()?;
-            self.pool.check()
-        });
-        report.finish()
+    pub fn finish(mut self, machine: Machine, report: Report) -> ExitCode {
+        fio_guest::finish(&mut self.pool, machine, report)
     }
 }

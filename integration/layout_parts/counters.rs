@@ -1,9 +1,6 @@
 //! What daemons count, added up over those that were killed.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::lab::daemon::Pool;
 
@@ -28,7 +25,7 @@ impl Counters {
     /// It does not answer before.
     pub fn kill(&mut self, pool: &mut Pool) -> Result<()> {
         // Not by a command, whose start and end would take longer than a step.
-        let metrics = ask(pool);
+        let metrics = pool.metrics();
         pool.kill();
         let metrics = metrics?;
         self.add(&metrics)?;
@@ -44,7 +41,7 @@ impl Counters {
     /// # Errors
     /// It does not answer.
     pub fn add_last(&mut self, pool: &Pool) -> Result<()> {
-        self.add(&ask(pool)?)
+        self.add(&pool.metrics()?)
     }
 
     fn add(&mut self, metrics: &str) -> Result<()> {
@@ -73,16 +70,6 @@ impl Counters {
             format!("SIGKILLs with moves at a step, as of the last answer (and the moves): {}", killed.join(", ")),
         ]
     }
-}
-
-/// All metrics.
-fn ask(pool: &Pool) -> Result<String> {
-    let mut stream = UnixStream::connect(pool.control())?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: spanblk\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    Ok(answer)
 }
 
 /// The value of a series.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::{Tally, ask};
+use crate::lab::counts::Counts;
 use crate::lab::daemon::Pool;
 use crate::lab::model::Random;
 
@@ -67,7 +67,7 @@ pub fn replacement(pool: &Pool, random: &mut Random) -> Result<Vec<String>> {
 ///
 /// # Errors
 /// What spanblk says, if it is not that the state of the pool forbids it.
-pub fn tend(pool: &Pool, random: &mut Random, tally: &mut Tally) -> Result<()> {
+pub fn tend(pool: &Pool, random: &mut Random, tally: &mut Counts) -> Result<()> {
     let jobs = pool.json(&["job", "list"])?;
     let mut jobs = jobs["jobs"].as_array().context("no jobs")?.iter();
     if jobs.any(|job| !matches!(job["state"].as_str(), Some("done" | "cancelled"))) {
@@ -76,17 +76,17 @@ pub fn tend(pool: &Pool, random: &mut Random, tally: &mut Tally) -> Result<()> {
     let disks = list(pool)?;
     for disk in disks.iter().filter(|disk| disk["accept"] == "none") {
         let disk = disk["name"].as_str().context("a disk without a name")?;
-        if disks.len() > LEAST && ask(pool, &["disk", "remove", disk])?.is_some() {
+        if disks.len() > LEAST && pool.ask(&["disk", "remove", disk])?.is_some() {
             tally.count("removed");
         } else {
-            ask(pool, &["disk", "set", disk, "--accept", "any"])?;
+            pool.ask(&["disk", "set", disk, "--accept", "any"])?;
         }
     }
     let members = members(pool)?;
     if members.len() < LEAST || (members.len() < MOST && random.below(2) == 0) {
         let path = spare(pool, &members).context("all disks are in the pool")?;
         let (domain, path) = (name(path), path.to_str().context("a path")?);
-        let added = ask(pool, &["disk", "add", path, "--failure-domain", &domain])?;
+        let added = pool.ask(&["disk", "add", path, "--failure-domain", &domain])?;
         tally.count(if added.is_some() { "added" } else { "refused to add" });
     }
     Ok(())

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 
-use super::{Tally, VHDS, ask, disks};
+use super::{VHDS, disks};
+use crate::lab::counts::Counts;
 use crate::lab::daemon::Pool;
 use crate::lab::model::Random;
 
@@ -16,7 +17,7 @@ const JOB_LIMIT: Duration = Duration::from_secs(120);
 ///
 /// # Errors
 /// What spanblk says, if it is not that the state of the pool forbids it.
-pub fn begin(pool: &Pool, random: &mut Random, tally: &mut Tally) -> Result<Option<(&'static str, u64)>> {
+pub fn begin(pool: &Pool, random: &mut Random, tally: &mut Counts) -> Result<Option<(&'static str, u64)>> {
     disks::tend(pool, random, tally)?;
     let (kind, mut args) = choose(pool, random)?;
     match random.below(4) {
@@ -25,10 +26,10 @@ pub fn begin(pool: &Pool, random: &mut Random, tally: &mut Tally) -> Result<Opti
         _ => {}
     }
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let result = ask(pool, &args)?;
+    let result = pool.ask(&args)?;
     if kind == "evacuate" && random.below(2) == 0 {
         // Its role is put right at once; what is on it goes away all the same.
-        ask(pool, &["disk", "set", args[2], "--accept", "any"])?;
+        pool.ask(&["disk", "set", args[2], "--accept", "any"])?;
     }
     let Some(result) = result else {
         tally.count("refused");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{Tally, ask, command};
+use crate::lab::counts::Counts;
 use crate::lab::daemon::Pool;
 use crate::lab::guest::Guest;
 use crate::lab::model::Random;
@@ -34,12 +34,12 @@ pub enum Way {
 ///
 /// # Errors
 /// Anything but the two outcomes: it has its new size, or the state of the pool forbids it.
-pub fn resize(pool: &Pool, guests: &mut [Guest], random: &mut Random, tally: &mut Tally, wish: Way) -> Result<()> {
+pub fn resize(pool: &Pool, guests: &mut [Guest], random: &mut Random, tally: &mut Counts, wish: Way) -> Result<()> {
     let Some((guest, way, sectors)) = choose(guests, random, wish) else { return Ok(()) };
     let size = (sectors * 512).to_string();
     match way {
         Way::Grow => {
-            if ask(pool, &["vhd", "resize", guest.name, "--size", &size])?.is_none() {
+            if pool.ask(&["vhd", "resize", guest.name, "--size", &size])?.is_none() {
                 tally.count("refused to grow");
                 return Ok(());
             }
@@ -52,11 +52,11 @@ pub fn resize(pool: &Pool, guests: &mut [Guest], random: &mut Random, tally: &mu
             guest.wait_detached(pool)?;
             // Sometimes larger again at once: what comes back is empty.
             let and_back = random.below(3) == 0;
-            if ask(pool, &["vhd", "resize", guest.name, "--size", &size, "--force"])?.is_some() {
+            if pool.ask(&["vhd", "resize", guest.name, "--size", &size, "--force"])?.is_some() {
                 tally.count("shrunk");
                 let before = guest.resized_detached(sectors)?;
                 if and_back
-                    && ask(pool, &["vhd", "resize", guest.name, "--size", &(before * 512).to_string()])?.is_some()
+                    && pool.ask(&["vhd", "resize", guest.name, "--size", &(before * 512).to_string()])?.is_some()
                 {
                     tally.count("grown detached");
                     guest.resized_detached(before)?;
@@ -74,7 +74,7 @@ pub fn resize(pool: &Pool, guests: &mut [Guest], random: &mut Random, tally: &mu
 ///
 /// # Errors
 /// A guest that shall leave has found something wrong.
-pub fn begin(pool: &Pool, guests: &mut [Guest], random: &mut Random, tally: &mut Tally) -> Result<Option<Child>> {
+pub fn begin(pool: &Pool, guests: &mut [Guest], random: &mut Random, tally: &mut Counts) -> Result<Option<Child>> {
     let wish = if random.below(2) == 0 { Way::Grow } else { Way::Shrink };
     let Some((guest, way, sectors)) = choose(guests, random, wish) else { return Ok(None) };
     let size = (sectors * 512).to_string();
@@ -85,7 +85,7 @@ pub fn begin(pool: &Pool, guests: &mut [Guest], random: &mut Random, tally: &mut
         args.push("--force");
     }
     guest.maybe = Some(sectors);
-    let child = command(pool, &args).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let child = pool.json_command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     // About as long as it takes.
     thread::sleep(Duration::from_micros(random.below(60_000)));
     tally.count("SIGKILL about a resize");

@@ -1,7 +1,6 @@
 //! The measurements of `bench_many.rs`.
 
 pub mod crowd;
-pub mod footprint;
 pub mod results;
 
 use std::path::Path;
@@ -13,12 +12,12 @@ use anyhow::Result;
 
 use crate::lab::cost::{Cost, Threads};
 use crate::lab::daemon::Pool;
+use crate::lab::footprint::{self, Footprint};
 use crate::lab::helper::Helper;
 use crate::lab::ram_disk::RamDisk;
 use crate::lab::tally::Outcome;
 use crate::lab::tools::{Fill, RunDir, machine, number_from_env, prefilled, run};
 use crowd::Order;
-use footprint::Footprint;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;

@@ -37,8 +37,8 @@ impl Footprint {
             names.extend(fs::read_to_string(entry?.path().join("comm")));
         }
         Ok(Footprint {
-            // The third kind, RssShmem, is guest memory: files in shared memory, which are there with or without the daemon. It
-            // has no other shared memory.
+            // The third kind, RssShmem, is guest memory, which is there with or without the daemon, and what the daemon keeps for
+            // the next one, which `Pool::kept` counts.
             memory: (kib("RssAnon:")? + kib("RssFile:")?) << 10,
             // How many the kernel keeps, and for how long, depends on what disks have made wait.
             threads: names.iter().filter(|name| !name.starts_with(KERNEL_THREADS)).count(),
