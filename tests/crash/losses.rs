@@ -8,6 +8,7 @@ use spanblk::base::units::ExtentIndex;
 use spanblk::disk::sim::{Fault, FaultKind, OpKind, SimDisk};
 use spanblk::owner::command::LostData;
 use spanblk::placement::job::JobRecord;
+use spanblk::placement::{ReplicaSet, ReplicaState};
 use spanblk::shared::{DiskState, VhdState};
 use spanblk::store::edit::MovedExtent;
 
@@ -15,8 +16,17 @@ use super::guest::Guest;
 use super::oracle::{History, SECTOR};
 use super::world::{EXTENT, World};
 
+/// The disks of an extent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place {
+    /// Those that have all of it.
+    pub in_sync: DiskSet,
+    /// Those on which it is, stale replicas included.
+    pub on: DiskSet,
+}
+
 /// The disks of every placed extent.
-pub type Places = BTreeMap<(u32, ExtentIndex), DiskSet>;
+pub type Places = BTreeMap<(u32, ExtentIndex), Place>;
 
 /// What may be given up, and what was.
 #[derive(Default)]
@@ -57,11 +67,19 @@ pub fn places<'a>(vhds: impl Iterator<Item = &'a Arc<VhdState>>) -> Places {
     let mut places = Places::new();
     for vhd in vhds {
         for extent in vhd.map.placed_from(ExtentIndex(0)) {
-            let replicas = vhd.map.lookup(extent).replicas.settled();
-            places.insert((vhd.id().0, extent), replicas.iter().map(|replica| replica.disk).collect());
+            places.insert((vhd.id().0, extent), place_of(vhd.map.lookup(extent).replicas));
         }
     }
     places
+}
+
+fn place_of(replicas: ReplicaSet) -> Place {
+    let settled = replicas.settled();
+    let in_sync = settled.iter().filter(|replica| replica.state == ReplicaState::InSync);
+    Place {
+        in_sync: in_sync.map(|replica| replica.disk).collect(),
+        on: settled.iter().map(|replica| replica.disk).collect(),
+    }
 }
 
 impl World {
@@ -84,8 +102,8 @@ impl World {
         let (queues, dead) = (self.post.queues.borrow(), self.dead());
         let is_lost = |vhd: &VhdState, extent: ExtentIndex| {
             let seen = vhd.map.lookup(extent);
-            let disks: DiskSet = seen.replicas.settled().iter().map(|replica| replica.disk).collect();
-            !seen.present.is_empty() && disks.0 & !dead.0 == 0 && self.losses.of.is_some_and(|of| disks.contains(of))
+            let Place { in_sync, on } = place_of(seen.replicas);
+            !seen.present.is_empty() && in_sync.0 & !dead.0 == 0 && self.losses.of.is_some_and(|of| on.contains(of))
         };
         let there = queues.opened.iter().filter(|vhd| !queues.closed.contains(&vhd.id()));
         there.into_iter().any(|vhd| vhd.map.placed_from(ExtentIndex(0)).any(|extent| is_lost(vhd, extent)))
@@ -127,7 +145,7 @@ impl World {
         for extent in extents {
             let key = (number, ExtentIndex(u32::try_from(extent).expect("few extents")));
             let was_on = self.losses.places.get(&key).copied().unwrap_or_default();
-            let is_right = was_on.0 & !gone.0 == 0 && self.losses.of.is_some_and(|of| was_on.contains(of));
+            let is_right = was_on.in_sync.0 & !gone.0 == 0 && self.losses.of.is_some_and(|of| was_on.on.contains(of));
             if !is_right {
                 return Err(format!(
                     "extent {extent} of VHD {number} is given up, which was on {was_on:?}; only what {gone:?} had may be"

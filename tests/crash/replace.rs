@@ -334,7 +334,8 @@ impl Story {
 /// Nothing that was written to a disk that had come back is to be given up when it dies again: nobody has accepted that.
 fn check_news(before: &World, found: &Recovered, gives_up: DiskSet, cut: usize) -> Result<(), String> {
     let per_extent = EXTENT / SECTOR as u64;
-    for ((vhd, extent), disks) in places(found.vhds.iter().map(|(_, state)| state)) {
+    for ((vhd, extent), place) in places(found.vhds.iter().map(|(_, state)| state)) {
+        let disks = place.in_sync;
         let (is_given_up, was_back) = (disks.0 & !gives_up.0 == 0, disks.0 & before.losses.back.0 != 0);
         let Some(history) = before.histories.get(&vhd).filter(|_| is_given_up && was_back) else { continue };
         let first = u64::from(extent.0) * per_extent;
