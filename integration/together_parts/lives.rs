@@ -139,10 +139,10 @@ impl Lives {
         Ok(())
     }
 
-    /// Whether this is the first daemon still, and it is not old enough to say anything about memory.
+    /// Whether this is the first daemon still, and it is not old enough to say anything about memory: of a run of so long.
     #[must_use]
-    pub fn is_too_young(&self) -> bool {
-        self.0.len() == 1 && self.0[0].begun.elapsed() < OLD + Duration::from_secs(1)
+    pub fn is_too_young(&self, run: Duration) -> bool {
+        self.0.len() == 1 && self.0[0].begun.elapsed() < (run / 2).max(OLD + Duration::from_secs(1))
     }
 
     /// Whether there is a sample of the last daemon that can be compared with those of others.

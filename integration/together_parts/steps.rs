@@ -232,6 +232,15 @@ fn attempt(pool: &Pool, args: &[&str]) -> Result<bool> {
     match status.code() {
         Some(0) => Ok(true),
         Some(3 | 4) => Ok(false),
+        // A disk took too long for a job, as one under all this may: it goes on.
+        Some(1) if said.contains("Connection timed out") || said.contains("does not take what is written") => {
+            let job = said.split("spanblk job resume ").nth(1).and_then(|rest| rest.split('\'').next());
+            let job = job.with_context(|| format!("{args:?}: {said}"))?;
+            pool.cli(&["job", "resume", job])?;
+            Ok(true)
+        }
+        // What goes on in the background is in the way, for a moment.
+        Some(1) if said.contains("try again in a moment") => Ok(false),
         _ => bail!("{args:?}: {status}\n{said}"),
     }
 }

@@ -84,7 +84,7 @@ impl World {
         self.attach_all()?;
         let begun = Instant::now();
         while begun.elapsed() < time {
-            let end = if self.lives.is_too_young() { ENDS } else { self.random.below(ENDS) };
+            let end = if self.lives.is_too_young(time) { ENDS } else { self.random.below(ENDS) };
             self.step(end)?;
         }
         for (end, kind) in ["SIGKILL", "takeover"].iter().enumerate() {

@@ -98,6 +98,10 @@ impl World {
     pub fn resized(&mut self, id: CommandId, result: &Result<Reply, CommandError>, at: usize) -> bool {
         for (&number, told) in &mut self.told {
             let Some(index) = told.sizes.0.iter().position(|size| size.command == Some(id)) else { continue };
+            if matches!(result, Err(CommandError::Deleted { .. })) {
+                // It may have been done, and nobody was told before the VHD was gone.
+                return true;
+            }
             let Size { shrinks, asked_at, .. } = told.sizes.0[index];
             match result {
                 Ok(_) if shrinks => self.shrinks += 1,
@@ -106,7 +110,7 @@ impl World {
             }
             match result {
                 Ok(_) => told.sizes.0[index].told_at = Some(at),
-                // No room for a thick one, somebody was in, or the VHD is gone: nothing has changed.
+                // No room for a thick one, or somebody was in: nothing has changed.
                 Err(_) => drop(told.sizes.0.remove(index)),
             }
             if shrinks {

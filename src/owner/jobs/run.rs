@@ -47,18 +47,22 @@ impl Owner {
             if self.is_out_of_work(id) {
                 self.plan_next(id, out);
             }
-            let Some(job) = self.jobs.get(id).filter(|job| job.is_running()) else { continue };
-            let disks = job.disks;
-            if busy.0 & disks.0 == 0 {
+            while busy.0 & self.disks_of_job(id).0 == 0 {
                 self.begin_waves(id, out);
-                if self.is_out_of_work(id) && self.jobs.get(id).is_some_and(|job| !job.waiting) {
-                    // Nothing of the plan could be begun, and nothing will come to say so: another plan, or the end.
-                    self.plan_next(id, out);
-                    self.begin_waves(id, out);
+                if !self.is_out_of_work(id) || self.jobs.get(id).is_some_and(|job| job.waiting) {
+                    break;
                 }
+                // Nothing of the plan could be begun, and nothing will come to say so: another plan, which may be about other disks, or the end.
+                self.plan_next(id, out);
             }
-            busy.0 |= disks.0;
+            // One that has just ended keeps nobody waiting: nothing will come to say that, either.
+            busy.0 |= self.disks_of_job(id).0;
         }
+    }
+
+    /// The disks that the plan of a running job takes from and gives to.
+    fn disks_of_job(&self, id: JobId) -> DiskSet {
+        self.jobs.get(id).filter(|job| job.is_running()).map_or(DiskSet::default(), |job| job.disks)
     }
 
     /// Whether a running job has nothing left of its plan, and nothing under way.

@@ -1,6 +1,6 @@
 //! Ending moves before they are durable: the extent is dropped, its VHD deleted, the job stopped, or the target lost.
 
-use super::wave::{Fault, Move, Stage};
+use super::wave::{Fault, Move, Stage, Wave};
 use crate::base::ids::{JobId, VhdId};
 use crate::base::units::ExtentIndex;
 use crate::engine::IoError;
@@ -109,8 +109,16 @@ impl Owner {
         }
     }
 
-    /// Nothing can be written to a disk any more: moves to it end, and their jobs stop.
+    /// Nothing can be written to a disk any more: moves to it end, and their jobs stop. Replicas that were about to go because of the ones
+    /// there stay.
     pub(in crate::owner) fn target_failed(&mut self, fault: Fault, out: &mut impl OwnerOutbox) {
+        let awaits = |wave: &&Wave| matches!(wave.stage, Stage::Syncing { missing } if missing.contains(fault.disk));
+        let goes = |moved: &&Move| moved.to.is_none();
+        let waves = self.waves.iter().map(|(_, wave)| wave).filter(awaits);
+        let going: Vec<MoveId> = waves.flat_map(|wave| wave.moves.iter().filter(goes)).map(|moved| moved.id).collect();
+        for id in going {
+            self.give_up(id, out);
+        }
         let to_it = |moved: &Move| moved.to.is_some_and(|to| to.disk == fault.disk);
         let mut jobs: Vec<JobId> =
             self.waves.iter().filter(|(_, wave)| wave.moves.iter().any(to_it)).map(|(_, wave)| wave.job).collect();

@@ -71,7 +71,7 @@ impl Owner {
         let missing: DiskSet = missing.iter().filter(works).collect();
         let wave = self.waves.insert(Wave { job, vhd: id, stage: Stage::Draining { missing }, moves });
         if missing.is_empty() {
-            self.commit_wave(wave, out);
+            self.sync_wave(wave, out);
         }
         missing.iter().for_each(|disk| self.reuse.fence_for(wave, disk, out));
         count
@@ -224,14 +224,27 @@ impl Owner {
         let missing = wave.targets();
         wave.stage = Stage::Sealing { missing };
         if missing.is_empty() {
-            return self.commit_wave(id, out);
+            return self.sync_wave(id, out);
         }
         missing.iter().for_each(|disk| self.reuse.fence_for(id, disk, out));
     }
 
+    /// Copies must be on their disks before they are in the table (ordering rule 3). And so must replicas that stay where another one goes
+    /// for good: what it had, and they were given after a power cut, may be in their caches only; then the next power cut would bring
+    /// back what nobody has read since.
     fn sync_wave(&mut self, id: WaveId, out: &mut impl OwnerOutbox) {
-        let wave = self.waves.get_mut(id).expect("looked up by the caller");
-        let missing = wave.targets();
+        let wave = self.waves.get(id).expect("looked up by the caller");
+        let vhd = self.vhds.get(wave.vhd).expect("moves of a VHD end with it");
+        let mut missing = wave.targets();
+        for moved in wave.moves.iter().filter(|moved| moved.to.is_none()) {
+            let stay = vhd.state.map.lookup(moved.extent).replicas;
+            let stay = stay
+                .iter()
+                .filter(|r| r.state == ReplicaState::InSync && moved.from.is_none_or(|from| from.disk != r.disk));
+            let works = |disk: &DiskId| !self.space.disk(*disk).state.is_failed();
+            stay.map(|r| r.disk).filter(works).for_each(|disk| missing.insert(disk));
+        }
+        let wave = self.waves.get_mut(id).expect("just looked up");
         wave.stage = Stage::Syncing { missing };
         if missing.is_empty() {
             return self.commit_wave(id, out);

@@ -335,3 +335,65 @@ fn what_was_written_anew_is_not_moved_by_an_old_plan() {
         world.assert_replicas(&vhd, usize::from(after));
     }
 }
+
+/// A replica that is read may have made the others equal to it after a power cut, which is in their caches at first.
+#[test]
+fn a_replica_goes_once_those_that_stay_are_synced() {
+    let mut world = world(&[(40, "a"), (40, "b"), (40, "c")]);
+    let vhd = world.create(replicated(6, 3));
+    fill(&mut world, &vhd, 6);
+    world.settle();
+    let reply = world.set_replicas(2).unwrap();
+    world.settle();
+    world.assert_replicas(&vhd, 3);
+    let sync = |message: &MoverMessage| match message {
+        MoverMessage::Sync { wave, disk } => Some((*wave, *disk)),
+        _ => None,
+    };
+    let asked: Vec<_> = world.mail.mover.iter().filter_map(sync).collect();
+    assert_eq!(asked.len(), 3, "two of each extent stay, on all disks: {asked:?}");
+    // Nobody knows what one of them holds: nothing goes that others may lack.
+    let (wave, disk) = asked[0];
+    world.mail.mover.retain(|message| sync(message) != Some((wave, disk)));
+    let failed = MoverReport::Synced { wave, disk, result: Err(IoError::Os(libc::EIO)) };
+    world.owner.handle_mover(failed, world.now, &mut world.mail);
+    for extent in 0..6 {
+        let replicas = vhd.state.map.lookup(ExtentIndex(extent)).replicas;
+        assert_eq!(replicas.len(), 3, "{replicas:?}");
+    }
+    world.move_all();
+    for extent in 0..6 {
+        let replicas = vhd.state.map.lookup(ExtentIndex(extent)).replicas;
+        let works = replicas.iter().filter(|r| r.disk != disk && r.state == ReplicaState::InSync).count();
+        assert!(works >= 1, "{replicas:?}");
+    }
+    assert_ne!(world.job_state(reply), JobState::Running);
+    world.check();
+}
+
+/// A job that waits for another one finds that it has nothing to do any more, and ends: whoever waits for it goes on.
+#[test]
+fn a_job_that_ends_without_a_move_keeps_nobody_waiting() {
+    let mut world = world(&[(40, "a"), (40, "b"), (40, "c"), (40, "d")]);
+    let layout = LayoutRequest::Spanned { disks: Some(vec!["d0".to_owned(), "d1".to_owned()]), width: None };
+    let first = world.create(CreateVhd { layout, ..replicated(4, 1) });
+    let on = |name, disk: &str| create(name, 4, LayoutRequest::Isolated { disk: Some(disk.to_owned()) });
+    let (second, third) = (world.create(on("second", "d1")), world.create(on("third", "d2")));
+    [&first, &second, &third].into_iter().for_each(|vhd| fill(&mut world, vhd, 4));
+    // Nothing becomes free by this one, so that nobody is told to look again when it ends.
+    let mut replies = vec![world.set_replicas(2).unwrap()];
+    for (vhd, disk) in [("second", "d2"), ("third", "d3")] {
+        let request = JobRequest::Migrate { vhd: vhd.to_owned(), disk: Some(disk.to_owned()) };
+        let start = StartJob { request, dry_run: false, speed: Speed::default(), created: 1 };
+        replies.push(world.run(Command::StartJob(Box::new(start))).unwrap());
+    }
+    (0..4).for_each(|extent| world.discard(&second, extent));
+    world.settle();
+    assert_eq!(World::place_of(&third, 0).map(|place| place.0), Some(DiskId(2)), "it waits for the second job");
+    world.move_all();
+    for reply in replies {
+        assert_eq!(world.job_state(reply), JobState::Done);
+    }
+    assert_eq!(World::place_of(&third, 0).map(|place| place.0), Some(DiskId(3)));
+    world.check();
+}
