@@ -6,6 +6,8 @@
 mod fake_owner;
 #[path = "api/sockets.rs"]
 mod sockets;
+#[path = "api/vms.rs"]
+mod vms;
 
 use std::path::Path;
 

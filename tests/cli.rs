@@ -77,6 +77,10 @@ fn usage_errors_exit_with_2_and_say_what_is_right() {
         (&["disk", "evacuate"], "DISK"),
         (&["disk", "evacuate", "a", "--priority", "high"], "normal, urgent"),
         (&["pool", "rebalance", "a"], "unexpected"),
+        (&["vm", "create"], "NAME"),
+        (&["vm", "create", "a", "--label", "env"], "KEY=VALUE"),
+        (&["vm", "create", "a", "--owner", ""], "--owner"),
+        (&["vm", "set", "a"], "nothing to set"),
         (&["job", "show"], "JOB"),
         (&["job", "show", "a"], "invalid"),
         (&["job", "set", "1"], "nothing to set"),
@@ -96,6 +100,10 @@ fn an_absent_daemon_exits_with_5_everywhere() {
         &["disk", "list"],
         &["disk", "add", "/nonexistent"],
         &["vhd", "list"],
+        &["vm", "list"],
+        &["vm", "create", "a"],
+        &["vm", "set", "a", "--label", "env="],
+        &["vm", "delete", "a"],
         &["vhd", "delete", "a"],
         &["vhd", "map", "a"],
         &["vhd", "create", "a", "--size", "1GiB", "--layout", "isolated"],
@@ -193,6 +201,8 @@ fn completions_and_manual_pages_are_made() {
     assert_eq!(code(&run(&["man", man.to_str().unwrap()])), 0);
     let page = std::fs::read_to_string(man.join("spanblk-vhd-create.1")).unwrap();
     assert!(page.contains("layout"), "{page}");
+    let page = std::fs::read_to_string(man.join("spanblk-vm-create.1")).unwrap();
+    assert!(page.contains("label"), "{page}");
 }
 
 #[test]

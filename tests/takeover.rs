@@ -194,7 +194,7 @@ fn what_asks_and_says_nonsense_gets_nothing_or_gives_it_back() {
     };
     assert!(refused(&host, "[1,").contains("does not say what it wants"));
     assert!(refused(&host, &hello(&host, 1000)).contains("cannot take over from spanblk"));
-    let says = |from: &str, to: &str| refused(&host, &hello(&host, 1).replace(from, to));
+    let says = |from: &str, to: &str| refused(&host, &hello(&host, 2).replace(from, to));
     assert!(says("/v\"", "/elsewhere\"").contains("--socket-dir"));
     assert!(says("1000000000", "100").contains("LimitNOFILE="));
     assert!(says("\"shared_memory\":[", "\"shared_memory\":[1").contains("another /dev/shm"));
@@ -209,7 +209,7 @@ fn what_asks_and_says_nonsense_gets_nothing_or_gives_it_back() {
     // It has everything, and then goes, says something else, or is not there to hear that the other one has gone.
     for report in [None, Some("\"Never\""), Some("\"Ready\"")] {
         let (mut stream, _) = ask(&host, "spanblk-takeover");
-        say(&mut stream, &hello(&host, 1));
+        say(&mut stream, &hello(&host, 2));
         assert!(hear(&mut stream).starts_with("{\"Held\""));
         // The descriptors that have come are lost with what carries them.
         std::thread::sleep(Duration::from_millis(50));

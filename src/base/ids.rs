@@ -76,6 +76,11 @@ pub struct VhdId(pub u32);
 #[serde(transparent)]
 pub struct JobId(pub u32);
 
+/// A VM within its pool; never reused while the pool lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct VmId(pub u32);
+
 /// A reactor thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReactorId(pub u16);

@@ -53,6 +53,15 @@ pub const VHD_SIZE_MAX: u64 = 1 << 50;
 /// Length of a disk, VHD or VM name, in bytes.
 pub const NAME_LEN_MAX: usize = 64;
 
+/// Labels of one VM.
+pub const LABELS_MAX: usize = 32;
+
+/// Length of the key of a label, in bytes.
+pub const LABEL_KEY_LEN_MAX: usize = 64;
+
+/// Length of the value of a label, and of the owner of a VM, in bytes.
+pub const LABEL_VALUE_LEN_MAX: usize = 256;
+
 /// Virtqueues of one VHD.
 pub const QUEUES_MAX: usize = 64;
 

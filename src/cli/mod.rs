@@ -18,6 +18,7 @@ pub mod output;
 mod pool;
 mod serve;
 mod vhd;
+mod vm;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -76,6 +77,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Disk(command) => disk::run(&session, command),
         Command::Job(command) => job::run(&session, command),
         Command::Vhd(command) => vhd::run(&session, command),
+        Command::Vm(command) => vm::run(&session, command),
         Command::Metadata(MetadataCommand::Dump { disks, output }) => pool::dump(&session, &disks, output.as_deref()),
         Command::Metadata(MetadataCommand::Restore { file, disks, force }) => {
             pool::restore(&session, &file, &disks, force)

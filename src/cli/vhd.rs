@@ -10,7 +10,7 @@ use super::{Session, attach, image, job};
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
     Attachment, ErrorKind, Expand, JobInfo, JobWish, Layout, VhdCreate, VhdDeleted, VhdHealth, VhdInfo, VhdList,
-    VhdRename, VhdResize, VhdResult, VhdUpdate, WhenFull,
+    VhdRename, VhdResize, VhdResult, VhdUpdate, VmInfo, WhenFull,
 };
 
 pub mod map;
@@ -19,9 +19,14 @@ pub mod map;
 pub fn run(session: &Session, command: VhdCommand) -> Outcome {
     match command {
         VhdCommand::Create(args) => create(session, args),
-        VhdCommand::List => {
+        VhdCommand::List { vm } => {
             let client = session.client()?;
-            let list: VhdList = client.get("/vhds")?;
+            let mut list: VhdList = client.get("/vhds")?;
+            if let Some(vm) = vm {
+                // Whoever mistypes a name must hear that there is no such VM.
+                let VmInfo { name, .. } = client.get(&format!("/vms/{}", path_segment(&vm)))?;
+                list.vhds.retain(|vhd| vhd.vm.as_ref() == Some(&name));
+            }
             let jobs = job::unfinished(&client)?;
             session.output().show(&list, |list| table(list, &jobs))
         }
@@ -205,7 +210,8 @@ fn table(list: &VhdList, jobs: &[JobInfo]) -> String {
 /// Problems that are told below a list.
 const PROBLEMS_MAX: usize = 10;
 
-fn health_word(health: VhdHealth) -> &'static str {
+/// The word for people.
+pub fn health_word(health: VhdHealth) -> &'static str {
     match health {
         VhdHealth::Healthy => "healthy",
         VhdHealth::Degraded => "DEGRADED",

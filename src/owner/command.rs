@@ -1,9 +1,10 @@
 //! Typed commands to the owner, and its answers. The wire types of the API are mapped to these; they carry no wire format.
 //!
 //! Commands are idempotent: asking again for what is already so succeeds and says that nothing changed. Deleting is not:
-//! whoever mistypes a name must hear that there is no such VHD.
+//! whoever mistypes a name must hear that there is no such VHD or VM.
 
 mod job;
+mod vm;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ pub use super::error::{CommandError, ErrorKind};
 pub use job::{
     DiskShare, JobInfo, JobRequest, JoiningDisk, LostData, PlanInfo, PlannedVhd, Replacement, SetJob, StartJob,
 };
+pub use vm::{CreateVm, SetVm, VmInfo};
 
 /// The caller's name for a command, given back with its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,7 +29,7 @@ impl CommandId {
     pub const NOBODY: CommandId = CommandId(u64::MAX);
 }
 
-/// What the owner can be asked to do. A VHD or a disk is named by its name or its UUID in text form.
+/// What the owner can be asked to do. A VHD, a VM or a disk is named by its name or its UUID in text form.
 #[derive(Debug)]
 pub enum Command {
     /// Creates a VHD. Answered by [`Reply::Vhd`] once it is durable.
@@ -65,6 +67,22 @@ pub enum Command {
     },
     /// Asks for all VHDs. Answered by [`Reply::Vhds`], by name.
     ListVhds,
+    /// Creates a VM. Answered by [`Reply::Vm`] once it is durable.
+    CreateVm(CreateVm),
+    /// Changes settings of a VM. Answered by [`Reply::Vm`].
+    SetVm(SetVm),
+    /// Deletes a VM without VHDs. Answered by [`Reply::VmDeleted`] once it is durable.
+    DeleteVm {
+        /// Which.
+        vm: String,
+    },
+    /// Asks for one VM. Answered by [`Reply::Vm`].
+    ShowVm {
+        /// Which.
+        vm: String,
+    },
+    /// Asks for all VMs. Answered by [`Reply::Vms`], by name.
+    ListVms,
     /// Asks for the pool and its disks. Answered by [`Reply::Pool`].
     ShowPool,
     /// Adds a disk that has been opened, locked and labelled. Answered by [`Reply::Disk`].
@@ -171,7 +189,7 @@ pub struct CreateVhd {
     pub block_size: u32,
     /// Virtqueues.
     pub queues: u16,
-    /// The VM it belongs to.
+    /// The VM it belongs to; it is made if there is none of that name.
     pub vm: Option<String>,
     /// Owner of its socket; `None`: the daemon's own.
     pub socket_owner: Option<SocketOwner>,
@@ -199,7 +217,7 @@ pub struct ResizeVhd {
 pub struct SetVhd {
     /// Name or UUID.
     pub vhd: String,
-    /// The VM it belongs to; `Some(None)`: none.
+    /// The VM it belongs to, which is made if there is none of that name; `Some(None)`: none.
     pub vm: Option<Option<String>>,
     /// Owner of its socket; `Some(None)`: the daemon's own.
     pub socket_owner: Option<Option<SocketOwner>>,
@@ -264,6 +282,20 @@ pub enum Reply {
     },
     /// VHDs, by name.
     Vhds(Vec<VhdInfo>),
+    /// One VM, as it is now.
+    Vm {
+        /// What the command did.
+        outcome: Outcome,
+        /// The VM.
+        vm: Box<VmInfo>,
+    },
+    /// VMs, by name.
+    Vms(Vec<VmInfo>),
+    /// The VM is gone.
+    VmDeleted {
+        /// Its name.
+        name: String,
+    },
     /// The pool.
     Pool(Box<PoolInfo>),
     /// One disk, as it is now.

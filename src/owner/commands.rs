@@ -10,7 +10,8 @@ use super::jobs::commands::JobStart;
 use super::outbox::{Event, OwnerOutbox};
 use super::resize::{Resize, give_back_from};
 use super::reuse::Reached;
-use crate::base::ids::{DiskId, VhdId, check_name};
+use super::vms::{NewVm, VmChange};
+use crate::base::ids::{DiskId, VhdId, VmId, check_name};
 use crate::base::limits::{COMMANDS_WAITING_MAX, DISKS_MAX, QUEUES_MAX};
 use crate::base::units::ExtentIndex;
 use crate::placement::record::{DiskRecord, Expand, PoolRecord, VhdRecord};
@@ -36,6 +37,12 @@ pub(super) enum Action {
     ChangeVhd {
         record: Box<VhdRecord>,
         event: Event,
+        /// The VM that it belongs to from now on, if there was none of that name.
+        vm: Option<Box<NewVm>>,
+    },
+    ChangeVm(Box<VmChange>),
+    DeleteVm {
+        vm: VmId,
     },
     ChangeCacheMode {
         record: Box<VhdRecord>,
@@ -85,6 +92,8 @@ impl Owner {
             Command::ListVhds => {
                 out.reply(id, Ok(Reply::Vhds(self.vhds.by_name().map(|vhd| self.vhd_info(vhd)).collect())));
             }
+            Command::ShowVm { vm } => out.reply(id, self.show_vm(&vm)),
+            Command::ListVms => out.reply(id, Ok(Reply::Vms(self.vm_infos()))),
             Command::ShowPool => out.reply(id, Ok(Reply::Pool(Box::new(self.pool_info())))),
             Command::ListJobs => out.reply(id, Ok(Reply::Jobs(self.job_infos()))),
             Command::ShowJob(job) => {
@@ -141,6 +150,9 @@ impl Owner {
             Command::ResizeVhd(resize) => self.begin_resize(id, &resize),
             Command::SetVhd(set) => self.begin_set_vhd(&set),
             Command::SetCacheMode { vhd, writeback } => self.begin_set_cache_mode(vhd, writeback),
+            Command::CreateVm(create) => self.begin_create_vm(&create),
+            Command::SetVm(set) => self.begin_set_vm(set),
+            Command::DeleteVm { vm } => self.begin_delete_vm(&vm),
             Command::AddDisk(add) => self.begin_add_disk(*add),
             Command::RemoveDisk { disk, step } => self.begin_remove_disk(&disk, step, out),
             Command::SetPool { expand } => self.begin_set_pool(expand),
@@ -151,6 +163,8 @@ impl Owner {
             Command::CancelJob { job, revert, now } => self.begin_cancel_job(job, revert, now, out),
             Command::ShowVhd { .. }
             | Command::ListVhds
+            | Command::ShowVm { .. }
+            | Command::ListVms
             | Command::ShowPool
             | Command::ShowJob(_)
             | Command::ListJobs
@@ -185,14 +199,15 @@ impl Owner {
         }
         let mut record = vhd.record.clone();
         let from = std::mem::replace(&mut record.name, to.to_owned());
-        Ok(change_vhd(record, Event::VhdRenamed { from, to: to.to_owned() }))
+        Ok(change_vhd(record, Event::VhdRenamed { from, to: to.to_owned() }, None))
     }
 
     fn begin_set_vhd(&mut self, set: &SetVhd) -> Result<Step, CommandError> {
         let vhd = self.vhds.find(&set.vhd).ok_or_else(|| not_found("VHD", &set.vhd))?;
         let mut record = vhd.record.clone();
+        let mut new_vm = None;
         if let Some(vm) = &set.vm {
-            check_vm(vm.as_deref())?;
+            new_vm = self.new_vm(vm.as_deref(), self.wall_secs)?;
             record.vm.clone_from(vm);
         }
         if let Some(owner) = &set.socket_owner {
@@ -217,7 +232,7 @@ impl Owner {
             return Ok(Step::Done(self.vhd_reply(vhd, Outcome::Unchanged)));
         }
         let event = Event::VhdChanged { vhd: record.name.clone() };
-        Ok(change_vhd(record, event))
+        Ok(change_vhd(record, event, new_vm))
     }
 
     fn begin_set_cache_mode(&mut self, id: VhdId, writeback: bool) -> Result<Step, CommandError> {
@@ -320,8 +335,13 @@ impl Owner {
             Action::Create(creation) => self.apply_creation(command, *creation, out),
             Action::Delete { vhd } => self.apply_delete(command, vhd, out),
             Action::Resize(resize) => self.apply_resize(command, *resize, out),
-            Action::ChangeVhd { record, event } => {
+            Action::ChangeVm(change) => self.apply_vm_change(command, *change, out),
+            Action::DeleteVm { vm } => self.apply_delete_vm(command, vm, out),
+            Action::ChangeVhd { record, event, vm } => {
                 let id = record.id;
+                if let Some(vm) = vm {
+                    self.apply_vm_of_vhd(*vm, out);
+                }
                 self.vhds.replace_record(*record, &self.space);
                 // It may grow onto other disks now.
                 self.retry_waiters(out);
@@ -422,17 +442,14 @@ impl Owner {
     }
 }
 
-fn change_vhd(record: VhdRecord, event: Event) -> Step {
-    let rows = vec![StoreEdit::PutVhd(record.clone())];
-    Step::Commit { rows, action: Action::ChangeVhd { record: Box::new(record), event } }
+fn change_vhd(record: VhdRecord, event: Event, vm: Option<NewVm>) -> Step {
+    let mut rows: Vec<StoreEdit> = vm.iter().flat_map(NewVm::rows).collect();
+    rows.push(StoreEdit::PutVhd(record.clone()));
+    Step::Commit { rows, action: Action::ChangeVhd { record: Box::new(record), event, vm: vm.map(Box::new) } }
 }
 
 pub(super) fn not_found(what: &'static str, name: &str) -> CommandError {
     CommandError::NotFound { what, name: name.to_owned() }
-}
-
-pub(super) fn check_vm(vm: Option<&str>) -> Result<(), CommandError> {
-    vm.map_or(Ok(()), |vm| check_name(vm).map_err(|source| CommandError::InvalidName { what: "VM", source }))
 }
 
 pub(super) fn check_mode(mode: u32) -> Result<u32, CommandError> {

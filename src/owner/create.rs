@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use super::Owner;
 use super::command::{CommandError, CommandId, CreateVhd, LayoutRequest, Outcome, Reply};
-use super::commands::{Action, Step, check_mode, check_queues, check_vm, not_found};
+use super::commands::{Action, Step, check_mode, check_queues, not_found};
 use super::fill::{Fill, quota_for};
 use super::outbox::{Event, OwnerOutbox};
 use super::vhds::{PerDisk, Vhd, vhd_state};
+use super::vms::check_vm_name;
 use crate::base::ids::{DiskId, VhdId, check_name};
 use crate::base::limits::{BOUNCE_LEN, VHD_SIZE_MAX};
 use crate::base::units::Geometry;
 use crate::placement::layout::{self, DiskRoom, LayoutError, LayoutWish};
 use crate::placement::record::{Expand, Layout, PoolRecord, RECORD_VERSION, SocketOwner, VhdRecord, WhenFull};
+use crate::placement::vm::VmRecord;
 use crate::store::edit::StoreEdit;
 
 /// A VHD whose record is being written.
@@ -21,6 +23,8 @@ use crate::store::edit::StoreEdit;
 pub(super) struct Creation {
     pool: PoolRecord,
     record: VhdRecord,
+    /// The VM that it names, if there was none of that name.
+    vm: Option<VmRecord>,
     /// Room reserved for a thick one.
     quota: Option<PerDisk>,
 }
@@ -48,11 +52,14 @@ impl Owner {
             layout::plan(&wish, &self.rooms()).map_err(|error| self.layout_error(error, word(&create.layout)))?;
         self.check_replicas(&create.name, create.replicas, &layout)?;
         let record = record_of(create, self.pool.next_vhd_id, layout);
-        let quota = if record.thick { Some(self.reserve_all(&record)?) } else { None };
         let mut pool = self.pool.clone();
+        let vm = self.vm_to_make(&mut pool, record.vm.as_deref(), create.created)?;
+        let quota = if record.thick { Some(self.reserve_all(&record)?) } else { None };
         pool.next_vhd_id = VhdId(pool.next_vhd_id.0.checked_add(1).expect("4 billion VHDs in one pool"));
-        let rows = vec![StoreEdit::PutPool(pool.clone()), StoreEdit::PutVhd(record.clone())];
-        Ok(Step::Commit { rows, action: Action::Create(Box::new(Creation { pool, record, quota })) })
+        let mut rows = vec![StoreEdit::PutPool(pool.clone())];
+        rows.extend(vm.iter().cloned().map(StoreEdit::PutVm));
+        rows.push(StoreEdit::PutVhd(record.clone()));
+        Ok(Step::Commit { rows, action: Action::Create(Box::new(Creation { pool, record, vm, quota })) })
     }
 
     /// Reserves room for all extents of a thick VHD.
@@ -77,8 +84,11 @@ impl Owner {
     }
 
     pub(super) fn apply_creation(&mut self, command: CommandId, creation: Creation, out: &mut impl OwnerOutbox) {
-        let Creation { pool, record, quota } = creation;
+        let Creation { pool, record, vm, quota } = creation;
         self.pool = pool;
+        if let Some(vm) = vm {
+            self.apply_new_vm(vm, out);
+        }
         let id = record.id;
         let state = Arc::new(vhd_state(&record, self.geometry, self.reactors, self.keep.as_ref()));
         out.open_vhd(&state);
@@ -272,7 +282,7 @@ fn word(request: &LayoutRequest) -> &'static str {
 /// Whether the request makes sense by itself.
 fn check_request(create: &CreateVhd, geometry: Geometry) -> Result<(), CommandError> {
     check_name(&create.name).map_err(|source| CommandError::InvalidName { what: "VHD", source })?;
-    check_vm(create.vm.as_deref())?;
+    create.vm.as_deref().map_or(Ok(()), check_vm_name)?;
     if !matches!(create.block_size, 512 | 4096) {
         return Err(CommandError::InvalidBlockSize { block_size: create.block_size });
     }

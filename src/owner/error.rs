@@ -3,6 +3,7 @@
 use crate::base::ids::NameError;
 use crate::base::limits::{COMMANDS_WAITING_MAX, DISKS_MAX, GROWTHS_MAX, QUEUES_MAX, REPLICAS_MAX, VHD_SIZE_MAX};
 use crate::placement::record::Accept;
+use crate::placement::vm::LabelError;
 use crate::store::edit::EditFailed;
 
 /// What kind of refusal it is: decides exit codes and HTTP status.
@@ -24,7 +25,7 @@ pub enum ErrorKind {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the fields are what the message says they are")]
 pub enum CommandError {
-    /// There is no such VHD or disk.
+    /// There is no such VHD, VM or disk.
     #[error("there is no {what} '{name}'")]
     NotFound { what: &'static str, name: String },
     /// A VHD of that name exists and differs.
@@ -232,6 +233,21 @@ pub enum CommandError {
     /// Block sizes cannot be mixed in a pool.
     #[error("disk '{disk}' has blocks of {block_size} bytes, the pool's disks have {pool}: they cannot be mixed")]
     BlockSizesMixed { disk: String, block_size: u32, pool: u32 },
+    /// A VM of that name exists and differs.
+    #[error(
+        "VM '{vm}' exists with other settings: {field} {existing}, not {asked}; change them with `spanblk vm set {vm}`, or take another name"
+    )]
+    VmConflict { vm: String, field: &'static str, existing: String, asked: String },
+    /// Labels or owner of a VM break the rules.
+    #[error(transparent)]
+    InvalidLabels(#[from] LabelError),
+    /// VHDs belong to the VM.
+    #[error(
+        "VM '{vm}' has VHDs: {}; delete them (`spanblk vhd delete NAME`), or take them out of it (`spanblk vhd set NAME --vm ''`), then \
+         delete it",
+        list(vhds)
+    )]
+    VmNotEmpty { vm: String, vhds: Vec<String> },
     /// Too many commands wait.
     #[error("{COMMANDS_WAITING_MAX} commands are waiting already: try again later")]
     Busy,
@@ -271,6 +287,8 @@ impl CommandError {
         match self {
             E::NotFound { .. } | E::NoJob { .. } => ErrorKind::NotFound,
             E::Conflict { .. }
+            | E::VmConflict { .. }
+            | E::VmNotEmpty { .. }
             | E::NameTaken { .. }
             | E::Attached { .. }
             | E::Deleted { .. }
@@ -297,6 +315,7 @@ impl CommandError {
             | E::LastDisk { .. }
             | E::TooManyDisks => ErrorKind::Conflict,
             E::InvalidName { .. }
+            | E::InvalidLabels(_)
             | E::ReplacedByItself { .. }
             | E::ShrinkMisaligned { .. }
             | E::InvalidSize { .. }
@@ -328,7 +347,9 @@ impl CommandError {
         use CommandError as E;
         match self {
             E::NotFound { .. } => "not_found",
-            E::Conflict { .. } => "differs",
+            E::Conflict { .. } | E::VmConflict { .. } => "differs",
+            E::InvalidLabels(_) => "invalid_labels",
+            E::VmNotEmpty { .. } => "vm_not_empty",
             E::NameTaken { .. } => "name_taken",
             E::InvalidName { .. } => "invalid_name",
             E::InvalidSize { .. } => "invalid_size",

@@ -105,7 +105,8 @@ impl Owner {
                 })
             })
         };
-        let mut checker = Checker::new(&self.pool, self.vhds.iter().map(|vhd| &vhd.record));
+        let checker = Checker::new(&self.pool, self.vhds.iter().map(|vhd| &vhd.record));
+        let mut checker = checker.with_vms(&self.vm_records());
         extents().for_each(|extent| checker.add(&extent));
         if checker.wants_owners() {
             extents().for_each(|extent| checker.add_owners(&extent));

@@ -4,6 +4,7 @@
 //! * `allocate`: requests of reactors. `reuse`: how freed slots become free. `space`, `vhds`: what there is.
 //! * `moves`: extents on their way to other disks. `replicas`: those that missed something. `jobs`: what moves them, and why.
 //! * `hang`: disks that do not answer.
+//! * `vms`: groups of VHDs, and commands about them.
 //! * `commands`, `create`, `resize`, `fill`, `remove`, `fail`: commands step by step. `info`: answers to questions. `usage`,
 //!   `health`: warnings.
 //!
@@ -40,6 +41,7 @@ mod reuse;
 mod space;
 mod usage;
 mod vhds;
+mod vms;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -72,6 +74,7 @@ use reuse::Reuse;
 use space::Space;
 use usage::Usage;
 use vhds::{Vhd, Vhds};
+use vms::Vms;
 
 pub use vhds::vhd_state;
 
@@ -104,6 +107,12 @@ pub enum OpenError {
         /// The name.
         vhd: String,
     },
+    /// Two VMs have one name or identifier.
+    #[error("the placement store has two VMs '{vm}': run `spanblk check` on the disks")]
+    TwinVms {
+        /// The name of one of them.
+        vm: String,
+    },
     /// A slot does not exist or belongs to two extents.
     #[error(
         "the placement store is damaged: extent {extent} of VHD '{vhd}' is in slot {slot} of disk '{disk}', which does not \
@@ -135,6 +144,7 @@ pub struct Owner {
     geometry: Geometry,
     reactors: u16,
     vhds: Vhds,
+    vms: Vms,
     space: Space,
     reuse: Reuse,
     usage: Usage,
@@ -185,6 +195,7 @@ impl Owner {
             geometry,
             reactors,
             vhds: Vhds::default(),
+            vms: Vms::default(),
             space,
             reuse: Reuse::new(reactors),
             usage: Usage::new(geometry),

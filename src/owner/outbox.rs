@@ -115,6 +115,28 @@ pub enum Event {
         /// Its name.
         vhd: String,
     },
+    /// A VM was created, by itself or with the first VHD that names it.
+    VmCreated {
+        /// Its name.
+        vm: String,
+    },
+    /// A VM was deleted.
+    VmDeleted {
+        /// Its name.
+        vm: String,
+    },
+    /// A VM was renamed, and its VHDs are told so.
+    VmRenamed {
+        /// Its old name.
+        from: String,
+        /// Its new name.
+        to: String,
+    },
+    /// Labels or owner of a VM changed.
+    VmChanged {
+        /// Its name.
+        vm: String,
+    },
     /// A frontend attached.
     VhdAttached {
         /// The VHD.

@@ -16,6 +16,7 @@ mod replace;
 mod replicas;
 mod resize;
 mod scrub;
+mod vms;
 
 use std::collections::BTreeMap;
 

@@ -3,15 +3,17 @@
 //! Extents are given one by one, so that a table of any size can be checked while it is read. Memory: one bit per slot.
 //! Only if slots have more than one owner are the extents given a second time, to name all owners.
 //!
-//! Jobs are not part of it. Whatever a job names may be gone, since VHDs are deleted and disks removed while it waits; and a
+//! Every VM that a VHD names has a record, unless the pool has never had one: then it is of a program that knew none, and its records
+//! are made when it is served. Jobs are not part of it. Whatever a job names may be gone, since VHDs are deleted and disks removed while it waits; and a
 //! record that makes no sense is refused when the store is opened.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use super::record::{PoolRecord, VhdRecord};
+use super::vm::VmRecord;
 use super::{ReplicaSet, ReplicaState};
-use crate::base::ids::{DiskId, VhdId};
+use crate::base::ids::{DiskId, VhdId, VmId};
 use crate::base::limits::DISKS_MAX;
 use crate::base::units::{BlockMask, ExtentIndex, SlotIndex};
 
@@ -65,6 +67,34 @@ pub enum Violation {
         id: u32,
         /// The pool's next.
         next: u32,
+    },
+    /// Two VMs share a name, UUID or identifier.
+    #[error("VMs '{first}' and '{second}' have the same {field}")]
+    TwinVms {
+        /// One of them.
+        first: String,
+        /// The other.
+        second: String,
+        /// "name", "UUID" or "identifier".
+        field: &'static str,
+    },
+    /// The pool would give the identifier of an existing VM to the next one.
+    #[error("VM '{vm}' has identifier {id}, but the pool's next identifier is {next}")]
+    VmIdentifierAhead {
+        /// The VM.
+        vm: String,
+        /// Its identifier.
+        id: u32,
+        /// The pool's next.
+        next: u32,
+    },
+    /// A VHD belongs to a VM without a record, in a pool that has had records of VMs.
+    #[error("VHD '{vhd}' belongs to VM '{vm}', which has no record")]
+    VmUnknown {
+        /// The VHD.
+        vhd: String,
+        /// The VM.
+        vm: String,
     },
     /// The layout of a VHD names a disk that the pool does not have.
     #[error("the layout of VHD '{vhd}' names disk #{disk}, which the pool does not have")]
@@ -242,6 +272,34 @@ impl<'a> Checker<'a> {
             found.extend(unknown.map(|disk| Violation::LayoutDiskUnknown { vhd: vhd.name.clone(), disk: disk.0 }));
             self.report.violations.extend(found);
         }
+    }
+
+    /// Checks the records of VMs, and that VHDs belong to VMs that there are.
+    #[must_use]
+    pub fn with_vms(mut self, vms: &[VmRecord]) -> Checker<'a> {
+        let next = self.pool.next_vm_id;
+        let mut found = Vec::new();
+        for (i, vm) in vms.iter().enumerate() {
+            let shared = |other: &VmRecord| match other {
+                other if other.name == vm.name => Some("name"),
+                other if other.uuid == vm.uuid => Some("UUID"),
+                other if other.id == vm.id => Some("identifier"),
+                _ => None,
+            };
+            let twin = vms[..i].iter().find_map(|other| Some((other.name.clone(), shared(other)?)));
+            found.extend(twin.map(|(first, field)| Violation::TwinVms { first, second: vm.name.clone(), field }));
+            if vm.id >= next {
+                found.push(Violation::VmIdentifierAhead { vm: vm.name.clone(), id: vm.id.0, next: next.0 });
+            }
+        }
+        let had_some = next > VmId(1);
+        let known: HashSet<&str> = vms.iter().map(|vm| vm.name.as_str()).collect();
+        let named = self.vhds.values().filter_map(|(vhd, _)| Some((*vhd, vhd.vm.as_ref()?)));
+        let unknown = named.filter(|(_, vm)| had_some && !known.contains(vm.as_str()));
+        let unknown = unknown.map(|(vhd, vm)| Violation::VmUnknown { vhd: vhd.name.clone(), vm: vm.clone() });
+        found.extend(unknown);
+        self.report.violations.extend(found);
+        self
     }
 
     /// Checks one extent. Absent extents may be left out.

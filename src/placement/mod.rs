@@ -13,6 +13,7 @@ pub mod job;
 pub mod layout;
 pub mod record;
 pub mod view;
+pub mod vm;
 
 use crate::base::ids::DiskId;
 use crate::base::limits::COPIES_MAX;

@@ -1,11 +1,12 @@
-//! What the placement store says about the pool and about each VHD, apart from where extents are. Jobs: [`super::job`].
+//! What the placement store says about the pool and about each VHD, apart from where extents are. Jobs: [`super::job`]. VMs:
+//! [`super::vm`].
 //!
 //! Records are stored as JSON: they are few, small, read once, and a person may have to read them in a metadata dump.
 //! Unknown fields are refused: an older program must not drop what a newer one wrote.
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::ids::{self, DiskId, DiskSet, JobId, NameError, VhdId};
+use crate::base::ids::{self, DiskId, DiskSet, JobId, NameError, VhdId, VmId};
 use crate::base::limits::{DISKS_MAX, QUEUES_MAX, REPLICAS_MAX, VHD_SIZE_MAX, WHEN_FULL_WAIT_SECS_DEFAULT};
 use crate::base::units::Geometry;
 
@@ -18,7 +19,7 @@ pub enum RecordError {
     /// Not JSON, or not this record.
     #[error("a {what} record of the placement store cannot be read")]
     Syntax {
-        /// "pool", "VHD" or "job".
+        /// "pool", "VHD", "VM" or "job".
         what: &'static str,
         /// What the parser said.
         source: serde_json::Error,
@@ -29,7 +30,7 @@ pub enum RecordError {
          use the version of spanblk that wrote it, or a newer one"
     )]
     Version {
-        /// "pool", "VHD" or "job".
+        /// "pool", "VHD", "VM" or "job".
         what: &'static str,
         /// The version in the record.
         found: u32,
@@ -45,7 +46,7 @@ pub enum RecordError {
     /// A field has a value that no command could have given it.
     #[error("the record of {subject} has an impossible {field}: {value}")]
     Impossible {
-        /// Name of the pool, disk or VHD, or the number of the job.
+        /// Name of the pool, disk, VHD or VM, or the number of the job.
         subject: String,
         /// The field.
         field: &'static str,
@@ -130,6 +131,10 @@ pub struct PoolRecord {
     /// read the pools that have had none, and refuse the others.
     #[serde(default = "first_job", skip_serializing_if = "is_first_job")]
     pub next_job_id: JobId,
+    /// Identifier of the next VM; never reused either. Left out before the first VM, so that programs which know no records of VMs
+    /// read the pools that have had none, and refuse the others.
+    #[serde(default = "first_vm", skip_serializing_if = "is_first_vm")]
+    pub next_vm_id: VmId,
     /// Whether VHDs that do not say grow onto other disks; `None`: spanned ones do, isolated ones do not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expand: Option<Expand>,
@@ -146,12 +151,22 @@ fn is_first_job(id: &JobId) -> bool {
     *id == first_job()
 }
 
+fn first_vm() -> VmId {
+    VmId(1)
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_first_vm(id: &VmId) -> bool {
+    *id == first_vm()
+}
+
 impl PoolRecord {
-    /// A pool without VHDs and jobs.
+    /// A pool without VHDs, VMs and jobs.
     #[must_use]
     pub fn new(uuid: uuid::Uuid, extent_size: u64, disks: Vec<DiskRecord>) -> PoolRecord {
-        let (next_vhd_id, next_job_id) = (VhdId(1), first_job());
-        PoolRecord { version: RECORD_VERSION, uuid, extent_size, next_vhd_id, next_job_id, expand: None, disks }
+        let (next_vhd_id, next_job_id, next_vm_id) = (VhdId(1), first_job(), first_vm());
+        let (version, expand) = (RECORD_VERSION, None);
+        PoolRecord { version, uuid, extent_size, next_vhd_id, next_job_id, next_vm_id, expand, disks }
     }
 
     /// The disk with this identifier.
@@ -351,7 +366,7 @@ pub struct VhdRecord {
     pub block_size: u32,
     /// Virtqueues.
     pub queues: u16,
-    /// The VM it belongs to.
+    /// Name of the VM it belongs to. That has a record ([`super::vm`]) once the pool has been served by a program which knows them.
     pub vm: Option<String>,
     /// Owner of its socket; `None`: the daemon's own.
     pub socket_owner: Option<SocketOwner>,

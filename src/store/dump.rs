@@ -4,13 +4,14 @@
 //! {"spanblk_metadata_dump":1,"pool":{...}}
 //! {"vhd":{...}}                                                        one per VHD
 //! {"job":{...}}                                                        one per job
+//! {"vm":{...}}                                                         one per VM
 //! {"page":[VHD,PAGE],"intent":true,"extents":[[PLACE,GENERATION,PRESENT,[[DISK,SLOT,STATE],...]],...]}
-//! {"end":{"vhds":N,"jobs":N,"pages":N}}
+//! {"end":{"vhds":N,"jobs":N,"vms":N,"pages":N}}
 //! ```
 //!
 //! `intent` is left out if it is false. `PRESENT` is the mask of present blocks as a number, `STATE` is `in-sync`, `syncing` or `stale`. Extents of which the
 //! table says nothing are left out. The last line shows that the dump is whole; it
-//! leaves out `jobs` if there are none, as dumps from before there were jobs. Checksums of blocks are not in it: those of a pool that was
+//! leaves out `jobs` and `vms` if there are none, as dumps from before there were any. Checksums of blocks are not in it: those of a pool that was
 //! restored are computed when its VHDs are scrubbed.
 
 #[cfg(test)]
@@ -26,6 +27,7 @@ use crate::base::units::{BlockMask, Generation, SlotIndex};
 use crate::disk::BlockDev;
 use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, RecordError, VhdRecord};
+use crate::placement::vm::VmRecord;
 use crate::placement::{Replica, ReplicaSet, ReplicaState};
 
 use super::batch::{Batch, ExtentEdit, Step};
@@ -117,6 +119,9 @@ enum End {
         /// Job records.
         #[serde(default, skip_serializing_if = "is_zero")]
         jobs: u64,
+        /// VM records.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        vms: u64,
         /// Rows of pages.
         pages: u64,
     },
@@ -133,6 +138,7 @@ enum Line {
     Page(PageText),
     Vhd(VhdText),
     Job(JobText),
+    Vm(VmText),
     End(End),
 }
 
@@ -157,6 +163,12 @@ struct JobText {
     job: JobRecord,
 }
 
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VmText {
+    vm: VmRecord,
+}
+
 fn push_line(text: &mut String, line: &impl Serialize) {
     text.push_str(&serde_json::to_string(line).expect("plain data is always JSON"));
     text.push('\n');
@@ -179,6 +191,11 @@ pub fn dump<D: BlockDev + ?Sized + 'static>(member: &Member<D>) -> Result<String
     for job in records {
         push_line(&mut text, &JobText { job });
     }
+    let records = member.vms()?;
+    let vms = records.len() as u64;
+    for vm in records {
+        push_line(&mut text, &VmText { vm });
+    }
     let mut pages = 0;
     member.for_each_row(|key, bytes| {
         let mut extents = Vec::new();
@@ -192,7 +209,7 @@ pub fn dump<D: BlockDev + ?Sized + 'static>(member: &Member<D>) -> Result<String
         }
         Ok(())
     })?;
-    push_line(&mut text, &End::Counts { vhds, jobs, pages });
+    push_line(&mut text, &End::Counts { vhds, jobs, vms, pages });
     Ok(text)
 }
 
@@ -241,7 +258,7 @@ pub fn restore(
     let (_, first) = lines.next().ok_or(RestoreError::CutOff)?;
     let pool = pool_of(&first?)?;
     commit(vec![Step::Edit(StoreEdit::PutPool(pool.clone()))])?;
-    let (mut vhds, mut jobs, mut pages) = (0, 0, 0);
+    let (mut vhds, mut jobs, mut vms, mut pages) = (0, 0, 0, 0);
     let mut steps: Vec<Step> = Vec::new();
     let mut end = None;
     for (line, text) in lines {
@@ -258,6 +275,10 @@ pub fn restore(
                 jobs += 1;
                 steps.push(Step::Edit(StoreEdit::PutJob(JobRecord::decode(&job.encode())?)));
             }
+            Line::Vm(VmText { vm }) => {
+                vms += 1;
+                steps.push(Step::Edit(StoreEdit::PutVm(VmRecord::decode(&vm.encode())?)));
+            }
             Line::Page(page) => {
                 pages += 1;
                 steps.push(Step::Extents(edits_of(&page).map_err(|what| RestoreError::Nonsense { line, what })?));
@@ -266,13 +287,13 @@ pub fn restore(
                     steps.push(Step::Edit(StoreEdit::Intend { vhd, pages: vec![page], intend: true }));
                 }
             }
-            Line::End(End::Counts { vhds, jobs, pages }) => end = Some((vhds, jobs, pages)),
+            Line::End(End::Counts { vhds, jobs, vms, pages }) => end = Some((vhds, jobs, vms, pages)),
         }
         if steps.len() >= ROWS_PER_COMMIT {
             commit(std::mem::take(&mut steps))?;
         }
     }
-    if end != Some((vhds, jobs, pages)) {
+    if end != Some((vhds, jobs, vms, pages)) {
         return Err(RestoreError::CutOff);
     }
     commit(steps)?;

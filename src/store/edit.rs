@@ -1,10 +1,11 @@
 //! What the owner asks the committer to write besides [`Change`](super::change::Change)s, and what it hears back. Plain data.
 
-use crate::base::ids::{DiskId, JobId, VhdId};
+use crate::base::ids::{DiskId, JobId, VhdId, VmId};
 use crate::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};
 use crate::placement::ReplicaSet;
 use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, VhdRecord};
+use crate::placement::vm::VmRecord;
 
 use super::checksums::PageChecksums;
 use super::page::PAGE_EXTENTS;
@@ -39,6 +40,10 @@ pub enum StoreEdit {
     PutJob(JobRecord),
     /// Deletes the record of a job.
     DeleteJob(JobId),
+    /// Writes the record of a VM. It may come with the records of the pool and of VHDs that belong to it.
+    PutVm(VmRecord),
+    /// Deletes the record of a VM.
+    DeleteVm(VmId),
     /// Gives room to consecutive extents, none of which is present (thick allocation).
     Place {
         /// The VHD.
@@ -87,9 +92,12 @@ impl StoreEdit {
             | StoreEdit::PutVhd(_)
             | StoreEdit::DeleteVhd(_)
             | StoreEdit::Shrink { .. }
-            | StoreEdit::DeleteJob(_) => 1,
+            | StoreEdit::DeleteJob(_)
+            | StoreEdit::DeleteVm(_) => 1,
             // Its list of VHDs may be longer than any row.
             StoreEdit::PutJob(job) => job.vhds.len() / PAGE_EXTENTS + 1,
+            // The longest one is as long as several rows.
+            StoreEdit::PutVm(vm) => vm.labels.len() / LABELS_PER_ROW + 1,
             StoreEdit::Place { replicas, .. } => replicas.len() / PAGE_EXTENTS + 2,
             // Those of one page share a row.
             StoreEdit::Move { moves, .. } => moves.chunk_by(|a, b| page_of(a) == page_of(b)).count(),
@@ -98,6 +106,9 @@ impl StoreEdit {
         }
     }
 }
+
+/// So many labels, as long as they can be, are about as long as a row of 64 extents with a replica or two.
+const LABELS_PER_ROW: usize = 4;
 
 /// A row of checksums is as long as so many others.
 const CHECKSUM_ROWS: usize = 6;

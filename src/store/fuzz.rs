@@ -16,6 +16,7 @@ use crate::disk::label::copies;
 use crate::disk::sim::SimDisk;
 use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, VhdRecord};
+use crate::placement::vm::VmRecord;
 
 const DISK_LEN: u64 = 64 << 20;
 const REGION: RegionPlace = RegionPlace { offset: 1 << 20, len: REGION_LEN_MIN };
@@ -32,13 +33,14 @@ const LAST_BUT_ONE: u64 = u64::MAX - 3;
 pub fn run(data: &[u8]) -> bool {
     let Some((&kind, bytes)) = data.split_first() else { return false };
     let repair = kind & 0x80 != 0;
-    match kind % 6 {
+    match kind % 7 {
         0 => label(bytes, repair),
         1 => region(bytes, repair),
         2 => page(bytes, repair),
         3 => PoolRecord::decode(bytes).is_ok_and(|read| again(&read, &PoolRecord::decode(&read.encode()))),
         4 => VhdRecord::decode(bytes).is_ok_and(|read| again(&read, &VhdRecord::decode(&read.encode()))),
-        _ => JobRecord::decode(bytes).is_ok_and(|read| again(&read, &JobRecord::decode(&read.encode()))),
+        5 => JobRecord::decode(bytes).is_ok_and(|read| again(&read, &JobRecord::decode(&read.encode()))),
+        _ => VmRecord::decode(bytes).is_ok_and(|read| again(&read, &VmRecord::decode(&read.encode()))),
     }
 }
 

@@ -6,11 +6,12 @@
 //! | `meta` | `pool` | the pool record, sealed |
 //! | `vhds` | VHD | the VHD record, sealed |
 //! | `jobs` | job | the job record, sealed |
+//! | `vms` | VM | the VM record, sealed |
 //! | `pages` | (VHD, page) | a row, see [`super::page`] |
 //! | `checksums` | (VHD, page) | a row, see [`super::checksums`] |
 //!
-//! A database has no table `jobs` until a job is written, and no table `checksums` until checksums are: that says the same as an empty
-//! one.
+//! A database has no table `jobs` until a job is written, no table `vms` until a VM is, and no table `checksums` until checksums are:
+//! that says the same as an empty one.
 //!
 //! Sealed: followed by its CRC-32C. `redb` has checksums of its own, but looks at them only when it repairs a file.
 //!
@@ -33,6 +34,7 @@ use uuid::Uuid;
 use crate::disk::BlockDev;
 use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, RecordError, VhdRecord};
+use crate::placement::vm::VmRecord;
 
 use super::batch::Batch;
 use super::fill::{Fill, FillEstimate};
@@ -45,6 +47,7 @@ use write::{apply_step, put_state};
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const VHDS: TableDefinition<u32, &[u8]> = TableDefinition::new("vhds");
 const JOBS: TableDefinition<u32, &[u8]> = TableDefinition::new("jobs");
+const VMS: TableDefinition<u32, &[u8]> = TableDefinition::new("vms");
 const PAGES: TableDefinition<(u32, u32), &[u8]> = TableDefinition::new("pages");
 const CHECKSUMS: TableDefinition<(u32, u32), &[u8]> = TableDefinition::new("checksums");
 
@@ -52,7 +55,7 @@ const STATE: &str = "state";
 const POOL: &str = "pool";
 
 type MetaTable<'a> = Table<'a, &'static str, &'static [u8]>;
-/// `vhds` or `jobs`.
+/// `vhds`, `jobs` or `vms`.
 type RecordTable<'a> = Table<'a, u32, &'static [u8]>;
 /// `pages` or `checksums`.
 type PageTable<'a> = Table<'a, (u32, u32), &'static [u8]>;
@@ -69,7 +72,7 @@ pub enum MemberError {
     /// A row that is always there is not.
     #[error("the database in the metadata region has no {0}: it was not created whole")]
     Missing(&'static str),
-    /// A row of `meta`, `vhds` or `jobs` is damaged.
+    /// A row of `meta`, `vhds`, `jobs` or `vms` is damaged.
     #[error("the {0} in the metadata region is damaged: the disk changed it")]
     Damaged(&'static str),
     /// The database was written by another version.
@@ -241,6 +244,16 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
         let txn = self.db.begin_read().map_err(db_error)?;
         let Some(table) = table_if_any(&txn, JOBS)? else { return Ok(Vec::new()) };
         read_records(&table, "job record", |bytes| JobRecord::decode(bytes).map(|record| (record.id.0, record)))
+    }
+
+    /// The VM records, in the order of their identifiers.
+    ///
+    /// # Errors
+    /// If one is damaged.
+    pub fn vms(&self) -> Result<Vec<VmRecord>, MemberError> {
+        let txn = self.db.begin_read().map_err(db_error)?;
+        let Some(table) = table_if_any(&txn, VMS)? else { return Ok(Vec::new()) };
+        read_records(&table, "VM record", |bytes| VmRecord::decode(bytes).map(|record| (record.id.0, record)))
     }
 
     /// Makes a batch durable. If the database has to grow and cannot double, it gets all there is and tries again.

@@ -21,6 +21,7 @@ use crate::base::limits::STALE_ROWS_MAX;
 use crate::disk::BlockDev;
 use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, VhdRecord};
+use crate::placement::vm::VmRecord;
 
 use super::batch::{Batch, Step};
 use super::edit::StoreEdit;
@@ -158,6 +159,8 @@ pub struct OpenStore<D: BlockDev + ?Sized + 'static> {
     pub vhds: Vec<VhdRecord>,
     /// The job records, by identifier.
     pub jobs: Vec<JobRecord>,
+    /// The VM records, by identifier.
+    pub vms: Vec<VmRecord>,
 }
 
 /// Makes a store with a pool record on all `places`, in epoch 1. Whatever the regions held is lost.
@@ -192,6 +195,7 @@ pub fn create<D: BlockDev + ?Sized + 'static>(
         pool: pool.clone(),
         vhds: Vec::new(),
         jobs: Vec::new(),
+        vms: Vec::new(),
     })
 }
 
@@ -223,7 +227,7 @@ pub fn open<D: BlockDev + ?Sized + 'static>(
     }
     check_forked(&members)?;
     members.sort_by_key(|(_, member)| std::cmp::Reverse(member.state().stamp));
-    let (pool, vhds, jobs) = read_records(&mut members, &mut failed)?;
+    let Records { pool, vhds, jobs, vms } = read_records(&mut members, &mut failed)?;
     let mut store = OpenStore {
         total: options.total,
         accept_stale: options.accept_stale,
@@ -232,6 +236,7 @@ pub fn open<D: BlockDev + ?Sized + 'static>(
         pool,
         vhds,
         jobs,
+        vms,
         members,
     };
     store.mend();
@@ -248,7 +253,19 @@ fn fail<D: ?Sized>(place: &MemberPlace<D>, error: MemberError) -> Failed {
 }
 
 /// What a member says besides where extents are.
-type Records = (PoolRecord, Vec<VhdRecord>, Vec<JobRecord>);
+struct Records {
+    pool: PoolRecord,
+    vhds: Vec<VhdRecord>,
+    jobs: Vec<JobRecord>,
+    vms: Vec<VmRecord>,
+}
+
+impl Records {
+    fn of<D: BlockDev + ?Sized + 'static>(member: &Member<D>) -> Result<Records, MemberError> {
+        let (pool, vhds) = (member.pool()?, member.vhds()?);
+        Ok(Records { pool, vhds, jobs: member.jobs()?, vms: member.vms()? })
+    }
+}
 
 /// Reads all records from the first member that has the last commit and can be read; those before it have failed.
 fn read_records<D: BlockDev + ?Sized + 'static>(
@@ -257,7 +274,7 @@ fn read_records<D: BlockDev + ?Sized + 'static>(
 ) -> Result<Records, OpenError> {
     loop {
         let (place, member) = &members[0];
-        match member.pool().and_then(|pool| Ok((pool, member.vhds()?, member.jobs()?))) {
+        match Records::of(member) {
             Ok(records) => return Ok(records),
             // Only from an equal one: an older one may lack what was acknowledged.
             Err(source) if members.get(1).is_some_and(|(_, next)| next.state() == member.state()) => {

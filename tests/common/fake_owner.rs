@@ -1,5 +1,7 @@
 //! An owner that knows two disks and two VHDs and forgets what it is told.
 
+mod fake_vms;
+
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -127,6 +129,13 @@ fn answer(command: Command, script: Script) -> Result<Reply, CommandError> {
         Command::SetCacheMode { .. } => one(Outcome::Unchanged, vhd("old", None)),
         Command::ShowVhd { vhd } => one(Outcome::Unchanged, known(&vhd)?),
         Command::ListVhds => Ok(Reply::Vhds(vec![vhd("old", None), vhd("busy", Some(4711))])),
+        Command::ShowVm { .. }
+        | Command::ListVms
+        | Command::CreateVm(_)
+        | Command::SetVm(_)
+        | Command::DeleteVm { .. } => {
+            fake_vms::answer(command, &mut pool().record, vec![vhd("old", None), vhd("busy", Some(4711))])
+        }
         Command::ShowPool => Ok(Reply::Pool(Box::new(pool()))),
         Command::AddDisk(add) if script.refuse_disks => Err(CommandError::DiskIdTaken { disk: add.record.name }),
         Command::AddDisk(add) => {

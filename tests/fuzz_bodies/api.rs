@@ -11,7 +11,7 @@ use crate::fake_owner;
 const METHODS: [&str; 5] = ["GET", "POST", "PATCH", "DELETE", "PUT"];
 
 /// Paths up to the part that the input names.
-const PATHS: [&str; 20] = [
+const PATHS: [&str; 22] = [
     "/api/v1/pool",
     "/api/v1/check",
     "/api/v1/metadata",
@@ -32,6 +32,8 @@ const PATHS: [&str; 20] = [
     "/api/v1/disks/",
     "/",
     "/metrics",
+    "/api/v1/vms",
+    "/api/v1/vms/web",
 ];
 
 /// Sends one request made of `data`: method, path, a tail of the path, and a body after a zero byte. Returns the status.

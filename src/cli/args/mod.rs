@@ -6,6 +6,7 @@ mod pool;
 mod serve;
 mod values;
 mod vhd;
+mod vm;
 
 use std::path::PathBuf;
 
@@ -22,6 +23,7 @@ pub use pool::{PoolCommand, PoolCreateArgs, PoolDestroyArgs};
 pub use serve::ServeArgs;
 pub use values::{parse_log_level, parse_size_arg, parse_when_full};
 pub use vhd::{AttachTarget, ExpandSetting, ExportArgs, ImportArgs, VhdCommand, VhdCreateArgs, VhdSetArgs};
+pub use vm::{VmCommand, VmCreateArgs, VmSetArgs};
 
 /// Where the control socket is unless told otherwise.
 pub const CONTROL_DEFAULT: &str = "/run/spanblk/control/api.sock";
@@ -77,6 +79,9 @@ pub enum Command {
     /// Guest disks
     #[command(subcommand)]
     Vhd(VhdCommand),
+    /// Groups of guest disks
+    #[command(subcommand)]
+    Vm(VmCommand),
     /// Long operations that move extents
     #[command(subcommand)]
     Job(JobCommand),
@@ -123,7 +128,8 @@ Examples:
   spanblk check                       ask the daemon
   spanblk check /dev/disk/by-id/*     look at the disks of a pool that is not served
 
-Every slot must have one owner or be free, every replica lie on a disk that exists. Exit code 1 if something is wrong.";
+Every slot must have one owner or be free, every replica lie on a disk that exists, every VHD belong to no VM or to one
+that exists. Exit code 1 if something is wrong.";
 
 const EVENTS_HELP: &str = "\
 Examples:

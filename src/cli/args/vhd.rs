@@ -13,7 +13,11 @@ pub enum VhdCommand {
     /// Create a VHD; the same again changes nothing
     Create(VhdCreateArgs),
     /// All VHDs
-    List,
+    List {
+        /// Only those of this VM
+        #[arg(long, value_name = "NAME")]
+        vm: Option<String>,
+    },
     /// One VHD, or what to paste to attach it
     #[command(after_help = SHOW_HELP)]
     Show {
@@ -142,7 +146,7 @@ pub struct VhdCreateArgs {
     /// Virtqueues, the most a guest can use [default: 4]
     #[arg(long, value_name = "N")]
     pub queues: Option<u16>,
-    /// The VM it belongs to
+    /// The VM it belongs to; made if there is none of that name
     #[arg(long, value_name = "NAME")]
     pub vm: Option<String>,
     /// Owner of its socket
@@ -199,7 +203,7 @@ pub struct VhdSetArgs {
     /// Name or UUID
     #[arg(value_name = "VHD")]
     pub vhd: String,
-    /// The VM it belongs to; '' for none
+    /// The VM it belongs to, made if there is none of that name; '' for none
     #[arg(long, value_name = "NAME")]
     pub vm: Option<String>,
     /// Owner of its socket; '' for the daemon's user

@@ -97,7 +97,7 @@ fn find_disk(pool: &PoolRecord, name: &str) -> Result<DiskId, Failure> {
 pub fn check(disks: &[PathBuf]) -> Result<CheckReport, Failure> {
     let pool = open_disks(disks, true, ASK_DAEMON)?;
     let store = look(&pool)?;
-    let mut checker = Checker::new(&store.pool, &store.vhds);
+    let mut checker = Checker::new(&store.pool, &store.vhds).with_vms(&store.vms);
     each_extent(&store, |extent| checker.add(extent))?;
     if checker.wants_owners() {
         each_extent(&store, |extent| checker.add_owners(extent))?;

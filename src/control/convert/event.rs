@@ -15,6 +15,10 @@ pub fn event_detail(event: Event) -> (Severity, EventDetail) {
         Event::VhdRenamed { from, to } => (Info, D::VhdRenamed { vhd: to, old_name: from }),
         Event::VhdResized { vhd, old_bytes, new_bytes } => (Info, D::VhdResized { vhd, old_bytes, new_bytes }),
         Event::VhdChanged { vhd } => (Info, D::VhdChanged { vhd }),
+        Event::VmCreated { vm } => (Info, D::VmCreated { vm }),
+        Event::VmDeleted { vm } => (Info, D::VmDeleted { vm }),
+        Event::VmRenamed { from, to } => (Info, D::VmRenamed { vm: to, old_name: from }),
+        Event::VmChanged { vm } => (Info, D::VmChanged { vm }),
         Event::VhdAttached { vhd, pid } => (Info, D::VhdAttached { vhd, pid: (pid != 0).then_some(pid) }),
         Event::VhdDetached { vhd } => (Info, D::VhdDetached { vhd }),
         Event::DataLost { vhd, disk, lost } => {

@@ -9,12 +9,14 @@ pub mod impact;
 mod job;
 mod pool;
 mod vhd;
+mod vm;
 
 pub use event::event_detail;
 pub use health::{Gone, disk_io, vhd_health};
 pub use job::{job_info, plan_info, set_job, start_job};
 pub use pool::{OpenDisk, OpenDisks, check_report, disk_info, pool_info, set_disk};
 pub use vhd::{SocketInfo, create_vhd, layout_of, map_info, set_vhd, vhd_info};
+pub use vm::{create_vm, set_vm, vm_info};
 
 use super::wire::{Accept, ErrorInfo, ErrorKind, Expand};
 use crate::owner::command::{CommandError, ErrorKind as CommandErrorKind};

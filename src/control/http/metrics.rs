@@ -1,6 +1,6 @@
 //! `/metrics`: Prometheus text.
 //!
-//! Labels are names of VHDs and disks and kinds of requests, so there are as many series as there are VHDs and disks, times a
+//! Labels are names of VHDs, VMs and disks and kinds of requests, so there are as many series as there are of them, times a
 //! constant. Histograms appear with the first request of their kind.
 
 use std::fmt::Write;
@@ -15,7 +15,7 @@ use super::pool::{ask_pool, blocking};
 use super::{Api, Connections};
 use crate::control::wire::{ErrorBody, MemberHealth, StoreInfo};
 use crate::metrics::{IO_KINDS, IoKind, IoMetricsSet, LATENCY_BUCKETS, Totals};
-use crate::owner::command::{Command, JobInfo, MOVE_STEPS, PoolInfo, Reply, VhdInfo};
+use crate::owner::command::{Command, JobInfo, MOVE_STEPS, PoolInfo, Reply, VhdInfo, VmInfo};
 use crate::placement::job::JobState;
 use crate::vhost_user::ReactorStatus;
 
@@ -32,9 +32,11 @@ pub async fn text(State(api): State<Api>) -> Result<impl IntoResponse, ApiError>
     let pool = ask_pool(&api).await?;
     let Reply::Vhds(vhds) = api.owner.ask(Command::ListVhds).await? else { return Err(wrong_reply()) };
     let Reply::Jobs(jobs) = api.owner.ask(Command::ListJobs).await? else { return Err(wrong_reply()) };
+    let Reply::Vms(vms) = api.owner.ask(Command::ListVms).await? else { return Err(wrong_reply()) };
     let host = api.host.clone();
     let text = blocking(move || {
         let mut out = render(&pool, &vhds, &host.store_info(), &host.connections());
+        vm_gauges(&mut out, &vms);
         move_metrics(&mut out, &pool, &vhds, &jobs);
         reactor_counters(&mut out, &host.reactors());
         out.text
@@ -226,6 +228,15 @@ fn vhd_gauges(out: &mut Exposition, vhds: &[VhdInfo]) {
         ("spanblk_vhd_malformed_total", "counter", "Malformed requests."),
         "vhd",
         each().map(|(name, vhd)| (name, sum(&vhd.state.metrics, |m| m.malformed.load(Ordering::Relaxed)))),
+    );
+}
+
+/// A VHD's numbers are its VM's, too: whoever wants sums joins them by what `/api/v1/vms` says.
+fn vm_gauges(out: &mut Exposition, vms: &[VmInfo]) {
+    out.labelled(
+        ("spanblk_vm_vhds", "gauge", "VHDs of the VM."),
+        "vm",
+        vms.iter().map(|vm| (vm.record.name.as_str(), vm.vhds.len() as u64)),
     );
 }
 

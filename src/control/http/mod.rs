@@ -16,6 +16,7 @@ mod replace;
 mod request;
 mod takeover;
 mod vhds;
+mod vms;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -189,6 +190,8 @@ pub fn router(api: Api) -> Router {
         .route("/jobs/{job}/cancel", post(jobs::cancel))
         .route("/vhds", get(vhds::list).post(vhds::create))
         .route("/vhds/{vhd}", get(vhds::show).patch(vhds::set).delete(vhds::delete))
+        .route("/vms", get(vms::list).post(vms::create))
+        .route("/vms/{vm}", get(vms::show).patch(vms::set).delete(vms::delete))
         .route("/vhds/{vhd}/rename", post(vhds::rename))
         .route("/vhds/{vhd}/resize", post(vhds::resize))
         .route("/vhds/{vhd}/map", get(vhds::map));

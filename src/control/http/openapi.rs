@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{disks, events, impact, jobs, metrics, pool, replace, vhds};
+use super::{disks, events, impact, jobs, metrics, pool, replace, vhds, vms};
 
 /// The API.
 #[derive(OpenApi)]
@@ -39,6 +39,11 @@ use super::{disks, events, impact, jobs, metrics, pool, replace, vhds};
         vhds::resize,
         vhds::delete,
         vhds::map,
+        vms::list,
+        vms::show,
+        vms::create,
+        vms::set,
+        vms::delete,
         events::stream,
         metrics::text,
         pool::health,

@@ -132,6 +132,7 @@ impl Daemon {
         let (service, service_thread) =
             service::start(Arc::clone(&server), Arc::clone(&problems)).map_err(system("start the service thread"))?;
         let core = Owner::new(table.pool, states, table.vhds.clone(), config.reactors)?
+            .with_vms(table.vms)?
             .with_jobs(table.jobs)
             .with_patience(config.hang_timeout, config.rebuild_delay)
             .with_kept(kept.clone().map(|kept| kept as Arc<dyn Keep>), table.recovered)?;

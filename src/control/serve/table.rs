@@ -11,6 +11,7 @@ use super::serving::{Doubt, Presence};
 use super::trust::Trust;
 use super::views::{Left, ViewDir, Views};
 
+use crate::base::clock;
 use crate::base::heap;
 use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::units::{BLOCKS_PER_EXTENT, Geometry};
@@ -23,8 +24,10 @@ use crate::placement::Replica;
 use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, RecordError, VhdRecord};
 use crate::placement::view::Keep;
+use crate::placement::vm::{self, VmRecord};
 use crate::shared::VhdState;
 use crate::store::change::Change;
+use crate::store::edit::StoreEdit;
 use crate::store::member::{Member, MemberError, MemberState, Tuning};
 use crate::store::mirror::majority;
 use crate::store::open::{self, MemberPlace, OpenError, OpenOptions, OpenStore};
@@ -86,6 +89,8 @@ pub struct Table {
     pub vhds: Vec<(VhdRecord, Arc<VhdState>)>,
     /// Its jobs.
     pub jobs: Vec<JobRecord>,
+    /// Its VMs.
+    pub vms: Vec<VmRecord>,
     /// The members that are here.
     pub members: Vec<(DiskId, Member<FileDisk>)>,
     /// Members that belong to the store, here or not.
@@ -159,21 +164,41 @@ pub fn open_table(
     written.failed.iter().for_each(|failed| log::warn!("{failed}"));
     // From here on the store names the maps that were just completed.
     store.raise(written.epoch, lineage)?;
-    let state = store.put(recovered.losses.rows())?;
+    let mut rows = recovered.losses.rows();
+    rows.extend(adopt_vms(&mut store));
+    let state = store.put(rows)?;
     if let Some(kept) = &kept {
         kept.note_durable(state.stamp);
         let settled = doubted.iter().filter(|disk| !recovered.losses.unsettled.contains(*disk));
         settled.for_each(|disk| kept.mark().settle(disk));
     }
     views.remove_others(lineage);
-    let (record, jobs) = (store.pool.clone(), store.jobs.clone());
+    let (record, jobs, vms) = (store.pool.clone(), store.jobs.clone(), store.vms.clone());
     let region_len = store.members().map(|(place, _)| place.place.len).min().unwrap_or(0);
     let (members_here, total) = (store.into_members(), members.len());
     let members = loaded(members_here, total)?;
     // Pages of a large table, each for a moment, in between what stays.
     heap::give_back();
     let recovered = recovered.changes;
-    Ok(Table { pool: record, vhds, jobs, members, total, state, region_len, kept, recovered, lost })
+    Ok(Table { pool: record, vhds, jobs, vms, members, total, state, region_len, kept, recovered, lost })
+}
+
+/// Makes the records of VMs that a pool lacks which has been served by programs that knew only names of VMs. Returns what is to be written
+/// for that: nobody is served before it is durable.
+fn adopt_vms(store: &mut OpenStore<FileDisk>) -> Vec<StoreEdit> {
+    let made = vm::adopt(&mut store.pool, &store.vhds, &store.vms, clock::wall_secs());
+    if made.is_empty() {
+        return Vec::new();
+    }
+    let names: Vec<&str> = made.iter().map(|vm| vm.name.as_str()).collect();
+    log::info!(
+        "these VMs, which VHDs name, have records now, so that older versions of spanblk refuse the pool: {}",
+        names.join(", ")
+    );
+    store.vms.extend(made.iter().cloned());
+    // First, should there be so many that it takes several commits: no identifier is given twice.
+    let pool = StoreEdit::PutPool(store.pool.clone());
+    [pool].into_iter().chain(made.into_iter().map(StoreEdit::PutVm)).collect()
 }
 
 /// Measures the members. One that cannot be read to the end is left out: as long as the others are a majority, it must not

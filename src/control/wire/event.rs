@@ -74,6 +74,28 @@ pub enum EventDetail {
         /// Its name.
         vhd: String,
     },
+    /// A VM was created, by itself or with the first VHD that names it.
+    VmCreated {
+        /// Its name.
+        vm: String,
+    },
+    /// A VM was deleted.
+    VmDeleted {
+        /// Its name.
+        vm: String,
+    },
+    /// A VM has another name, and its VHDs say so.
+    VmRenamed {
+        /// The new name.
+        vm: String,
+        /// The old name.
+        old_name: String,
+    },
+    /// Labels or owner of a VM changed.
+    VmChanged {
+        /// Its name.
+        vm: String,
+    },
     /// A frontend connected.
     VhdAttached {
         /// Name of the VHD.

@@ -11,6 +11,7 @@ mod job;
 mod pool;
 pub mod size;
 mod vhd;
+mod vm;
 
 pub use check::CheckReport;
 pub use disk::{
@@ -32,6 +33,7 @@ pub use vhd::{
     Attachment, DiskUse, Expand, Layout, MapRun, VhdCreate, VhdDeleted, VhdHealth, VhdInfo, VhdList, VhdMapInfo,
     VhdRename, VhdResize, VhdResult, VhdUpdate, WhenFull,
 };
+pub use vm::{VmCreate, VmDeleted, VmInfo, VmIo, VmIoStats, VmList, VmResult, VmUpdate, VmVhd};
 
 /// What the path prefix of every versioned route is.
 pub const API_PREFIX: &str = "/api/v1";

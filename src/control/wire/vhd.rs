@@ -85,7 +85,7 @@ pub struct VhdCreate {
     /// Virtqueues, the most a guest can use; 4 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
-    /// Name of the VM it belongs to.
+    /// Name of the VM it belongs to; it is made if there is none of that name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<String>,
     /// Owner of its socket, `USER:GROUP` by name or number.
@@ -106,7 +106,7 @@ pub struct VhdCreate {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VhdUpdate {
-    /// Name of the VM it belongs to; `null` for none.
+    /// Name of the VM it belongs to, which is made if there is none of that name; `null` for none.
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub vm: Option<Option<String>>,
@@ -226,8 +226,8 @@ pub struct VhdInfo {
     pub created_secs: u64,
 }
 
-/// Whether all of a VHD can be read and written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// Whether all of a VHD can be read and written. In ascending order of how bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VhdHealth {
     /// All of it.

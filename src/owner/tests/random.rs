@@ -302,7 +302,11 @@ impl Sim {
 
     fn apply_row(&mut self, row: StoreEdit) {
         match row {
-            StoreEdit::PutPool(_) | StoreEdit::PutJob(_) | StoreEdit::DeleteJob(_) => {}
+            StoreEdit::PutPool(_)
+            | StoreEdit::PutJob(_)
+            | StoreEdit::DeleteJob(_)
+            | StoreEdit::PutVm(_)
+            | StoreEdit::DeleteVm(_) => {}
             StoreEdit::PutVhd(record) => {
                 self.durable.vhds.insert(record.id);
             }

@@ -134,3 +134,32 @@ fn records_that_cannot_be_together_are_named() {
         ]
     );
 }
+
+#[test]
+fn vhds_belong_to_vms_that_there_are() {
+    let mut pool = pool();
+    let vhds = [VhdRecord { vm: Some("web".to_owned()), ..vhd(1, "a") }, vhd(2, "b")];
+    let found = |pool: &PoolRecord, vms: &[VmRecord]| {
+        let report = Checker::new(pool, &vhds).with_vms(vms).finish();
+        report.violations.iter().map(Violation::to_string).collect::<Vec<_>>()
+    };
+    let none: [&str; 0] = [];
+    // No program that knows records of VMs has served it.
+    assert_eq!(found(&pool, &[]), none);
+    let web = VmRecord::next(&mut pool, "web", 0);
+    let idle = VmRecord::next(&mut pool, "idle", 0);
+    assert_eq!(found(&pool, &[web.clone(), idle.clone()]), none);
+    assert_eq!(found(&pool, std::slice::from_ref(&idle)), ["VHD 'a' belongs to VM 'web', which has no record"]);
+    let ahead = VmRecord { id: VmId(3), ..idle.clone() };
+    assert_eq!(
+        found(&pool, &[web.clone(), ahead]),
+        ["VM 'idle' has identifier 3, but the pool's next identifier is 3"]
+    );
+    for (twin, field) in [
+        (VmRecord { name: "web".to_owned(), ..idle.clone() }, "VMs 'web' and 'web' have the same name"),
+        (VmRecord { uuid: web.uuid, ..idle.clone() }, "VMs 'web' and 'idle' have the same UUID"),
+        (VmRecord { id: web.id, ..idle.clone() }, "VMs 'web' and 'idle' have the same identifier"),
+    ] {
+        assert_eq!(found(&pool, &[web.clone(), twin]), [field]);
+    }
+}

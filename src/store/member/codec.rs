@@ -1,4 +1,4 @@
-//! Encoding of the rows of `meta`, `vhds` and `jobs`.
+//! Encoding of the rows of `meta`, `vhds`, `jobs` and `vms`.
 
 use super::MemberError;
 use crate::store::page::Stamp;

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use redb::{ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::{
-    CHECKSUMS, JOBS, META, Member, MemberError, MemberState, PAGES, POOL, PageTable, RecordTable, VHDS, db_error,
+    CHECKSUMS, JOBS, META, Member, MemberError, MemberState, PAGES, POOL, PageTable, RecordTable, VHDS, VMS, db_error,
     put_state, table_if_any,
 };
 use crate::base::ids::VhdId;
@@ -194,7 +194,8 @@ fn copy_records(txn: &WriteTransaction, source: &Snapshot) -> Result<(), MemberE
     };
     let vhds = from.open_table(VHDS).map_err(db_error)?;
     copy_table(&mut txn.open_table(VHDS).map_err(db_error)?, Some(&vhds))?;
-    copy_table(&mut txn.open_table(JOBS).map_err(db_error)?, table_if_any(from, JOBS)?.as_ref())
+    copy_table(&mut txn.open_table(JOBS).map_err(db_error)?, table_if_any(from, JOBS)?.as_ref())?;
+    copy_table(&mut txn.open_table(VMS).map_err(db_error)?, table_if_any(from, VMS)?.as_ref())
 }
 
 /// Makes a table equal to another; none is an empty one.

@@ -399,9 +399,10 @@ fn state_is_sealed_and_versioned() {
 
 /// Records for tests of the store.
 pub(in crate::store) mod samples {
-    use crate::base::ids::{DiskId, JobId, VhdId};
+    use crate::base::ids::{DiskId, JobId, VhdId, VmId};
     use crate::placement::job::{JobKind, JobRecord, JobState};
     use crate::placement::record::{Accept, DiskRecord, Layout, PoolRecord, RECORD_VERSION, VhdRecord, WhenFull};
+    use crate::placement::vm::VmRecord;
 
     pub fn pool(uuid: uuid::Uuid) -> PoolRecord {
         let disk = |id: u8| DiskRecord {
@@ -429,6 +430,18 @@ pub(in crate::store) mod samples {
             ended: None,
             bytes_moved: 0,
             reason: None,
+        }
+    }
+
+    pub fn vm(id: u32) -> VmRecord {
+        VmRecord {
+            version: RECORD_VERSION,
+            id: VmId(id),
+            uuid: uuid::Uuid::from_u128(200 + u128::from(id)),
+            name: format!("vm{id}"),
+            labels: [("env".to_owned(), "prod".to_owned())].into(),
+            owner: None,
+            created: 5,
         }
     }
 

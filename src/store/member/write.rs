@@ -3,7 +3,7 @@
 use redb::{ReadableTable, WriteTransaction};
 
 use super::{
-    CHECKSUMS, JOBS, META, MemberError, MemberState, MetaTable, PAGES, POOL, PageTable, RecordTable, STATE, VHDS,
+    CHECKSUMS, JOBS, META, MemberError, MemberState, MetaTable, PAGES, POOL, PageTable, RecordTable, STATE, VHDS, VMS,
     codec, db_error,
 };
 use crate::base::ids::VhdId;
@@ -47,11 +47,11 @@ pub(super) fn apply_step(txn: &WriteTransaction, stamp: Stamp, step: &Step) -> R
         Step::Edit(StoreEdit::PutJob(record)) => {
             put_record(&mut txn.open_table(JOBS).map_err(db_error)?, record.id.0, record.encode())
         }
-        Step::Edit(StoreEdit::DeleteJob(job)) => {
-            let mut jobs: RecordTable<'_> = txn.open_table(JOBS).map_err(db_error)?;
-            jobs.remove(job.0).map_err(db_error)?;
-            Ok(0)
+        Step::Edit(StoreEdit::DeleteJob(job)) => delete_record(&mut txn.open_table(JOBS).map_err(db_error)?, job.0),
+        Step::Edit(StoreEdit::PutVm(record)) => {
+            put_record(&mut txn.open_table(VMS).map_err(db_error)?, record.id.0, record.encode())
         }
+        Step::Edit(StoreEdit::DeleteVm(vm)) => delete_record(&mut txn.open_table(VMS).map_err(db_error)?, vm.0),
         Step::Edit(StoreEdit::Place { vhd, first, generation, replicas }) => {
             let mut pages: PageTable<'_> = txn.open_table(PAGES).map_err(db_error)?;
             let edits = (first.0..).zip(replicas).map(|(extent, &replicas)| {
@@ -111,6 +111,12 @@ fn put_record(table: &mut RecordTable<'_>, id: u32, record: Vec<u8>) -> Result<u
     let sealed = codec::seal(record);
     table.insert(id, sealed.as_slice()).map_err(db_error)?;
     Ok(sealed.len() as u64)
+}
+
+/// Nothing grows by that.
+fn delete_record(table: &mut RecordTable<'_>, id: u32) -> Result<u64, MemberError> {
+    table.remove(id).map_err(db_error)?;
+    Ok(0)
 }
 
 pub(super) fn placed(key: PageKey, place: usize, generation: Generation, replicas: ReplicaSet) -> ExtentEdit {

@@ -1,6 +1,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 
 mod checksums;
+mod vms;
 
 use super::*;
 use crate::base::ids::{JobId, VhdId};
@@ -266,9 +267,13 @@ fn a_pool_from_before_there_were_jobs_has_none_on_any_member() {
 
 #[test]
 fn a_damaged_job_is_reported_as_a_damaged_vhd_is() {
-    for (needle, what) in [("bytes_moved", "job record"), ("queues", "VHD record")] {
+    for (needle, what) in [("bytes_moved", "job record"), ("queues", "VHD record"), ("labels", "VM record")] {
         let disks = made(1);
-        let rows = vec![StoreEdit::PutJob(samples::job(1)), StoreEdit::PutVhd(samples::vhd(1))];
+        let rows = vec![
+            StoreEdit::PutJob(samples::job(1)),
+            StoreEdit::PutVhd(samples::vhd(1)),
+            StoreEdit::PutVm(samples::vm(1)),
+        ];
         edit_jobs(&disks, &[0], rows);
         let mut all_bytes = vec![0; PLACE.len as usize];
         disks[0].read_at(PLACE.offset, &mut all_bytes).unwrap();
@@ -328,7 +333,7 @@ fn records_are_read_from_an_equal_member() {
     let mut failed = Vec::new();
     let first = members[0].0.id;
     disks[usize::from(first.0)].inject(Fault::always(OpKind::Read, FaultKind::Error(libc::EIO)));
-    let (_, found, _) = read_records(&mut members, &mut failed).unwrap();
+    let Records { vhds: found, .. } = read_records(&mut members, &mut failed).unwrap();
     assert_eq!(found.iter().map(|vhd| vhd.id.0).collect::<Vec<_>>(), vhds);
     assert_eq!((members.len(), failed.len(), failed[0].0.id), (2, 1, first));
 }

@@ -26,7 +26,7 @@ use crate::vhost_user::SocketIdentity;
 
 /// Raised with every change of what is said, and of what a daemon writes to disks or shared memory and one before could not read: it may have to go
 /// on with that. Another number is refused, and nothing has happened then.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What the new process asks for.
 #[derive(Debug, Serialize, Deserialize)]

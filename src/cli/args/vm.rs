@@ -1,0 +1,100 @@
+//! `spanblk vm`.
+
+use clap::{Args, Subcommand};
+
+/// What to do with VMs.
+#[derive(Debug, Subcommand)]
+pub enum VmCommand {
+    /// Create a VM; the same again changes nothing
+    Create(VmCreateArgs),
+    /// All VMs
+    #[command(after_help = LIST_HELP)]
+    List,
+    /// One VM: its VHDs, and what they come to
+    #[command(after_help = SHOW_HELP)]
+    Show {
+        /// Name or UUID
+        #[arg(value_name = "VM")]
+        vm: String,
+    },
+    /// Change its name, labels or owner
+    Set(VmSetArgs),
+    /// Delete a VM that has no VHDs
+    #[command(after_help = DELETE_HELP)]
+    Delete {
+        /// Name or UUID
+        #[arg(value_name = "VM")]
+        vm: String,
+    },
+}
+
+const LIST_HELP: &str = "\
+Examples:
+  spanblk vm list
+  spanblk vm list --json | jq -r '.vms[] | select(.labels.env == \"prod\").name'";
+
+const SHOW_HELP: &str = "\
+Examples:
+  spanblk vm show web
+  spanblk vm show web --json | jq .allocated_bytes";
+
+const DELETE_HELP: &str = "\
+Examples:
+  spanblk vm delete web                 refused while it has VHDs
+  spanblk vhd set web-data --vm ''      takes a VHD out of its VM; the VHD stays
+  spanblk vhd delete web-root           deletes a VHD and its data";
+
+const CREATE_HELP: &str = "\
+Examples:
+  spanblk vm create web
+  spanblk vm create web --label env=prod --label tier=front --owner ops@example.org
+  spanblk vhd create web-root --size 20GiB --layout isolated --vm web
+
+A VHD belongs to a VM by '--vm'. Naming a VM that does not exist makes it, without labels and owner.";
+
+/// Creates a VM.
+#[derive(Debug, Args)]
+#[command(after_help = CREATE_HELP)]
+pub struct VmCreateArgs {
+    /// Unique name
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// A label to find it by; may be given several times
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub labels: Vec<(String, String)>,
+    /// Whose it is, for people
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub owner: Option<String>,
+}
+
+const SET_HELP: &str = "\
+Examples:
+  spanblk vm set web --label env=test --label tier=      one label gets another value, one goes
+  spanblk vm set web --name shop                         its VHDs belong to 'shop' then
+  spanblk vm set web --owner none";
+
+/// Changes a VM.
+#[derive(Debug, Args)]
+#[command(after_help = SET_HELP)]
+pub struct VmSetArgs {
+    /// Name or UUID
+    #[arg(value_name = "VM")]
+    pub vm: String,
+    /// Another name; its VHDs go with it, at once
+    #[arg(long, value_name = "NEW-NAME")]
+    pub name: Option<String>,
+    /// A label to add or change; without a value behind '=', one to remove; may be given several times
+    #[arg(long = "label", value_name = "KEY=[VALUE]", value_parser = parse_label)]
+    pub labels: Vec<(String, String)>,
+    /// Whose it is, for people; 'none' for nobody's
+    #[arg(long, value_name = "TEXT|none", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub owner: Option<String>,
+}
+
+/// Only the shape: what keys and values may be is for the daemon to say.
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("a label is KEY=VALUE, such as env=prod".to_owned()),
+    }
+}

@@ -1,0 +1,41 @@
+//! VMs: named groups of VHDs.
+
+use std::collections::BTreeMap;
+
+use super::VhdInfo;
+use crate::placement::vm::VmRecord;
+
+/// What a new VM should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CreateVm {
+    /// Its name.
+    pub name: String,
+    /// When it is created, if it is new, in seconds since the Unix epoch.
+    pub created: u64,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Whose it is.
+    pub owner: Option<String>,
+}
+
+/// New settings of a VM; `None` leaves one as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SetVm {
+    /// Name or UUID.
+    pub vm: String,
+    /// Its name. Its VHDs go with it.
+    pub name: Option<String>,
+    /// Labels that are added or get another value; `None`: those that it loses. Others stay.
+    pub labels: BTreeMap<String, Option<String>>,
+    /// Whose it is; `Some(None)`: not said.
+    pub owner: Option<Option<String>>,
+}
+
+/// A VM as it is now.
+#[derive(Clone, Debug)]
+pub struct VmInfo {
+    /// What the store says.
+    pub record: VmRecord,
+    /// Its VHDs, by name.
+    pub vhds: Vec<VhdInfo>,
+}

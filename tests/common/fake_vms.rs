@@ -1,0 +1,56 @@
+//! VMs of the fake owner: `web`, with the VHDs `old` and `busy`, and `idle`, with none.
+
+use spanblk::owner::command::{Command, CommandError, Outcome, Reply, VhdInfo, VmInfo};
+use spanblk::placement::record::PoolRecord;
+use spanblk::placement::vm::VmRecord;
+
+/// The answer to a command about VMs.
+pub fn answer(command: Command, pool: &mut PoolRecord, vhds: Vec<VhdInfo>) -> Result<Reply, CommandError> {
+    let mut web = VmRecord::next(pool, "web", 7);
+    web.labels.insert("env".to_owned(), "prod".to_owned());
+    let mut known =
+        vec![VmInfo { record: web, vhds }, VmInfo { record: VmRecord::next(pool, "idle", 8), vhds: Vec::new() }];
+    let mut find = |name: &str| {
+        let at = known.iter().position(|vm| vm.record.name == name || vm.record.uuid.to_string() == name);
+        at.map(|at| known.remove(at)).ok_or(CommandError::NotFound { what: "VM", name: name.to_owned() })
+    };
+    let one = |outcome, vm| Ok(Reply::Vm { outcome, vm: Box::new(vm) });
+    match command {
+        Command::ShowVm { vm } => one(Outcome::Unchanged, find(&vm)?),
+        Command::CreateVm(create) => match find(&create.name) {
+            Ok(vm) if vm.record.labels == create.labels => one(Outcome::Unchanged, vm),
+            Ok(vm) => Err(CommandError::VmConflict {
+                vm: vm.record.name,
+                field: "labels",
+                existing: "env=prod".to_owned(),
+                asked: "none".to_owned(),
+            }),
+            Err(_) => {
+                let mut record = VmRecord::next(pool, &create.name, create.created);
+                (record.labels, record.owner) = (create.labels, create.owner);
+                record.check()?;
+                one(Outcome::Created, VmInfo { record, vhds: Vec::new() })
+            }
+        },
+        Command::SetVm(set) => {
+            let mut vm = find(&set.vm)?;
+            vm.record.name = set.name.unwrap_or(vm.record.name);
+            for (key, value) in set.labels {
+                match value {
+                    Some(value) => vm.record.labels.insert(key, value),
+                    None => vm.record.labels.remove(&key),
+                };
+            }
+            vm.record.owner = set.owner.unwrap_or(vm.record.owner);
+            vm.record.check()?;
+            one(Outcome::Changed, vm)
+        }
+        Command::DeleteVm { vm } => {
+            let VmInfo { record, vhds } = find(&vm)?;
+            let vhds: Vec<String> = vhds.into_iter().map(|vhd| vhd.record.name).collect();
+            let vm = record.name;
+            if vhds.is_empty() { Ok(Reply::VmDeleted { name: vm }) } else { Err(CommandError::VmNotEmpty { vm, vhds }) }
+        }
+        _ => Ok(Reply::Vms(known)),
+    }
+}
