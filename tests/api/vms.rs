@@ -76,8 +76,10 @@ async fn bad_bodies_about_vms_are_refused_with_the_field_named() {
     for body in ["", "{", "[]", "null", "{\"name\":\"a\"} more"] {
         assert_eq!(raw(Method::POST, VMS, Body::from(body)).await.0, StatusCode::BAD_REQUEST, "{body:?}");
     }
-    for body in ["", "{", "null", "{\"name\":\"a\"} more"] {
-        assert_eq!(raw(Method::PATCH, WEB, Body::from(body)).await.0, StatusCode::BAD_REQUEST, "{body:?}");
+    for body in ["", "{", "[]", " [] ", "null", "{\"name\":\"a\"} more"] {
+        for path in [WEB, "/api/v1/vhds/web"] {
+            assert_eq!(raw(Method::PATCH, path, Body::from(body)).await.0, StatusCode::BAD_REQUEST, "{body:?}");
+        }
     }
     assert_eq!(call(Method::PUT, WEB, None).await.0, StatusCode::METHOD_NOT_ALLOWED);
 }

@@ -11,6 +11,7 @@ use spanblk::base::rng::Rng;
 use spanblk::base::units::ExtentIndex;
 use spanblk::disk::sim::SimDisk;
 use spanblk::owner::command::LayoutRequest;
+use spanblk::placement::ReplicaState;
 use spanblk::placement::job::JobRecord;
 use spanblk::placement::record::VhdRecord;
 use spanblk::reactor::pipeline::{Pipeline, Token};
@@ -346,13 +347,14 @@ fn check_news(before: &World, found: &Recovered, gives_up: DiskSet, cut: usize) 
     Ok(())
 }
 
-/// What is on the disks of a VHD, all replicas taken together.
+/// What is on the disks of a VHD, all replicas in sync taken together. (A stale one may never have been filled.)
 fn found_in(record: &VhdRecord, state: &VhdState, images: &[SimDisk]) -> Result<History, String> {
     let mut history = History::default();
     for extent in state.map.placed_from(ExtentIndex(0)) {
         let seen = state.map.lookup(extent);
         let read = |replica| read_extent(images, replica, seen.present);
-        let replicas: Vec<Vec<u8>> = seen.replicas.iter().map(read).collect::<Result<_, _>>()?;
+        let in_sync = seen.replicas.iter().filter(|replica| replica.state == ReplicaState::InSync);
+        let replicas: Vec<Vec<u8>> = in_sync.map(read).collect::<Result<_, _>>()?;
         let sectors = EXTENT / SECTOR as u64;
         let first = u64::from(extent.0) * sectors;
         for (index, sector) in (0..).zip(first..first + sectors) {

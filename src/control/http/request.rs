@@ -37,6 +37,10 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     if bytes.is_empty() {
         return Err(invalid("the body is empty: a JSON object is expected".to_owned()));
     }
+    // Of an array the fields would be taken in order, which are all optional in many bodies.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(invalid("the body is an array: a JSON object is expected".to_owned()));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
