@@ -263,8 +263,13 @@ impl Administrator {
                 self.held = true;
                 self.counts.held += 1;
             }
-            // Its room is on its way back, or a VHD may be taken back to where it was.
-            (Asked::Hold, Err(CommandError::DiskBusy { .. } | CommandError::DiskOfJob { kind: "span", .. })) => {}
+            // Its room is on its way back, a VHD may be taken back to where it was, or a replica is to be filled there.
+            (
+                Asked::Hold,
+                Err(
+                    CommandError::DiskBusy { .. } | CommandError::DiskOfJob { kind: "span" | "rebuild" | "resync", .. },
+                ),
+            ) => {}
             (Asked::Hold, Err(CommandError::DiskNotEmpty { .. })) if self.reopened => self.used_again = true,
             (Asked::Place, Ok(_)) => return Err("a VHD was put on a disk that is held".to_owned()),
             (Asked::Place, Err(_)) => self.counts.kept_away += 1,
