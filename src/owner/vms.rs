@@ -181,6 +181,9 @@ impl Owner {
         if record == *before {
             return Ok(Step::Done(self.vm_reply(before, Outcome::Unchanged)));
         }
+        if record.encode().len() > before.encode().len() {
+            self.check_metadata()?;
+        }
         let mut rows = vec![StoreEdit::PutVm(record.clone())];
         rows.extend(vhds.iter().cloned().map(StoreEdit::PutVhd));
         let change = VmChange { pool: None, record, vhds, events };

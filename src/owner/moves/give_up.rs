@@ -42,7 +42,7 @@ impl Owner {
 
     /// Takes back a copy that is not in the table: the view is as it was, and the slot is free once nothing uses it. False if
     /// the move cannot be taken back any more.
-    fn give_up(&mut self, id: MoveId, out: &mut impl OwnerOutbox) -> bool {
+    pub(super) fn give_up(&mut self, id: MoveId, out: &mut impl OwnerOutbox) -> bool {
         let Some(wave_id) = self.waves.of_move(id) else { return true };
         let wave = self.waves.get(wave_id).expect("of_move names waves that are there");
         if matches!(wave.stage, Stage::Committing { .. } | Stage::Undecided) {
@@ -109,14 +109,15 @@ impl Owner {
         }
     }
 
-    /// Nothing can be written to a disk any more: moves to it end, and their jobs stop. Replicas that were about to go because of the ones
-    /// there stay.
+    /// Nothing can be written to a disk any more: moves to it end, and their jobs stop. If it has failed, replicas that were about to go because
+    /// of the ones there stay, and nobody waits for a sync of it. (If it is slow only, they wait: no guest does.)
     pub(in crate::owner) fn target_failed(&mut self, fault: Fault, out: &mut impl OwnerOutbox) {
-        let awaits = |wave: &&Wave| matches!(wave.stage, Stage::Syncing { missing } if missing.contains(fault.disk));
-        let goes = |moved: &&Move| moved.to.is_none();
-        let waves = self.waves.iter().map(|(_, wave)| wave).filter(awaits);
-        let going: Vec<MoveId> = waves.flat_map(|wave| wave.moves.iter().filter(goes)).map(|moved| moved.id).collect();
-        for id in going {
+        let awaits = |wave: &Wave| matches!(wave.stage, Stage::Syncing { missing } if missing.contains(fault.disk));
+        let has_failed = self.space.disk(fault.disk).state.is_failed();
+        let waves = self.waves.iter().filter(|(_, wave)| has_failed && awaits(wave));
+        let (waiting, goes): (Vec<WaveId>, Vec<Vec<MoveId>>) =
+            waves.map(|(id, wave)| (id, wave.moves.iter().filter(|m| m.to.is_none()).map(|m| m.id).collect())).unzip();
+        for id in goes.into_iter().flatten() {
             self.give_up(id, out);
         }
         let to_it = |moved: &Move| moved.to.is_some_and(|to| to.disk == fault.disk);
@@ -128,6 +129,7 @@ impl Owner {
             let why = format!("disk '{}': {}", self.pool.disk_name(fault.disk), fault.error);
             self.stop_job(job, &why, out);
         }
+        waiting.into_iter().for_each(|wave| self.wave_awaits_no_sync(wave, fault.disk, out));
     }
 
     /// The extent is not where the copy was to be made from any more. Mostly the owner has ended the move itself; if not, it cannot

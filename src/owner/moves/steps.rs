@@ -233,23 +233,37 @@ impl Owner {
     /// for good: what it had, and they were given after a power cut, may be in their caches only; then the next power cut would bring
     /// back what nobody has read since.
     fn sync_wave(&mut self, id: WaveId, out: &mut impl OwnerOutbox) {
-        let wave = self.waves.get(id).expect("looked up by the caller");
-        let vhd = self.vhds.get(wave.vhd).expect("moves of a VHD end with it");
-        let mut missing = wave.targets();
-        for moved in wave.moves.iter().filter(|moved| moved.to.is_none()) {
-            let stay = vhd.state.map.lookup(moved.extent).replicas;
-            let stay = stay
-                .iter()
-                .filter(|r| r.state == ReplicaState::InSync && moved.from.is_none_or(|from| from.disk != r.disk));
-            let works = |disk: &DiskId| !self.space.disk(*disk).state.is_failed();
-            stay.map(|r| r.disk).filter(works).for_each(|disk| missing.insert(disk));
+        let wave = self.waves.get_mut(id).expect("looked up by the caller");
+        wave.stage = Stage::Syncing { missing: DiskSet::default() };
+        let (vhd, moves) = (wave.vhd, wave.moves.clone());
+        let (mut missing, mut last) = (DiskSet::default(), Vec::new());
+        for moved in &moves {
+            let disks = moved.to.map_or_else(|| self.staying(vhd, moved), |to| [to.disk].into_iter().collect());
+            // A disk may have failed since the move began: what nothing works beside does not go.
+            if disks.is_empty() {
+                last.push(moved.id);
+            }
+            disks.iter().for_each(|disk| missing.insert(disk));
         }
-        let wave = self.waves.get_mut(id).expect("just looked up");
+        for moved in last {
+            self.give_up(moved, out);
+        }
+        let Some(wave) = self.waves.get_mut(id) else { return };
         wave.stage = Stage::Syncing { missing };
         if missing.is_empty() {
             return self.commit_wave(id, out);
         }
         missing.iter().for_each(|disk| out.to_mover(MoverMessage::Sync { wave: id, disk }));
+    }
+
+    /// The disks that work and have all of the extent, without the one that the move takes it from.
+    fn staying(&self, id: VhdId, moved: &Move) -> DiskSet {
+        let vhd = self.vhds.get(id).expect("moves of a VHD end with it");
+        let goes = |disk| moved.from.is_some_and(|from| from.disk == disk);
+        let stays = |r: &Replica| {
+            r.state == ReplicaState::InSync && !goes(r.disk) && !self.space.disk(r.disk).state.is_failed()
+        };
+        vhd.state.map.lookup(moved.extent).replicas.iter().filter(stays).map(|r| r.disk).collect()
     }
 
     fn synced(&mut self, id: WaveId, disk: DiskId, result: Result<(), IoError>, out: &mut impl OwnerOutbox) {
@@ -258,6 +272,11 @@ impl Owner {
             self.disk_error(disk, error, true, out);
             self.target_failed(Fault { disk, error }, out);
         }
+        self.wave_awaits_no_sync(id, disk, out);
+    }
+
+    /// The disk was synced for the wave, or has failed and what needed that was given up.
+    pub(in crate::owner) fn wave_awaits_no_sync(&mut self, id: WaveId, disk: DiskId, out: &mut impl OwnerOutbox) {
         let Some(wave) = self.waves.get_mut(id) else { return };
         let Stage::Syncing { missing } = &mut wave.stage else { return };
         missing.remove(disk);

@@ -371,6 +371,36 @@ fn a_replica_goes_once_those_that_stay_are_synced() {
     world.check();
 }
 
+/// A disk that never answers a sync keeps neither the job nor FLUSHes waiting once it has failed; until then, what it may lack stays.
+#[test]
+fn a_sync_that_is_never_answered_keeps_nobody_waiting_once_its_disk_has_failed() {
+    let mut world = world(&[(40, "a"), (40, "b"), (40, "c"), (40, "d")]);
+    let vhd = world.create(replicated(6, 3));
+    fill(&mut world, &vhd, 6);
+    world.settle();
+    let reply = world.set_replicas(2).unwrap();
+    world.settle();
+    let hung = DiskId(1);
+    let is_hung = |message: &MoverMessage| matches!(message, MoverMessage::Sync { disk, .. } if *disk == hung);
+    assert!(world.mail.mover.iter().any(is_hung));
+    world.mail.mover.retain(|message| !is_hung(message));
+    world.owner.handle_mover(MoverReport::Stuck { disk: hung }, world.now, &mut world.mail);
+    world.move_all();
+    assert!(world.owner.waves.is_moving(vhd.record.id), "it may answer yet");
+    world.owner.space.disk(hung).state.fail();
+    let fault = crate::owner::moves::wave::Fault { disk: hung, error: IoError::Os(libc::ETIMEDOUT) };
+    world.owner.disk_failed(fault, &mut world.mail);
+    world.move_all();
+    assert!(!world.owner.waves.is_moving(vhd.record.id));
+    assert_ne!(world.job_state(reply), JobState::Running);
+    for extent in 0..6 {
+        let replicas = vhd.state.map.lookup(ExtentIndex(extent)).replicas;
+        let works = replicas.iter().filter(|r| r.disk != hung && r.state == ReplicaState::InSync).count();
+        assert!(works >= 1, "{replicas:?}");
+    }
+    world.check();
+}
+
 /// A job that waits for another one finds that it has nothing to do any more, and ends: whoever waits for it goes on.
 #[test]
 fn a_job_that_ends_without_a_move_keeps_nobody_waiting() {
