@@ -160,6 +160,10 @@ impl Owner {
         if counts == 0 || here.is_synced(state.sync_wanted_on(disk)) {
             return Verdict::Without;
         }
+        if here.is_failed() && here.is_synced(state.sync_needed_on(disk)) {
+            // Only copies that moves were making there are not synced, and those have been given up: none is being made durable, see above.
+            return Verdict::Without;
+        }
         if !here.is_failed() {
             // It hangs, and some of what was written there is nowhere else, as far as anybody knows.
             return Verdict::Needed;
