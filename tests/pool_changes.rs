@@ -168,7 +168,7 @@ fn a_disk_that_was_given_up_leaves_and_comes_back_while_guests_go_on() {
     guest.write_at(0, &data[..MIB as usize]).unwrap();
     guest.flush().unwrap();
 
-    host.ok(&["disk", "evacuate", "d1", "--wait"]);
+    host.ok_after_jobs(&["disk", "evacuate", "d1", "--wait"]);
     let removed = host.json(&["disk", "remove", "d1"]);
     let warnings = removed["warnings"].to_string();
     assert!(warnings.contains("its label is not wiped") && !warnings.contains("stays locked"), "{warnings}");
@@ -177,7 +177,7 @@ fn a_disk_that_was_given_up_leaves_and_comes_back_while_guests_go_on() {
     assert!(said.contains("--force"), "{said}");
     host.ok(&["disk", "add", "d1.img", "--force", "--failure-domain", "d1"]);
     assert_eq!((host.disks().len(), host.members()), (4, vec!["d0".into(), "d1".into(), "d2".into()]));
-    host.ok(&["vhd", "span", "m", "--wait"]);
+    host.ok_after_jobs(&["vhd", "span", "m", "--wait"]);
     let on_it = &host.json(&["disk", "show", "d1"])["allocated_bytes"];
     assert!(on_it.as_u64().unwrap() > 0, "{on_it}");
     assert!(read(&mut guest, 0, data.len()) == data);

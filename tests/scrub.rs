@@ -159,7 +159,7 @@ fn nothing_seems_wrong_after_a_sigkill() {
         host.kill();
         host.serve(&[], &DISKS);
         assert!(read(&mut host.attach_soon("db"), 0, data.len()) == data, "life {life}");
-        let said = host.ok(&["vhd", "scrub", "db", "--wait"]);
+        let said = host.ok_after_jobs(&["vhd", "scrub", "db", "--wait"]);
         assert!(said.contains("no replica was damaged"), "{said}");
     }
     assert!(!host.log().contains("not what was written"), "{}", host.log());

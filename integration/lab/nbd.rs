@@ -136,30 +136,32 @@ impl FaultyDisk {
         Ok(())
     }
 
-    /// Changes a few bytes in about one of 64 sectors that hold data of these disks of a guest, as a disk does that is silently wrong:
-    /// how many. It is not more than `most`.
+    /// Changes a few bytes in sectors here and there that hold data of these disks of a guest, as a disk does that is silently wrong: in
+    /// how many, `most` at most. Some may be where nothing is any more.
     ///
     /// # Errors
     /// The file of the disk cannot be read or written.
     pub fn damage(&self, owners: &[u64], most: usize, random: &mut Random) -> Result<usize> {
         let backing = fs::OpenOptions::new().read(true).write(true).open(self.file("backing"))?;
         let mut piece = vec![0; 1 << 20];
-        let mut damaged = 0;
+        let mut theirs = Vec::new();
         for start in (0..self.size).step_by(piece.len()) {
             let read = backing.read_at(&mut piece, start)?;
             for (at, sector) in (0..).step_by(SECTOR).zip(piece[..read].chunks_exact(SECTOR)) {
-                let theirs = disk_of(sector).is_some_and(|disk| owners.contains(&disk));
-                if theirs && damaged < most && random.below(64) == 0 {
-                    // Behind what tells whose it is, and never what was there.
-                    let within = 32 + random.below(400);
-                    let old = &sector[usize::try_from(within)?..][..8];
-                    let wrong: Vec<u8> = old.iter().map(|byte| !byte).collect();
-                    backing.write_all_at(&wrong, start + at + within)?;
-                    damaged += 1;
+                if disk_of(sector).is_some_and(|disk| owners.contains(&disk)) {
+                    theirs.push(start + at);
                 }
             }
         }
-        Ok(damaged)
+        let count = most.min(theirs.len());
+        for _ in 0..count {
+            // Behind what tells whose it is, and never what was there.
+            let at = *random.of(&theirs) + 32 + random.below(400);
+            let mut bytes = [0; 8];
+            backing.read_exact_at(&mut bytes, at)?;
+            backing.write_all_at(&bytes.map(|byte| !byte), at)?;
+        }
+        Ok(count)
     }
 
     /// Requests get no answer, or do again.

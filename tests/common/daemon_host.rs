@@ -76,6 +76,21 @@ impl Host {
         text(&output.stdout)
     }
 
+    /// As [`Host::ok`], once jobs that the daemon begins by itself are not in the way.
+    #[allow(dead_code, reason = "not every test that uses this file")]
+    pub fn ok_after_jobs(&self, args: &[&str]) -> String {
+        for _ in 0..300 {
+            let output = self.run(args);
+            let said = text(&output.stderr);
+            if !said.contains(" by job ") {
+                assert!(output.status.success(), "{args:?}: {said}");
+                return text(&output.stdout);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("{args:?}: a job is in the way for ever")
+    }
+
     pub fn json(&self, args: &[&str]) -> Value {
         serde_json::from_str(&self.ok(&[&["--json"], args].concat())).unwrap()
     }
