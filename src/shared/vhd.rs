@@ -9,6 +9,7 @@ use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::DISKS_MAX;
 use crate::base::units::{ExtentIndex, Geometry};
 use crate::metrics::IoMetricsSet;
+use crate::placement::ReplicaState;
 use crate::placement::view::VhdMap;
 
 /// What is fixed while a VHD is served.
@@ -108,9 +109,24 @@ impl VhdState {
         raise(&self.needs_sync[point.disk.index()], point);
     }
 
-    /// As [`VhdState::note_written`], of a copy that is being sealed: if that disk fails, the move may still be given up.
-    pub fn note_copied(&self, point: SyncPoint) {
+    /// As [`VhdState::note_written`], of a copy of the extent that was being sealed: if that disk fails, the move may still be given up,
+    /// unless the copy has taken its place meanwhile.
+    pub fn note_copied(&self, extent: ExtentIndex, point: SyncPoint) {
         raise(&self.copies_need_sync[point.disk.index()], point);
+        // Pairs with `arrive_at`: the owner finds what was noted, or this finds what the owner has published.
+        fence(Ordering::SeqCst);
+        let now = self.map.lookup(extent).replicas.on(point.disk);
+        if now.is_some_and(|replica| replica.state == ReplicaState::InSync) {
+            self.note_written(point);
+        }
+    }
+
+    /// Owner only, once the map has a copy on `disk` in sync that a move has made: what was written to it while it was being sealed is
+    /// nowhere else, maybe, so that FLUSH cannot do without.
+    pub fn arrive_at(&self, disk: DiskId) {
+        fence(Ordering::SeqCst);
+        let noted = self.copies_need_sync[disk.index()].load(Ordering::SeqCst);
+        self.needs_sync[disk.index()].fetch_max(noted, Ordering::SeqCst);
     }
 
     /// Owner only, when nothing of the VHD is on `disk` and nothing that saw it there is in flight: what was written there is

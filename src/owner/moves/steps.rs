@@ -352,6 +352,7 @@ impl Owner {
             if let Some(to) = moved.to {
                 absent_blocks += u64::from(BLOCKS_PER_EXTENT - vhd.state.map.lookup(moved.extent).present.len());
                 vhd.counts[to.disk.index()] += 1;
+                vhd.state.arrive_at(to.disk);
             }
             if let Some(from) = moved.from {
                 vhd.counts[from.disk.index()] -= 1;

@@ -161,7 +161,8 @@ impl Owner {
             return Verdict::Without;
         }
         if here.is_failed() && here.is_synced(state.sync_needed_on(disk)) {
-            // Only copies that moves were making there are not synced, and those have been given up: none is being made durable, see above.
+            // Only copies that moves were making there are not synced, and those have been given up: what was written to one that has taken
+            // its place would be needed, and none is about to, see above.
             return Verdict::Without;
         }
         if !here.is_failed() {

@@ -13,7 +13,7 @@ fn a_guests_write_that_a_copy_missed_is_good_without_it() {
         for by in [MissedBy::Write { piece: 3, extent: ExtentIndex(1) }, MissedBy::Flush { ticket: 4, disk: B }] {
             let mut moving = Moving::at(3, stage);
             // It was written to while it was sealing, and has not been synced since.
-            moving.vhd.state.note_copied(moving.world.owner.space.disk(B).state.sync_needed());
+            moving.vhd.state.note_copied(ExtentIndex(1), moving.world.owner.space.disk(B).state.sync_needed());
             moving.missed(by);
             if stage == Until::Committing {
                 assert_eq!(moving.answered(), None, "not before it is known what the table has");
@@ -31,6 +31,44 @@ fn a_guests_write_that_a_copy_missed_is_good_without_it() {
             moving.check_slots();
         }
     }
+}
+
+/// What guests wrote to a copy while it was sealing is nowhere else once it has taken its place: its disk cannot be done without.
+#[test]
+fn a_flush_fails_without_the_disk_on_which_a_copy_has_arrived() {
+    for is_late in [false, true] {
+        let mut moving = Moving::at(3, Until::Committing);
+        let disk = Arc::clone(&moving.world.owner.space.disk(B).state);
+        let write = |moving: &Moving| moving.vhd.state.note_copied(ExtentIndex(1), disk.sync_needed());
+        if !is_late {
+            write(&moving);
+        }
+        moving.commit(Ok(()));
+        // The write began while the copy was sealing.
+        if is_late {
+            write(&moving);
+        }
+        disk.fail();
+        moving.missed(MissedBy::Flush { ticket: 4, disk: B });
+        assert_eq!(moving.answered(), Some(false), "is_late {is_late}");
+    }
+}
+
+/// Of copies that have been given up nothing is needed, whatever else the VHD has there that is synced.
+#[test]
+fn a_flush_does_without_a_failed_disk_that_only_copies_were_written_to() {
+    let mut moving = Moving::at(1, Until::Committing);
+    moving.commit(Ok(()));
+    moving.settle();
+    let disk = Arc::clone(&moving.world.owner.space.disk(B).state);
+    let synced = disk.begin_sync();
+    disk.sync_succeeded(synced);
+    assert_eq!(moving.world.allocate(&moving.vhd.clone(), 1), Some(Ok(())));
+    // It is on the disk, and no copy in sync: a move was given up that had got so far.
+    moving.vhd.state.note_copied(ExtentIndex(7), disk.sync_needed());
+    disk.fail();
+    moving.missed(MissedBy::Flush { ticket: 4, disk: B });
+    assert_eq!(moving.answered(), Some(true));
 }
 
 #[test]

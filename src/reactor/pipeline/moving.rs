@@ -101,11 +101,11 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             return;
         }
         piece.needs[index] = Some(point);
-        let request = piece.request;
+        let (request, extent) = (piece.request, piece.extent);
         let state = self.slots.request_mut(request);
         state.wrote.insert(point.disk);
         match replica.state {
-            ReplicaState::Sealing => state.vhd().note_copied(point),
+            ReplicaState::Sealing => state.vhd().note_copied(extent, point),
             _ => state.vhd().note_written(point),
         }
     }
