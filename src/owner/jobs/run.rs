@@ -175,8 +175,8 @@ impl Owner {
             self.next_vhd(id);
             return self.run_jobs(out);
         }
-        if self.is_mending(vhd) {
-            // What replicas have missed comes first.
+        if self.is_mending(vhd) || self.repairs.knows(vhd) {
+            // What replicas have missed, or cannot be read there, comes first.
             return self.job_waits(id);
         }
         if !self.waits_for_room(id, vhd) {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::super::moves::wave::Fault;
+use super::super::moves::wave::{Fault, Move};
 use super::extents_of;
 use crate::base::ids::{DiskId, DiskSet, JobId, VhdId};
 use crate::base::limits::{REPAIRS_MAX, REPAIRS_WAITING_MAX};
@@ -197,6 +197,9 @@ impl Owner {
     }
 
     fn begin_repair(&mut self, place: Place, may_turn: bool, out: &mut impl OwnerOutbox) {
+        // The replica that was about to go may be the only one that it can come from.
+        let goes = |moved: &Move| moved.extent == place.extent && moved.to.is_none();
+        self.give_up_all(|_, vhd, moved| vhd == place.vhd && goes(moved), out);
         if self.waves.of_extent(place.vhd, place.extent).is_some() {
             self.repairs.postponed.push((place, may_turn));
             return;

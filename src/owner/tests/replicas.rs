@@ -371,6 +371,37 @@ fn a_replica_goes_once_those_that_stay_are_synced() {
     world.check();
 }
 
+/// The replica that stays cannot be read while the other one is about to go: that one has what it is repaired from.
+#[test]
+fn a_replica_stays_until_the_one_beside_it_has_been_repaired() {
+    let mut world = world(&[(40, "a"), (40, "b")]);
+    let vhd = world.create(replicated(1, 2));
+    fill(&mut world, &vhd, 1);
+    let (map, extent) = (&vhd.state.map, ExtentIndex(0));
+    map.claim_absent(extent, BlockMask::ALL, map.lookup(extent).version).unwrap();
+    map.release(extent, BlockMask::ALL, BlockMask::ALL);
+    world.settle();
+    let reply = world.set_replicas(1).unwrap();
+    world.settle();
+    let synced =
+        |message: &MoverMessage| if let MoverMessage::Sync { disk, .. } = message { Some(*disk) } else { None };
+    let stays = world.mail.mover.iter().find_map(synced).expect("the one that stays is synced");
+    let before = map.lookup(extent).replicas;
+    world.tell(OwnerRequest::ReadFailed { vhd: vhd.record.id, extent, disk: stays });
+    let copied =
+        |message: &MoverMessage| if let MoverMessage::Copy(copy) = message { Some(copy.target.disk) } else { None };
+    assert_eq!(world.mail.mover.iter().filter_map(copied).collect::<Vec<_>>(), [stays], "it is repaired at once");
+    // The sync that was asked for is answered first.
+    let (syncs, others) = std::mem::take(&mut world.mail.mover).into_iter().partition(|m| synced(m).is_some());
+    world.mail.mover = syncs;
+    world.carry_on();
+    assert_eq!(map.lookup(extent).replicas, before);
+    world.mail.mover.extend::<Vec<MoverMessage>>(others);
+    world.move_all();
+    assert_eq!(world.job_state(reply), JobState::Done);
+    world.assert_replicas(&vhd, 1);
+}
+
 /// A disk that never answers a sync keeps neither the job nor FLUSHes waiting once it has failed; until then, what it may lack stays.
 #[test]
 fn a_sync_that_is_never_answered_keeps_nobody_waiting_once_its_disk_has_failed() {
