@@ -5,16 +5,14 @@
 //! which no other disk has need, and a mirrored write would mostly show that there are two of them.
 
 use anyhow::Result;
-use serde_json::{Value, json};
 
-use super::{Bench, Figures, LEN, MIB};
-use crate::lab::cost::Threads;
+use super::random::{self, Load};
+use super::{Bench, Figures, MIB, PartName};
 use crate::lab::daemon::Pool;
 use crate::lab::tools::{Fill, RunDir, ensure_filled, prefilled};
-use crate::peers_parts::frontend::{self, Order};
-use crate::peers_parts::places::Places;
+use crate::peers_parts::frontend;
 
-const PART: &str = "layouts";
+const PART: PartName = PartName { name: "layouts", what: "vhd" };
 
 /// Bytes of a VHD.
 const SIZE: u64 = 128 * MIB;
@@ -26,8 +24,6 @@ const DISK_SIZE: u64 = SIZE + 4 * SIZE / DISKS + 48 * MIB;
 
 /// Bytes of all disks.
 pub const ROOM: u64 = DISKS * DISK_SIZE;
-
-const DEPTH: u16 = 32;
 
 /// A VHD that is measured.
 struct Variant {
@@ -46,7 +42,10 @@ const VARIANTS: [Variant; 4] = [
     Variant { name: "checked", options: &["--layout", "spanned", "--checksums"], write: None, read: None },
 ];
 
-const LOADS: [(&str, bool); 2] = [("4k randread depth 32", false), ("4k randwrite depth 32", true)];
+const LOADS: [Load; 2] = [
+    Load { name: "4k randread depth 32", depth: 32, write: false },
+    Load { name: "4k randwrite depth 32", depth: 32, write: true },
+];
 
 /// Measures all variants.
 ///
@@ -54,7 +53,7 @@ const LOADS: [(&str, bool); 2] = [("4k randread depth 32", false), ("4k randwrit
 /// What spanblk says.
 pub fn measure(bench: &mut Bench, dir: &RunDir) -> Result<()> {
     let kind = bench.fastest();
-    let (files, sockets) = bench.dirs(dir, kind, PART)?;
+    let (files, sockets) = bench.dirs(dir, kind, PART.name)?;
     let disks: Vec<_> = (0..DISKS).map(|index| files.join(format!("d{index}.img"))).collect();
     disks.iter().try_for_each(|disk| prefilled(disk, DISK_SIZE, Fill::Word))?;
     let mut pool = Pool::create(&sockets, disks, &["--force"])?;
@@ -74,74 +73,33 @@ pub fn measure(bench: &mut Bench, dir: &RunDir) -> Result<()> {
         kind.name(),
         SIZE / MIB
     );
-    println!(
-        "   {:<24}{:<10}{:>9}{:>8}{:>8}{:>8} |  IOPS   CPU   p50   p99",
-        "load", "VHD", "IOPS", "us/IO", "p50", "p99"
-    );
-    for (load, write) in LOADS {
+    random::heading("VHD");
+    for load in LOADS {
         let mut samples: [Vec<Figures>; VARIANTS.len()] = Default::default();
         for round in 0..bench.rounds {
             // Whoever comes first has nothing that goes before; so they take turns.
             for turn in 0..VARIANTS.len() {
                 let index = (round + turn) % VARIANTS.len();
-                samples[index].push(sample(bench, &pool, VARIANTS[index].name, write, round)?);
+                samples[index].push(random::sample(bench, &pool, (VARIANTS[index].name, SIZE), load, false, round)?);
             }
         }
-        tell(bench, load, write, &samples);
+        tell(bench, load, &samples);
     }
     pool.stop()?;
     pool.check()?;
     Ok(std::fs::remove_dir_all(files)?)
 }
 
-fn sample(bench: &Bench, pool: &Pool, vhd: &str, write: bool, round: usize) -> Result<Figures> {
-    let order = Order {
-        socket: pool.socket(vhd),
-        queues: 1,
-        depth: DEPTH,
-        write,
-        len: LEN,
-        size: SIZE,
-        warm_up: bench.time / 5,
-        time: bench.time,
-        poll: false,
-        seed: 1000 + round as u64,
-        places: Places::Random,
-        fill: Fill::Word,
-        flush: false,
-        inflight: false,
-    };
-    let process = pool.id()?;
-    let (outcome, before, after) = frontend::run(&order, || Threads::of(process))?;
-    Ok(Figures::of(&outcome, after.since(&before)))
-}
-
 /// Prints the medians of a load, and what became of the goals.
-fn tell(bench: &mut Bench, load: &str, write: bool, samples: &[Vec<Figures>; VARIANTS.len()]) {
+fn tell(bench: &mut Bench, load: Load, samples: &[Vec<Figures>; VARIANTS.len()]) {
     let mut goals = Vec::new();
     for (variant, own) in VARIANTS.iter().zip(samples) {
-        let ratios = Figures::ratios(own, &samples[0]);
-        let Figures { iops, cpu_us, p50_us, p99_us } = Figures::medians(own);
-        println!(
-            "   {load:<24}{:<10}{iops:>9.0}{cpu_us:>8.2}{p50_us:>8.0}{p99_us:>8.0} |{:>6.2}{:>6.2}{:>6.2}{:>6.2}",
-            variant.name, ratios.iops, ratios.cpu_us, ratios.p50_us, ratios.p99_us
-        );
-        let rounds: Vec<Value> = own.iter().map(Figures::json).collect();
-        bench.note(
-            PART,
-            json!({
-                "load": load,
-                "vhd": variant.name,
-                "median": Figures::medians(own).json(),
-                "ratio": ratios.json(),
-                "rounds": rounds,
-            }),
-        );
-        if let Some(bound) = if write { variant.write } else { variant.read } {
-            goals.push((format!("{load}: CPU/IO of {} : isolated", variant.name), bound, ratios.cpu_us));
+        let ratios = random::row(bench, PART, load, variant.name, own, &samples[0]);
+        if let Some(bound) = if load.write { variant.write } else { variant.read } {
+            goals.push((format!("{}: CPU/IO of {} : isolated", load.name, variant.name), bound, ratios.cpu_us));
         }
     }
     for (what, bound, reached) in goals {
-        bench.goal(PART, &what, bound, reached);
+        bench.goal(PART.name, &what, bound, reached);
     }
 }

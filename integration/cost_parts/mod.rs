@@ -3,6 +3,7 @@
 pub mod layouts;
 pub mod opening;
 pub mod protection;
+pub mod random;
 pub mod thin;
 
 use std::fs;
@@ -30,6 +31,14 @@ const RAM_SIZE: u64 = larger(layouts::ROOM, larger(thin::ROOM, protection::ROOM)
 
 const fn larger(a: u64, b: u64) -> u64 {
     if a > b { a } else { b }
+}
+
+/// A part of the results.
+#[derive(Clone, Copy)]
+pub struct PartName {
+    pub name: &'static str,
+    /// What its rows are beside each other.
+    pub what: &'static str,
 }
 
 /// How a run is made, and what has been found.

@@ -4,16 +4,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
 
-use super::{Bench, Figures, LEN, MIB};
-use crate::lab::cost::Threads;
+use super::random::{self, Load};
+use super::{Bench, Figures, MIB, PartName};
 use crate::lab::daemon::{Pool, SPANBLK};
 use crate::lab::tools::{Fill, RunDir, ensure_filled, prefilled};
-use crate::peers_parts::frontend::{self, Order};
-use crate::peers_parts::places::Places;
+use crate::peers_parts::frontend;
 
-const PART: &str = "protection";
+const PART: PartName = PartName { name: "protection", what: "protection" };
 
 /// Bytes of a VHD.
 const SIZE: u64 = 128 * MIB;
@@ -22,8 +20,6 @@ const DISK_SIZE: u64 = SIZE + 48 * MIB;
 
 /// Bytes of all disks.
 pub const ROOM: u64 = VARIANTS.len() as u64 * DISK_SIZE;
-
-const DEPTH: u16 = 32;
 
 const VHD: &str = "bench";
 
@@ -52,8 +48,11 @@ const VARIANTS: [Variant; 6] = [
     Variant { name: "and checksums", inflight: true, sandbox: true, checksums: true, bound: None, ..NONE },
 ];
 
-const LOADS: [(&str, u16, bool); 3] =
-    [("4k randread depth 1", 1, false), ("4k randread depth 32", DEPTH, false), ("4k randwrite depth 32", DEPTH, true)];
+const LOADS: [Load; 3] = [
+    Load { name: "4k randread depth 1", depth: 1, write: false },
+    Load { name: "4k randread depth 32", depth: 32, write: false },
+    Load { name: "4k randwrite depth 32", depth: 32, write: true },
+];
 
 /// Measures all variants. `LAB_BENCH_BEFORE` is the program of another build.
 ///
@@ -61,7 +60,7 @@ const LOADS: [(&str, u16, bool); 3] =
 /// What spanblk says.
 pub fn measure(bench: &mut Bench, dir: &RunDir) -> Result<()> {
     let kind = bench.fastest();
-    let (files, sockets) = bench.dirs(dir, kind, PART)?;
+    let (files, sockets) = bench.dirs(dir, kind, PART.name)?;
     let before = std::env::var_os("LAB_BENCH_BEFORE").filter(|program| !program.is_empty()).map(PathBuf::from);
     if before.is_none() {
         println!("   no other build to compare with (LAB_BENCH_BEFORE): ratios are to 'none'");
@@ -75,18 +74,15 @@ pub fn measure(bench: &mut Bench, dir: &RunDir) -> Result<()> {
         let pool = serve(variant, program, files.join(format!("d{number}.img")), &sockets);
         daemons.push((variant, pool.with_context(|| format!("the daemon of '{}'", variant.name))?));
     }
-    println!(
-        "   {:<24}{:<16}{:>9}{:>8}{:>8}{:>8} |  IOPS   CPU   p50   p99",
-        "load", "protection", "IOPS", "us/IO", "p50", "p99"
-    );
-    for (load, depth, write) in LOADS {
+    random::heading("protection");
+    for load in LOADS {
         let mut samples: Vec<Vec<Figures>> = daemons.iter().map(|_| Vec::new()).collect();
         for round in 0..bench.rounds {
             // Whoever comes first has nothing that goes before; so they take turns.
             for turn in 0..daemons.len() {
                 let index = (round + turn) % daemons.len();
                 let (variant, pool) = &daemons[index];
-                samples[index].push(sample(bench, pool, variant, depth, write, round)?);
+                samples[index].push(random::sample(bench, pool, (VHD, SIZE), load, variant.inflight, round)?);
             }
         }
         let variants: Vec<&Variant> = daemons.iter().map(|(variant, _)| *variant).collect();
@@ -111,54 +107,16 @@ fn serve(variant: &Variant, program: &Path, disk: PathBuf, sockets: &Path) -> Re
     Ok(pool)
 }
 
-fn sample(bench: &Bench, pool: &Pool, variant: &Variant, depth: u16, write: bool, round: usize) -> Result<Figures> {
-    let order = Order {
-        socket: pool.socket(VHD),
-        queues: 1,
-        depth,
-        write,
-        len: LEN,
-        size: SIZE,
-        warm_up: bench.time / 5,
-        time: bench.time,
-        poll: false,
-        seed: 1000 + round as u64,
-        places: Places::Random,
-        fill: Fill::Word,
-        flush: false,
-        inflight: variant.inflight,
-    };
-    let process = pool.id()?;
-    let (outcome, before, after) = frontend::run(&order, || Threads::of(process))?;
-    Ok(Figures::of(&outcome, after.since(&before)))
-}
-
 /// Prints the medians of a load, and what became of the goals.
-fn tell(bench: &mut Bench, load: &str, variants: &[&Variant], samples: &[Vec<Figures>]) {
+fn tell(bench: &mut Bench, load: Load, variants: &[&Variant], samples: &[Vec<Figures>]) {
     let mut goals = Vec::new();
     for (variant, own) in variants.iter().zip(samples) {
-        let ratios = Figures::ratios(own, &samples[0]);
-        let Figures { iops, cpu_us, p50_us, p99_us } = Figures::medians(own);
-        println!(
-            "   {load:<24}{:<16}{iops:>9.0}{cpu_us:>8.2}{p50_us:>8.0}{p99_us:>8.0} |{:>6.2}{:>6.2}{:>6.2}{:>6.2}",
-            variant.name, ratios.iops, ratios.cpu_us, ratios.p50_us, ratios.p99_us
-        );
-        let rounds: Vec<Value> = own.iter().map(Figures::json).collect();
-        bench.note(
-            PART,
-            json!({
-                "load": load,
-                "protection": variant.name,
-                "median": Figures::medians(own).json(),
-                "ratio": ratios.json(),
-                "rounds": rounds,
-            }),
-        );
+        let ratios = random::row(bench, PART, load, variant.name, own, &samples[0]);
         if let Some(bound) = variant.bound.filter(|_| variant.name != variants[0].name) {
-            goals.push((format!("{load}: CPU/IO of '{}'", variant.name), bound, ratios.cpu_us));
+            goals.push((format!("{}: CPU/IO of '{}'", load.name, variant.name), bound, ratios.cpu_us));
         }
     }
     for (what, bound, reached) in goals {
-        bench.goal(PART, &what, bound, reached);
+        bench.goal(PART.name, &what, bound, reached);
     }
 }
