@@ -194,6 +194,11 @@ impl World {
             let mut firsts = (0..SECTORS).step_by(64);
             ensure!(firsts.any(|first| frontend.ring().read(first, 64 * 512).is_err()), "its only replica can be read");
         }
+        if fault == Fault::Pulled {
+            // What was asked of it has said that it is gone.
+            let failed = || (self.health(&name).ok()? == "failed").then_some(());
+            wait_for("a disk that is gone to have failed", Duration::from_secs(30), failed)?;
+        }
         match fault {
             Fault::Pulled => self.disks[disk].put_back()?,
             Fault::Failing => self.disks[disk].set_failing(false)?,

@@ -157,7 +157,7 @@ fn all_promises_hold(members: usize, seeds: u64) {
     let first = setting("SPANBLK_SEED", 1);
     let (mut cuts, mut reused, mut moved, mut grown) = (0, 0, 0, 0);
     for seed in first..first + setting("SPANBLK_SEEDS", seeds) {
-        match run(scenario(seed, members, None)) {
+        match run(Scenario { besides: Besides::Vms, ..scenario(seed, members, None) }) {
             Ok((count, world)) => {
                 cuts += count;
                 reused += world.reused_slots;

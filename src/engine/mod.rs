@@ -72,6 +72,16 @@ pub enum IoError {
     Checksum,
 }
 
+impl IoError {
+    /// Whether the disk is gone for good, as far as its descriptor goes: pulled, or taken from the bus. Should it come back, it is another
+    /// device.
+    #[must_use]
+    pub fn is_gone(self) -> bool {
+        // What block devices that were removed, NVMe namespaces, FUSE files and network devices without their server say.
+        matches!(self, IoError::Os(libc::ENODEV | libc::ENXIO | libc::ENOTCONN | libc::ESHUTDOWN | libc::ENOMEDIUM))
+    }
+}
+
 /// A finished operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {

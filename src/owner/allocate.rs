@@ -221,7 +221,7 @@ impl Owner {
         disk.errors += 1;
         disk.last_error = Some(error);
         let (name, count) = (disk.state.name.clone(), disk.errors);
-        if sync {
+        if sync || error.is_gone() {
             disk.state.fail();
         }
         if disk.state.is_failed() && !std::mem::replace(&mut disk.failure_told, true) {

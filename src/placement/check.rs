@@ -3,11 +3,11 @@
 //! Extents are given one by one, so that a table of any size can be checked while it is read. Memory: one bit per slot.
 //! Only if slots have more than one owner are the extents given a second time, to name all owners.
 //!
-//! Every VM that a VHD names has a record, unless the pool has never had one: then it is of a program that knew none, and its records
-//! are made when it is served. Jobs are not part of it. Whatever a job names may be gone, since VHDs are deleted and disks removed while it waits; and a
+//! Every VM that a VHD names has a record, unless the pool counts none: then it is of a program that knew none, and its records
+//! are made when it is served (in several commits, if there are many, and the last one counts them). Jobs are not part of it. Whatever a job names may be gone, since VHDs are deleted and disks removed while it waits; and a
 //! record that makes no sense is refused when the store is opened.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use super::record::{PoolRecord, VhdRecord};
@@ -278,24 +278,24 @@ impl<'a> Checker<'a> {
     #[must_use]
     pub fn with_vms(mut self, vms: &[VmRecord]) -> Checker<'a> {
         let next = self.pool.next_vm_id;
+        let had_some = next > VmId(1);
         let mut found = Vec::new();
-        for (i, vm) in vms.iter().enumerate() {
-            let shared = |other: &VmRecord| match other {
-                other if other.name == vm.name => Some("name"),
-                other if other.uuid == vm.uuid => Some("UUID"),
-                other if other.id == vm.id => Some("identifier"),
-                _ => None,
-            };
-            let twin = vms[..i].iter().find_map(|other| Some((other.name.clone(), shared(other)?)));
-            found.extend(twin.map(|(first, field)| Violation::TwinVms { first, second: vm.name.clone(), field }));
-            if vm.id >= next {
+        let (mut known, mut uuids, mut ids) = (HashMap::new(), HashMap::new(), HashMap::new());
+        for vm in vms {
+            let name = vm.name.as_str();
+            let twins = [
+                (known.insert(name, name), "name"),
+                (uuids.insert(vm.uuid, name), "UUID"),
+                (ids.insert(vm.id, name), "identifier"),
+            ];
+            let twins = twins.into_iter().filter_map(|(first, field)| Some((first?.to_owned(), field)));
+            found.extend(twins.map(|(first, field)| Violation::TwinVms { first, second: vm.name.clone(), field }));
+            if had_some && vm.id >= next {
                 found.push(Violation::VmIdentifierAhead { vm: vm.name.clone(), id: vm.id.0, next: next.0 });
             }
         }
-        let had_some = next > VmId(1);
-        let known: HashSet<&str> = vms.iter().map(|vm| vm.name.as_str()).collect();
         let named = self.vhds.values().filter_map(|(vhd, _)| Some((*vhd, vhd.vm.as_ref()?)));
-        let unknown = named.filter(|(_, vm)| had_some && !known.contains(vm.as_str()));
+        let unknown = named.filter(|(_, vm)| had_some && !known.contains_key(vm.as_str()));
         let unknown = unknown.map(|(vhd, vm)| Violation::VmUnknown { vhd: vhd.name.clone(), vm: vm.clone() });
         found.extend(unknown);
         self.report.violations.extend(found);

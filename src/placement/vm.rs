@@ -156,10 +156,13 @@ fn uuid_of(pool: Uuid, id: VmId) -> Uuid {
 }
 
 /// Makes records of the VMs that VHDs name and that have none, in the order of their names; `pool` counts them. That is so in a pool
-/// that no program has served which knows records of VMs. `now`: seconds since the Unix epoch.
+/// that no program has served which knows records of VMs, or where this was interrupted: then those that `vms` has are not counted yet.
+/// `now`: seconds since the Unix epoch.
 #[must_use]
 pub fn adopt(pool: &mut PoolRecord, vhds: &[VhdRecord], vms: &[VmRecord], now: u64) -> Vec<VmRecord> {
     let known: BTreeSet<&str> = vms.iter().map(|vm| vm.name.as_str()).collect();
+    let counted = vms.iter().map(|vm| VmId(vm.id.0.saturating_add(1))).max();
+    pool.next_vm_id = counted.map_or(pool.next_vm_id, |next| next.max(pool.next_vm_id));
     let named: BTreeSet<&str> = vhds.iter().filter_map(|vhd| vhd.vm.as_deref()).collect();
     named.difference(&known).map(|name| VmRecord::next(pool, name, now)).collect()
 }

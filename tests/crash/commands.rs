@@ -1,8 +1,8 @@
-//! VHDs come and go: an administrator, and the answers that it gets.
+//! VHDs come and go, and VMs are made and renamed: an administrator, and the answers that it gets.
 
 use std::sync::Arc;
 
-use spanblk::owner::command::{Command, CommandError, CommandId, CreateVhd, LayoutRequest, Reply};
+use spanblk::owner::command::{Command, CommandError, CommandId, CreateVhd, LayoutRequest, Reply, SetVm};
 use spanblk::placement::record::WhenFull;
 use spanblk::shared::VhdState;
 
@@ -22,7 +22,18 @@ impl World {
         id
     }
 
+    /// Gives a VM another name, if there is one of that name and none of the other.
+    fn rename_vm(&mut self) {
+        let vm = |number: u64| format!("vm{}", number % 3);
+        let set = SetVm { vm: vm(self.next), name: Some(vm(self.next + 1)), ..SetVm::default() };
+        self.command(Command::SetVm(set));
+    }
+
     pub fn create(&mut self) {
+        let with_vms = self.scenario.besides == Besides::Vms;
+        if with_vms {
+            self.rename_vm();
+        }
         if self.guests.len() + self.creating.len() >= 3 {
             return;
         }
@@ -49,7 +60,8 @@ impl World {
             read_only: false,
             block_size: 512,
             queues: 1,
-            vm: None,
+            // Some name one that there is, others make it.
+            vm: (with_vms && id.0 % 4 < 2).then(|| format!("vm{}", id.0 % 3)),
             socket_owner: None,
             socket_mode: 0o600,
             when_full: if self.rng.chance(1, 2) { WhenFull::Error } else { WhenFull::Queue { secs: 5 } },

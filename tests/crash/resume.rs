@@ -92,10 +92,10 @@ fn contents(found: &Recovered, images: &[SimDisk]) -> Result<Contents, String> {
 impl World {
     /// A daemon that has found this on the disks.
     pub fn opened(scenario: Scenario, disks: Vec<SimDisk>, found: Recovered) -> Result<World, String> {
-        let (pool, jobs) = (found.pool().clone(), found.jobs().to_vec());
+        let (pool, jobs, vms) = (found.pool().clone(), found.jobs().to_vec(), found.vms().to_vec());
         let vhds = found.vhds.clone();
         let store = found.serve()?;
-        World::serve(scenario, disks, &pool, store, vhds, jobs).map_err(|error| error.to_string())
+        World::serve(scenario, disks, &pool, store, vhds, jobs, vms).map_err(|error| error.to_string())
     }
 
     /// Asks what is answered at once.

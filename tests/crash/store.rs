@@ -10,6 +10,7 @@ use spanblk::owner::vhd_state;
 use spanblk::placement::check::{Checker, TableExtent};
 use spanblk::placement::job::JobRecord;
 use spanblk::placement::record::{PoolRecord, VhdRecord};
+use spanblk::placement::vm::VmRecord;
 use spanblk::reactor::messages::ReactorMessage;
 use spanblk::shared::disk::SyncPoint;
 use spanblk::shared::{DiskState, VhdState};
@@ -116,7 +117,12 @@ impl Recovered {
     /// Proves the table consistent.
     pub fn check(&self) -> Result<(), String> {
         let records = self.vhds.iter().map(|(record, _)| record);
-        let report = Checker::check(&self.store.pool, records, || self.table.iter().cloned());
+        let mut checker = Checker::new(&self.store.pool, records).with_vms(&self.store.vms);
+        self.table.iter().for_each(|extent| checker.add(extent));
+        if checker.wants_owners() {
+            self.table.iter().for_each(|extent| checker.add_owners(extent));
+        }
+        let report = checker.finish();
         if report.is_consistent() { Ok(()) } else { Err(format!("inconsistent: {:?}", report.violations)) }
     }
 }
@@ -128,6 +134,10 @@ impl Recovered {
 
     pub fn jobs(&self) -> &[JobRecord] {
         &self.store.jobs
+    }
+
+    pub fn vms(&self) -> &[VmRecord] {
+        &self.store.vms
     }
 
     /// Begins a new epoch, as a daemon does that is going to serve what it has found.

@@ -37,12 +37,14 @@ fn check_vhds(world: &World, recovered: &Recovered, until: usize) -> Result<(), 
         let must_exist = told.created_at < until && told.delete_begun.is_none_or(|at| at >= until);
         match found {
             None if must_exist => return Err(format!("VHD {number} is gone")),
-            // Where it should be is changed all the time, and it grows; what it is stays.
+            // Where it should be is changed all the time, and it grows, and its VM gets other names; what it is stays.
             Some((record, _)) => {
+                let vm = told.record.vm.as_ref().and(record.vm.as_ref()).or(told.record.vm.as_ref());
                 let of_told = VhdRecord {
                     layout: record.layout.clone(),
                     replicas: record.replicas,
                     size: record.size,
+                    vm: vm.cloned(),
                     ..told.record.clone()
                 };
                 if *record != of_told {

@@ -16,6 +16,7 @@ use spanblk::owner::command::CommandId;
 use spanblk::owner::{OpenError, Owner};
 use spanblk::placement::job::JobRecord;
 use spanblk::placement::record::{Accept, DiskRecord, PoolRecord, VhdRecord};
+use spanblk::placement::vm::VmRecord;
 use spanblk::reactor::messages::ReactorMessage;
 use spanblk::reactor::pipeline::{Pipeline, PipelineMessage, Token};
 use spanblk::shared::disk::SyncNumber;
@@ -72,6 +73,8 @@ pub enum Besides {
     Faults,
     /// Disks are emptied and leave the pool.
     Emptying,
+    /// VHDs belong to VMs, which get other names.
+    Vms,
 }
 
 /// An existing VHD as the outside world was told of it.
@@ -147,7 +150,7 @@ impl World {
         let disks: Vec<SimDisk> = (0..scenario.disks).map(|_| trace.add_disk(disk_len, 512)).collect();
         let pool = pool_record(scenario.disks, scenario.slots);
         let store = Store::create(&disks[..scenario.members], &pool);
-        let world = World::serve(scenario, disks, &pool, store, Vec::new(), Vec::new());
+        let world = World::serve(scenario, disks, &pool, store, Vec::new(), Vec::new(), Vec::new());
         let world = world.expect("an empty pool");
         world.trace.restart();
         let lying = match scenario.mutation {
@@ -167,6 +170,7 @@ impl World {
         store: Store,
         vhds: Vec<(VhdRecord, Arc<VhdState>)>,
         jobs: Vec<JobRecord>,
+        vms: Vec<VmRecord>,
     ) -> Result<World, OpenError> {
         let states = disk_states(scenario.disks, scenario.slots);
         scenario.dead.iter().for_each(|dead| die(&states[dead.index()], &disks[dead.index()]));
@@ -174,7 +178,8 @@ impl World {
         post.queues.borrow_mut().opened.extend(vhds.iter().map(|(_, state)| Arc::clone(state)));
         let pipelines = (0..scenario.reactors).map(|i| pipeline(ReactorId(i), &disks, &states, &post)).collect();
         let mover = mover(&disks, &states, &post);
-        let mut owner = Owner::new(pool.clone(), states.clone(), vhds, scenario.reactors)?.with_jobs(jobs);
+        let mut owner =
+            Owner::new(pool.clone(), states.clone(), vhds, scenario.reactors)?.with_jobs(jobs).with_vms(vms)?;
         owner.handle_store(StoreReport::Fill { used: 0, size: 1 << 30, low: false }, &mut post.clone());
         let trouble = Trouble::new(scenario, &states);
         let mut world = World {

@@ -186,8 +186,9 @@ pub fn open_table(
 /// Makes the records of VMs that a pool lacks which has been served by programs that knew only names of VMs. Returns what is to be written
 /// for that: nobody is served before it is durable.
 fn adopt_vms(store: &mut OpenStore<FileDisk>) -> Vec<StoreEdit> {
+    let counted = store.pool.next_vm_id;
     let made = vm::adopt(&mut store.pool, &store.vhds, &store.vms, clock::wall_secs());
-    if made.is_empty() {
+    if counted == store.pool.next_vm_id {
         return Vec::new();
     }
     let names: Vec<&str> = made.iter().map(|vm| vm.name.as_str()).collect();
@@ -196,9 +197,9 @@ fn adopt_vms(store: &mut OpenStore<FileDisk>) -> Vec<StoreEdit> {
         names.join(", ")
     );
     store.vms.extend(made.iter().cloned());
-    // First, should there be so many that it takes several commits: no identifier is given twice.
+    // The pool counts them last, should there be so many that it takes several commits: until then it lacks some.
     let pool = StoreEdit::PutPool(store.pool.clone());
-    [pool].into_iter().chain(made.into_iter().map(StoreEdit::PutVm)).collect()
+    made.into_iter().map(StoreEdit::PutVm).chain([pool]).collect()
 }
 
 /// Measures the members. One that cannot be read to the end is left out: as long as the others are a majority, it must not

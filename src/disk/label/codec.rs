@@ -9,7 +9,7 @@ use crate::base::units::Geometry;
 use crate::disk::geometry::{DiskLayout, METADATA_OFFSET, label_b_offset};
 use crate::disk::membership::{Member, Membership, RosterEntry, Settled};
 
-const MAGIC: [u8; 8] = *b"spanblk\0";
+pub(super) const MAGIC: [u8; 8] = *b"spanblk\0";
 const CHECKSUM: usize = 8;
 const VERSION_AT: usize = 12;
 const NAME: usize = 136;

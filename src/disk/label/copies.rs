@@ -8,6 +8,7 @@
 
 use std::io;
 
+use super::codec::MAGIC;
 use super::{CopyId, LEN, Label, LabelError, decode, encode};
 use crate::disk::BlockDev;
 use crate::disk::geometry::{LABEL_A_OFFSET, LABEL_LEN, label_b_offset};
@@ -28,6 +29,24 @@ pub enum ReadError {
         a: CopyProblem,
         /// What is wrong with copy B.
         b: CopyProblem,
+    },
+    /// One copy is there, and where the other was is something of somebody else.
+    #[error(
+        "copy {copy} of its label has been written over by something else (the other one is of disk '{name}' of pool {pool}): it is \
+         not used; if it is still the pool's, put the label back from copy {} (4096 bytes at byte {from} to byte {to}); if its data is \
+         given up, `spanblk disk wipe --yes` wipes it", copy.other()
+    )]
+    Overwritten {
+        /// The copy that is gone.
+        copy: CopyId,
+        /// Name of the disk, by the other copy.
+        name: String,
+        /// Its pool.
+        pool: uuid::Uuid,
+        /// Byte offset of the copy that is there.
+        from: u64,
+        /// Byte offset of the other.
+        to: u64,
     },
     /// The copies are of different disks.
     #[error(
@@ -72,9 +91,19 @@ pub enum CopyProblem {
     /// It cannot be read.
     #[error("cannot be read: {0}")]
     Io(#[source] io::Error),
+    /// There is something else.
+    #[error("has been written over by something else")]
+    Foreign,
     /// It is valid and older than the other.
     #[error("is older than the other copy (an update was interrupted)")]
     Stale,
+}
+
+impl CopyProblem {
+    /// Whether nothing says that there has been a label.
+    fn is_no_label(&self) -> bool {
+        matches!(self, CopyProblem::Foreign | CopyProblem::Content(LabelError::Absent))
+    }
 }
 
 /// A label cannot be written.
@@ -107,6 +136,9 @@ pub struct LabelRead {
     pub damage: Option<CopyProblem>,
 }
 
+/// Bytes of the smallest sector: a label can be torn only between two of them.
+const FIRST_SECTOR: usize = 512;
+
 fn offset_of(copy: CopyId, disk_size: u64) -> u64 {
     match copy {
         CopyId::A => LABEL_A_OFFSET,
@@ -120,8 +152,17 @@ fn read_copy<D: BlockDev + ?Sized>(disk: &D, copy: CopyId, disk_size: u64) -> Re
     match decode(&bytes) {
         Ok((label, found)) if found == copy => Ok(label),
         Ok(_) => Err(CopyProblem::Content(LabelError::Invalid { field: "copy number" })),
+        Err(LabelError::Absent) if is_foreign(&bytes) => Err(CopyProblem::Foreign),
         Err(error) => Err(CopyProblem::Content(error)),
     }
+}
+
+/// Whether bytes without our mark are somebody else's. Zeros are nobody's, and a label in which only the mark is wrong is damaged.
+fn is_foreign(bytes: &[u8; LEN]) -> bool {
+    let mut marked = *bytes;
+    marked[..MAGIC.len()].copy_from_slice(&MAGIC);
+    let is_label = !matches!(decode(&marked), Err(LabelError::Corrupt));
+    !is_label && bytes[..FIRST_SECTOR].iter().any(|byte| *byte != 0)
 }
 
 fn has_room<D: BlockDev + ?Sized>(disk: &D) -> bool {
@@ -172,15 +213,21 @@ fn choose(a: Result<Label, CopyProblem>, b: Result<Label, CopyProblem>) -> Resul
             let (label, from) = if a.sequence > b.sequence { (a, CopyId::A) } else { (b, CopyId::B) };
             Ok(LabelRead { label, from, damage: Some(CopyProblem::Stale) })
         }
+        (Ok(label), Err(CopyProblem::Foreign)) => Err(overwritten(&label, CopyId::B)),
+        (Err(CopyProblem::Foreign), Ok(label)) => Err(overwritten(&label, CopyId::A)),
         (Ok(label), Err(problem)) => Ok(LabelRead { label, from: CopyId::A, damage: Some(problem) }),
         (Err(problem), Ok(label)) => Ok(LabelRead { label, from: CopyId::B, damage: Some(problem) }),
-        (Err(CopyProblem::Content(LabelError::Absent)), Err(CopyProblem::Content(LabelError::Absent))) => {
-            Err(ReadError::Absent)
-        }
+        (Err(a), Err(b)) if a.is_no_label() && b.is_no_label() => Err(ReadError::Absent),
         (Err(CopyProblem::Content(e @ LabelError::OlderVersion { .. })), Err(_))
         | (Err(_), Err(CopyProblem::Content(e @ LabelError::OlderVersion { .. }))) => Err(ReadError::Format(e)),
         (Err(a), Err(b)) => Err(ReadError::BothDamaged { a, b }),
     }
+}
+
+fn overwritten(label: &Label, copy: CopyId) -> ReadError {
+    let place = |copy| offset_of(copy, label.disk_size);
+    let (name, from, to) = (label.name.clone(), place(copy.other()), place(copy));
+    ReadError::Overwritten { copy, name, pool: label.pool, from, to }
 }
 
 fn write_copy<D: BlockDev + ?Sized>(disk: &D, label: &Label, copy: CopyId) -> Result<(), WriteError> {

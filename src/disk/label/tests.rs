@@ -280,6 +280,40 @@ fn two_damaged_copies_no_label_and_contradicting_copies_differ() {
     assert!(matches!(copies::read(&disk), Err(ReadError::Contradiction { .. })));
 }
 
+/// What other software has been given a disk for may leave one copy alone: LVM and LUKS2 write where copy A is and not at the end.
+#[test]
+fn a_copy_that_somebody_has_written_over_is_not_mended() {
+    let signatures: [&[u8]; 3] = [b"LVM2 x[5A%r0N*>", b"{\"keyslots\":{\"0\":{\"type\":\"luks2\"", &[0xe5; 4096]];
+    for copy in [CopyId::A, CopyId::B] {
+        for foreign in signatures {
+            let (disk, label) = labelled();
+            let at = if copy == CopyId::A { LABEL_A_OFFSET } else { label_b_offset(DISK_SIZE) };
+            disk.poke(at, &[0; 4096]);
+            disk.poke(at, foreign);
+            let error = copies::read(&disk).unwrap_err();
+            assert!(matches!(error, ReadError::Overwritten { copy: over, .. } if over == copy), "{error}");
+            assert!(
+                error.to_string().contains(&label.name) && error.to_string().contains("disk wipe --yes"),
+                "{error}"
+            );
+            copies::wipe(&disk).unwrap();
+            assert!(matches!(copies::read(&disk), Err(ReadError::Absent)));
+        }
+        // Zeros are nobody's, and neither is a label of which only the mark is damaged.
+        for damage in [&[0; 4096][..], &[0x55]] {
+            let (disk, label) = labelled();
+            disk.poke(if copy == CopyId::A { LABEL_A_OFFSET } else { label_b_offset(DISK_SIZE) }, damage);
+            let mut read = copies::read(&disk).unwrap();
+            assert_eq!(copies::mend(&disk, &mut read).unwrap(), Some(copy));
+            assert_eq!(copies::read(&disk).unwrap().label, label);
+        }
+    }
+    // Nothing that was ever ours.
+    let disk = SimDisk::new(DISK_SIZE, 512);
+    disk.poke(LABEL_A_OFFSET, &[0xe5; 4096]);
+    assert!(matches!(copies::read(&disk), Err(ReadError::Absent)));
+}
+
 #[test]
 fn copies_in_each_others_places_are_not_taken() {
     let (disk, label) = labelled();

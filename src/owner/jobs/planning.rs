@@ -1,7 +1,8 @@
 //! From a layout to a plan: what the planner is told of where extents are, and what it does not know.
 //!
 //! The planner knows of replicas only that they are there. Of one that missed something a copy is there as soon as it has been filled
-//! again, where it is; one on a disk that has been given up is as good as gone.
+//! again, where it is; one on a disk that has been given up is as good as gone. Of more replicas than there are to be, those that
+//! cannot be read now go first.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -23,7 +24,8 @@ struct Sorted {
     there: DiskSet,
     /// Those among them that have to be filled again.
     refill: Vec<DiskId>,
-    /// Those that are as good as gone: their disk has been given up, or has failed and they are stale.
+    /// Those that are as good as gone: their disk has been given up, or has failed and they are stale, or it has failed and there are
+    /// enough without them.
     gone: Vec<DiskId>,
     /// Whether one of those that count can be read.
     is_readable: bool,
@@ -59,7 +61,7 @@ impl Owner {
         let stays = |extent: &ExtentIndex| lost.binary_search(extent).is_err();
         let (mut placed, mut refill, mut gone) = (Vec::new(), Vec::new(), BTreeMap::<ExtentIndex, Vec<DiskId>>::new());
         for extent in map.placed_from(ExtentIndex(0)).filter(stays) {
-            let sorted = self.sort(map.lookup(extent).replicas, given_up);
+            let sorted = self.sort(map.lookup(extent).replicas, given_up, replicas);
             if given_up.is_some() && !sorted.is_readable {
                 // There is nothing that it could be made from.
                 continue;
@@ -102,7 +104,7 @@ impl Owner {
         Plan { copies: refill.len() as u64, refill, ..Plan::default() }
     }
 
-    fn sort(&self, replicas: ReplicaSet, given_up: Option<DiskId>) -> Sorted {
+    fn sort(&self, replicas: ReplicaSet, given_up: Option<DiskId>, wanted: u8) -> Sorted {
         let mut sorted = Sorted::default();
         for Replica { disk, state, .. } in replicas.settled().iter() {
             let works = !self.space.disk(disk).state.is_failed();
@@ -115,6 +117,13 @@ impl Owner {
                 ReplicaState::Stale if works => sorted.refill.push(disk),
                 ReplicaState::InSync => sorted.is_readable |= works,
                 _ => {}
+            }
+        }
+        let failed = |disk: &DiskId| self.space.disk(*disk).state.is_failed();
+        for disk in sorted.there.iter().filter(failed) {
+            if sorted.is_readable && sorted.there.len() > usize::from(wanted) {
+                sorted.there.remove(disk);
+                sorted.gone.push(disk);
             }
         }
         sorted

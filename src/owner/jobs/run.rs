@@ -119,10 +119,10 @@ impl Owner {
                     self.next_vhd(id);
                 }
                 Ok(plan) => {
-                    if self.take_plan(id, vhd, plan) {
+                    if self.take_plan(id, vhd, plan) || !self.leaves_as_it_is(id, vhd, out) {
                         return;
                     }
-                    return self.no_progress(id, vhd, out);
+                    self.next_vhd(id);
                 }
                 Err(Unplanned::Gone) => self.next_vhd(id),
                 Err(Unplanned::NoRoom(error)) => {
@@ -167,21 +167,19 @@ impl Owner {
         true
     }
 
-    /// A plan did not bring the VHD nearer to its layout: after a few of them, what guests place meanwhile is left as it is;
-    /// if nothing could be moved at all, it is said why.
-    fn no_progress(&mut self, id: JobId, vhd: VhdId, out: &mut impl OwnerOutbox) {
-        let Some(job) = self.jobs.get(id) else { return };
-        if job.leaves_some() || job.begun > 0 {
-            self.next_vhd(id);
-            return self.run_jobs(out);
+    /// Whether a VHD that plans did not bring nearer to its layout is left as it is: after a few of them, what guests place meanwhile is.
+    /// If nothing could be moved at all, the job waits for what is in the way, or it is said why it stops.
+    fn leaves_as_it_is(&mut self, id: JobId, vhd: VhdId, out: &mut impl OwnerOutbox) -> bool {
+        if self.jobs.get(id).is_some_and(|job| job.leaves_some() || job.begun > 0) {
+            return true;
         }
         if self.is_mending(vhd) || self.repairs.knows(vhd) {
             // What replicas have missed, or cannot be read there, comes first.
-            return self.job_waits(id);
-        }
-        if !self.waits_for_room(id, vhd) {
+            self.job_waits(id);
+        } else if !self.waits_for_room(id, vhd) {
             self.stop_job(id, "no room is left where its extents should go", out);
         }
+        false
     }
 
     pub(super) fn job_waits(&mut self, id: JobId) {

@@ -474,6 +474,30 @@ fn a_disk_on_which_nothing_completes_has_failed() {
     assert!(!idle.is_failed(), "nothing was asked of it");
 }
 
+/// A replica that is one too many is one that cannot be read, whatever the planner would have chosen among those that can.
+#[test]
+fn fewer_replicas_do_without_a_disk_that_has_failed() {
+    for failed in (0..3).map(DiskId) {
+        let (mut world, vhd) = degrading();
+        world.owner.space.disk(failed).state.fail();
+        let request = super::super::command::JobRequest::Replicas { vhd: "r".to_owned(), replicas: 1 };
+        let start = super::super::command::StartJob {
+            request,
+            dry_run: false,
+            speed: crate::mover::messages::Speed::default(),
+            created: 1,
+        };
+        world.run(Command::StartJob(Box::new(start))).unwrap();
+        world.move_all();
+        for extent in (0..8).map(ExtentIndex) {
+            let left = replicas(&vhd, extent);
+            assert!(left.len() == 1 && left[0].disk != failed, "{failed:?}: {left:?}");
+        }
+        assert_eq!(world.jobs()[0].1, JobState::Done);
+        world.check();
+    }
+}
+
 /// No job drops the only replica that can be read.
 #[test]
 fn fewer_replicas_keep_one_that_can_be_read() {

@@ -60,3 +60,14 @@ fn a_disk_that_was_given_up_is_failed_at_once_and_told_once() {
     }
     assert!(matches!(world.ask(fail("nowhere")), Err(CommandError::NotFound { what: "disk", .. })));
 }
+
+#[test]
+fn a_disk_that_is_gone_has_failed_at_once() {
+    for gone in [libc::ENODEV, libc::ENXIO, libc::ENOTCONN] {
+        let mut world = World::new(&[10, 10], 1);
+        let error = OwnerRequest::DiskError { disk: DiskId(0), error: IoError::Os(gone), sync: false };
+        world.owner.handle_reactor(error, world.now, &mut world.mail);
+        assert!(matches!(&world.mail.events[..], [.., Event::DiskFailed { disk, .. }] if disk == "d0"));
+        assert!(world.owner.space.disk(DiskId(0)).state.is_failed());
+    }
+}

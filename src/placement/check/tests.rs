@@ -155,6 +155,9 @@ fn vhds_belong_to_vms_that_there_are() {
         found(&pool, &[web.clone(), ahead]),
         ["VM 'idle' has identifier 3, but the pool's next identifier is 3"]
     );
+    // Records are being made of VMs that were only names: the pool counts them once all are there.
+    let uncounted = PoolRecord { next_vm_id: VmId(1), ..pool.clone() };
+    assert_eq!(found(&uncounted, std::slice::from_ref(&idle)), none);
     for (twin, field) in [
         (VmRecord { name: "web".to_owned(), ..idle.clone() }, "VMs 'web' and 'web' have the same name"),
         (VmRecord { uuid: web.uuid, ..idle.clone() }, "VMs 'web' and 'idle' have the same UUID"),
