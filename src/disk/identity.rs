@@ -7,15 +7,17 @@ mod tests;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 use super::sys;
 use crate::base::ids::check_name;
 use crate::base::limits::NAME_LEN_MAX;
 
 /// What makes a disk this one and no other, while the host is up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum DiskIdentity {
     /// A block device.
     Device {
@@ -38,6 +40,17 @@ impl DiskIdentity {
         } else {
             let device = sys::device_number(stat.stx_dev_major, stat.stx_dev_minor);
             DiskIdentity::File { device, inode: stat.stx_ino }
+        }
+    }
+
+    /// That of a file or block device; `None` for anything else.
+    #[must_use]
+    pub fn from_metadata(metadata: &fs::Metadata) -> Option<DiskIdentity> {
+        let kind = metadata.file_type();
+        if kind.is_block_device() {
+            Some(DiskIdentity::Device { number: metadata.rdev() })
+        } else {
+            kind.is_file().then(|| DiskIdentity::File { device: metadata.dev(), inode: metadata.ino() })
         }
     }
 }
