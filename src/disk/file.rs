@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::identity::DiskIdentity;
+use super::identity::{DiskIdentity, Host};
 use super::sys;
 use crate::base::aligned::{AlignedBuf, DIRECT_IO_ALIGNMENT};
 use crate::base::clock;
@@ -392,10 +392,13 @@ impl FileDisk {
     }
 
     /// Counts the devices that the kernel has found since it started: one that was away for a moment has another number when it is
-    /// back, even under the same name. 0 for files, and where the kernel does not tell.
+    /// back, even under the same name. For a file that of the device beneath. 0 where the kernel does not tell.
     #[must_use]
     pub fn sequence(&self) -> u64 {
-        if self.is_device { sys::device_sequence(self.fd.as_fd()).unwrap_or(0) } else { 0 }
+        if self.is_device {
+            return sys::device_sequence(self.fd.as_fd()).unwrap_or(0);
+        }
+        Host::default().sequence_beneath(self.identity)
     }
 
     /// Whether it is a block device (else a regular file).

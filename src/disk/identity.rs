@@ -157,6 +157,16 @@ impl Host {
         FailureDomain { parts: self.stack(disk).into_iter().filter(bottom).map(|d| self.physical_name(d)).collect() }
     }
 
+    /// Number of the block device that a file's filesystem lies on, among all that the kernel has found since it started; that of the
+    /// whole device for a partition. 0 if it has none of its own (a network or memory filesystem, btrfs), or the kernel does not tell.
+    #[must_use]
+    pub fn sequence_beneath(&self, file: DiskIdentity) -> u64 {
+        let DiskIdentity::File { device, .. } = file else { return 0 };
+        let Some(directory) = self.device_directory(device) else { return 0 };
+        let of = |directory: &Path| fs::read_to_string(directory.join("diskseq")).ok()?.trim_end().parse().ok();
+        of(&directory).or_else(|| of(directory.parent()?)).unwrap_or(0)
+    }
+
     /// A name for a new disk: from its lasting link, its device name or its file name; valid, and not one of `taken`.
     #[must_use]
     pub fn default_name(&self, path: &Path, disk: DiskIdentity, taken: &[String]) -> String {
