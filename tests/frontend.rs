@@ -298,8 +298,8 @@ fn a_frontend_that_takes_its_memory_away_breaks_its_own_device_and_nothing_else(
     let mut rng = Rng::new(9);
     let mut client = BlkClient::connect(&good, options(2)).unwrap();
     exercise(&mut client, 2, &mut model, &mut rng, 100);
-    // All of it, rings included; then only the data: of a read that we answer, and of a write that we copy.
-    for (left, kind, data) in [(0, READ, DATA), (DATA, READ, DATA), (DATA, WRITE, DATA + 1)] {
+    // All of it, rings included; then only the data: of a read that we answer, of a write that we copy, and of one that the kernel reads.
+    for (left, kind, data) in [(0, READ, DATA), (DATA, READ, DATA), (DATA, WRITE, DATA + 1), (DATA, WRITE, DATA)] {
         let guest = vhost_user_support::Guest::new();
         let frontend = guest.start(&bad, 2);
         let error = EventFd::new(EFD_NONBLOCK).unwrap();

@@ -94,6 +94,11 @@ fn names_work(host: &Host) {
     let outside = host.refused(&["disk", "add", "/usr/none.img", "--size", "64MiB"], 4);
     assert!(outside.contains("--disk-dir") && !std::path::Path::new("/usr/none.img").exists(), "{outside}");
     host.refused(&["disk", "add", "/etc/passwd"], 4);
+    // A disk that the pool has, by another path, is told from a new one without being opened.
+    if !host.path("link").exists() {
+        std::os::unix::fs::symlink(host.path("new.img"), host.path("link")).unwrap();
+    }
+    host.ok(&["disk", "add", "link"]);
     host.ok(&["vhd", "rename", "a", "b"]);
     host.ok(&["vhd", "set", "b", "--socket-mode", "0600"]);
     let socket = std::fs::metadata(host.path("v/b.sock")).unwrap();

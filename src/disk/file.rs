@@ -4,7 +4,7 @@
 //! also the engine's: it lasts until the last request of a killed process has left the kernel.
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
 mod transfer;
 
 use std::borrow::Cow;
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::identity::DiskIdentity;
+use super::identity::{DiskIdentity, Host};
 use super::sys;
 use crate::base::aligned::{AlignedBuf, DIRECT_IO_ALIGNMENT};
 use crate::base::clock;
@@ -67,6 +67,12 @@ pub enum OpenError {
     )]
     NoDirectIo {
         /// The path as given.
+        path: PathBuf,
+    },
+    /// Among the devices, and not one that holds data.
+    #[error("{} is among the devices of the host and is no block device: put disks that are files into another directory", path.display())]
+    NotADevice {
+        /// The path, links followed.
         path: PathBuf,
     },
     /// Neither block device nor regular file.
@@ -204,22 +210,33 @@ impl FileDisk {
     /// # Errors
     /// See [`OpenError`].
     pub fn descriptor(path: &Path, access: Access) -> Result<OwnedFd, OpenError> {
-        let kind =
-            std::fs::metadata(path).map_err(|source| OpenError::Open { path: path.to_owned(), source })?.file_type();
-        let is_device = std::os::unix::fs::FileTypeExt::is_block_device(&kind);
-        if !is_device && !kind.is_file() {
-            return Err(OpenError::WrongKind { path: path.to_owned() });
-        }
         // Exclusive would keep out other readers, too; they have the shared lock.
-        let exclusive = if is_device && access == Access::Write { libc::O_EXCL } else { 0 };
-        let writing = if access == Access::Write { libc::O_RDWR } else { libc::O_RDONLY };
-        // O_NONBLOCK: never wait for a pipe that took the path's place; disks do not care.
-        let flags = writing | exclusive | libc::O_DIRECT | libc::O_NONBLOCK;
-        sys::open(path, flags).map_err(|source| match source.raw_os_error() {
-            Some(libc::EINVAL) => OpenError::NoDirectIo { path: path.to_owned() },
-            Some(libc::EBUSY) => OpenError::Busy { path: path.to_owned() },
-            _ => OpenError::Open { path: path.to_owned(), source },
-        })
+        open_disk(path, access, access == Access::Write)
+    }
+
+    /// As [`FileDisk::descriptor`], for somebody who is not believed: a block device that is in use is not even read.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn unused_descriptor(path: &Path, access: Access) -> Result<OwnedFd, OpenError> {
+        let fd = open_disk(path, access, true)?;
+        let inspect = |source| OpenError::Inspect { path: path.to_owned(), what: "the type".into(), source };
+        let opened = DiskIdentity::from_statx(&sys::statx(fd.as_fd()).map_err(inspect)?);
+        // A device that has taken the place of a file since it was looked at would be open without being ours alone.
+        if opened == FileDisk::identity_at(path)? {
+            Ok(fd)
+        } else {
+            Err(OpenError::Open { path: path.to_owned(), source: io::Error::from_raw_os_error(libc::EAGAIN) })
+        }
+    }
+
+    /// Which disk a path leads to. Nothing is opened, so that it may be in use.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn identity_at(path: &Path) -> Result<DiskIdentity, OpenError> {
+        let metadata = std::fs::metadata(path).map_err(|source| OpenError::Open { path: path.to_owned(), source })?;
+        DiskIdentity::from_metadata(&metadata).ok_or_else(|| OpenError::WrongKind { path: path.to_owned() })
     }
 
     /// Creates a sparse file of `size` bytes and opens it for writing.
@@ -375,10 +392,13 @@ impl FileDisk {
     }
 
     /// Counts the devices that the kernel has found since it started: one that was away for a moment has another number when it is
-    /// back, even under the same name. 0 for files, and where the kernel does not tell.
+    /// back, even under the same name. For a file that of the device beneath. 0 where the kernel does not tell.
     #[must_use]
     pub fn sequence(&self) -> u64 {
-        if self.is_device { sys::device_sequence(self.fd.as_fd()).unwrap_or(0) } else { 0 }
+        if self.is_device {
+            return sys::device_sequence(self.fd.as_fd()).unwrap_or(0);
+        }
+        Host::default().sequence_beneath(self.identity)
     }
 
     /// Whether it is a block device (else a regular file).
@@ -405,6 +425,20 @@ impl FileDisk {
     pub fn access(&self) -> Access {
         self.access
     }
+}
+
+/// Opens a disk. `alone`: a block device only if nobody else uses it, and nobody else may while it is open.
+fn open_disk(path: &Path, access: Access, alone: bool) -> Result<OwnedFd, OpenError> {
+    let is_device = matches!(FileDisk::identity_at(path)?, DiskIdentity::Device { .. });
+    let exclusive = if is_device && alone { libc::O_EXCL } else { 0 };
+    let writing = if access == Access::Write { libc::O_RDWR } else { libc::O_RDONLY };
+    // O_NONBLOCK: never wait for a pipe that took the path's place; disks do not care.
+    let flags = writing | exclusive | libc::O_DIRECT | libc::O_NONBLOCK;
+    sys::open(path, flags).map_err(|source| match source.raw_os_error() {
+        Some(libc::EINVAL) => OpenError::NoDirectIo { path: path.to_owned() },
+        Some(libc::EBUSY) => OpenError::Busy { path: path.to_owned() },
+        _ => OpenError::Open { path: path.to_owned(), source },
+    })
 }
 
 struct Alignment {

@@ -7,15 +7,17 @@ mod tests;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 use super::sys;
 use crate::base::ids::check_name;
 use crate::base::limits::NAME_LEN_MAX;
 
 /// What makes a disk this one and no other, while the host is up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum DiskIdentity {
     /// A block device.
     Device {
@@ -38,6 +40,17 @@ impl DiskIdentity {
         } else {
             let device = sys::device_number(stat.stx_dev_major, stat.stx_dev_minor);
             DiskIdentity::File { device, inode: stat.stx_ino }
+        }
+    }
+
+    /// That of a file or block device; `None` for anything else.
+    #[must_use]
+    pub fn from_metadata(metadata: &fs::Metadata) -> Option<DiskIdentity> {
+        let kind = metadata.file_type();
+        if kind.is_block_device() {
+            Some(DiskIdentity::Device { number: metadata.rdev() })
+        } else {
+            kind.is_file().then(|| DiskIdentity::File { device: metadata.dev(), inode: metadata.ino() })
         }
     }
 }
@@ -142,6 +155,16 @@ impl Host {
     pub fn failure_domain(&self, disk: DiskIdentity) -> FailureDomain {
         let bottom = |layer: &DiskIdentity| self.below(*layer).is_empty();
         FailureDomain { parts: self.stack(disk).into_iter().filter(bottom).map(|d| self.physical_name(d)).collect() }
+    }
+
+    /// Number of the block device that a file's filesystem lies on, among all that the kernel has found since it started; that of the
+    /// whole device for a partition. 0 if it has none of its own (a network or memory filesystem, btrfs), or the kernel does not tell.
+    #[must_use]
+    pub fn sequence_beneath(&self, file: DiskIdentity) -> u64 {
+        let DiskIdentity::File { device, .. } = file else { return 0 };
+        let Some(directory) = self.device_directory(device) else { return 0 };
+        let of = |directory: &Path| fs::read_to_string(directory.join("diskseq")).ok()?.trim_end().parse().ok();
+        of(&directory).or_else(|| of(directory.parent()?)).unwrap_or(0)
     }
 
     /// A name for a new disk: from its lasting link, its device name or its file name; valid, and not one of `taken`.

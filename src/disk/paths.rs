@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::file::{Access, FileDisk, OpenError};
+use super::identity::DiskIdentity;
 
 /// Opens disks by path. The descriptors are for [`FileDisk::from_fd`].
 pub trait DiskPaths: Debug + Send + Sync {
@@ -13,6 +14,12 @@ pub trait DiskPaths: Debug + Send + Sync {
     /// # Errors
     /// See [`OpenError`].
     fn open(&self, path: &Path, access: Access) -> Result<OwnedFd, OpenError>;
+
+    /// Which disk is there, also if it is in use.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    fn identity(&self, path: &Path) -> Result<DiskIdentity, OpenError>;
 
     /// Creates a file of `size` bytes, and opens it for writing.
     ///
@@ -31,6 +38,10 @@ pub struct OwnRights;
 impl DiskPaths for OwnRights {
     fn open(&self, path: &Path, access: Access) -> Result<OwnedFd, OpenError> {
         FileDisk::descriptor(path, access)
+    }
+
+    fn identity(&self, path: &Path) -> Result<DiskIdentity, OpenError> {
+        FileDisk::identity_at(path)
     }
 
     fn create(&self, path: &Path, size: u64) -> Result<OwnedFd, OpenError> {

@@ -129,6 +129,18 @@ pub fn is_lost(ours: impl Fn(usize) -> bool) -> bool {
     used.iter().any(|slot| slot.lost.load(Ordering::Acquire) && ours(slot.start.load(Ordering::Acquire)))
 }
 
+/// Marks regions that are `ours`, as a signal would: the kernel, which reads and writes guest memory for disks, has found something missing
+/// and does not say where. Who calls this has them mapped.
+pub fn mark_lost(ours: impl Fn(usize) -> bool) {
+    // So that no slot is given to another region between the look and the mark.
+    let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let used = &SLOTS[..USED.load(Ordering::Acquire)];
+    let is_ours = |slot: &&Slot| ours(slot.start.load(Ordering::Acquire));
+    used.iter().filter(is_ours).for_each(|slot| slot.lost.store(true, Ordering::Release));
+    LOSSES.fetch_add(1, Ordering::AcqRel);
+    drop(taken);
+}
+
 /// Handles SIGBUS from now on.
 fn install() -> io::Result<()> {
     static INSTALLING: Mutex<()> = Mutex::new(());
@@ -258,6 +270,15 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(len as u64).unwrap();
         file
+    }
+
+    #[test]
+    fn what_the_kernel_has_found_missing_is_marked_and_nothing_else() {
+        let (memory, _watch) = map(&tempfile_of(PAGE), PAGE);
+        let (other, _other_watch) = map(&tempfile_of(PAGE), PAGE);
+        let before = losses();
+        mark_lost(|address| address == start(&memory).addr());
+        assert!(losses() > before && lost(&memory) && !lost(&other));
     }
 
     #[test]

@@ -83,6 +83,9 @@ pub(super) struct HeldSeat {
     pub(super) return_left_ns: u64,
     pub(super) waited: bool,
     pub(super) superseded: bool,
+    /// It has stopped its rings on this connection. Left out where it has not: earlier versions do not know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) has_stopped_here: bool,
 }
 
 /// What a frontend has negotiated.

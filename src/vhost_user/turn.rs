@@ -94,6 +94,9 @@ struct Seat {
     waited: bool,
     /// Its rings are those of a process after which another one had them: they are out of date.
     superseded: bool,
+    /// It has stopped its rings on this connection: what it starts from then on begins where they stopped. One that has stopped them
+    /// before the daemon was restarted, and connects again, starts those of that time.
+    has_stopped_here: bool,
 }
 
 #[derive(Default)]
@@ -168,7 +171,9 @@ impl Turn {
         // A kill may have come before the one that was to come after it had its turn.
         let is_last = |process| last_active.last().is_some_and(|last| last.process == process);
         let superseded = process.is_some_and(|process| last_active.was_earlier(process) && !is_last(process));
-        seats.taken.push(Seat { id, frontend, process, return_until: now.after(RETURN), waited: false, superseded });
+        let return_until = now.after(RETURN);
+        let (waited, has_stopped_here) = (false, false);
+        seats.taken.push(Seat { id, frontend, process, return_until, waited, superseded, has_stopped_here });
         self.tell(&mut seats);
         id
     }
@@ -177,15 +182,18 @@ impl Turn {
     pub(super) fn leave(&self, id: FrontendId, by_itself: bool) {
         let mut seats = self.seats();
         let at = seats.taken.iter().position(|seat| seat.id == id).expect("it leaves once");
-        let Seat { process, .. } = seats.taken.remove(at);
+        let Seat { process, has_stopped_here, .. } = seats.taken.remove(at);
         seats.active.take_if(|active| *active == id);
         seats.stopped.take_if(|stopped| stopped.0 == id);
         if let Some(process) = process.filter(|process| by_itself && seats.of_process(*process).is_none()) {
             let last_active = &self.vhd.last_active;
-            if last_active.last().is_some_and(|last| last.process == process) {
+            // One that only looked in still has what it had before the restart, should it come once more.
+            if last_active.last().is_some_and(|last| last.process == process && (has_stopped_here || !last.stopped)) {
                 last_active.set_last(None);
             }
-            last_active.forget_earlier(process);
+            if has_stopped_here {
+                last_active.forget_earlier(process);
+            }
         }
         self.tell(&mut seats);
         drop(seats);
@@ -204,6 +212,7 @@ impl Turn {
             return_left_ns: seat.return_until.since(now),
             waited: seat.waited,
             superseded: seat.superseded,
+            has_stopped_here: seat.has_stopped_here,
         };
         let turn = HeldTurn {
             active: seats.active.map(|id| id.0),
@@ -224,6 +233,8 @@ impl Turn {
             return_until: until(seat.return_left_ns),
             waited: seat.waited,
             superseded: seat.superseded,
+            // Earlier versions say it only of the one that has stopped last.
+            has_stopped_here: seat.has_stopped_here || turn.stopped.is_some_and(|stop| stop.by == seat.id),
         };
         let mut seats = self.seats();
         seats.is_quiet = true;
@@ -264,7 +275,8 @@ impl Turn {
         if let Some(before) = other.filter(|last| can_migrate || !last.stopped) {
             // First: before anything of this one runs, it is known that what the other one has is out of date.
             last_active.add_earlier(before.process);
-            let late = seats.taken.iter_mut().filter(|seat| !before.stopped && seat.process == Some(before.process));
+            let over = |seat: &Seat| before.stopped && seat.has_stopped_here;
+            let late = seats.taken.iter_mut().filter(|seat| seat.process == Some(before.process) && !over(seat));
             late.for_each(|seat| seat.superseded = true);
         }
         process.iter().for_each(|process| last_active.forget_earlier(*process));
@@ -306,7 +318,7 @@ impl Turn {
     pub(super) fn release(&self, id: FrontendId, now: Nanos) {
         let mut seats = self.seats();
         let seat = seats.of_mut(id);
-        (seat.waited, seat.superseded) = (false, false);
+        (seat.waited, seat.superseded, seat.has_stopped_here) = (false, false, true);
         if seats.active == Some(id) {
             (seats.active, seats.stopped) = (None, Some((id, now.after(GRACE))));
             self.vhd.last_active.set_stopped();

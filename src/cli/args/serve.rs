@@ -68,7 +68,8 @@ pub struct ServeArgs {
     /// not need; log: such calls go to the kernel's audit log and are carried out; off [default: on]
     #[arg(long, value_name = "MODE", value_parser = parse_sandbox)]
     pub sandbox: Option<Mode>,
-    /// Disks may be opened here later ('disk add', 'disk replace'), besides where the given ones are; repeatable
+    /// Disks may be opened here later ('disk add', 'disk replace'), besides where the given ones are; repeatable. In /dev only block
+    /// devices that nothing else uses
     #[arg(long = "disk-dir", value_name = "DIR")]
     pub disk_dirs: Vec<PathBuf>,
     /// Take over from the daemon that serves, which has the same control socket: guests go on after a pause of a fraction of a second, also

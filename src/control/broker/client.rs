@@ -10,6 +10,7 @@ use super::wire::{Answer, Request, ViewRequest};
 use crate::control::frames::{receive, send};
 use crate::control::view_files::{Part, Serving, ViewFileError, ViewFiles};
 use crate::disk::file::{Access, OpenError};
+use crate::disk::identity::DiskIdentity;
 use crate::disk::paths::DiskPaths;
 use crate::placement::record::SocketOwner;
 use crate::vhost_user::{SocketError, SocketIdentity, SocketPaths, SocketSettings};
@@ -76,6 +77,16 @@ fn confused() -> io::Error {
 impl DiskPaths for Client {
     fn open(&self, path: &Path, access: Access) -> Result<OwnedFd, OpenError> {
         self.ask_for_disk(&Request::OpenDisk { path: path.to_owned(), access }, path)
+    }
+
+    fn identity(&self, path: &Path) -> Result<DiskIdentity, OpenError> {
+        let failed = |source| OpenError::Open { path: path.to_owned(), source };
+        match self.ask(&Request::IdentifyDisk { path: path.to_owned() }) {
+            Ok((Answer::Identity(identity), _)) => Ok(identity),
+            Ok((Answer::NoDisk(error), _)) => Err(error),
+            Ok(_) => Err(failed(confused())),
+            Err(error) => Err(failed(error)),
+        }
     }
 
     fn create(&self, path: &Path, size: u64) -> Result<OwnedFd, OpenError> {

@@ -7,9 +7,13 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use crate::control::view_files::{PLACE, Serving, ViewFileError};
-use crate::disk::file::OpenError;
+use crate::disk::file::{FileDisk, OpenError};
+use crate::disk::identity::DiskIdentity;
 use crate::sandbox::files::{Right, Rule};
 use crate::vhost_user::SocketError;
+
+/// Where the host's devices are, and memory that processes share (`/dev/shm`).
+const DEVICES: &str = "/dev";
 
 /// Where the daemon may have things done. All directories are real paths, links followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,22 +58,32 @@ impl Policy {
     /// The real path of a disk that is there.
     ///
     /// # Errors
-    /// It is not there, or not where disks may be opened.
+    /// It is not there, or not where disks may be opened, or among the devices and not a disk.
     pub fn disk(&self, path: &Path) -> Result<PathBuf, OpenError> {
         let real = path.canonicalize().map_err(|source| OpenError::Open { path: path.to_owned(), source })?;
-        self.within(real)
+        let real = self.within(real)?;
+        let is_device = || matches!(FileDisk::identity_at(&real), Ok(DiskIdentity::Device { .. }));
+        if is_among_devices(&real) && !is_device() {
+            return Err(OpenError::NotADevice { path: real });
+        }
+        Ok(real)
     }
 
     /// The real path of a disk that is to be created.
     ///
     /// # Errors
-    /// Its directory is not there, or not one where disks may be opened.
+    /// Its directory is not there, or not one where disks may be opened, or one of devices.
     pub fn new_disk(&self, path: &Path, size: u64) -> Result<PathBuf, OpenError> {
         let failed = |source| OpenError::Create { path: path.to_owned(), size, source };
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(failed(io::ErrorKind::InvalidInput.into()));
         };
-        self.within(parent.canonicalize().map_err(failed)?.join(name))
+        let real = self.within(parent.canonicalize().map_err(failed)?.join(name))?;
+        match is_among_devices(&real) {
+            true if real.exists() => Err(OpenError::Exists { path: real }),
+            true => Err(OpenError::NotADevice { path: real }),
+            false => Ok(real),
+        }
     }
 
     fn within(&self, real: PathBuf) -> Result<PathBuf, OpenError> {
@@ -145,6 +159,10 @@ impl OneServing {
     fn current(&self) -> Option<Serving> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_among_devices(real: &Path) -> bool {
+    real.starts_with(DEVICES)
 }
 
 fn is_plain(name: &OsStr) -> bool {

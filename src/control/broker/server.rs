@@ -10,7 +10,7 @@ use super::policy::{OneServing, Policy};
 use super::wire::{Answer, Request, ViewRequest};
 use crate::control::frames::{receive, send};
 use crate::control::view_files::{OwnRights as OwnViews, ViewFileError, ViewFiles};
-use crate::disk::file::OpenError;
+use crate::disk::file::{FileDisk, OpenError};
 use crate::disk::paths::{DiskPaths, OwnRights as OwnDisks};
 use crate::vhost_user::{OwnRights as OwnSockets, SocketError, SocketPaths};
 
@@ -45,7 +45,12 @@ impl Broker<'_> {
         let Means { policy, sockets, .. } = self.means;
         match request {
             Request::OpenDisk { path, access } => {
-                disk(policy.disk(&path).and_then(|path| OwnDisks.open(&path, access)))
+                // For every access: to read what somebody else uses would be to read the host's own disks.
+                disk(policy.disk(&path).and_then(|path| FileDisk::unused_descriptor(&path, access)))
+            }
+            Request::IdentifyDisk { path } => {
+                let identity = policy.disk(&path).and_then(|path| OwnDisks.identity(&path));
+                (identity.map_or_else(Answer::NoDisk, Answer::Identity), None)
             }
             Request::CreateDisk { path, size } => disk(self.create(&path, size)),
             Request::DiscardDisk { path } => {
@@ -126,7 +131,9 @@ mod tests {
     use super::super::client::Client;
     use super::*;
     use crate::control::view_files::{Part, Serving};
-    use crate::disk::file::{Access, FileDisk};
+    use crate::disk::file::Access;
+    use crate::disk::file::tests::LoopDevice;
+    use crate::disk::identity::DiskIdentity;
     use crate::placement::record::SocketOwner;
     use crate::placement::view::kept_len;
     use crate::vhost_user::SocketSettings;
@@ -135,13 +142,19 @@ mod tests {
 
     /// A broker on a thread, and a client of it.
     fn with_broker(test: impl FnOnce(&Path, &Client)) {
+        with_broker_for(&[], test);
+    }
+
+    /// It may also open disks in `more`.
+    fn with_broker_for(more: &[PathBuf], test: impl FnOnce(&Path, &Client)) {
         // Not in TMPDIR, which may be without direct I/O.
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let root = dir.path().canonicalize().unwrap();
         for sub in ["disks", "v", "c", "else"] {
             std::fs::create_dir(root.join(sub)).unwrap();
         }
-        let policy = Policy::new(&[], &[root.join("disks")], &root.join("v"), &root.join("c/api.sock"));
+        let dirs = [&[root.join("disks")], more].concat();
+        let policy = Policy::new(&[], &dirs, &root.join("v"), &root.join("c/api.sock"));
         let (ours, theirs) = UnixStream::pair().unwrap();
         std::thread::scope(|scope| {
             let views = OwnViews::at(&root.join("else"), "boot", None);
@@ -162,10 +175,14 @@ mod tests {
             assert!(matches!(client.create(&path, 1), Err(OpenError::Exists { .. })));
             drop(disk);
             let fd = client.open(&path, Access::Write).unwrap();
-            FileDisk::from_fd(&path, fd, Access::Write).unwrap();
+            let disk = FileDisk::from_fd(&path, fd, Access::Write).unwrap();
+            assert!(matches!(client.identity(&path).unwrap(), DiskIdentity::File { .. }));
+            assert_eq!(client.identity(&path).unwrap(), *disk.identity());
+            drop(disk);
             let other = root.join("else/precious");
             std::fs::write(&other, "precious").unwrap();
             assert!(matches!(client.open(&other, Access::Probe), Err(OpenError::Outside { .. })));
+            assert!(matches!(client.identity(&other), Err(OpenError::Outside { .. })));
             assert!(matches!(client.open(Path::new("/etc/passwd"), Access::Write), Err(OpenError::Outside { .. })));
             assert!(matches!(client.open(&root.join("disks/none"), Access::Read), Err(OpenError::Open { .. })));
             // Only what was created here is removed.
@@ -173,6 +190,51 @@ mod tests {
             std::fs::write(&old, "old").unwrap();
             [&old, &other, &path].into_iter().for_each(|path| client.discard(path));
             assert!(old.exists() && other.exists() && !path.exists());
+        });
+    }
+
+    #[test]
+    fn a_device_that_is_in_use_can_be_told_from_others_and_is_not_even_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let Some(device) = LoopDevice::new(file.path(), 512) else { return };
+        with_broker_for(&["/dev".into()], |root, client| {
+            let used = FileDisk::open(&device.path, Access::Write).unwrap();
+            let same = || client.identity(&device.path).unwrap() == *used.identity();
+            for access in [Access::Probe, Access::Read, Access::Write] {
+                let error = client.open(&device.path, access).unwrap_err();
+                assert!(matches!(error, OpenError::Busy { .. }) && error.to_string().contains("release it"), "{error}");
+                assert!(same(), "{access:?}");
+            }
+            let link = root.join("disks/link");
+            std::os::unix::fs::symlink(&device.path, &link).unwrap();
+            assert_eq!(client.identity(&link).unwrap(), *used.identity());
+            drop(used);
+            for access in [Access::Probe, Access::Read, Access::Write] {
+                let fd = client.open(&device.path, access).unwrap();
+                FileDisk::from_fd(&device.path, fd, access).unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn among_the_devices_nothing_but_block_devices_is_opened_or_made() {
+        let shared = tempfile::tempdir_in("/dev/shm").unwrap();
+        let memory = shared.path().join("guest-memory");
+        std::fs::write(&memory, [1; 4096]).unwrap();
+        with_broker_for(&["/dev".into(), shared.path().into()], |root, client| {
+            let link = root.join("disks/link");
+            std::os::unix::fs::symlink(&memory, &link).unwrap();
+            for path in [&memory, &link, Path::new("/dev/null")] {
+                for access in [Access::Probe, Access::Read, Access::Write] {
+                    let error = client.open(path, access).unwrap_err();
+                    assert!(matches!(error, OpenError::NotADevice { .. }), "{}: {error}", path.display());
+                }
+                assert!(matches!(client.identity(path), Err(OpenError::NotADevice { .. })), "{}", path.display());
+            }
+            let new = shared.path().join("new.img");
+            assert!(matches!(client.create(&new, 1 << 20), Err(OpenError::NotADevice { .. })));
+            assert!(!new.exists());
         });
     }
 

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::control::view_files::{Part, Serving, ViewFileError};
 use crate::disk::file::{Access, OpenError};
+use crate::disk::identity::DiskIdentity;
 use crate::placement::record::SocketOwner;
 use crate::vhost_user::{SocketError, SocketIdentity, SocketSettings};
 
@@ -14,6 +15,7 @@ use crate::vhost_user::{SocketError, SocketIdentity, SocketSettings};
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
     OpenDisk { path: PathBuf, access: Access },
+    IdentifyDisk { path: PathBuf },
     CreateDisk { path: PathBuf, size: u64 },
     DiscardDisk { path: PathBuf },
     BindSocket { path: PathBuf, settings: SocketSettings },
@@ -48,6 +50,8 @@ pub(super) enum Answer {
     Socket(SocketIdentity),
     /// The file, or directory, comes with this message; where it is, if it was looked for.
     View(PathBuf),
+    /// Which disk it is.
+    Identity(DiskIdentity),
     NoDisk(OpenError),
     NoSocket(SocketError),
     NoView(ViewFileError),

@@ -29,9 +29,11 @@ pub fn find_error_kind(error: &FindError) -> ErrorKind {
 pub fn open_error(error: &OpenError) -> ErrorInfo {
     let kind = match error {
         OpenError::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-        OpenError::Busy { .. } | OpenError::Locked { .. } | OpenError::Exists { .. } | OpenError::Outside { .. } => {
-            ErrorKind::Conflict
-        }
+        OpenError::Busy { .. }
+        | OpenError::Locked { .. }
+        | OpenError::Exists { .. }
+        | OpenError::NotADevice { .. }
+        | OpenError::Outside { .. } => ErrorKind::Conflict,
         _ => ErrorKind::Failed,
     };
     let info = ErrorInfo::new(kind, error.to_string());

@@ -233,9 +233,7 @@ impl Host for DaemonHost {
     }
 
     fn disk_at(&self, path: &str) -> Option<DiskId> {
-        let path = Path::new(path);
-        let fd = self.disks.open(path, Access::Probe).ok()?;
-        let identity = *FileDisk::from_fd(path, fd, Access::Probe).ok()?.identity();
+        let identity = self.disks.identity(Path::new(path)).ok()?;
         self.pool().disks.iter().find(|disk| disk.identity == identity).map(|disk| disk.id)
     }
 

@@ -92,6 +92,13 @@ pub struct OlderTable {
     found: Stamp,
 }
 
+/// Whether a disk that is here is another one than was noted, or was away since. Whoever noted no sequence did not know it: for files,
+/// earlier versions did not ask.
+fn is_another(noted: [u64; NOTES], here: [u64; NOTES]) -> bool {
+    let ([noted @ .., sequence], [here @ .., sequence_here]) = (noted, here);
+    noted != here || sequence != 0 && sequence != sequence_here
+}
+
 fn map(file: File, len: usize) -> io::Result<(Arc<KeptFile>, Words<AtomicU64>)> {
     let kept = KeptFile::map(file, len)?;
     kept.reserve(0..PAGE)?;
@@ -220,7 +227,7 @@ impl ServingMark {
             _ if words[0] == 0 => None,
             // Nothing was left unsynced that another one could lack.
             0 if self.has_stopped() => None,
-            0 => here.is_some_and(|here| here.words() != words).then_some(Doubt::Other),
+            0 => here.is_some_and(|here| is_another(words, here.words())).then_some(Doubt::Other),
             notes if notes & FAILED != 0 => Some(Doubt::Failed),
             _ => Some(Doubt::Unsettled),
         }
@@ -275,6 +282,16 @@ mod tests {
         assert_eq!(doubt(0, Some(image(6))), Some(Doubt::Other));
         assert_eq!(doubt(63, Some(device(5))), Some(Doubt::Other), "it was away");
         assert_eq!(doubt(63, Some(image(0))), Some(Doubt::Other));
+        // An earlier version noted none for a file, and there is none where the kernel does not tell.
+        assert_eq!(doubt(0, Some(Presence { sequence: 9, ..image(5) })), None);
+        let _ = mark.note_disk(DiskId(0), Presence { sequence: 9, ..image(5) });
+        assert_eq!(doubt(0, Some(Presence { sequence: 9, ..image(5) })), None);
+        assert_eq!(
+            doubt(0, Some(Presence { sequence: 10, ..image(5) })),
+            Some(Doubt::Other),
+            "what it lies on was away"
+        );
+        let _ = mark.note_disk(DiskId(0), image(5));
         assert_eq!(doubt(63, None), None, "it is missing, and may come back as it was");
         assert_eq!(doubt(1, Some(image(6))), None, "it was not there");
         // Through a serving that it is not there for.

@@ -290,3 +290,18 @@ fn nothing_is_read_past_a_buffer() {
         assert!(found == content[..]);
     }
 }
+
+#[test]
+fn a_file_is_numbered_like_the_device_that_it_lies_on() {
+    // Not in TMPDIR, which may be in memory.
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let path = dir.path().join("d.img");
+    let disk = FileDisk::create(&path, MIB).unwrap();
+    let device = std::os::unix::fs::MetadataExt::dev(&fs::metadata(&path).unwrap());
+    let (major, minor) = sys::major_minor(device);
+    let told = |place: &str| fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{place}")).ok();
+    match told("diskseq").or_else(|| told("../diskseq")) {
+        Some(told) => assert_eq!(disk.sequence().to_string(), told.trim_end()),
+        None => assert_eq!(disk.sequence(), 0),
+    }
+}

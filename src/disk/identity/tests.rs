@@ -77,6 +77,20 @@ fn a_disk_and_its_partition_overlap_but_two_partitions_do_not() {
 }
 
 #[test]
+fn a_file_has_the_sequence_of_the_whole_device_beneath() {
+    let fake = Fake::new();
+    fake.write("sda/diskseq", "17\n");
+    fake.write("dm-0/diskseq", "18\n");
+    fake.write("sdb/diskseq", "nonsense");
+    let file = |major, minor| DiskIdentity::File { device: sys::device_number(major, minor), inode: 5 };
+    let sequence = |disk| fake.host.sequence_beneath(disk);
+    assert_eq!([(8, 0), (8, 2), (253, 0)].map(|(major, minor)| sequence(file(major, minor))), [17, 17, 18]);
+    // Old kernels, and filesystems without a block device.
+    assert_eq!([(8, 16), (259, 0), (0, 45)].map(|(major, minor)| sequence(file(major, minor))), [0; 3]);
+    assert_eq!(sequence(device(8, 0)), 0, "it tells itself");
+}
+
+#[test]
 fn failure_domains_are_the_physical_devices_below() {
     let host = Fake::new();
     let domain = |id| host.host.failure_domain(id).to_string();

@@ -339,8 +339,15 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         match result {
             Ok(()) if piece.is_write && !filling => self.note_written(slot, point),
             Ok(()) => self.compare(slot, id),
-            // Memory that the frontend took away.
-            Err(IoError::Os(libc::EFAULT)) => piece.failed = true,
+            // Memory that the frontend took away, or else the kernel has none for us: no fault of the disk.
+            Err(IoError::Os(libc::EFAULT)) => {
+                piece.failed = true;
+                let bounced = piece.bounce.is_some();
+                let state = self.slots.request_mut(request);
+                // Whatever else moves data moves zeros of ours.
+                let moves = matches!(state.request.kind, RequestKind::Read { .. } | RequestKind::Write { .. });
+                state.memory_lost |= moves && !bounced;
+            }
             Err(error) => {
                 if piece.is_write && !filling {
                     piece.missed.insert(id);

@@ -64,6 +64,8 @@ pub struct Finished {
     pub status: Status,
     /// Bytes put into device-writable data buffers, without the status byte.
     pub written: u32,
+    /// The kernel has found some of the guest's buffers missing: its frontend took them away.
+    pub memory_lost: bool,
 }
 
 /// What the owner, the committer and other reactors tell a pipeline.
@@ -387,7 +389,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if let (Some(kind), Some(vhd)) = (kind, &state.vhd) {
             vhd.metrics.of(self.id).record(kind, bytes, self.now.since(state.started), status == Status::Ok);
         }
-        self.finished.push_back((Finished { token: state.token, status, written }, slot));
+        let finished = Finished { token: state.token, status, written, memory_lost: state.memory_lost };
+        self.finished.push_back((finished, slot));
         self.slots.end_request(slot);
     }
 

@@ -83,6 +83,8 @@ pub(super) struct RequestState {
     pub avoid: Option<Avoid>,
     /// What it read did not match its checksum: it reads under claims from now on.
     pub careful: bool,
+    /// The kernel has found some of the guest's buffers missing.
+    pub memory_lost: bool,
     /// Distinguishes uses of the slot, so that a late answer meets nobody.
     sequence: u32,
     used: bool,
@@ -110,6 +112,7 @@ impl RequestState {
             unread: None,
             avoid: None,
             careful: false,
+            memory_lost: false,
             sequence: 0,
             used: false,
         }
@@ -136,6 +139,7 @@ impl RequestState {
         self.unread = None;
         self.avoid = None;
         self.careful = false;
+        self.memory_lost = false;
     }
 
     /// Goes on to the sync phase. A FLUSH syncs all that its VHD has written; a writethrough write what it wrote itself, so

@@ -216,6 +216,14 @@ impl Ring {
         self.memory_lost
     }
 
+    /// The kernel has found some of it missing. Other rings of the device break, too, and so does one that is started with the same memory.
+    fn lose_memory(&mut self) {
+        self.memory_lost = true;
+        let memory = &self.memory;
+        let ours = |start| vm_memory::GuestMemoryBackend::iter(&**memory).any(|region| region.as_ptr().addr() == start);
+        guest_memory::mark_lost(ours);
+    }
+
     /// What guest memory said counts only if it is still there.
     fn unless_lost<T>(&mut self, result: Result<T, RingFault>) -> Result<T, RingFault> {
         if self.memory_is_lost() { Err(RingFault::MemoryLost) } else { self.unless_unnoted().and(result) }
@@ -279,6 +287,9 @@ impl Ring {
         let Head { parsed, kind } = self.heads[usize::from(head)].take().expect("a chain is given back once");
         self.in_flight -= 1;
         self.bytes_in_flight -= kind.data_len();
+        if finished.memory_lost && !self.memory_lost {
+            self.lose_memory();
+        }
         // What was written may have been the zeros, or would be missing where the guest goes on.
         let bad = self.memory_is_lost() || self.is_unlogged;
         let mut status = if bad { Status::IoError } else { finished.status };

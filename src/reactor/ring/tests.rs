@@ -440,6 +440,25 @@ fn memory_that_requests_in_flight_point_into_stays_mapped() {
     assert!(matches!(bench.ring.set_memory(Arc::new(nowhere)), Err(RingFault::Address { .. })));
 }
 
+#[test]
+fn memory_that_the_kernel_finds_missing_breaks_the_ring_once_the_request_has_its_answer() {
+    let (mut bench, mut other) = (Bench::new(4, false, 0), Bench::new(4, false, 0));
+    for bench in [&mut bench, &mut other] {
+        bench.guest.submit(0, WRITE, 0, 512, 0);
+        bench.pop().unwrap();
+    }
+    bench.pipeline.engine.finish_all(&mut Rng::new(1));
+    bench.pipeline.poll(NOW);
+    let finished = Finished { status: Status::IoError, memory_lost: true, ..bench.pipeline.next_finished().unwrap() };
+    assert!(matches!(bench.ring.complete(0, &finished), Err(RingFault::MemoryLost)));
+    assert!(matches!(bench.ring.publish(), Err(RingFault::MemoryLost)));
+    assert_eq!(bench.guest.take(), Some((0, 1)));
+    bench.guest.submit(1, WRITE, 0, 512, 0);
+    assert!(matches!(bench.pop_once(), Err(RingFault::MemoryLost)));
+    other.finish_all();
+    assert_eq!(other.guest.take(), Some((0, 0)), "nobody else's");
+}
+
 /// While a ring is looked at its guest need not kick; before that ends the guest is asked to, and what it made available just
 /// before is seen.
 #[test]

@@ -108,6 +108,24 @@ impl Bench {
         Bench::of(self.vhd)
     }
 
+    /// Another server: connections stay.
+    fn taken_over(self) -> Bench {
+        self.taken_over_from(|_| {})
+    }
+
+    /// As if the one before had written its seats like that.
+    fn taken_over_from(self, change: impl Fn(&mut HeldSeat)) -> Bench {
+        let (turn, mut seats) = self.turn.hand_over(START);
+        seats.iter_mut().for_each(change);
+        let text = serde_json::to_string(&seats).unwrap();
+        assert_eq!(text.contains("has_stopped_here"), seats.iter().any(|seat| seat.has_stopped_here));
+        let seats: Vec<HeldSeat> = serde_json::from_str(&text).unwrap();
+        let bench = self.restarted();
+        bench.turn.take_over(&turn, seats.iter(), START);
+        bench.turn.announce();
+        bench
+    }
+
     fn join(&self, process: Process) -> FrontendId {
         self.turn.join(frontend(process.pid), Some(process), START)
     }
@@ -238,6 +256,62 @@ fn the_source_of_a_migration_does_not_go_on_after_a_restart_unless_it_stops_firs
         // Its guest has been reset: what it starts now is new.
         bench.turn.release(from, at_ms(60_000));
         bench.turn.take(from, true, at_ms(60_000)).unwrap();
+    }
+}
+
+/// The daemon was killed between the source's stop and the destination's start, and the source is the first to connect again.
+#[test]
+fn the_source_that_comes_back_before_its_destination_has_begun_is_out_of_date_once_that_has() {
+    for (by_takeover, looks_in) in [(false, false), (true, false), (false, true)] {
+        let (source, destination) = (Running::new(), Running::new());
+        let bench = Bench::new();
+        let (from, _) = (bench.join(source.process()), bench.join(destination.process()));
+        bench.turn.take(from, true, START).unwrap();
+        bench.turn.release(from, START);
+        let bench = bench.restarted();
+        let mut from = bench.join(source.process());
+        if looks_in {
+            bench.turn.leave(from, true);
+        }
+        let bench = if by_takeover { bench.taken_over() } else { bench };
+        let to = bench.join(destination.process());
+        bench.turn.take(to, true, START).unwrap();
+        if looks_in {
+            from = bench.join(source.process());
+        }
+        let superseded = Err(Wait::Superseded { pid: source.id() });
+        assert_eq!(bench.turn.take(from, true, START), superseded, "{by_takeover} {looks_in}");
+        bench.turn.release(to, START);
+        assert_eq!(bench.turn.take(from, true, at_ms(60_000)), superseded);
+        bench.turn.leave(to, true);
+        drop(destination);
+        assert_eq!(bench.turn.take(from, true, at_ms(60_000)), superseded, "what was written stays written");
+        // It connects once more, which makes nothing newer.
+        bench.turn.leave(from, true);
+        let from = bench.join(source.process());
+        assert_eq!(bench.turn.take(from, true, at_ms(70_000)), superseded);
+        bench.turn.release(from, at_ms(80_000));
+        bench.turn.take(from, true, at_ms(80_000)).unwrap();
+    }
+}
+
+/// A migration that is given up: what the source starts again is what it stopped here, also after another server has taken over.
+#[test]
+fn a_source_that_has_stopped_on_this_connection_goes_on_when_its_destination_has_gone() {
+    for (by_takeover, says_so) in [(false, true), (true, true), (true, false)] {
+        let (source, destination) = (Running::new(), Running::new());
+        let mut bench = Bench::new();
+        let (from, to) = (bench.join(source.process()), bench.join(destination.process()));
+        bench.turn.take(from, true, START).unwrap();
+        bench.turn.release(from, START);
+        if by_takeover {
+            // An earlier version does not say it.
+            bench = bench.taken_over_from(|seat| seat.has_stopped_here &= says_so);
+        }
+        bench.turn.take(to, true, START).unwrap();
+        bench.turn.release(to, START);
+        bench.turn.leave(to, true);
+        bench.turn.take(from, true, START).unwrap();
     }
 }
 

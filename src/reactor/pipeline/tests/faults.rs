@@ -23,6 +23,33 @@ fn memory_that_a_frontend_took_away_is_no_fault_of_the_disk() {
     }
 }
 
+/// The ring of such a guest breaks, so that it cannot go on asking for repairs of replicas that may differ.
+#[test]
+fn a_guest_whose_own_buffers_are_missing_is_told_from_one_that_has_nothing_to_do_with_it() {
+    const EFAULT: Result<(), IoError> = Err(IoError::Os(libc::EFAULT));
+    let mut world = World::new(&Options::default());
+    world.place(ExtentIndex(0));
+    let whole = Guest::filled(512, 1);
+    // Copied first, into memory of ours.
+    let skewed = Guest::split(512, 1, 3, 512);
+    let write = RequestKind::Write { offset: 0, len: 512 };
+    assert_eq!(world.write(0, &whole), Status::Ok);
+    let read = RequestKind::Read { offset: 0, len: 512 };
+    let moved = [(write, &whole, true), (read, &whole, true), (write, &skewed, false), (read, &skewed, false)];
+    for (kind, guest, lost) in moved {
+        let token = world.start(0, kind, guest);
+        world.finish_op(0, 0, EFAULT);
+        assert_eq!((world.status(token), world.has_lost_memory(token)), (Some(Status::IoError), lost), "{kind:?}");
+    }
+    // Zeros are ours, too.
+    let token = world.clear(0, RequestKind::WriteZeroes, 0, 512);
+    world.finish_op(0, 0, EFAULT);
+    assert_eq!((world.status(token), world.has_lost_memory(token)), (Some(Status::IoError), false));
+    let token = world.start(0, write, &whole);
+    world.finish_op(0, 0, Ok(()));
+    assert_eq!((world.status(token), world.has_lost_memory(token)), (Some(Status::Ok), false));
+}
+
 #[test]
 fn an_extent_that_was_freed_too_often_keeps_its_slot() {
     let mut world = World::new(&Options::default());

@@ -328,6 +328,11 @@ impl World {
         self.finished.get(&token).map(|f| f.status)
     }
 
+    /// Whether a request that has reported says that its guest's memory is gone.
+    pub fn has_lost_memory(&self, token: Token) -> bool {
+        self.finished[&token].memory_lost
+    }
+
     pub fn finish_op(&mut self, reactor: usize, index: usize, result: Result<(), IoError>) {
         self.pipelines[reactor].engine.finish(index, result);
         self.pipelines[reactor].poll(Nanos(0));
