@@ -41,8 +41,14 @@
 //! | 344 | 3 x 20 | store members: disk id, 3 zeros, disk UUID |
 //! | 404 | 3 x 20 | previous store members, the same |
 //! | 464 | 8 | membership: epoch of the previous store members, 0 if settled |
-//! | 472 | 40 | zero |
+//! | 472 | 8 | membership: branch, 0 for the first one (see [`super::membership`]) |
+//! | 480 | 8 | membership: the branch that this one left |
+//! | 488 | 8 | membership: the last epoch of that branch which is part of this one's history, 0 on the first branch |
+//! | 496 | 16 | zero |
 //! | 512 | 3584 | roster: per disk UUID (16), disk id (1), bit 0 "name is cut" (1), length (1), name; then zeros |
+//!
+//! Incompat flag 1: the branch is not the first one. A program that knows no branches would take disks of different histories
+//! for disks that are out of date.
 //!
 //! Magic, checksum and version keep their places in every later format. The roster lets a missing disk be named. 64 disks
 //! with names of 64 bytes do not fit: then the longest names are cut, to at least 37 bytes; the whole name is in that
@@ -213,6 +219,8 @@ impl Label {
     }
 }
 
-/// No feature flag has been needed yet.
+/// No such feature flag has been needed yet.
 const RO_COMPAT_KNOWN: u32 = 0;
-const INCOMPAT_KNOWN: u32 = 0;
+/// The label is of another branch than the first one.
+const INCOMPAT_BRANCH: u32 = 1;
+const INCOMPAT_KNOWN: u32 = INCOMPAT_BRANCH;

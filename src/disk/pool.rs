@@ -28,7 +28,7 @@ use super::geometry::{METADATA_OFFSET, Role};
 use super::identity::{DiskIdentity, FailureDomain, Host, Sharing};
 use super::label::copies::ReadError;
 use super::label::{Accept, CopyId, Label};
-use super::membership::Settled;
+use super::membership::{Branch, Settled};
 use crate::base::ids::{DiskId, check_name};
 pub use assemble::{AssembleError, Found, assemble};
 pub use change::{AddOptions, ChangeError, MembershipWritten, RemovedDisk};
@@ -344,6 +344,10 @@ pub struct OpenPool<D> {
     pub read_only: bool,
     /// Whether it was opened without the majority that proves that nothing newer exists.
     pub stale_accepted: bool,
+    /// The branch of the last membership.
+    branch: u64,
+    /// The branch of the next one, unless a new one has to begin.
+    next_branch: Option<Branch>,
     epoch_highest: u64,
     /// Labels are written one after the other, not all at once.
     in_order: bool,

@@ -2,21 +2,27 @@
 
 use uuid::Uuid;
 
-use super::{Accept, CopyId, FAILURE_DOMAIN_LEN_MAX, INCOMPAT_KNOWN, LEN, Label, LabelError, VERSION, VERSION_OLDEST};
+use super::{
+    Accept, CopyId, FAILURE_DOMAIN_LEN_MAX, INCOMPAT_BRANCH, INCOMPAT_KNOWN, LEN, Label, LabelError, VERSION,
+    VERSION_OLDEST,
+};
 use crate::base::ids::{DiskId, check_name};
 use crate::base::limits::{DISKS_MAX, NAME_LEN_MAX, STORE_MEMBERS_MAX};
 use crate::base::units::Geometry;
 use crate::disk::geometry::{DiskLayout, METADATA_OFFSET, label_b_offset};
-use crate::disk::membership::{Member, Membership, RosterEntry, Settled};
+use crate::disk::membership::{Branch, Member, Membership, RosterEntry, Settled};
 
 pub(super) const MAGIC: [u8; 8] = *b"spanblk\0";
 const CHECKSUM: usize = 8;
 const VERSION_AT: usize = 12;
+const INCOMPAT: usize = 24;
 const NAME: usize = 136;
 const DOMAIN: usize = 200;
 const MEMBERS: usize = 344;
 const PREVIOUS: usize = 404;
 const PREVIOUS_EPOCH: usize = 464;
+const BRANCH: usize = 472;
+const BRANCH_LEN: usize = 24;
 const MEMBER_LEN: usize = 20;
 const ROSTER: usize = 512;
 const ROSTER_LEN: usize = LEN - ROSTER;
@@ -26,7 +32,8 @@ const FLAG_NAME_CUT: u8 = 1;
 
 const _: () = assert!(NAME + NAME_LEN_MAX == DOMAIN && DOMAIN + FAILURE_DOMAIN_LEN_MAX == 328);
 const _: () = assert!(MEMBERS + STORE_MEMBERS_MAX * MEMBER_LEN == PREVIOUS);
-const _: () = assert!(PREVIOUS + STORE_MEMBERS_MAX * MEMBER_LEN == PREVIOUS_EPOCH && PREVIOUS_EPOCH + 8 <= ROSTER);
+const _: () = assert!(PREVIOUS + STORE_MEMBERS_MAX * MEMBER_LEN == PREVIOUS_EPOCH);
+const _: () = assert!(PREVIOUS_EPOCH + 8 == BRANCH && BRANCH + BRANCH_LEN <= ROSTER);
 const _: () = assert!(ROSTER_LEN / DISKS_MAX - ROSTER_FIXED >= 37);
 
 /// Writes a label as the bytes of one copy.
@@ -41,6 +48,9 @@ pub fn encode(label: &Label, copy: CopyId) -> [u8; LEN] {
     put(VERSION_AT, &VERSION.to_le_bytes());
     put(16, &label.compat.to_le_bytes());
     put(20, &label.ro_compat.to_le_bytes());
+    let branch = label.membership.branch;
+    // Pools that never needed another branch can be read by programs that know none.
+    put(INCOMPAT, &if branch == Branch::FIRST { 0 } else { INCOMPAT_BRANCH }.to_le_bytes());
     put(
         28,
         &[u8::from(copy == CopyId::B), accept_code(label.accept), u8::from(label.failure_domain_named), label.id.0],
@@ -68,6 +78,9 @@ pub fn encode(label: &Label, copy: CopyId) -> [u8; LEN] {
     };
     put(336, &[length(membership.members.len()), length(previous.len()), length(membership.roster.len())]);
     put(PREVIOUS_EPOCH, &previous_epoch.to_le_bytes());
+    for (i, word) in [branch.id, branch.parent, branch.since].into_iter().enumerate() {
+        put(BRANCH + i * 8, &word.to_le_bytes());
+    }
     for (list, start) in [(&membership.members[..], MEMBERS), (previous, PREVIOUS)] {
         for (i, member) in list.iter().enumerate() {
             put(start + i * MEMBER_LEN, &[member.id.0]);
@@ -132,7 +145,7 @@ pub fn decode(bytes: &[u8; LEN]) -> Result<(Label, CopyId), LabelError> {
         found if found < VERSION_OLDEST => return Err(LabelError::OlderVersion { found }),
         _ => {}
     }
-    let unknown = u32_at(bytes, 24) & !INCOMPAT_KNOWN;
+    let unknown = u32_at(bytes, INCOMPAT) & !INCOMPAT_KNOWN;
     if unknown != 0 {
         return Err(LabelError::UnknownFeatures { flags: unknown });
     }
@@ -179,7 +192,7 @@ fn invalid(field: &'static str) -> LabelError {
 fn check_reserved(bytes: &[u8; LEN]) -> Result<(), LabelError> {
     let zero = |range: std::ops::Range<usize>| bytes[range].iter().all(|&b| b == 0);
     let flags = bytes[30] & !FLAG_DOMAIN_NAMED == 0;
-    if flags && zero(130..136) && zero(339..340) && zero(342..344) && zero(PREVIOUS_EPOCH + 8..ROSTER) {
+    if flags && zero(130..136) && zero(339..340) && zero(342..344) && zero(BRANCH + BRANCH_LEN..ROSTER) {
         Ok(())
     } else {
         Err(invalid("reserved bytes are not zero"))
@@ -225,7 +238,22 @@ fn membership(bytes: &[u8; LEN]) -> Result<Membership, LabelError> {
     if epoch == 0 || now.is_empty() {
         return Err(invalid("store members"));
     }
-    Ok(Membership { epoch, members: now, proposed_after, roster: decode_roster(roster, usize::from(bytes[338]))? })
+    let branch = branch(bytes, epoch, proposed_after.as_ref())?;
+    let roster = decode_roster(roster, usize::from(bytes[338]))?;
+    Ok(Membership { epoch, members: now, proposed_after, branch, roster })
+}
+
+/// Epochs of a branch come after those that it shares with its parent; the first proposal follows the last of these.
+fn branch(bytes: &[u8; LEN], epoch: u64, follows: Option<&Settled>) -> Result<Branch, LabelError> {
+    let word = |i: usize| u64_at(bytes, BRANCH + i * 8);
+    let branch = Branch { id: word(0), parent: word(1), since: word(2) };
+    let holds = if u32_at(bytes, INCOMPAT) & INCOMPAT_BRANCH == 0 {
+        branch == Branch::FIRST
+    } else {
+        let is_later = follows.is_none_or(|settled| settled.epoch >= branch.since);
+        branch.id != 0 && branch.id != branch.parent && (1..epoch).contains(&branch.since) && is_later
+    };
+    if holds { Ok(branch) } else { Err(invalid("branch")) }
 }
 
 fn members(bytes: &[u8; LEN], start: usize, count: u8) -> Result<Vec<Member>, LabelError> {

@@ -7,7 +7,7 @@ use crate::base::limits::{DISKS_MAX, NAME_LEN_MAX};
 use crate::base::rng::Rng;
 use crate::disk::BlockDev;
 use crate::disk::geometry::{LABEL_A_OFFSET, label_b_offset};
-use crate::disk::membership::{Member, RosterEntry, Settled};
+use crate::disk::membership::{Branch, Member, RosterEntry, Settled};
 use crate::disk::sim::{Fault, FaultKind, OpKind, SEED_NEWEST, SEED_OLDEST, SimDisk};
 
 const MIB: u64 = 1 << 20;
@@ -15,6 +15,7 @@ const DISK_SIZE: u64 = 64 * MIB;
 
 /// Released format, never to change.
 const GOLDEN: &[u8; LEN] = include_bytes!("../../../tests/golden/label-v1.bin");
+const GOLDEN_BRANCH: &[u8; LEN] = include_bytes!("../../../tests/golden/label-branch-v1.bin");
 
 fn entry(id: u8, name: &str) -> RosterEntry {
     RosterEntry {
@@ -50,15 +51,24 @@ fn sample() -> Label {
             epoch: 5,
             members: vec![member(0), member(1), member(2)],
             proposed_after: Some(Settled { epoch: 3, members: vec![member(1), member(0)] }),
+            branch: Branch::FIRST,
             roster: vec![entry(0, "disk0"), entry(1, "nvme-Maker_SSD_S1"), entry(2, "disk2")],
         },
     }
 }
 
+fn branched() -> Label {
+    let mut label = sample();
+    label.membership.branch = Branch { id: 0x0102_0304_0506_0708, parent: 0x1112_1314_1516_1718, since: 2 };
+    label
+}
+
 #[test]
-fn the_golden_label_decodes_for_ever() {
-    assert_eq!(decode(GOLDEN), Ok((sample(), CopyId::B)));
-    assert_eq!(&encode(&sample(), CopyId::B), GOLDEN);
+fn the_golden_labels_decode_for_ever() {
+    for (label, golden) in [(sample(), GOLDEN), (branched(), GOLDEN_BRANCH)] {
+        assert_eq!(decode(golden), Ok((label.clone(), CopyId::B)));
+        assert_eq!(&encode(&label, CopyId::B), golden);
+    }
 }
 
 #[test]
@@ -85,6 +95,14 @@ fn fields_are_where_the_specification_says() {
     assert_eq!(bytes[404], 1);
     assert_eq!(bytes[464..472], 3u64.to_le_bytes());
     assert_eq!(&bytes[512..528], member(0).uuid.as_bytes());
+    assert_eq!((&bytes[24..28], &bytes[472..512]), (&[0; 4][..], &[0; 40][..]), "as before there were branches");
+
+    let bytes = encode(&branched(), CopyId::B);
+    assert_eq!(bytes[24..28], 1u32.to_le_bytes());
+    assert_eq!(bytes[472..480], 0x0102_0304_0506_0708u64.to_le_bytes());
+    assert_eq!(bytes[480..488], 0x1112_1314_1516_1718u64.to_le_bytes());
+    assert_eq!(bytes[488..496], 2u64.to_le_bytes());
+    assert_eq!(bytes[496..512], [0; 16]);
 }
 
 #[test]
@@ -162,6 +180,39 @@ fn nonsense_with_a_right_checksum_is_refused() {
 }
 
 #[test]
+fn a_branch_is_flagged_and_fits_the_epochs_or_is_refused() {
+    let forge = |flag: u8, id: u8, parent: u8, since: u8| {
+        forged(&[(24, &[flag]), (472, &[id]), (480, &[parent]), (488, &[since])])
+            .map(|(label, _)| label.membership.branch)
+    };
+    assert_eq!(forge(0, 0, 0, 0), Ok(Branch::FIRST));
+    // The membership is of epoch 5 and follows epoch 3.
+    for (parent, since) in [(0, 1), (0, 3), (8, 2)] {
+        assert_eq!(forge(1, 9, parent, since.into()), Ok(Branch { id: 9, parent: parent.into(), since: since.into() }));
+    }
+    let wrong = [
+        ("no flag", (0, 9, 0, 3)),
+        ("no flag, no branch, a parent", (0, 0, 8, 0)),
+        ("no flag, no branch, an epoch", (0, 0, 0, 3)),
+        ("no branch", (1, 0, 0, 0)),
+        ("no branch, a parent", (1, 0, 8, 3)),
+        ("its own parent", (1, 9, 9, 3)),
+        ("nothing shared", (1, 9, 0, 0)),
+        ("later than what it follows", (1, 9, 0, 4)),
+        ("later than the membership", (1, 9, 0, 5)),
+    ];
+    for (what, (flag, id, parent, since)) in wrong {
+        assert_eq!(forge(flag, id, parent, since), Err(LabelError::Invalid { field: "branch" }), "{what}");
+    }
+    // What is settled comes after what is shared.
+    let settled =
+        |since: u8| forged(&[(24, &[1]), (472, &[9]), (488, &[since]), (337, &[0]), (404, &[0; 60]), (464, &[0; 8])]);
+    assert!(settled(4).is_ok());
+    assert_eq!(settled(5), Err(LabelError::Invalid { field: "branch" }));
+    assert_eq!(forged(&[(496, &[1])]), Err(LabelError::Invalid { field: "reserved bytes are not zero" }));
+}
+
+#[test]
 fn a_full_roster_of_long_names_fits_with_cut_names() {
     let mut label = sample();
     let long = |id: usize| format!("{id:02}{}", "x".repeat(NAME_LEN_MAX - 2));
@@ -185,6 +236,7 @@ prop_compose! {
         accept in prop::sample::select(vec![Accept::Any, Accept::Isolated, Accept::Spanned, Accept::None]),
         metadata: bool,
         settled: bool,
+        branched: bool,
     ) -> Label {
         let mut rng = Rng::new(seed);
         let mut label = sample();
@@ -201,6 +253,10 @@ prop_compose! {
         label.membership.epoch = 10 + rng.below(u64::MAX - 10);
         if settled {
             label.membership.proposed_after = None;
+        }
+        if branched {
+            label.membership.branch =
+                Branch { id: rng.next_u64().max(1), parent: rng.below(2) * rng.next_u64(), since: 1 + rng.below(3) };
         }
         label.membership.roster = (0..disks.max(2)).map(|id| entry(id, &format!("disk{id}"))).collect();
         label

@@ -1,3 +1,5 @@
+mod branches;
+
 use std::collections::BTreeMap;
 
 use super::*;
@@ -12,12 +14,13 @@ fn members(ids: &[u8]) -> Vec<Member> {
 }
 
 fn settled(epoch: u64, ids: &[u8]) -> Membership {
-    Membership { epoch, members: members(ids), proposed_after: None, roster: Vec::new() }
+    Membership { epoch, members: members(ids), proposed_after: None, branch: Branch::FIRST, roster: Vec::new() }
 }
 
 fn proposed(epoch: u64, ids: &[u8], after: u64, before: &[u8]) -> Membership {
     let follows = Settled { epoch: after, members: members(before) };
-    Membership { epoch, members: members(ids), proposed_after: Some(follows), roster: Vec::new() }
+    let proposed_after = Some(follows);
+    Membership { epoch, members: members(ids), proposed_after, branch: Branch::FIRST, roster: Vec::new() }
 }
 
 fn judge(labels: &[(u8, Membership)]) -> Result<Decision, MembershipError> {
@@ -85,7 +88,7 @@ fn a_proposal_on_all_disks_is_undone_or_done_by_whoever_opens_next() {
 #[test]
 fn two_states_of_one_epoch_are_a_fork() {
     let error = judge(&[(0, settled(6, &[0])), (1, settled(6, &[1, 2])), (2, settled(6, &[1, 2]))]).unwrap_err();
-    let MembershipError::Forked { epoch: 6, one, other } = &error else { panic!("{error}") };
+    let MembershipError::Forked { one, other } = &error else { panic!("{error}") };
     assert_eq!(one.len() + other.len(), 3);
     assert!(error.to_string().contains("--accept-stale"));
 }
@@ -133,6 +136,7 @@ impl World {
             epoch,
             members: members(&new),
             proposed_after: Some(decision.settled.clone()),
+            branch: decision.next_branch.expect("no branch has been begun"),
             roster: Vec::new(),
         };
         let first = self.write(rng, &order, &proposal, works);

@@ -142,6 +142,8 @@ pub fn assemble<D: BlockDev>(
         missing,
         rejected,
         membership: decision.settled,
+        branch: decision.branch,
+        next_branch: decision.next_branch,
         read_only: options.read_only,
         stale_accepted,
         epoch_highest: decision.epoch_highest,

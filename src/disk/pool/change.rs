@@ -16,7 +16,7 @@ use crate::disk::BlockDev;
 use crate::disk::geometry::{Role, divide, metadata_len};
 use crate::disk::identity::{FailureDomain, Host};
 use crate::disk::label::{Accept, Label, copies};
-use crate::disk::membership::{Member, Membership, RosterEntry, Settled, majority};
+use crate::disk::membership::{Branch, Member, Membership, RosterEntry, Settled, majority};
 
 /// Why an open pool's labels cannot be changed.
 #[derive(Debug, thiserror::Error)]
@@ -146,8 +146,9 @@ impl<D: BlockDev + 'static> OpenPool<D> {
         self.epoch_highest = epoch;
         let before = self.membership.clone();
         let settled = Settled { epoch, members: members.clone() };
-        let mut membership =
-            Membership { epoch, members, proposed_after: Some(before.clone()), roster: self.roster.clone() };
+        let branch = self.branch_after(&before);
+        let roster = self.roster.clone();
+        let mut membership = Membership { epoch, members, proposed_after: Some(before.clone()), branch, roster };
         let failed = self.write_each(|label| label.membership = membership.clone());
         let old_agree = self.stale_accepted || self.is_majority(&before.members, &failed);
         if !old_agree || !self.is_majority(&settled.members, &failed) {
@@ -159,8 +160,20 @@ impl<D: BlockDev + 'static> OpenPool<D> {
             return Err(ChangeError::NoMajority(failed));
         }
         self.membership = settled;
+        self.branch = branch.id;
+        self.next_branch = Some(branch);
         self.stale_accepted = false;
         Ok(MembershipWritten { epoch, failed })
+    }
+
+    /// The branch of the membership that follows. What the missing disks know of may have been accepted as lost: they may go on
+    /// without these ones, so that from here on there may be two histories.
+    fn branch_after(&self, before: &Settled) -> Branch {
+        match self.next_branch {
+            Some(branch) if !self.stale_accepted => branch,
+            // Of a random UUID at least the bits that give its version are not zero.
+            _ => Branch { id: Uuid::new_v4().as_u64_pair().0, parent: self.branch, since: before.epoch },
+        }
     }
 
     /// Whether [`OpenPool::write_membership`] can succeed, as far as is known: labels that could not be written are not tried
@@ -220,7 +233,13 @@ impl<D: BlockDev + 'static> OpenPool<D> {
         options: &AddOptions,
         host: &Host,
     ) -> Result<Vec<Warning>, ChangeError> {
-        let label = self.label_of(&disk, options, host)?;
+        let members: Vec<DiskId> = self.membership.members.iter().map(|member| member.id).collect();
+        let mut label = self.label_of(&disk, options, host)?;
+        if self.next_branch.is_none() {
+            // The new label has to say of which branch the pool is.
+            self.write_membership(&members)?;
+            label = self.label_of(&disk, options, host)?;
+        }
         let label = match format_disk(&disk, label, options.force) {
             Ok(label) => label,
             Err(error) => {
@@ -231,7 +250,6 @@ impl<D: BlockDev + 'static> OpenPool<D> {
         };
         self.roster = label.membership.roster.clone();
         self.disks.push(opened(disk, label));
-        let members: Vec<DiskId> = self.membership.members.iter().map(|member| member.id).collect();
         if let Err(error) = self.write_membership(&members) {
             self.forget(options.id);
             return Err(error);
@@ -359,7 +377,8 @@ impl<D: BlockDev + 'static> OpenPool<D> {
         let mut roster = self.roster.clone();
         roster.push(entry.clone());
         let Settled { epoch, members } = self.membership.clone();
-        let membership = Membership { epoch, members, proposed_after: None, roster };
+        let branch = self.next_branch.unwrap_or_default();
+        let membership = Membership { epoch, members, proposed_after: None, branch, roster };
         Ok(new_label(disk, &entry, layout, self.uuid, self.extent_size, options.now, membership))
     }
 

@@ -15,7 +15,7 @@ use crate::disk::geometry::{DiskLayout, METADATA_OFFSET, Role, divide, metadata_
 use crate::disk::identity::{DiskIdentity, Host};
 use crate::disk::label::Label;
 use crate::disk::label::copies::{self, ReadError};
-use crate::disk::membership::{Member, Membership, RosterEntry, Settled};
+use crate::disk::membership::{Branch, Member, Membership, RosterEntry, Settled};
 use crate::disk::signature::{PROBE_LEN, probe};
 
 /// Start of a metadata region that is zeroed, so that no older database is taken for ours.
@@ -60,7 +60,8 @@ pub fn create_pool<D: BlockDev>(
     let members: Vec<Member> =
         plan.members.iter().map(|&i| Member { id: roster[i].id, uuid: roster[i].uuid }).collect();
     let settled = Settled { epoch: 1, members: members.clone() };
-    let membership = Membership { epoch: 1, members, proposed_after: None, roster: roster.clone() };
+    let branch = Branch::FIRST;
+    let membership = Membership { epoch: 1, members, proposed_after: None, branch, roster: roster.clone() };
     let mut open: Vec<OpenDisk<D>> = Vec::new();
     for ((disk, entry), layout) in disks.into_iter().zip(&roster).zip(&plan.layouts) {
         let label = new_label(&disk, entry, *layout, pool, options.extent_size, options.now, membership.clone());
@@ -81,6 +82,8 @@ pub fn create_pool<D: BlockDev>(
         missing: Vec::new(),
         rejected: Vec::new(),
         membership: settled,
+        branch: branch.id,
+        next_branch: Some(branch),
         read_only: false,
         stale_accepted: false,
         epoch_highest: 1,

@@ -1,3 +1,4 @@
+mod branches;
 mod changes;
 
 use std::path::Path;
@@ -8,7 +9,7 @@ use crate::disk::BlockDev;
 use crate::disk::geometry::{LABEL_A_OFFSET, TooSmall};
 use crate::disk::identity::Overlap;
 use crate::disk::label::copies;
-use crate::disk::membership::{Member, MembershipError};
+use crate::disk::membership::{Branch, Member, MembershipError};
 use crate::disk::signature::Foreign;
 use crate::disk::sim::{Fault, FaultKind, OpKind, SEED_NEWEST, SEED_OLDEST, SimDisk, SimTrace};
 

@@ -18,7 +18,7 @@ fn accepting_the_stale_state_makes_it_the_state() {
     // Unless they went their own way meanwhile.
     let mut other = reopen_with(&disks[..2], &OpenOptions::default()).unwrap();
     other.write_membership(&[DiskId(0), DiskId(1)]).unwrap();
-    assert!(matches!(reopen(&disks), Err(AssembleError::Membership(MembershipError::Forked { epoch: 2, .. }))));
+    assert!(matches!(reopen(&disks), Err(AssembleError::Membership(MembershipError::Forked { .. }))));
 }
 
 #[test]
