@@ -30,8 +30,7 @@ impl World {
     }
 
     pub fn create(&mut self) {
-        let with_vms = self.scenario.besides == Besides::Vms;
-        if with_vms {
+        if self.scenario.besides == Besides::Vms {
             self.rename_vm();
         }
         if self.guests.len() + self.creating.len() >= 3 {
@@ -61,7 +60,7 @@ impl World {
             block_size: 512,
             queues: 1,
             // Some name one that there is, others make it.
-            vm: (with_vms && id.0 % 4 < 2).then(|| format!("vm{}", id.0 % 3)),
+            vm: (self.scenario.besides == Besides::Vms && id.0 % 4 < 2).then(|| format!("vm{}", id.0 % 3)),
             socket_owner: None,
             socket_mode: 0o600,
             when_full: if self.rng.chance(1, 2) { WhenFull::Error } else { WhenFull::Queue { secs: 5 } },
