@@ -345,6 +345,29 @@ fn pools_that_are_not_whole_say_what_is_missing() {
     client.flush().unwrap();
     drop(client);
     host.stop();
+
+    // The others are a majority of the disks that they know, and go on by themselves, further than the first. Together with these
+    // the pool would be a mixture of both.
+    for _ in 0..2 {
+        host.serve(&[], &["d1.img", "d2.img"]);
+        host.stop();
+    }
+    let all = ["d0.img", "d1.img", "d2.img", "d3.img"];
+    for options in [&[][..], &["--accept-stale"]] {
+        let output = host.run(&Host::serve_args(options, &all));
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("of one history: 'd1' (epoch"), "{said}");
+        assert!(said.contains("not of it: 'd0' (epoch"), "{said}");
+    }
+    // Whoever wants the first state wipes the disks of the second one.
+    for disk in ["d1.img", "d2.img"] {
+        host.ok(&["disk", "wipe", "--yes", disk]);
+    }
+    host.serve(&[], &["d0.img", "d3.img"]);
+    assert!(read(&mut host.attach("a").unwrap(), 0, 4096) == pattern(1, 4096));
+    assert!(read(&mut host.attach("b").unwrap(), MIB, 4096) == pattern(2, 4096));
+    host.stop();
 }
 
 #[test]

@@ -188,7 +188,7 @@ fn a_branch_is_flagged_and_fits_the_epochs_or_is_refused() {
     assert_eq!(forge(0, 0, 0, 0), Ok(Branch::FIRST));
     // The membership is of epoch 5 and follows epoch 3.
     for (parent, since) in [(0, 1), (0, 3), (8, 2)] {
-        assert_eq!(forge(1, 9, parent, since.into()), Ok(Branch { id: 9, parent: parent.into(), since: since.into() }));
+        assert_eq!(forge(1, 9, parent, since), Ok(Branch { id: 9, parent: parent.into(), since: since.into() }));
     }
     let wrong = [
         ("no flag", (0, 9, 0, 3)),
