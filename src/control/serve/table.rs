@@ -160,6 +160,7 @@ pub fn open_table(
     let views = Views::of(pool.uuid, Arc::clone(files));
     let opening = Opening { store: &store, pool, views: &views, lineage, reactors };
     let Maps { kept, vhds, recovered, doubted, lost } = opening.maps(accept_stale)?;
+    store.heal_damaged()?;
     let written = pool.write_membership(&members)?;
     written.failed.iter().for_each(|failed| log::warn!("{failed}"));
     // From here on the store names the maps that were just completed.
