@@ -6,8 +6,10 @@
 //! Raising an epoch starts its commits from 0, so that an attempt that no majority took up stays behind an epoch that was
 //! served.
 
+mod doubt;
 mod load;
 mod mend;
+pub mod restore;
 #[cfg(test)]
 mod tests;
 
@@ -103,6 +105,14 @@ pub enum OpenError {
         /// Its disk.
         disk: String,
         /// What is damaged.
+        source: MemberError,
+    },
+    /// A member failed while a dump was written to it.
+    #[error("cannot write the placement store on disk '{disk}'")]
+    Write {
+        /// Its disk.
+        disk: String,
+        /// Why.
         source: MemberError,
     },
     /// A member failed while it was read.
@@ -216,9 +226,28 @@ fn make_each<D: BlockDev + ?Sized + 'static>(
 
 /// Opens a store from the members that are here, finds the one that is right, and makes the others equal to it.
 ///
+/// With [`OpenOptions::accept_stale`] the table may be of another time than what is on the disks: checksums are forgotten, and
+/// replicas are in doubt.
+///
 /// # Errors
 /// No majority, two histories, or nothing readable.
 pub fn open<D: BlockDev + ?Sized + 'static>(
+    places: Vec<MemberPlace<D>>,
+    options: &OpenOptions,
+) -> Result<OpenStore<D>, OpenError> {
+    let mut store = look(places, options)?;
+    if options.accept_stale {
+        store.forget_checksums()?;
+        store.doubt_replicas()?;
+    }
+    Ok(store)
+}
+
+/// As [`open`], to show the table as it is: not to be served, since nothing of it is put in doubt.
+///
+/// # Errors
+/// As [`open`].
+pub fn look<D: BlockDev + ?Sized + 'static>(
     places: Vec<MemberPlace<D>>,
     options: &OpenOptions,
 ) -> Result<OpenStore<D>, OpenError> {
@@ -230,6 +259,7 @@ pub fn open<D: BlockDev + ?Sized + 'static>(
         match member {
             // An empty member was being made when the power went: it has nothing to say.
             Ok(member) if member.state().stamp.epoch > 0 => members.push((place, member)),
+            Ok(member) if member.state().stamp.commit > 0 => failed.push((place, MemberError::Unfinished)),
             Ok(_) => failed.push((place, MemberError::Missing("content"))),
             Err(error) => failed.push((place, error)),
         }
@@ -248,9 +278,6 @@ pub fn open<D: BlockDev + ?Sized + 'static>(
     store.mend()?;
     store.rebuild(failed, options);
     store.check_majority()?;
-    if options.accept_stale {
-        store.forget_checksums()?;
-    }
     Ok(store)
 }
 

@@ -40,8 +40,8 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
         Ok(())
     }
 
-    /// Reads the records anew: those that were read are not right.
-    fn read_again(&mut self) -> Result<(), OpenError> {
+    /// Reads the records anew: those that were read are not right, or there were none yet.
+    pub(super) fn read_again(&mut self) -> Result<(), OpenError> {
         let (place, member) = &self.members[0];
         let read = Records::of(member).map_err(|source| OpenError::Read { disk: place.name.clone(), source })?;
         let Records { pool, vhds, jobs, vms } = read;
@@ -174,7 +174,11 @@ fn can_be_rebuilt(error: &MemberError) -> bool {
     match error {
         MemberError::Region(RegionError::NotFormatted | RegionError::Damaged) => true,
         MemberError::Database(redb::Error::Io(_)) => false,
-        MemberError::Database(_) | MemberError::Missing(_) | MemberError::Damaged(_) | MemberError::Page { .. } => true,
+        MemberError::Database(_)
+        | MemberError::Missing(_)
+        | MemberError::Unfinished
+        | MemberError::Damaged(_)
+        | MemberError::Page { .. } => true,
         MemberError::Region(_) | MemberError::Version { .. } | MemberError::Record(_) => false,
     }
 }

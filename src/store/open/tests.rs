@@ -2,6 +2,8 @@
 
 mod checksums;
 mod damage;
+mod doubt;
+mod restored;
 mod vms;
 
 use super::*;
