@@ -403,6 +403,27 @@ fn metrics_and_events_are_there_for_others() {
     host.stop();
 }
 
+/// One that was away has the table from before, and must never win with it.
+#[test]
+fn a_restore_goes_without_a_disk_that_carries_the_table_only_when_told_to() {
+    let disks = ["d0.img", "d1.img", "d2.img"];
+    let mut host = Host::with_pool(3);
+    host.serve(&[], &disks);
+    host.ok(&["vhd", "create", "before", "--size", "16MiB", "--layout", "isolated"]);
+    host.ok(&["metadata", "dump", "-o", "old.dump"]);
+    host.ok(&["vhd", "create", "after", "--size", "16MiB", "--layout", "isolated"]);
+    host.stop();
+    let restore = ["metadata", "restore", "old.dump", "d0.img", "d1.img"];
+    let refused = host.refused(&restore, 4);
+    assert!(refused.contains("'d2'") && refused.contains("--force"), "{refused}");
+    host.ok(&[&restore[..], &["--force"]].concat());
+    host.serve(&[], &disks);
+    let vhds = host.json(&["vhd", "list"])["vhds"].clone();
+    let names: Vec<&str> = vhds.as_array().unwrap().iter().map(|vhd| vhd["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["before"]);
+    host.stop();
+}
+
 #[test]
 fn a_table_can_be_dumped_and_restored() {
     let mut host = Host::with_pool(1);

@@ -90,6 +90,9 @@ pub enum RestoreError {
     /// The store said.
     #[error("cannot write the placement store")]
     Member(#[from] MemberError),
+    /// It could not be made.
+    #[error(transparent)]
+    Store(#[from] super::open::OpenError),
 }
 
 #[derive(Serialize, Deserialize)]

@@ -72,6 +72,12 @@ pub enum MemberError {
     /// A row that is always there is not.
     #[error("the database in the metadata region has no {0}: it was not created whole")]
     Missing(&'static str),
+    /// It was being written from a dump.
+    #[error(
+        "the placement table was being restored, and that was cut off: it cannot be used until 'spanblk metadata restore' \
+         has succeeded"
+    )]
+    Unfinished,
     /// A row of `meta`, `vhds`, `jobs` or `vms` is damaged.
     #[error("the {0} in the metadata region is damaged: the disk changed it")]
     Damaged(&'static str),

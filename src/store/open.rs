@@ -6,12 +6,15 @@
 //! Raising an epoch starts its commits from 0, so that an attempt that no majority took up stays behind an epoch that was
 //! served.
 
+mod doubt;
 mod load;
 mod mend;
+pub mod restore;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use uuid::Uuid;
@@ -93,6 +96,25 @@ pub enum OpenError {
     /// A damaged row that no member has whole.
     #[error("the placement table is damaged on every member")]
     Damaged(#[source] MemberError),
+    /// The last commit is there, a row of it is damaged, and what was acknowledged may be in no other member.
+    #[error(
+        "the placement store on disk '{disk}' has the last commit and is damaged, and no other disk that is here has that \
+         commit whole: bring back the disks that are missing, or restore the table from a dump ('spanblk metadata restore')"
+    )]
+    DamagedAhead {
+        /// Its disk.
+        disk: String,
+        /// What is damaged.
+        source: MemberError,
+    },
+    /// A member failed while a dump was written to it.
+    #[error("cannot write the placement store on disk '{disk}'")]
+    Write {
+        /// Its disk.
+        disk: String,
+        /// Why.
+        source: MemberError,
+    },
     /// A member failed while it was read.
     #[error("cannot read the placement store on disk '{disk}'")]
     Read {
@@ -145,10 +167,12 @@ pub struct OpenOptions {
 /// A store that is open and not yet raised to a new epoch.
 #[derive(Debug)]
 pub struct OpenStore<D: BlockDev + ?Sized + 'static> {
-    members: Vec<(MemberPlace<D>, Member<D>)>,
+    members: Vec<Here<D>>,
     total: usize,
     /// A majority is not wanted.
     accept_stale: bool,
+    /// A damaged row was met, and taken from another member.
+    damaged: AtomicBool,
     /// What had to be mended.
     pub mended: Vec<Mended>,
     /// Members that are here and could not be used.
@@ -175,35 +199,55 @@ pub fn create<D: BlockDev + ?Sized + 'static>(
     let tuning = Tuning::default();
     let batch =
         Batch { stamp: Stamp { epoch: 1, commit: 1 }, steps: vec![Step::Edit(StoreEdit::PutPool(pool.clone()))] };
-    let made = in_parallel(places, |place| {
+    let members = make_each(places, |place| {
         let mut member = Member::create(Arc::clone(&place.disk), place.place, pool.uuid, tuning)?;
         member.raise(MemberState { stamp: Stamp { epoch: 1, commit: 0 }, lineage })?;
         member.apply(&batch)?;
         Ok(member)
+    })?;
+    let records = Records { pool: pool.clone(), vhds: Vec::new(), jobs: Vec::new(), vms: Vec::new() };
+    Ok(OpenStore::of(members, records))
+}
+
+/// Makes a member in each place.
+///
+/// # Errors
+/// The first that could not be made.
+fn make_each<D: BlockDev + ?Sized + 'static>(
+    places: Vec<MemberPlace<D>>,
+    make: impl Fn(&MemberPlace<D>) -> Result<Member<D>, MemberError> + Sync,
+) -> Result<Vec<Here<D>>, OpenError> {
+    let made = in_parallel(places, make).into_iter().map(|(place, member)| match member {
+        Ok(member) => Ok((place, member)),
+        Err(source) => Err(OpenError::Create { disk: place.name, source }),
     });
-    let mut members = Vec::new();
-    for (place, member) in made {
-        let member = member.map_err(|source| OpenError::Create { disk: place.name.clone(), source })?;
-        members.push((place, member));
-    }
-    Ok(OpenStore {
-        total: members.len(),
-        members,
-        accept_stale: false,
-        mended: Vec::new(),
-        failed: Vec::new(),
-        pool: pool.clone(),
-        vhds: Vec::new(),
-        jobs: Vec::new(),
-        vms: Vec::new(),
-    })
+    made.collect()
 }
 
 /// Opens a store from the members that are here, finds the one that is right, and makes the others equal to it.
 ///
+/// With [`OpenOptions::accept_stale`] the table may be of another time than what is on the disks: checksums are forgotten, and
+/// replicas are in doubt.
+///
 /// # Errors
 /// No majority, two histories, or nothing readable.
 pub fn open<D: BlockDev + ?Sized + 'static>(
+    places: Vec<MemberPlace<D>>,
+    options: &OpenOptions,
+) -> Result<OpenStore<D>, OpenError> {
+    let mut store = look(places, options)?;
+    if options.accept_stale {
+        store.forget_checksums()?;
+        store.doubt_replicas()?;
+    }
+    Ok(store)
+}
+
+/// As [`open`], to show the table as it is: not to be served, since nothing of it is put in doubt.
+///
+/// # Errors
+/// As [`open`].
+pub fn look<D: BlockDev + ?Sized + 'static>(
     places: Vec<MemberPlace<D>>,
     options: &OpenOptions,
 ) -> Result<OpenStore<D>, OpenError> {
@@ -215,6 +259,7 @@ pub fn open<D: BlockDev + ?Sized + 'static>(
         match member {
             // An empty member was being made when the power went: it has nothing to say.
             Ok(member) if member.state().stamp.epoch > 0 => members.push((place, member)),
+            Ok(member) if member.state().stamp.commit > 0 => failed.push((place, MemberError::Unfinished)),
             Ok(_) => failed.push((place, MemberError::Missing("content"))),
             Err(error) => failed.push((place, error)),
         }
@@ -227,24 +272,12 @@ pub fn open<D: BlockDev + ?Sized + 'static>(
     }
     check_forked(&members)?;
     members.sort_by_key(|(_, member)| std::cmp::Reverse(member.state().stamp));
-    let Records { pool, vhds, jobs, vms } = read_records(&mut members, &mut failed)?;
-    let mut store = OpenStore {
-        total: options.total,
-        accept_stale: options.accept_stale,
-        mended: Vec::new(),
-        failed: Vec::new(),
-        pool,
-        vhds,
-        jobs,
-        vms,
-        members,
-    };
-    store.mend();
+    let records = read_records(&mut members, &mut failed, options.total)?;
+    let mut store =
+        OpenStore { total: options.total, accept_stale: options.accept_stale, ..OpenStore::of(members, records) };
+    store.mend()?;
     store.rebuild(failed, options);
     store.check_majority()?;
-    if options.accept_stale {
-        store.forget_checksums()?;
-    }
     Ok(store)
 }
 
@@ -269,15 +302,20 @@ impl Records {
 
 /// Reads all records from the first member that has the last commit and can be read; those before it have failed.
 fn read_records<D: BlockDev + ?Sized + 'static>(
-    members: &mut Vec<(MemberPlace<D>, Member<D>)>,
+    members: &mut Vec<Here<D>>,
     failed: &mut Vec<(MemberPlace<D>, MemberError)>,
+    total: usize,
 ) -> Result<Records, OpenError> {
     loop {
         let (place, member) = &members[0];
         match Records::of(member) {
             Ok(records) => return Ok(records),
-            // Only from an equal one: an older one may lack what was acknowledged.
-            Err(source) if members.get(1).is_some_and(|(_, next)| next.state() == member.state()) => {
+            // An older one may lack what was acknowledged, unless only this one can have it.
+            Err(source)
+                if members.get(1).is_some_and(|(_, next)| {
+                    next.state() == member.state() || 1 + total.saturating_sub(members.len()) < majority(total)
+                }) =>
+            {
                 let (place, _) = members.remove(0);
                 failed.push((place, source));
             }
@@ -287,7 +325,7 @@ fn read_records<D: BlockDev + ?Sized + 'static>(
 }
 
 /// Members of one epoch that was served (it has commits) must have been opened together.
-fn check_forked<D: BlockDev + ?Sized + 'static>(members: &[(MemberPlace<D>, Member<D>)]) -> Result<(), OpenError> {
+fn check_forked<D: BlockDev + ?Sized + 'static>(members: &[Here<D>]) -> Result<(), OpenError> {
     let Some(epoch) = members.iter().map(|(_, member)| member.state().stamp.epoch).max() else { return Ok(()) };
     let mut served = members.iter().filter(|(_, member)| {
         let stamp = member.state().stamp;
@@ -299,6 +337,9 @@ fn check_forked<D: BlockDev + ?Sized + 'static>(members: &[(MemberPlace<D>, Memb
         None => Ok(()),
     }
 }
+
+/// A member that is here.
+type Here<D> = (MemberPlace<D>, Member<D>);
 
 type Opened<D> = (MemberPlace<D>, Result<Member<D>, MemberError>);
 
@@ -322,6 +363,23 @@ fn in_parallel<D: BlockDev + ?Sized + 'static>(
 }
 
 impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
+    /// A store all of whose members are here.
+    fn of(members: Vec<Here<D>>, records: Records) -> OpenStore<D> {
+        let Records { pool, vhds, jobs, vms } = records;
+        OpenStore {
+            total: members.len(),
+            members,
+            accept_stale: false,
+            damaged: AtomicBool::new(false),
+            mended: Vec::new(),
+            failed: Vec::new(),
+            pool,
+            vhds,
+            jobs,
+            vms,
+        }
+    }
+
     /// The commit that was found.
     #[must_use]
     pub fn state(&self) -> MemberState {
@@ -395,7 +453,7 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
     fn on_each(&mut self, work: impl Fn(&mut Member<D>) -> Result<(), MemberError> + Sync) {
         let done: Vec<_> = thread::scope(|scope| {
             let work = &work;
-            let start = |(place, mut member): (MemberPlace<D>, Member<D>)| {
+            let start = |(place, mut member): Here<D>| {
                 scope.spawn(move || {
                     let result = work(&mut member);
                     (place, member, result)

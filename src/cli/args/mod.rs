@@ -163,7 +163,7 @@ pub enum MetadataCommand {
         /// All disks of the pool, which nobody may be serving
         #[arg(value_name = "DISK", required = true)]
         disks: Vec<PathBuf>,
-        /// Replace a table that is readable
+        /// Replace a table that is readable, and restore although a disk that carries it is missing
         #[arg(long)]
         force: bool,
     },
@@ -175,7 +175,9 @@ Examples:
 
 const RESTORE_HELP: &str = "\
 Data written after the dump was made may be attributed to the wrong extents: restore only the newest dump, and only if
-the table cannot be read any more.
+the table cannot be read any more. All disks that carry the table must be there: one that is missing keeps the old table.
+If it is lost for good, --force restores without it, and it does not carry the table any more. A restore that is cut off
+leaves a pool that does not open until a restore has succeeded. Replicas are made equal once the pool is served.
 
 Example:
   spanblk metadata restore /root/pool.dump /srv/a.img /srv/b.img";

@@ -14,7 +14,7 @@ use crate::cli::output::{Failure, Outcome, warn};
 use crate::control::convert::check_report;
 use crate::control::error_chain;
 use crate::control::serve;
-use crate::control::serve::table::{TableError, open_store, places};
+use crate::control::serve::table::{TableError, look_at_store, open_store, places};
 use crate::control::wire::{CheckReport, ErrorKind};
 use crate::disk::file::{FileDisk, OpenError};
 use crate::disk::identity::Host;
@@ -22,13 +22,10 @@ use crate::disk::label;
 use crate::disk::pool::{FindError, OpenOptions, OpenPool, open_pool};
 use crate::placement::check::{Checker, TableExtent};
 use crate::placement::record::{PoolRecord, VhdRecord};
-use crate::store::batch::{Batch, Step};
 use crate::store::dump::{self, RestoreError};
-use crate::store::member::Member;
-use crate::store::mirror::{Direct, Members};
-use crate::store::open::{self, OpenStore};
+use crate::store::open::OpenStore;
+use crate::store::open::restore::restore as restore_store;
 use crate::store::overlay::Overlay;
-use crate::store::page::Stamp;
 
 pub use impact::impact;
 
@@ -73,7 +70,7 @@ fn warn_missing(pool: &OpenPool<FileDisk>, vhds: &[VhdRecord]) {
 /// Opens the store of a pool without changing anything on its disks.
 fn look(pool: &OpenPool<FileDisk>) -> Result<OpenStore<Overlay<FileDisk>>, Failure> {
     let places = places(pool, |disk| Arc::new(Overlay::new(Arc::clone(&disk.dev))));
-    let store = open_store(pool, places, true).map_err(|error: TableError| failed(&error))?;
+    let store = look_at_store(pool, places).map_err(|error: TableError| failed(&error))?;
     warn_missing(pool, &store.vhds);
     for mended in &store.mended {
         warn(format!("the placement store on disk '{}' is out of date; serving the pool brings it up", mended.disk));
@@ -135,48 +132,66 @@ pub fn restore(session: &Session, text: &str, disks: &[PathBuf], force: bool) ->
     let record = dump::pool_of(first).map_err(|error| restore_error(&error))?;
     // A dump that is not whole must not cost the table that is there.
     dump::restore(text.as_bytes(), |_| Ok(())).map_err(|error| restore_error(&error))?;
-    let pool = open_disks(disks, false, STOP_DAEMON)?;
+    let mut pool = open_disks(disks, false, STOP_DAEMON)?;
     if record.uuid != pool.uuid {
         let message = format!("the dump is of pool {}, the disks are of pool {}", record.uuid, pool.uuid);
         return Err(Failure::new(ErrorKind::Conflict, message).hint("give the disks that the dump was made of"));
     }
+    refuse_missing(&pool, force)?;
     let readable =
         open_store(&pool, places(&pool, |disk| Arc::new(Overlay::new(Arc::clone(&disk.dev)))), false).is_ok();
     if readable && !force {
         return Err(Failure::new(ErrorKind::Conflict, "the placement table of these disks is readable")
             .hint("what was written after the dump would be lost; --force replaces it all the same"));
     }
-    let lineage = Uuid::new_v4().as_u64_pair().0;
-    let places = places(&pool, |disk| Arc::clone(&disk.dev));
-    let store = open::create(places, &record, lineage).map_err(|error| failed(&error))?;
-    put_back(text, store.into_members())?;
+    put_back(text, &mut pool).map_err(|failure| failure.hint(CUT_OFF))?;
     let restored = Restored { pool: pool.uuid, lines: text.lines().count() };
     session
         .output()
         .show(&restored, |r| format!("restored the placement table of pool {} ({} lines)\n", r.pool, r.lines))
 }
 
-fn put_back(text: &str, members: Vec<(DiskId, Member<FileDisk>)>) -> Outcome {
-    let total = members.len();
-    let mut stamp: Stamp = members.iter().map(|(_, member)| member.state().stamp).max().unwrap_or_default();
-    let mut direct = Direct::new(members, total);
-    let mut whole = true;
-    let commit = |steps: Vec<Step>| {
-        stamp.commit += 1;
-        whole &= direct.apply(&Arc::new(Batch { stamp, steps })).dropped.is_empty();
-        Ok(())
-    };
-    dump::restore(text.as_bytes(), commit).map_err(|error| restore_error(&error))?;
-    if whole {
+/// A member that is not here keeps the table from before the restore.
+fn refuse_missing(pool: &OpenPool<FileDisk>, force: bool) -> Outcome {
+    let missing = || pool.missing.iter().filter(|missing| missing.store_member);
+    if force {
+        missing().for_each(|missing| warn(format!("disk {missing} is missing; it does not carry the table any more")));
         return Ok(());
     }
-    Err(Failure::new(ErrorKind::Failed, "a disk failed while the table was written")
-        .hint("replace the disk and restore again: the table is not complete"))
+    if pool.store_members().count() == pool.membership.members.len() {
+        return Ok(());
+    }
+    let names: Vec<String> = missing().map(ToString::to_string).collect();
+    let message = format!(
+        "{} of the disks that carry the placement table are missing: {}",
+        pool.membership.members.len() - pool.store_members().count(),
+        if names.is_empty() { "none that is known by name".to_owned() } else { names.join(", ") }
+    );
+    Err(Failure::new(ErrorKind::Conflict, message)
+        .hint("attach them; if they are lost for good, --force restores without them, and they do not carry the table any more"))
+}
+
+const CUT_OFF: &str = "the table is not complete, and the pool does not open until a restore has succeeded: restore again, \
+                       after replacing the disk if one has failed";
+
+fn put_back(text: &str, pool: &mut OpenPool<FileDisk>) -> Outcome {
+    let places = places(pool, |disk| Arc::clone(&disk.dev));
+    let members: Vec<DiskId> = places.iter().map(|place| place.id).collect();
+    let restored = restore_store(places, text).map_err(|error| restore_error(&error))?;
+    // Labels first, as whenever the pool is opened: who is missing is a member no more, and its table can never be the newest.
+    let written = pool.write_membership(&members).map_err(|error| failed(&error))?;
+    written.failed.iter().for_each(warn);
+    let lineage = Uuid::new_v4().as_u64_pair().0;
+    let store = restored.finish(written.epoch, lineage).map_err(|error| failed(&error))?;
+    for failed in &store.failed {
+        warn(format!("the placement store on disk '{}' cannot be used: {}", failed.disk, failed.error));
+    }
+    Ok(())
 }
 
 fn restore_error(error: &RestoreError) -> Failure {
     let kind = match error {
-        RestoreError::Member(_) | RestoreError::Read(_) => ErrorKind::Failed,
+        RestoreError::Member(_) | RestoreError::Store(_) | RestoreError::Read(_) => ErrorKind::Failed,
         _ => ErrorKind::Invalid,
     };
     Failure::new(kind, error_chain(error))

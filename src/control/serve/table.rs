@@ -129,9 +129,28 @@ pub fn open_store<D: BlockDev + ?Sized + 'static>(
     places: Vec<MemberPlace<D>>,
     accept_stale: bool,
 ) -> Result<OpenStore<D>, TableError> {
-    let total = pool.membership.members.len();
-    let options = OpenOptions { pool: pool.uuid, total, accept_stale, tuning: Tuning::default() };
-    let store = open::open(places, &options)?;
+    of_pool(pool, open::open(places, &options(pool, accept_stale))?)
+}
+
+/// Opens the store of a pool, stale or not, to show what it says: it must not be served.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn look_at_store<D: BlockDev + ?Sized + 'static>(
+    pool: &OpenPool<FileDisk>,
+    places: Vec<MemberPlace<D>>,
+) -> Result<OpenStore<D>, TableError> {
+    of_pool(pool, open::look(places, &options(pool, true))?)
+}
+
+fn options(pool: &OpenPool<FileDisk>, accept_stale: bool) -> OpenOptions {
+    OpenOptions { pool: pool.uuid, total: pool.membership.members.len(), accept_stale, tuning: Tuning::default() }
+}
+
+fn of_pool<D: BlockDev + ?Sized + 'static>(
+    pool: &OpenPool<FileDisk>,
+    store: OpenStore<D>,
+) -> Result<OpenStore<D>, TableError> {
     if store.pool.uuid != pool.uuid {
         return Err(TableError::OtherPool { found: store.pool.uuid, expected: pool.uuid });
     }
@@ -160,6 +179,7 @@ pub fn open_table(
     let views = Views::of(pool.uuid, Arc::clone(files));
     let opening = Opening { store: &store, pool, views: &views, lineage, reactors };
     let Maps { kept, vhds, recovered, doubted, lost } = opening.maps(accept_stale)?;
+    store.heal_damaged()?;
     let written = pool.write_membership(&members)?;
     written.failed.iter().for_each(|failed| log::warn!("{failed}"));
     // From here on the store names the maps that were just completed.

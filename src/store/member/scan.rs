@@ -2,7 +2,9 @@
 
 use std::cmp::Ordering;
 
-use redb::{ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{
+    AccessGuard, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+};
 
 use super::{
     CHECKSUMS, JOBS, META, Member, MemberError, MemberState, PAGES, POOL, PageTable, RecordTable, VHDS, VMS, db_error,
@@ -10,6 +12,7 @@ use super::{
 };
 use crate::base::ids::VhdId;
 use crate::disk::BlockDev;
+use crate::store::checksums::PageChecksums;
 use crate::store::page::{self, ExtentRow, PageKey};
 
 /// What it took to bring a member up.
@@ -19,6 +22,8 @@ pub struct Copied {
     pub put: u64,
     /// Rows that should not have been there.
     pub deleted: u64,
+    /// Rows that are damaged in the member that is right, and were taken from another.
+    pub damaged: u64,
 }
 
 type Key = (u32, u32);
@@ -108,29 +113,67 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
     /// to differ.
     ///
     /// # Errors
-    /// Either member's; nothing has changed then.
+    /// Either member's; nothing has changed then. So does a row that is damaged in `source`: it must not take the place of a good one.
     pub fn copy_from(&mut self, source: &Snapshot) -> Result<Copied, MemberError> {
+        self.copy_from_all(std::slice::from_ref(source))
+    }
+
+    /// As [`Member::copy_from`], from several members of one state: a row that is damaged in the first is taken from the next that
+    /// has it whole, or stays as it is if this member has the same state and has it whole.
+    ///
+    /// # Errors
+    /// As [`Member::copy_from`], if a row is damaged in all of them.
+    pub fn copy_from_all(&mut self, sources: &[Snapshot]) -> Result<Copied, MemberError> {
+        let source = &sources[0];
         let mine = self.snapshot()?;
-        let differences = [PAGES, CHECKSUMS].map(|table| Ok((table, Differences::between(table, &mine, source)?)));
-        let differences: Vec<(Pages, Differences)> = differences.into_iter().collect::<Result<_, MemberError>>()?;
-        let count = |count: fn(&Differences) -> usize| differences.iter().map(|(_, of)| count(of) as u64).sum();
-        let copied = Copied { put: count(|of| of.put.len()), deleted: count(|of| of.deleted.len()) };
-        self.retry_grown(|member| {
+        let kinds: [(Pages, Check); 2] = [(PAGES, check_page), (CHECKSUMS, check_checksums)];
+        let differences = kinds.map(|(table, check)| Differences::between(table, check, &mine, source));
+        let differences: Vec<Differences> = differences.into_iter().collect::<Result<_, MemberError>>()?;
+        let count = |count: fn(&Differences) -> usize| differences.iter().map(|of| count(of) as u64).sum();
+        let copied = Copied { put: count(|of| of.put.len()), deleted: count(|of| of.deleted.len()), damaged: 0 };
+        let damaged = self.retry_grown(|member| {
             member.transact(|txn| {
                 copy_records(txn, source)?;
-                differences.iter().try_for_each(|(table, differences)| differences.undo(*table, txn, source))?;
-                put_state(txn, source.state)
+                let undone = differences.iter().map(|differences| differences.undo(txn, sources));
+                let damaged = undone.sum::<Result<u64, MemberError>>()?;
+                put_state(txn, source.state)?;
+                Ok(damaged)
             })
         })?;
         self.state = source.state;
-        Ok(copied)
+        Ok(Copied { damaged, ..copied })
     }
 }
 
 type Pages = TableDefinition<'static, Key, &'static [u8]>;
 
+/// What is to become of a row that is damaged wherever it is.
+enum Rotten {
+    /// Nothing can be copied without it.
+    Needed(MemberError),
+    /// It is left out.
+    Forgotten,
+}
+
+/// Looks whether a row is whole.
+type Check = fn(Key, &[u8]) -> Result<(), Rotten>;
+
+fn check_page((vhd, page): Key, row: &[u8]) -> Result<(), Rotten> {
+    let key = PageKey { vhd: VhdId(vhd), page };
+    page::visit(row, |_, _| ()).map(drop).map_err(|source| Rotten::Needed(MemberError::Page { key, source }))
+}
+
+/// Without a row of checksums nobody knows what is on the disks there: nothing worse. What the target has may be of another time.
+fn check_checksums(_: Key, row: &[u8]) -> Result<(), Rotten> {
+    PageChecksums::decode(row).map(drop).map_err(|_| Rotten::Forgotten)
+}
+
 /// How a table differs from that of another member.
 struct Differences {
+    table: Pages,
+    check: Check,
+    /// Both members have the same state: what is whole in either is right.
+    equal: bool,
     /// Keys of rows of the other that are missing or different.
     put: Vec<Key>,
     /// Keys of rows that the other does not have.
@@ -138,7 +181,8 @@ struct Differences {
 }
 
 impl Differences {
-    fn between(table: Pages, mine: &Snapshot, source: &Snapshot) -> Result<Differences, MemberError> {
+    fn between(table: Pages, check: Check, mine: &Snapshot, source: &Snapshot) -> Result<Differences, MemberError> {
+        let equal = mine.state == source.state;
         let (ours, theirs) = (table_if_any(&mine.txn, table)?, table_if_any(&source.txn, table)?);
         let ours = ours.as_ref().map(ReadableTable::iter).transpose().map_err(db_error)?;
         let theirs = theirs.as_ref().map(ReadableTable::iter).transpose().map_err(db_error)?;
@@ -148,7 +192,7 @@ impl Differences {
         let mut other = theirs.next().transpose().map_err(db_error)?;
         loop {
             let order = match (&mine, &other) {
-                (None, None) => return Ok(Differences { put, deleted }),
+                (None, None) => return Ok(Differences { table, check, equal, put, deleted }),
                 (Some(_), None) => Ordering::Less,
                 (None, Some(_)) => Ordering::Greater,
                 (Some(mine), Some(other)) => mine.0.value().cmp(&other.0.value()),
@@ -168,18 +212,48 @@ impl Differences {
         }
     }
 
-    /// Makes the table equal to that of the other.
-    fn undo(&self, table: Pages, txn: &WriteTransaction, source: &Snapshot) -> Result<(), MemberError> {
-        let mut rows: PageTable<'_> = txn.open_table(table).map_err(db_error)?;
+    /// Makes the table equal to that of the first of the others. Returns how many rows are damaged there.
+    fn undo(&self, txn: &WriteTransaction, sources: &[Snapshot]) -> Result<u64, MemberError> {
+        let mut rows: PageTable<'_> = txn.open_table(self.table).map_err(db_error)?;
         for key in &self.deleted {
             rows.remove(key).map_err(db_error)?;
         }
-        let Some(from) = table_if_any(&source.txn, table)? else { return Ok(()) };
+        let from = sources.iter().map(|source| table_if_any(&source.txn, self.table));
+        let from: Vec<_> = from.collect::<Result<_, MemberError>>()?;
+        let mut damaged = 0;
         for key in &self.put {
-            let row = from.get(key).map_err(db_error)?.expect("a snapshot does not change");
-            rows.insert(key, row.value()).map_err(db_error)?;
+            let mut rotten = None;
+            let mut whole = None;
+            for table in from.iter().flatten() {
+                let Some(row) = table.get(key).map_err(db_error)? else { continue };
+                match (self.check)(*key, row.value()) {
+                    Ok(()) => {
+                        whole = Some(row);
+                        break;
+                    }
+                    Err(found) => rotten = rotten.or(Some(found)),
+                }
+            }
+            damaged += u64::from(rotten.is_some());
+            match (whole, rotten) {
+                (Some(row), _) => drop(rows.insert(key, row.value()).map_err(db_error)?),
+                (None, Some(rotten)) => self.keep_or_forget(&mut rows, *key, rotten)?,
+                (None, None) => unreachable!("a snapshot does not change"),
+            }
         }
-        Ok(())
+        Ok(damaged)
+    }
+
+    /// None of the others has a row whole.
+    fn keep_or_forget(&self, rows: &mut PageTable<'_>, key: Key, rotten: Rotten) -> Result<(), MemberError> {
+        let is_whole = |row: AccessGuard<'_, &'static [u8]>| (self.check)(key, row.value()).is_ok();
+        if self.equal && rows.get(key).map_err(db_error)?.is_some_and(is_whole) {
+            return Ok(());
+        }
+        match rotten {
+            Rotten::Needed(error) => Err(error),
+            Rotten::Forgotten => rows.remove(key).map(drop).map_err(db_error),
+        }
     }
 }
 

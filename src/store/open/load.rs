@@ -1,5 +1,7 @@
 //! Reading the table of a store that is open: what one member cannot say is asked of another.
 
+use std::sync::atomic::Ordering;
+
 use super::{MemberPlace, OpenError, OpenStore};
 use crate::disk::BlockDev;
 use crate::store::checksums::PageChecksums;
@@ -8,7 +10,7 @@ use crate::store::page::{self, ExtentRow, PageKey};
 
 impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
     /// Shows every extent that the table says anything about, in the order of VHDs and extents. What one member has lost,
-    /// be it a row or all that follows, is taken from another.
+    /// be it a row or all that follows, is taken from another; [`OpenStore::heal_damaged`] then gives rows back to it.
     ///
     /// # Errors
     /// No member can be read to the end, or a row is damaged on all of them. Extents before have been shown.
@@ -86,6 +88,7 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
         let others = self.members.iter().filter(|(other, _)| other.id != place.id);
         let whole = |member: &Member<D>| PageChecksums::decode(&member.checksums(key).ok()??).ok();
         let found = others.into_iter().find_map(|(_, member)| whole(member));
+        self.damaged.store(true, Ordering::Relaxed);
         let so = if found.is_some() { "it was read from another member" } else { "what is there is not checked" };
         log::warn!("disk '{}': page {page} of VHD {vhd}: {damaged}; {so}", place.name);
         found
@@ -103,6 +106,7 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
             return Ok(page::intends(bytes));
         };
         let damaged = MemberError::Page { key, source };
+        self.damaged.store(true, Ordering::Relaxed);
         for (_, other) in self.members.iter().filter(|(other, _)| other.id != place.id) {
             if let Ok(Some(bytes)) = other.row(key)
                 && page::visit(&bytes, |place, extent| each(key, place, &extent)).is_ok()

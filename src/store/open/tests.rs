@@ -1,6 +1,9 @@
 #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 
 mod checksums;
+mod damage;
+mod doubt;
+mod restored;
 mod vms;
 
 use super::*;
@@ -333,7 +336,7 @@ fn records_are_read_from_an_equal_member() {
     let mut failed = Vec::new();
     let first = members[0].0.id;
     disks[usize::from(first.0)].inject(Fault::always(OpKind::Read, FaultKind::Error(libc::EIO)));
-    let Records { vhds: found, .. } = read_records(&mut members, &mut failed).unwrap();
+    let Records { vhds: found, .. } = read_records(&mut members, &mut failed, 3).unwrap();
     assert_eq!(found.iter().map(|vhd| vhd.id.0).collect::<Vec<_>>(), vhds);
     assert_eq!((members.len(), failed.len(), failed[0].0.id), (2, 1, first));
 }

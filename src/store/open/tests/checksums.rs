@@ -46,7 +46,7 @@ fn rows_are_brought_to_the_disk_that_was_away() {
     edit_jobs(&disks, &[0, 1, 2], vec![row(1, 0, 1), row(1, 1, 2)]);
     edit_jobs(&disks, &[0, 1], vec![row(1, 0, 3), row(1, 1, 0), row(1, 2, 4)]);
     let (_, mended) = edit_jobs(&disks, &[1, 2], Vec::new());
-    assert_eq!(mended[0].copied, Copied { put: 2, deleted: 1 });
+    assert_eq!(mended[0].copied, Copied { put: 2, deleted: 1, damaged: 0 });
     assert_eq!(loaded(&opened(&disks, &[2, 1])), [(1, 0, 3), (1, 2, 4)]);
 }
 
