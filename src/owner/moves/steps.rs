@@ -173,16 +173,15 @@ impl Owner {
         let mut lost = Vec::new();
         for moved in &moves {
             let Some(target) = moved.to else { continue };
-            let settled = vhd.state.map.lookup(moved.extent).replicas.settled();
+            let seen = vhd.state.map.lookup(moved.extent);
+            let settled = seen.replicas.settled();
             let works = |r: &Replica| r.state == ReplicaState::InSync && !self.space.disk(r.disk).state.is_failed();
             // The one that guests read: if a power cut has left replicas different, what was read once stays.
-            // Nothing has to be read of an extent in which nothing is.
-            let empty = || {
-                settled
-                    .iter()
-                    .find(|r| r.state == ReplicaState::InSync)
-                    .filter(|_| vhd.state.map.lookup(moved.extent).present.is_empty())
-            };
+            // Nothing has to be read of an extent in which nothing is, nor is about to be. A first write that saw the old view may still
+            // be on its way to a disk that has failed, since no fence there is waited for: then it holds its claim, and if the disk answers
+            // after all, that disk is the only one that has it. (One that had no claim by now sees the copy.)
+            let is_empty = seen.present.is_empty() && seen.claimed.is_empty();
+            let empty = || settled.iter().find(|r| r.state == ReplicaState::InSync).filter(|_| is_empty);
             let Some(source) = settled.iter().find(works).or_else(empty) else {
                 lost.push((moved.id, settled.iter().next().map_or(target.disk, |r| r.disk)));
                 continue;
