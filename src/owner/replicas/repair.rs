@@ -254,8 +254,15 @@ impl Owner {
         ended: Result<bool, Fault>,
         out: &mut impl OwnerOutbox,
     ) -> bool {
-        let Some((place, may_turn)) = self.repairs.running.remove(&id) else { return false };
+        let Some((place, may_turn)) = self.repairs.running.get(&id).copied() else { return false };
         self.repairs.told_jobs = true;
+        if let Err(fault) = ended {
+            // It runs until it is known what becomes of the replica. A disk that fails ends moves, and jobs begin with others: one of this
+            // extent would cross with the row that makes the replica stale.
+            self.disk_error(fault.disk, fault.error, false, out);
+            self.repair_failed(place, may_turn, fault, out);
+        }
+        self.repairs.running.remove(&id);
         match ended {
             Ok(true) => {
                 self.repairs.made += 1;
@@ -263,10 +270,7 @@ impl Owner {
             }
             // The extent has been moved, or dropped: looks again.
             Ok(false) => self.repairs.waiting.push_back((place, may_turn)),
-            Err(fault) => {
-                self.disk_error(fault.disk, fault.error, false, out);
-                self.repair_failed(place, may_turn, fault, out);
-            }
+            Err(_) => {}
         }
         self.run_repairs(out);
         true

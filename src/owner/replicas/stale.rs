@@ -118,6 +118,8 @@ impl Owner {
         {
             let (id, extent, disk) = place;
             let Some(vhd) = self.vhds.get(id).filter(|vhd| !vhd.frozen) else { continue };
+            // Wishes are made while nothing moves the extent, and nothing begins to while there are any: the rows of both would cross.
+            debug_assert!(self.waves.of_extent(id, extent).is_none(), "extent {} is being moved", extent.0);
             let seen = vhd.state.map.lookup(extent);
             let Some(replica) = seen.replicas.on(disk).filter(|r| r.state == ReplicaState::InSync) else { continue };
             // Of an extent two replicas may go stale in one edit.

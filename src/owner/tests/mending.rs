@@ -208,6 +208,49 @@ fn a_job_goes_on_when_a_flush_that_held_it_up_is_answered() {
     assert!(on(&vhd, DiskId(0), ReplicaState::InSync).is_empty(), "{:?}", world.jobs());
 }
 
+/// The disk that cannot be written fails with that: its moves end, and the job begins with others at once.
+#[test]
+fn no_extent_begins_to_move_while_its_replica_becomes_stale() {
+    for steps in 0..4 {
+        let (mut world, vhd) = evacuating(steps);
+        let bad = DiskId(1);
+        let waits = |extent: &ExtentIndex| {
+            on(&vhd, DiskId(0), ReplicaState::InSync).contains(extent)
+                && world.owner.waves.of_extent(vhd.record.id, *extent).is_none()
+        };
+        let next: Vec<_> = on(&vhd, bad, ReplicaState::InSync).into_iter().filter(waits).take(8).collect();
+        next.iter()
+            .for_each(|extent| world.tell(OwnerRequest::ReadFailed { vhd: vhd.record.id, extent: *extent, disk: bad }));
+        let copies: Vec<_> = world.mail.mover.iter().filter_map(repair_of(&next)).collect();
+        assert_eq!(copies.len(), 8, "after {steps} steps");
+        world.owner.space.disk(bad).state.fail();
+        for id in copies {
+            let report = MoverReport::Failed { id, disk: bad, error: EIO };
+            world.owner.handle_mover(report, world.now, &mut world.mail);
+            for extent in next.iter().filter(|extent| world.owner.stale.concerns_extent(vhd.record.id, **extent)) {
+                let moves = world.owner.waves.of_extent(vhd.record.id, *extent);
+                assert!(moves.is_none(), "after {steps} steps: {extent:?} moves");
+            }
+        }
+        world.move_all();
+        assert!(
+            next.iter()
+                .all(|extent| replicas(&vhd, *extent).iter().all(|r| r.disk != bad || r.state == ReplicaState::Stale))
+        );
+        world.check();
+    }
+}
+
+/// The copy that makes a replica of one of the extents equal.
+fn repair_of(extents: &[ExtentIndex]) -> impl Fn(&MoverMessage) -> Option<crate::mover::messages::MoveId> {
+    move |message| match message {
+        MoverMessage::Copy(copy) if copy.target.state == ReplicaState::InSync && extents.contains(&copy.extent) => {
+            Some(copy.id)
+        }
+        _ => None,
+    }
+}
+
 #[test]
 fn an_intent_that_could_not_be_made_does_not_keep_the_owner_awake() {
     let (mut world, vhd) = degrading();
