@@ -115,9 +115,8 @@ impl Owner {
     }
 
     fn answer(&mut self, missed: &Missed, ok: bool, out: &mut impl OwnerOutbox) {
-        if ok && matches!(missed.by, MissedBy::Flush { .. }) {
-            self.excuse(missed, out);
-        }
+        let is_flush = matches!(missed.by, MissedBy::Flush { .. });
+        let ok = ok && (!is_flush || self.excuse(missed, out));
         let message = ReactorMessage::CopyDropped { by: missed.by, disk: missed.disk, ok };
         out.to_reactor(missed.reactor, message);
     }
@@ -156,13 +155,15 @@ impl Owner {
             return Verdict::Needed;
         }
         let (state, counts) = (vhd.state.clone(), vhd.counts[disk.index()]);
-        let here = &self.space.disk(disk).state;
+        let here = std::sync::Arc::clone(&self.space.disk(disk).state);
         if counts == 0 || here.is_synced(state.sync_wanted_on(disk)) {
             return Verdict::Without;
         }
-        if here.is_failed() && here.is_synced(state.sync_needed_on(disk)) {
+        if here.is_synced(state.sync_needed_on(disk)) {
             // Only copies that moves were making there are not synced, and those have been given up: what was written to one that has taken
-            // its place would be needed, and none is about to, see above.
+            // its place would be needed, and none is about to, see above. So nobody waits for a disk either that does not answer. Copies that
+            // have been begun since are given up like those, or what they need would be excused, too.
+            self.give_up_all(|_, of, moved| of == id && moved.to.is_some_and(|to| to.disk == disk), out);
             return Verdict::Without;
         }
         if !here.is_failed() {
@@ -210,15 +211,21 @@ impl Owner {
     }
 
     /// A FLUSH succeeds without a sync of this disk: nothing that is pending for the VHD may go on waiting for one. A number of a
-    /// sync that never comes tells what was written before from what comes later.
-    fn excuse(&self, missed: &Missed, out: &mut impl OwnerOutbox) {
-        let Some(vhd) = self.vhds.get(missed.vhd) else { return };
+    /// sync that never comes tells what was written before from what comes later. False if a disk that works has answered a write to a
+    /// replica since it was looked at: that must be synced before its change is committed, and has the same number.
+    fn excuse(&self, missed: &Missed, out: &mut impl OwnerOutbox) -> bool {
+        let Some(vhd) = self.vhds.get(missed.vhd) else { return true };
         let disk = &self.space.disk(missed.disk).state;
         let number = disk.begin_sync();
+        let is_needed = !disk.is_synced(vhd.state.sync_needed_on(missed.disk));
+        if is_needed && !disk.is_failed() && vhd.counts[missed.disk.index()] > 0 {
+            return false;
+        }
         out.excuse(missed.vhd, SyncPoint { disk: missed.disk, number });
         vhd.state.excuse_copies(missed.disk, number);
         if disk.is_failed() {
             vhd.state.excuse_replicas(missed.disk, number);
         }
+        true
     }
 }

@@ -410,6 +410,32 @@ fn what_cannot_be_filled_stays_stale_and_is_tried_again() {
     assert_eq!((world.jobs()[0].1, replicas(&vhd, E)[1]), (JobState::Done, bad));
 }
 
+/// Other replicas of the VHD on that disk are whole and synced: of the one that is being filled nothing is needed.
+#[test]
+fn a_flush_does_without_a_copy_that_is_filled_in_its_place_on_a_disk_that_hangs() {
+    let (mut world, vhd) = degrading();
+    let bad = replicas(&vhd, E)[1];
+    let disk = Arc::clone(&world.owner.space.disk(bad.disk).state);
+    world.miss(&vhd, bad.disk, write(E));
+    world.edit_done(Ok(()));
+    world.dropped();
+    let sync = disk.begin_sync();
+    disk.sync_succeeded(sync);
+    world.advance(1000);
+    world.commit_edits();
+    assert_eq!(world.jobs(), [(JobKind::Resync { disk: bad.disk }, JobState::Running)]);
+    vhd.state.note_copied(E, disk.sync_needed());
+    let flush = MissedBy::Flush { ticket: 5, disk: bad.disk };
+    world.miss(&vhd, bad.disk, flush);
+    assert_eq!(world.dropped(), [true]);
+    assert_eq!((replicas(&vhd, E)[1].state, world.jobs()[0].1), (ReplicaState::Stale, JobState::Stopped));
+    assert_eq!((world.mail.excused.len(), vhd.state.sync_wanted_on(bad.disk)), (1, SyncNumber(0)));
+    // What a replica has is not.
+    vhd.state.note_written(disk.sync_needed());
+    world.miss(&vhd, bad.disk, flush);
+    assert_eq!((world.dropped(), world.mail.excused.len()), (vec![false], 1));
+}
+
 #[test]
 fn what_a_failed_disk_had_is_made_anew_on_others_at_once() {
     let (mut world, vhd) = degrading();
