@@ -32,11 +32,14 @@ impl Owner {
 
     fn go_on_without(&mut self, id: WaveId, out: &mut impl OwnerOutbox) {
         let Some(wave) = self.waves.get(id) else { return };
-        // What has been asked for is answered for the wave as a whole; copies are counted one by one.
         match wave.stage {
-            Stage::Copying if wave.moves.is_empty() => self.wave_done(id, out),
+            // The edit is answered, or never.
+            Stage::Committing { .. } | Stage::Undecided => {}
+            // Nobody waits for what it has been asking for: fences and syncs that come now are of no wave.
+            _ if wave.moves.is_empty() => self.wave_done(id, out),
+            // Copies are counted one by one. Fences and syncs are answered for the wave as a whole.
             Stage::Copying => self.seal_if_copied(id, out),
-            _ => {}
+            Stage::Draining { .. } | Stage::Sealing { .. } | Stage::Syncing { .. } => {}
         }
     }
 
@@ -110,7 +113,8 @@ impl Owner {
     }
 
     /// Nothing can be written to a disk any more: moves to it end, and their jobs stop. If it has failed, replicas that were about to go because
-    /// of the ones there stay, and nobody waits for a sync of it. (If it is slow only, they wait: no guest does.)
+    /// of the ones there stay, and nobody waits for a sync of it. (If it is slow only, they wait. Guests do not: what they
+    /// wait for gives moves up.)
     pub(in crate::owner) fn target_failed(&mut self, fault: Fault, out: &mut impl OwnerOutbox) {
         let awaits = |wave: &Wave| matches!(wave.stage, Stage::Syncing { missing } if missing.contains(fault.disk));
         let has_failed = self.space.disk(fault.disk).state.is_failed();
@@ -124,11 +128,13 @@ impl Owner {
         let mut jobs: Vec<JobId> =
             self.waves.iter().filter(|(_, wave)| wave.moves.iter().any(to_it)).map(|(_, wave)| wave.job).collect();
         jobs.dedup();
-        self.give_up_all(|_, _, moved| to_it(moved), out);
-        for job in jobs {
+        // Before the waves end: the jobs would begin with others there at once.
+        for job in &jobs {
             let why = format!("disk '{}': {}", self.pool.disk_name(fault.disk), fault.error);
-            self.stop_job(job, &why, out);
+            self.stop_job(*job, &why, out);
         }
+        // Of jobs that are not running, too.
+        self.give_up_all(|job, _, moved| jobs.contains(&job) && to_it(moved), out);
         waiting.into_iter().for_each(|wave| self.wave_awaits_no_sync(wave, fault.disk, out));
     }
 

@@ -193,6 +193,31 @@ fn a_flush_does_not_wait_until_a_job_has_nothing_left_to_move() {
     }
 }
 
+/// Fences and syncs of moves that were given up may be those of a disk that hangs, which has nothing to do with the FLUSH.
+#[test]
+fn a_flush_waits_for_nothing_that_moves_have_asked_for() {
+    let (bad, mut waited) = (DiskId(2), 0);
+    for steps in 0..8 {
+        let (mut world, vhd) = evacuating(steps);
+        let commits = world.owner.waves.iter().any(|(_, wave)| matches!(wave.stage, Stage::Committing { .. }));
+        waited += u32::from(commits);
+        vhd.state.note_written(world.owner.space.disk(bad).state.sync_needed());
+        world.owner.space.disk(bad).state.fail();
+        world.miss(&vhd, bad, MissedBy::Flush { ticket: 5, disk: bad });
+        assert_eq!(world.owner.stale.concerns(vhd.record.id), !commits, "after {steps} steps");
+        let late = (std::mem::take(&mut world.mail.mover), world.fences(0));
+        world.commit_edits();
+        assert_eq!(world.dropped(), [true], "after {steps} steps");
+        // They come in the end.
+        world.mail.mover.splice(0..0, late.0);
+        late.1.into_iter().for_each(|(fence, _)| world.reach(0, fence));
+        world.move_all();
+        assert!(on(&vhd, DiskId(0), ReplicaState::InSync).is_empty(), "{:?}", world.jobs());
+        world.check();
+    }
+    assert!((1..8).contains(&waited), "{waited}");
+}
+
 /// The FLUSH may need nothing any more once nothing moves: nothing else tells the job to go on.
 #[test]
 fn a_job_goes_on_when_a_flush_that_held_it_up_is_answered() {
