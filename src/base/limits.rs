@@ -168,7 +168,8 @@ pub const BAD_PLACES_MAX: usize = 32;
 /// Replicas that are made equal again at the same time, and those that wait for it.
 pub const REPAIRS_MAX: usize = 8;
 
-/// Replicas that wait to be made equal again; more are found when somebody reads them.
+/// Replicas that wait to be made equal again; more that cannot be read are found when somebody reads them, and pages in which more differ
+/// are in doubt.
 pub const REPAIRS_WAITING_MAX: usize = 4096;
 
 /// Milliseconds between two looks for disks that do not answer.

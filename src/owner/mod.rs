@@ -331,6 +331,7 @@ impl Owner {
             OwnerRequest::Turned { reactor } => self.turned(reactor),
             OwnerRequest::Intend { reactor, ticket, vhd, extent } => self.intend((reactor, ticket), vhd, extent, out),
             OwnerRequest::ReadFailed { vhd, extent, disk } => self.read_failed(vhd, extent, disk, out),
+            OwnerRequest::ReplicasDiffer { vhd, extent } => self.replicas_differ(vhd, extent, out),
             OwnerRequest::DiskError { disk, error, sync } => {
                 self.disk_error(disk, error, sync, out);
                 self.watch_disk(disk, now, out);

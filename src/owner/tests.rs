@@ -5,6 +5,7 @@ mod bad_places;
 mod cache_mode;
 mod checked;
 mod degraded;
+mod differing;
 mod health;
 mod lifecycle;
 mod mending;

@@ -70,7 +70,7 @@ pub enum OwnerRequest {
         /// The extent.
         extent: ExtentIndex,
     },
-    /// A replica could not be read, and another one answers; or a write failed on some: make it equal to another one.
+    /// A replica could not be read, and another one answers: make it equal to that.
     ReadFailed {
         /// The VHD.
         vhd: VhdId,
@@ -78,6 +78,13 @@ pub enum OwnerRequest {
         extent: ExtentIndex,
         /// The disk of the bad replica.
         disk: DiskId,
+    },
+    /// A write failed, and some replicas may have it: make all equal to the first one.
+    ReplicasDiffer {
+        /// The VHD.
+        vhd: VhdId,
+        /// The extent.
+        extent: ExtentIndex,
     },
     /// Answer to [`ReactorMessage::Turn`].
     Turned {

@@ -96,7 +96,7 @@ impl Owner {
             && self.waves.of_extent(id, planned.extent).is_none()
             && !self.stale.concerns_extent(id, planned.extent)
             && !self.repairs.is_running(id, planned.extent)
-            && (planned.to.is_some() || !self.repairs.knows_extent(id, planned.extent))
+            && (planned.to.is_some() || !self.repairs.knows_extent_or_page(id, planned.extent))
             && self.keeps_one(seen.replicas, planned);
         if !is_possible || seen.replicas.is_absent() {
             return None;

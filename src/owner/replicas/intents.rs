@@ -209,6 +209,17 @@ impl Owner {
         }
     }
 
+    /// The intent of the page stays as long as its replicas are not known to be equal. False if the table has none: then nothing was
+    /// written to several replicas there.
+    pub(super) fn keep_intent(&mut self, page: PageKey) -> bool {
+        let is_set = self.vhds.get(page.vhd).is_some_and(|vhd| vhd.state.map.has_intent(page.page));
+        let is_kept = is_set || self.intents.cleaning.as_ref().is_some_and(|cleaning| cleaning.pages.contains(&page));
+        if is_kept {
+            self.intent_is_durable(page);
+        }
+        is_kept
+    }
+
     /// The daemon stops: nobody writes any more, and all disks have been synced as far as they can be. The next one need not look for
     /// what may differ.
     pub fn end_intents(&mut self, out: &mut impl OwnerOutbox) {

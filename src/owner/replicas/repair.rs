@@ -4,6 +4,7 @@
 //! The mover copies them like extents that are moved, under the same claims. The table does not change.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 
 use super::super::moves::wave::{Fault, Move};
 use super::extents_of;
@@ -32,13 +33,21 @@ pub(in crate::owner) struct Place {
 pub(in crate::owner) struct Repairs {
     /// Pages in doubt of which nothing has been begun.
     pages: BTreeSet<PageKey>,
+    /// The one that was begun last: pages take turns.
+    last_page: Option<PageKey>,
     /// Of those that have been begun, what is left.
     left: BTreeMap<PageKey, BTreeSet<Place>>,
+    /// Of that, what waits. Apart from what has been reported, of which there may always be more.
+    of_pages: VecDeque<Place>,
+    /// What is in doubt comes next, not what has been reported.
+    doubt_is_next: bool,
     /// Wait for the end of a move of their extent: rows of the one and of the other must not cross.
     postponed: Vec<(Place, bool)>,
     waiting: VecDeque<(Place, bool)>,
     known: BTreeSet<Place>,
     running: BTreeMap<MoveId, (Place, bool)>,
+    /// Of those, what differs anew since they began: the mover may have been there already.
+    again: BTreeSet<Place>,
     /// From which disks a replica could not be made equal.
     bad: BTreeMap<Place, DiskSet>,
     announced: bool,
@@ -65,6 +74,12 @@ impl Repairs {
     pub fn knows_extent(&self, vhd: VhdId, extent: ExtentIndex) -> bool {
         let places = |disk| Place { vhd, extent, disk };
         self.known.range(places(DiskId(0))..=places(DiskId(u8::MAX))).next().is_some()
+    }
+
+    /// Whether a replica of the extent is to be made equal, or its page is in doubt and will be gone through.
+    pub fn knows_extent_or_page(&self, vhd: VhdId, extent: ExtentIndex) -> bool {
+        let (page, _) = PageKey::of(vhd, extent);
+        self.pages.contains(&page) || self.left.contains_key(&page) || self.knows_extent(vhd, extent)
     }
 
     /// Whether a replica of the page is to be made equal.
@@ -129,6 +144,36 @@ impl Owner {
         }
     }
 
+    /// A write failed that some replicas of the extent may have: they must not be read in turn. Unlike what cannot be read, nothing would
+    /// find that again: so if too much waits, the page is in doubt, as after a power cut, and gone through later.
+    pub(in crate::owner) fn replicas_differ(&mut self, vhd: VhdId, extent: ExtentIndex, out: &mut impl OwnerOutbox) {
+        let others: Vec<Replica> = self.working_replicas(vhd, extent).into_iter().skip(1).collect();
+        if others.is_empty() {
+            return;
+        }
+        let running = self.repairs.running.values().map(|(place, _)| *place);
+        self.repairs.again.extend(running.filter(|place| place.vhd == vhd && place.extent == extent));
+        if self.repairs.waiting.len() < REPAIRS_WAITING_MAX {
+            others.iter().for_each(|other| self.want_repair(Place { vhd, extent, disk: other.disk }, true));
+        } else {
+            self.doubt_page(PageKey::of(vhd, extent).0, out);
+        }
+        self.run_repairs(out);
+    }
+
+    fn doubt_page(&mut self, page: PageKey, out: &mut impl OwnerOutbox) {
+        if !self.keep_intent(page) {
+            return;
+        }
+        if let Some(vhd) = self.vhds.get(page.vhd) {
+            vhd.state.map.set_in_doubt(page.page);
+        }
+        self.repairs.pages.insert(page);
+        // Which of its replicas goes matters from now on.
+        let goes = |moved: &Move| moved.to.is_none() && PageKey::of(page.vhd, moved.extent).0 == page;
+        self.give_up_all(|_, vhd, moved| vhd == page.vhd && goes(moved), out);
+    }
+
     pub(in crate::owner) fn want_repair(&mut self, place: Place, may_turn: bool) {
         if self.repairs.known.insert(place) {
             self.repairs.waiting.push_back((place, may_turn));
@@ -138,17 +183,36 @@ impl Owner {
     /// Begins as many as may be on their way at the same time.
     pub(in crate::owner) fn run_repairs(&mut self, out: &mut impl OwnerOutbox) {
         while self.repairs.running.len() < REPAIRS_MAX {
-            if let Some((place, may_turn)) = self.repairs.waiting.pop_front() {
-                self.begin_repair(place, may_turn, out);
-            } else if let Some(page) = self.repairs.pages.pop_first() {
-                self.begin_page(page);
-            } else {
-                break;
-            }
+            let Some((place, may_turn)) = self.next_repair() else { break };
+            self.begin_repair(place, may_turn, out);
         }
         if std::mem::take(&mut self.repairs.told_jobs) {
             self.run_jobs(out);
         }
+    }
+
+    /// What was reported and what is in doubt take turns: of neither there may be an end.
+    fn next_repair(&mut self) -> Option<(Place, bool)> {
+        let doubt_first = self.repairs.doubt_is_next;
+        self.repairs.doubt_is_next = !doubt_first;
+        if !doubt_first && let Some(next) = self.repairs.waiting.pop_front() {
+            return Some(next);
+        }
+        let in_doubt = self.next_in_doubt().map(|place| (place, true));
+        in_doubt.or_else(|| self.repairs.waiting.pop_front())
+    }
+
+    /// The next place of the page that has been begun, or of the page behind it.
+    fn next_in_doubt(&mut self) -> Option<Place> {
+        while self.repairs.of_pages.is_empty() {
+            let pages = &self.repairs.pages;
+            let behind = |last| pages.range((Bound::Excluded(last), Bound::Unbounded)).next();
+            let page = self.repairs.last_page.and_then(behind).or_else(|| pages.first()).copied()?;
+            self.repairs.pages.remove(&page);
+            self.repairs.last_page = Some(page);
+            self.begin_page(page);
+        }
+        self.repairs.of_pages.pop_front()
     }
 
     /// A move has ended: what waited for it is looked at again.
@@ -176,7 +240,10 @@ impl Owner {
             let first = usize::from(in_sync.len() > 1 || !state.map.has_checksums());
             for replica in in_sync.iter().skip(first) {
                 let place = Place { vhd: page.vhd, extent, disk: replica.disk };
-                self.want_repair(place, true);
+                // It may have been reported.
+                if self.repairs.known.insert(place) {
+                    self.repairs.of_pages.push_back(place);
+                }
                 left.insert(place);
             }
         }
@@ -233,6 +300,7 @@ impl Owner {
     fn repair_done(&mut self, place: Place, made: bool) {
         self.repairs.known.remove(&place);
         self.repairs.bad.remove(&place);
+        self.repairs.again.remove(&place);
         self.scrub_repair_ended(place, made);
         // A scrub may have waited for it.
         self.repairs.told_jobs = true;
@@ -240,7 +308,8 @@ impl Owner {
         let Some(left) = self.repairs.left.get_mut(&page) else { return };
         if left.remove(&place) && left.is_empty() {
             self.repairs.left.remove(&page);
-            if let Some(vhd) = self.vhds.get(page.vhd) {
+            // Unless it has come into doubt once more.
+            if let Some(vhd) = self.vhds.get(page.vhd).filter(|_| !self.repairs.pages.contains(&page)) {
                 vhd.state.map.clear_doubt(page.page);
             }
             self.repairs.told_jobs |= !self.repairs.concerns(page.vhd);
@@ -266,7 +335,11 @@ impl Owner {
         match ended {
             Ok(true) => {
                 self.repairs.made += 1;
-                self.repair_done(place, true);
+                if self.repairs.again.remove(&place) {
+                    self.repairs.waiting.push_back((place, may_turn));
+                } else {
+                    self.repair_done(place, true);
+                }
             }
             // The extent has been moved, or dropped: looks again.
             Ok(false) => self.repairs.waiting.push_back((place, may_turn)),

@@ -71,7 +71,7 @@ impl VhdMap {
         self.change_page(page, |word| word & !WRITTEN) & WRITTEN != 0
     }
 
-    /// Owner only, when the pool is opened: the page has a write intent from before.
+    /// Owner only: the page has a durable write intent, from before the pool was opened or since, and its replicas may differ.
     pub fn set_in_doubt(&self, page: u32) {
         self.change_page(page, |word| word | INTENT | DOUBT);
     }

@@ -73,9 +73,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     /// thing each time.
     pub(super) fn report_differing(&mut self, piece: &Piece) {
         let vhd = self.slots.request(piece.request).vhd().id();
-        let extent = piece.extent;
-        for replica in piece.replicas.iter().filter(|replica| replica.state == ReplicaState::InSync).skip(1) {
-            self.outbox.to_owner(OwnerRequest::ReadFailed { vhd, extent, disk: replica.disk });
+        if piece.replicas.in_sync() > 1 {
+            self.outbox.to_owner(OwnerRequest::ReplicasDiffer { vhd, extent: piece.extent });
         }
     }
 

@@ -148,6 +148,7 @@ fn own(requests: &Receiver<OwnerRequest>, post: &Post) {
             | OwnerRequest::CopyMissed { .. }
             | OwnerRequest::FenceReached { .. }
             | OwnerRequest::ReadFailed { .. }
+            | OwnerRequest::ReplicasDiffer { .. }
             | OwnerRequest::Turned { .. }
             | OwnerRequest::DiskError { .. } => unreachable!("nothing fails, nothing moves, and there is one replica"),
         }

@@ -366,6 +366,7 @@ impl World {
             }
             OwnerRequest::FenceReached { .. }
             | OwnerRequest::ReadFailed { .. }
+            | OwnerRequest::ReplicasDiffer { .. }
             | OwnerRequest::Turned { .. }
             | OwnerRequest::DiskError { .. } => {}
         }
