@@ -135,6 +135,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
             }
             MoverMessage::SetSpeed { job, speed } => self.paces.set_speed(job, speed, now),
             MoverMessage::ForgetJob(job) => self.paces.forget(job),
+            MoverMessage::Turn => self.outbox.to_owner(MoverReport::Turned),
             MoverMessage::AddDisk { disk, .. } => self.add_disk(disk),
             MoverMessage::RemoveDisk { .. } => {}
             MoverMessage::Shutdown => {

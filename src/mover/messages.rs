@@ -92,6 +92,8 @@ pub enum MoverMessage {
         /// The disk.
         disk: DiskId,
     },
+    /// As [`ReactorMessage::Turn`]: answer with [`MoverReport::Turned`].
+    Turn,
     /// Give up what is not in flight, and leave the loop.
     Shutdown,
 }
@@ -145,6 +147,8 @@ pub enum MoverReport {
         /// Which fence.
         fence: u64,
     },
+    /// Answer to [`MoverMessage::Turn`].
+    Turned,
 }
 
 /// Where the mover's messages go. Threads and queues in production, a scheduler in the simulation.

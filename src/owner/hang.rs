@@ -9,6 +9,7 @@ use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, ReactorId};
 use crate::base::limits::HANG_LOOK_MILLIS;
 use crate::engine::IoError;
+use crate::mover::messages::MoverMessage;
 use crate::reactor::messages::ReactorMessage;
 
 /// What was seen at the last look.
@@ -16,9 +17,9 @@ use crate::reactor::messages::ReactorMessage;
 pub(super) struct Hangs {
     /// How long a disk may take; `None`: as long as it likes.
     pub patience: Option<Duration>,
-    /// By disk and reactor: what had completed when something was found to be in flight, and when that was.
+    /// By disk and reactor, or mover: what had completed when something was found to be in flight, and when that was.
     waiting: BTreeMap<(DiskId, ReactorId), (u32, Nanos)>,
-    /// Reactors that have been asked whether they turn, and have not answered: nothing is known of their disks.
+    /// Reactors, and the mover, that have been asked whether they turn, and have not answered: nothing is known of their disks.
     asked: BTreeSet<ReactorId>,
     /// Those that have answered since the last look.
     turned: BTreeSet<ReactorId>,
@@ -40,14 +41,15 @@ impl Owner {
         disks.into_iter().for_each(|disk| self.disk_error(disk, IoError::Os(libc::EIO), true, out));
     }
 
-    /// A reactor that was asked has answered.
+    /// A reactor that was asked has answered, or the mover.
     pub(super) fn turned(&mut self, reactor: ReactorId) {
         self.hangs.asked.remove(&reactor);
         self.hangs.turned.insert(reactor);
     }
 
     /// Looks at every disk. One that hangs has failed: nothing more is asked of it, and whatever can do without goes on. First the
-    /// reactor is asked: one that is held up itself does not notice what completes.
+    /// reactor is asked: one that is held up itself does not notice what completes. So it is with the mover: what guests write where it
+    /// has a chunk in flight waits for that, and then nothing else need be in flight on the disk.
     pub(super) fn look_for_hangs(&mut self, now: Nanos, out: &mut impl OwnerOutbox) {
         let Some(patience) = self.hangs.patience else { return };
         if self.hangs.due().is_none_or(|due| due > now) {
@@ -58,10 +60,12 @@ impl Owner {
         self.announce_failures(out);
         let turned = std::mem::take(&mut self.hangs.turned);
         let (mut hung, mut late) = (Vec::new(), BTreeSet::new());
+        let mover = self.reuse.mover();
         for disk in self.space.iter().filter(|disk| !disk.state.is_failed()) {
             let id = disk.state.id;
-            for reactor in (0..self.reactors).map(ReactorId) {
-                let Some(done) = disk.state.progress_of(reactor).waiting_since() else {
+            for reactor in (0..self.reactors).map(ReactorId).chain([mover]) {
+                let progress = if reactor == mover { &disk.state.copying } else { disk.state.progress_of(reactor) };
+                let Some(done) = progress.waiting_since() else {
                     self.hangs.waiting.remove(&(id, reactor));
                     continue;
                 };
@@ -77,7 +81,12 @@ impl Owner {
             }
         }
         for reactor in late {
-            if self.hangs.asked.insert(reactor) {
+            if !self.hangs.asked.insert(reactor) {
+                continue;
+            }
+            if reactor == mover {
+                out.to_mover(MoverMessage::Turn);
+            } else {
                 out.to_reactor(reactor, ReactorMessage::Turn);
             }
         }

@@ -438,3 +438,10 @@ fn replicas_that_are_wrong_in_different_blocks_are_each_repaired() {
         assert!(found == bytes, "disk {disk}");
     }
 }
+
+#[test]
+fn a_mover_that_turns_says_so() {
+    let mut world = World::new(1);
+    world.copier.handle(MoverMessage::Turn, NOW);
+    assert_eq!(world.reports(), [MoverReport::Turned]);
+}

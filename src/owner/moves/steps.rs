@@ -36,6 +36,7 @@ impl Owner {
             MoverReport::Stuck { disk } => self.target_failed(Fault { disk, error: IoError::Os(libc::ETIMEDOUT) }, out),
             MoverReport::Progress { job, bytes } => self.job_progress(job, bytes, now),
             MoverReport::Synced { wave, disk, result } => self.synced(wave, disk, result, out),
+            MoverReport::Turned => self.turned(self.reuse.mover()),
             MoverReport::FenceReached { fence } => {
                 let mover = self.reuse.mover();
                 if let Some(reached) = self.reuse.reached(mover, fence, out) {

@@ -500,6 +500,29 @@ fn a_disk_on_which_nothing_completes_has_failed() {
     assert!(!idle.is_failed(), "nothing was asked of it");
 }
 
+/// Nothing of guests is in flight there: what they write waits for the mover's claim, maybe.
+#[test]
+fn a_disk_that_does_not_answer_the_mover_has_failed() {
+    let (mut world, _) = reopened(None);
+    let disk = Arc::clone(&world.owner.space.disk(DiskId(1)).state);
+    disk.copying.begun();
+    disk.copying.begun();
+    world.advance(1000);
+    world.advance(4000);
+    disk.copying.completed();
+    world.advance(1000);
+    world.advance(4000);
+    let asked = |world: &World| world.mail.mover.iter().filter(|m| matches!(m, MoverMessage::Turn)).count();
+    assert_eq!(asked(&world), 0, "it is slow");
+    world.advance(1000);
+    world.advance(1000);
+    assert!(!disk.is_failed() && asked(&world) == 1, "the mover may be held up by something else");
+    world.owner.handle_mover(MoverReport::Turned, world.now, &mut world.mail);
+    world.advance(1000);
+    assert!(disk.is_failed());
+    assert!((0..3).map(DiskId).all(|id| id == disk.id || !world.owner.space.disk(id).state.is_failed()));
+}
+
 /// A replica that is one too many is one that cannot be read, whatever the planner would have chosen among those that can.
 #[test]
 fn fewer_replicas_do_without_a_disk_that_has_failed() {
