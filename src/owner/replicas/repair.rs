@@ -44,6 +44,8 @@ pub(in crate::owner) struct Repairs {
     /// Wait for the end of a move of their extent: rows of the one and of the other must not cross.
     postponed: Vec<(Place, bool)>,
     waiting: VecDeque<(Place, bool)>,
+    /// Extents that are being moved, and of which replicas, or the copy that is being made, may differ.
+    moving: BTreeSet<(VhdId, ExtentIndex)>,
     known: BTreeSet<Place>,
     running: BTreeMap<MoveId, (Place, bool)>,
     /// Of those, what differs anew since they began: the mover may have been there already.
@@ -147,6 +149,9 @@ impl Owner {
     /// A write failed that some replicas of the extent may have: they must not be read in turn. Unlike what cannot be read, nothing would
     /// find that again: so if too much waits, the page is in doubt, as after a power cut, and gone through later.
     pub(in crate::owner) fn replicas_differ(&mut self, vhd: VhdId, extent: ExtentIndex, out: &mut impl OwnerOutbox) {
+        if self.waves.of_extent(vhd, extent).is_some() {
+            self.repairs.moving.insert((vhd, extent));
+        }
         let others: Vec<Replica> = self.working_replicas(vhd, extent).into_iter().skip(1).collect();
         if others.is_empty() {
             return;
@@ -217,6 +222,10 @@ impl Owner {
 
     /// A move has ended: what waited for it is looked at again.
     pub(in crate::owner) fn resume_repairs(&mut self, out: &mut impl OwnerOutbox) {
+        // Other replicas than before, maybe.
+        for (vhd, extent) in std::mem::take(&mut self.repairs.moving) {
+            self.replicas_differ(vhd, extent, out);
+        }
         if !self.repairs.postponed.is_empty() {
             let postponed = std::mem::take(&mut self.repairs.postponed);
             self.repairs.waiting.extend(postponed);

@@ -1,10 +1,11 @@
 //! Replicas that differ because a write failed: they are made equal, however many there are.
 
+use super::super::command::{JobRequest, StartJob};
 use super::degraded::{degrading, replicas};
 use super::replicas::{fill, replicated, world};
 use super::*;
 use crate::base::limits::REPAIRS_WAITING_MAX;
-use crate::mover::messages::CopyTask;
+use crate::mover::messages::{CopyTask, Speed};
 
 const E: ExtentIndex = ExtentIndex(0);
 
@@ -67,4 +68,20 @@ fn a_page_of_which_too_much_differs_is_in_doubt_and_has_its_turn() {
     world.move_all();
     assert!((0..extents).all(|extent| !map.is_in_doubt(ExtentIndex(extent))));
     assert!(!world.owner.repairs.knows(vhd.record.id));
+}
+
+/// A write failed on all replicas, and not on the copy that takes the place of one of them.
+#[test]
+fn a_copy_that_differs_is_made_equal_once_it_is_a_replica() {
+    let (mut world, vhd) = degrading();
+    let [first, other] = replicas(&vhd, E)[..] else { panic!("two replicas") };
+    let request = JobRequest::Evacuate { disk: format!("d{}", other.disk.0), accept_loss: false };
+    let start = StartJob { request, dry_run: false, speed: Speed::default(), created: 1 };
+    world.run(Command::StartJob(Box::new(start))).unwrap();
+    world.differ(&vhd, E);
+    assert!(vhd.state.map.lookup(E).replicas.is_moving());
+    world.move_all();
+    let [_, new] = replicas(&vhd, E)[..] else { panic!("two replicas") };
+    assert!(new.disk != other.disk && replicas(&vhd, E)[0] == first);
+    assert_eq!(world.owner.repairs.made, 1, "it is made equal to what is read first");
 }

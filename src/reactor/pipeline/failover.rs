@@ -73,7 +73,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     /// thing each time.
     pub(super) fn report_differing(&mut self, piece: &Piece) {
         let vhd = self.slots.request(piece.request).vhd().id();
-        if piece.replicas.in_sync() > 1 {
+        // A copy that a move is making may be a replica soon.
+        if piece.replicas.iter().filter(|replica| replica.state != ReplicaState::Stale).count() > 1 {
             self.outbox.to_owner(OwnerRequest::ReplicasDiffer { vhd, extent: piece.extent });
         }
     }
