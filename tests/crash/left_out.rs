@@ -81,7 +81,7 @@ fn a_switch_before_its_commit_is_noticed() {
 
 #[test]
 fn a_flush_that_forgets_copies_is_noticed() {
-    is_noticed_in_moves(Mutation::FlushForgetsCopies, 7);
+    is_noticed_in_moves(Mutation::FlushForgetsCopies, 20);
 }
 
 #[test]
