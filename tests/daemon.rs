@@ -418,9 +418,24 @@ fn a_restore_goes_without_a_disk_that_carries_the_table_only_when_told_to() {
     assert!(refused.contains("'d2'") && refused.contains("--force"), "{refused}");
     host.ok(&[&restore[..], &["--force"]].concat());
     host.serve(&[], &disks);
-    let vhds = host.json(&["vhd", "list"])["vhds"].clone();
-    let names: Vec<&str> = vhds.as_array().unwrap().iter().map(|vhd| vhd["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["before"]);
+    let names = |host: &Host| -> Vec<String> {
+        let vhds = host.json(&["vhd", "list"])["vhds"].clone();
+        vhds.as_array().unwrap().iter().map(|vhd| vhd["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&host), ["before"]);
+    host.ok(&["vhd", "create", "later", "--size", "16MiB", "--layout", "isolated", "--disks", "d0"]);
+    host.stop();
+    // All others are lost, and with them the majority.
+    let restore = ["metadata", "restore", "old.dump", "d0.img"];
+    let refused = host.refused(&restore, 1);
+    assert!(refused.contains("'d1'"), "{refused}");
+    host.ok(&[&restore[..], &["--force"]].concat());
+    host.serve(&[], &["d0.img"]);
+    assert_eq!(names(&host), ["before"]);
+    host.stop();
+    // They were not, and are out of date.
+    host.serve(&[], &disks);
+    assert_eq!(names(&host), ["before"]);
     host.stop();
 }
 

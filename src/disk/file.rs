@@ -211,7 +211,7 @@ impl FileDisk {
     /// See [`OpenError`].
     pub fn descriptor(path: &Path, access: Access) -> Result<OwnedFd, OpenError> {
         // Exclusive would keep out other readers, too; they have the shared lock.
-        open_disk(path, access, access == Access::Write)
+        open_disk(path, access, access == Access::Write).map(|(fd, _)| fd)
     }
 
     /// As [`FileDisk::descriptor`], for somebody who is not believed: a block device that is in use is not even read.
@@ -219,11 +219,11 @@ impl FileDisk {
     /// # Errors
     /// See [`OpenError`].
     pub fn unused_descriptor(path: &Path, access: Access) -> Result<OwnedFd, OpenError> {
-        let fd = open_disk(path, access, true)?;
+        let (fd, seen) = open_disk(path, access, true)?;
         let inspect = |source| OpenError::Inspect { path: path.to_owned(), what: "the type".into(), source };
         let opened = DiskIdentity::from_statx(&sys::statx(fd.as_fd()).map_err(inspect)?);
         // A device that has taken the place of a file since it was looked at would be open without being ours alone.
-        if opened == FileDisk::identity_at(path)? {
+        if opened == seen {
             Ok(fd)
         } else {
             Err(OpenError::Open { path: path.to_owned(), source: io::Error::from_raw_os_error(libc::EAGAIN) })
@@ -427,14 +427,14 @@ impl FileDisk {
     }
 }
 
-/// Opens a disk. `alone`: a block device only if nobody else uses it, and nobody else may while it is open.
-fn open_disk(path: &Path, access: Access, alone: bool) -> Result<OwnedFd, OpenError> {
-    let is_device = matches!(FileDisk::identity_at(path)?, DiskIdentity::Device { .. });
-    let exclusive = if is_device && alone { libc::O_EXCL } else { 0 };
+/// Opens a disk. `alone`: a block device only if nobody else uses it, and nobody else may while it is open. With what was there just before.
+fn open_disk(path: &Path, access: Access, alone: bool) -> Result<(OwnedFd, DiskIdentity), OpenError> {
+    let seen = FileDisk::identity_at(path)?;
+    let exclusive = if alone && matches!(seen, DiskIdentity::Device { .. }) { libc::O_EXCL } else { 0 };
     let writing = if access == Access::Write { libc::O_RDWR } else { libc::O_RDONLY };
     // O_NONBLOCK: never wait for a pipe that took the path's place; disks do not care.
     let flags = writing | exclusive | libc::O_DIRECT | libc::O_NONBLOCK;
-    sys::open(path, flags).map_err(|source| match source.raw_os_error() {
+    sys::open(path, flags).map(|fd| (fd, seen)).map_err(|source| match source.raw_os_error() {
         Some(libc::EINVAL) => OpenError::NoDirectIo { path: path.to_owned() },
         Some(libc::EBUSY) => OpenError::Busy { path: path.to_owned() },
         _ => OpenError::Open { path: path.to_owned(), source },

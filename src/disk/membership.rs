@@ -226,7 +226,7 @@ pub fn decide(witnesses: &[Witness<'_>]) -> Result<Decision, MembershipError> {
     let first = witnesses.iter().filter(knows).min_by_key(|w| w.membership.epoch);
     let roster = first.map(|w| w.membership.roster.clone()).unwrap_or_default();
     let left = witnesses.iter().filter(knows).any(|w| w.membership.begins_branch());
-    let History { settled, branch, origin } = history;
+    let History { settled, branch, origin, .. } = history;
     let next_branch = origin.filter(|_| !left);
     Ok(Decision { settled, branch, next_branch, roster, epoch_highest, shortfalls })
 }
@@ -238,6 +238,8 @@ struct History {
     branch: u64,
     /// Where that branch comes from. `None`: it is known only from proposals that left it.
     origin: Option<Branch>,
+    /// All branches that labels tell of.
+    known: Vec<Branch>,
 }
 
 impl History {
@@ -250,7 +252,8 @@ impl History {
             0 => Some(Branch::FIRST),
             _ => memberships().map(|m| m.branch).find(|known| known.id == branch),
         };
-        let history = History { settled: newest.settled(), branch, origin };
+        let known = memberships().map(|m| m.branch).collect();
+        let history = History { settled: newest.settled(), branch, origin, known };
         let (one, other): (Vec<_>, Vec<_>) = witnesses.iter().partition(|w| history.contains(w.membership));
         if other.is_empty() {
             return Ok(history);
@@ -259,8 +262,11 @@ impl History {
         Err(MembershipError::Forked { one: told(one), other: told(other) })
     }
 
+    /// Whether it has a membership of an earlier branch: of the one that it left, or of those before, as far as labels tell of them.
     fn inherits(&self, branch: u64, epoch: u64) -> bool {
-        self.origin.is_some_and(|origin| origin.inherits(branch, epoch))
+        let left_by = |of: &Branch| self.known.iter().copied().find(|known| known.id == of.parent && known.id != 0);
+        let mut line = std::iter::successors(self.origin, left_by).take(self.known.len() + 1);
+        line.any(|of| of.inherits(branch, epoch))
     }
 
     /// Whether what a label calls settled is of this history. A branch of which nobody here knows how it came about is not.

@@ -44,7 +44,11 @@ impl Progress {
     /// Operations that have completed so far, modulo 2^32, if any are in flight.
     #[must_use]
     pub fn waiting_since(&self) -> Option<u32> {
-        (self.in_flight.load(Ordering::Relaxed) > 0).then(|| self.done.load(Ordering::Relaxed))
+        (self.in_flight.load(Ordering::Relaxed) > 0).then(|| self.done())
+    }
+
+    fn done(&self) -> u32 {
+        self.done.load(Ordering::Relaxed)
     }
 }
 
@@ -121,6 +125,13 @@ impl DiskState {
     #[must_use]
     pub fn progress_of(&self, reactor: ReactorId) -> &Progress {
         &self.progress[usize::from(reactor.0)]
+    }
+
+    /// As [`Progress::waiting_since`], of what the mover has in flight, but counting what anybody has got from the disk.
+    #[must_use]
+    pub fn copying_waits_since(&self) -> Option<u32> {
+        let all = || self.progress.iter().chain([&self.copying]).fold(0u32, |sum, of| sum.wrapping_add(of.done()));
+        self.copying.waiting_since().map(|_| all())
     }
 
     /// Whether reactors or mover have something in flight, be it that nobody waits for it any more.

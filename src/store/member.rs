@@ -42,7 +42,7 @@ use super::page::{PageError, PageKey};
 use super::region::{Fuse, RegionBackend, RegionError, RegionPlace};
 pub use codec::MemberState;
 pub use scan::{Copied, Snapshot};
-use write::{apply_step, put_state};
+use write::{apply_step, put_doubted, put_state};
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const VHDS: TableDefinition<u32, &[u8]> = TableDefinition::new("vhds");
@@ -53,6 +53,8 @@ const CHECKSUMS: TableDefinition<(u32, u32), &[u8]> = TableDefinition::new("chec
 
 const STATE: &str = "state";
 const POOL: &str = "pool";
+/// There if rows have been changed without a commit: see [`Member::begin_doubt`].
+const DOUBTED: &str = "doubted";
 
 type MetaTable<'a> = Table<'a, &'static str, &'static [u8]>;
 /// `vhds`, `jobs` or `vms`.
@@ -130,6 +132,8 @@ pub struct Member<D: BlockDev + ?Sized + 'static> {
     region: RegionBackend<D>,
     db: Database,
     state: MemberState,
+    /// See [`Member::begin_doubt`].
+    doubted: bool,
     fill: FillEstimate,
     /// Reads ahead until it is loaded.
     loaded: bool,
@@ -160,7 +164,7 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
         let db = open_database(&region, tuning)?;
         let state = MemberState::default();
         let fill = FillEstimate::new(region.capacity());
-        let mut member = Member { region, db, state, fill, loaded: true, tuning };
+        let mut member = Member { region, db, state, doubted: false, fill, loaded: true, tuning };
         member.transact(|txn| {
             txn.open_table(VHDS).map_err(db_error)?;
             txn.open_table(JOBS).map_err(db_error)?;
@@ -184,7 +188,7 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
         let db = open_database(&region, tuning)?;
         let fill = FillEstimate::new(region.capacity());
         let state = MemberState::default();
-        let mut member = Member { region, db, state, fill, loaded: false, tuning };
+        let mut member = Member { region, db, state, doubted: false, fill, loaded: false, tuning };
         let txn = member.db.begin_read().map_err(db_error)?;
         let meta = match txn.open_table(META) {
             Ok(meta) => meta,
@@ -193,6 +197,7 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
         };
         let state = meta.get(STATE).map_err(db_error)?.ok_or(MemberError::Missing("state"))?;
         member.state = MemberState::decode(state.value())?;
+        member.doubted = meta.get(DOUBTED).map_err(db_error)?.is_some();
         Ok(member)
     }
 
@@ -200,6 +205,12 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
     #[must_use]
     pub fn state(&self) -> MemberState {
         self.state
+    }
+
+    /// Whether its rows have been changed without a commit, and it has not been raised since: others of the same state know better.
+    #[must_use]
+    pub fn is_doubted(&self) -> bool {
+        self.doubted
     }
 
     /// How full it is, by the last measurement and what came since.
@@ -293,17 +304,30 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
     /// As [`Member::apply`].
     pub fn raise(&mut self, state: MemberState) -> Result<(), MemberError> {
         assert!(state.stamp > self.state.stamp, "an epoch is raised");
-        self.retry_grown(|member| member.transact(|txn| put_state(txn, state)))?;
-        self.state = state;
+        self.retry_grown(|member| {
+            member.transact(|txn| {
+                put_doubted(txn, false)?;
+                put_state(txn, state)
+            })
+        })?;
+        (self.state, self.doubted) = (state, false);
         Ok(())
     }
 
-    /// Forgets all checksums of blocks.
+    /// The table is of another time than what is on the disks: forgets all checksums of blocks. What is changed from here on until the
+    /// member is raised is no commit; so it says of itself that members of the same state know better.
     ///
     /// # Errors
     /// As [`Member::apply`].
-    pub fn forget_checksums(&mut self) -> Result<(), MemberError> {
-        self.retry_grown(|member| member.transact(|txn| txn.delete_table(CHECKSUMS).map(drop).map_err(db_error)))
+    pub fn begin_doubt(&mut self) -> Result<(), MemberError> {
+        self.retry_grown(|member| {
+            member.transact(|txn| {
+                put_doubted(txn, true)?;
+                txn.delete_table(CHECKSUMS).map(drop).map_err(db_error)
+            })
+        })?;
+        self.doubted = true;
+        Ok(())
     }
 
     /// Measures how full the member is while its pages are still at hand, then lets go of them: it is opened anew, without reading

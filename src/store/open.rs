@@ -237,7 +237,7 @@ pub fn open<D: BlockDev + ?Sized + 'static>(
 ) -> Result<OpenStore<D>, OpenError> {
     let mut store = look(places, options)?;
     if options.accept_stale {
-        store.forget_checksums()?;
+        store.begin_doubt()?;
         store.doubt_replicas()?;
     }
     Ok(store)
@@ -271,7 +271,7 @@ pub fn look<D: BlockDev + ?Sized + 'static>(
         return Err(OpenError::NoMajority { total: options.total, needed, usable, failed });
     }
     check_forked(&members)?;
-    members.sort_by_key(|(_, member)| std::cmp::Reverse(member.state().stamp));
+    members.sort_by_key(|(_, member)| (std::cmp::Reverse(member.state().stamp), member.is_doubted()));
     let records = read_records(&mut members, &mut failed, options.total)?;
     let mut store =
         OpenStore { total: options.total, accept_stale: options.accept_stale, ..OpenStore::of(members, records) };
@@ -410,8 +410,8 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
     ///
     /// # Errors
     /// No majority took it up.
-    fn forget_checksums(&mut self) -> Result<(), OpenError> {
-        self.on_each(Member::forget_checksums);
+    fn begin_doubt(&mut self) -> Result<(), OpenError> {
+        self.on_each(Member::begin_doubt);
         self.check_majority()
     }
 

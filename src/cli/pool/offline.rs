@@ -35,12 +35,19 @@ fn failed(error: &dyn std::error::Error) -> Failure {
 
 /// What to do instead while a daemon has the disks.
 const ASK_DAEMON: &str = "while a daemon serves the pool, leave out the disks: the daemon does it";
+/// Nothing is changed, whatever is missing.
+const LOOK: (bool, bool) = (true, true);
+
 const STOP_DAEMON: &str = "stop the daemon first";
 
 /// Opens the disks of a pool under their locks.
-fn open_disks(disks: &[PathBuf], read_only: bool, locked: &str) -> Result<OpenPool<FileDisk>, Failure> {
+fn open_disks(
+    disks: &[PathBuf],
+    (read_only, accept_stale): (bool, bool),
+    locked: &str,
+) -> Result<OpenPool<FileDisk>, Failure> {
     let paths: Vec<String> = disks.iter().map(|disk| disk.display().to_string()).collect();
-    let options = OpenOptions { read_only, accept_stale: read_only, pool: None };
+    let options = OpenOptions { read_only, accept_stale, pool: None };
     let pool = open_pool(&paths, &options, &Host::default()).map_err(|error| find_error(&error, locked))?;
     pool.rejected.iter().for_each(warn);
     for disk in &pool.disks {
@@ -92,7 +99,7 @@ fn find_disk(pool: &PoolRecord, name: &str) -> Result<DiskId, Failure> {
 
 /// Proves that the table of a pool is consistent.
 pub fn check(disks: &[PathBuf]) -> Result<CheckReport, Failure> {
-    let pool = open_disks(disks, true, ASK_DAEMON)?;
+    let pool = open_disks(disks, LOOK, ASK_DAEMON)?;
     let store = look(&pool)?;
     let mut checker = Checker::new(&store.pool, &store.vhds).with_vms(&store.vms);
     each_extent(&store, |extent| checker.add(extent))?;
@@ -113,7 +120,7 @@ fn each_extent(store: &OpenStore<Overlay<FileDisk>>, mut each: impl FnMut(&Table
 
 /// The table of a pool as text.
 pub fn dump(disks: &[PathBuf]) -> Result<String, Failure> {
-    let pool = open_disks(disks, true, ASK_DAEMON)?;
+    let pool = open_disks(disks, LOOK, ASK_DAEMON)?;
     let store = look(&pool)?;
     let (_, member) = store.members().next().ok_or_else(|| Failure::new(ErrorKind::Failed, "no store can be read"))?;
     dump::dump(member).map_err(|error| failed(&error))
@@ -132,7 +139,8 @@ pub fn restore(session: &Session, text: &str, disks: &[PathBuf], force: bool) ->
     let record = dump::pool_of(first).map_err(|error| restore_error(&error))?;
     // A dump that is not whole must not cost the table that is there.
     dump::restore(text.as_bytes(), |_| Ok(())).map_err(|error| restore_error(&error))?;
-    let mut pool = open_disks(disks, false, STOP_DAEMON)?;
+    // What carries the table may be lost for good, and the dump is all that is left of it.
+    let mut pool = open_disks(disks, (false, force), STOP_DAEMON)?;
     if record.uuid != pool.uuid {
         let message = format!("the dump is of pool {}, the disks are of pool {}", record.uuid, pool.uuid);
         return Err(Failure::new(ErrorKind::Conflict, message).hint("give the disks that the dump was made of"));
@@ -206,7 +214,7 @@ struct Upgraded {
 
 /// Brings the format of a pool up to this version. There is only one so far: opening the pool proves that it has it.
 pub fn upgrade(session: &Session, disks: &[PathBuf]) -> Outcome {
-    let pool = open_disks(disks, true, STOP_DAEMON)?;
+    let pool = open_disks(disks, LOOK, STOP_DAEMON)?;
     look(&pool)?;
     let upgraded = Upgraded { changed: false, label_version: label::VERSION };
     session

@@ -523,6 +523,21 @@ fn a_disk_that_does_not_answer_the_mover_has_failed() {
     assert!((0..3).map(DiskId).all(|id| id == disk.id || !world.owner.space.disk(id).state.is_failed()));
 }
 
+/// A sync takes as long as the filesystem beneath likes.
+#[test]
+fn a_disk_that_answers_reactors_does_not_hang_because_of_the_mover() {
+    let (mut world, _) = reopened(None);
+    let disk = Arc::clone(&world.owner.space.disk(DiskId(1)).state);
+    disk.copying.begun();
+    for _ in 0..20 {
+        disk.progress_of(R).begun();
+        disk.progress_of(R).completed();
+        world.advance(1000);
+        world.owner.handle_mover(MoverReport::Turned, world.now, &mut world.mail);
+    }
+    assert!(!disk.is_failed());
+}
+
 /// A replica that is one too many is one that cannot be read, whatever the planner would have chosen among those that can.
 #[test]
 fn fewer_replicas_do_without_a_disk_that_has_failed() {

@@ -105,8 +105,15 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let state = self.slots.request_mut(request);
         state.wrote.insert(point.disk);
         match replica.state {
-            ReplicaState::Sealing => state.vhd().note_copied(extent, point),
+            ReplicaState::Sealing => return state.vhd().note_copied(extent, point),
             _ => state.vhd().note_written(point),
+        }
+        // The owner may excuse a FLUSH from this sync, if by then nothing here has to wait for it: either it sees what was noted, or a
+        // later sync is seen to be the one to come.
+        let later = self.disk(point.disk).sync_needed();
+        if later != point {
+            self.slots.request(request).vhd().note_written(later);
+            self.slots.piece_mut(slot).needs[index] = Some(later);
         }
     }
 

@@ -6,9 +6,10 @@ use redb::{
     AccessGuard, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
 
+use super::codec::unseal;
 use super::{
     CHECKSUMS, JOBS, META, Member, MemberError, MemberState, PAGES, POOL, PageTable, RecordTable, VHDS, VMS, db_error,
-    put_state, table_if_any,
+    put_doubted, put_state, table_if_any,
 };
 use crate::base::ids::VhdId;
 use crate::disk::BlockDev;
@@ -32,6 +33,7 @@ type Key = (u32, u32);
 pub struct Snapshot {
     txn: ReadTransaction,
     state: MemberState,
+    doubted: bool,
 }
 
 impl<D: BlockDev + ?Sized + 'static> Member<D> {
@@ -106,7 +108,8 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
     /// # Errors
     /// The database's.
     pub fn snapshot(&self) -> Result<Snapshot, MemberError> {
-        Ok(Snapshot { txn: self.db.begin_read().map_err(db_error)?, state: self.state })
+        let txn = self.db.begin_read().map_err(db_error)?;
+        Ok(Snapshot { txn, state: self.state, doubted: self.doubted })
     }
 
     /// Makes this member equal to `source`, in one transaction. Every row is compared: it does not matter how they came
@@ -133,14 +136,19 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
         let copied = Copied { put: count(|of| of.put.len()), deleted: count(|of| of.deleted.len()), damaged: 0 };
         let damaged = self.retry_grown(|member| {
             member.transact(|txn| {
-                copy_records(txn, source)?;
+                // Of one state they are the same: what is whole stays.
+                match check_records(source) {
+                    Err(_) if mine.state == source.state => {}
+                    checked => checked.and_then(|()| copy_records(txn, source))?,
+                }
                 let undone = differences.iter().map(|differences| differences.undo(txn, sources));
                 let damaged = undone.sum::<Result<u64, MemberError>>()?;
+                put_doubted(txn, source.doubted)?;
                 put_state(txn, source.state)?;
                 Ok(damaged)
             })
         })?;
-        self.state = source.state;
+        (self.state, self.doubted) = (source.state, source.doubted);
         Ok(Copied { damaged, ..copied })
     }
 }
@@ -255,6 +263,22 @@ impl Differences {
             Rotten::Forgotten => rows.remove(key).map(drop).map_err(db_error),
         }
     }
+}
+
+/// Looks whether all records are whole.
+fn check_records(source: &Snapshot) -> Result<(), MemberError> {
+    let is_whole = |sealed: &[u8], what| unseal(sealed).map(drop).ok_or(MemberError::Damaged(what));
+    let meta = source.txn.open_table(META).map_err(db_error)?;
+    if let Some(pool) = meta.get(POOL).map_err(db_error)? {
+        is_whole(pool.value(), "pool record")?;
+    }
+    for (table, what) in [(VHDS, "VHD record"), (JOBS, "job record"), (VMS, "VM record")] {
+        let Some(records) = table_if_any(&source.txn, table)? else { continue };
+        for row in records.iter().map_err(db_error)? {
+            is_whole(row.map_err(db_error)?.1.value(), what)?;
+        }
+    }
+    Ok(())
 }
 
 /// Copies everything but the pages.

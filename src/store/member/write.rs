@@ -3,8 +3,8 @@
 use redb::{ReadableTable, WriteTransaction};
 
 use super::{
-    CHECKSUMS, JOBS, META, MemberError, MemberState, MetaTable, PAGES, POOL, PageTable, RecordTable, STATE, VHDS, VMS,
-    codec, db_error,
+    CHECKSUMS, DOUBTED, JOBS, META, MemberError, MemberState, MetaTable, PAGES, POOL, PageTable, RecordTable, STATE,
+    VHDS, VMS, codec, db_error,
 };
 use crate::base::ids::VhdId;
 use crate::base::units::{BlockMask, ExtentIndex, Generation};
@@ -18,6 +18,11 @@ pub(super) fn put_state(txn: &WriteTransaction, state: MemberState) -> Result<()
     let mut meta: MetaTable<'_> = txn.open_table(META).map_err(db_error)?;
     meta.insert(STATE, state.encode().as_slice()).map_err(db_error)?;
     Ok(())
+}
+
+pub(super) fn put_doubted(txn: &WriteTransaction, doubted: bool) -> Result<(), MemberError> {
+    let mut meta: MetaTable<'_> = txn.open_table(META).map_err(db_error)?;
+    if doubted { meta.insert(DOUBTED, [].as_slice()) } else { meta.remove(DOUBTED) }.map(drop).map_err(db_error)
 }
 
 /// Returns by how many bytes rows have grown.

@@ -20,9 +20,16 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
         let newest = self.state();
         let mut right = newest;
         loop {
-            let (same, others): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut self.members).into_iter().partition(|(_, member)| member.state() == right);
+            let of_it = |(_, member): &Here<D>| member.state() == right;
+            // One that was put in doubt, and not served then, has rows that no commit has: unless all of them have, they know better.
+            let doubted = self.members.iter().filter(|here| of_it(here)).all(|(_, member)| member.is_doubted());
+            let (same, others): (Vec<_>, Vec<_>) = std::mem::take(&mut self.members)
+                .into_iter()
+                .partition(|here| of_it(here) && here.1.is_doubted() == doubted);
             self.members = same;
+            if right != newest {
+                self.lead_with_readable()?;
+            }
             let Err(damaged) = self.copy_to(others) else { break };
             let older = self.older_than(right);
             let disk = self.members[0].0.name.clone();
@@ -38,6 +45,22 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
             self.read_again()?;
         }
         Ok(())
+    }
+
+    /// The records of the first member are copied to the others.
+    fn lead_with_readable(&mut self) -> Result<(), OpenError> {
+        let mut failed = None;
+        for at in 0..self.members.len() {
+            let (place, member) = &self.members[at];
+            match Records::of(member) {
+                Ok(_) => {
+                    self.members.swap(0, at);
+                    return Ok(());
+                }
+                Err(source) => failed = failed.or(Some(OpenError::Read { disk: place.name.clone(), source })),
+            }
+        }
+        Err(failed.expect("a member has the state that was found"))
     }
 
     /// Reads the records anew: those that were read are not right, or there were none yet.

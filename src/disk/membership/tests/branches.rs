@@ -92,12 +92,14 @@ fn a_proposal_that_begins_a_branch_is_doubted_until_its_members_are_here() {
     forked(&[later(0), later(1), (2, on(CHILD, settled(6, &[2]))), begun(3)]);
 }
 
-/// A label tells of the branch that its own one left, and not of what was before that.
+/// A label tells of the branch that its own one left, and not of what was before that: another one has to.
 #[test]
 fn what_left_two_branches_ago_is_not_trusted() {
     let new = |id| (id, on(GRANDCHILD, settled(7, &[2])));
     assert_eq!(forked(&[old(0), new(2)]), (vec![2], vec![0]));
     assert!(opens(&[(0, on(CHILD, settled(6, &[2]))), new(2)]));
+    assert!(opens(&[old(0), (1, on(CHILD, settled(6, &[2]))), new(2)]));
+    assert_eq!(forked(&[(0, settled(6, &[0, 1, 2])), (1, on(CHILD, settled(6, &[2]))), new(2)]), (vec![1, 2], vec![0]));
     assert_eq!(forked(&[(0, on(CHILD, settled(7, &[2]))), new(2)]).1.len(), 1);
 }
 

@@ -41,6 +41,15 @@ fn opened(disks: &[SimDisk], which: &[usize]) -> Result<OpenStore<SimDisk>, Open
     open(some(disks, which), &options(disks.len(), false))
 }
 
+/// The disk changes a byte in each record of a VM.
+fn rot_vms(disk: &SimDisk) {
+    let mut all_bytes = vec![0; PLACE.len as usize];
+    disk.read_at(PLACE.offset, &mut all_bytes).unwrap();
+    for (at, _) in all_bytes.windows(6).enumerate().filter(|(_, w)| *w == b"labels") {
+        disk.poke(PLACE.offset + at as u64, b"#");
+    }
+}
+
 type Table = Vec<(u32, u32, ReplicaSet)>;
 
 /// What a member says, read from it alone.
@@ -125,11 +134,7 @@ fn a_damaged_record_of_the_member_that_is_ahead_is_replaced() {
     let disks = made(3);
     let vm = vec![Step::Edit(StoreEdit::PutVm(samples::vm(1)))];
     commit(&disks, &[(&[0, 1, 2], vm), (&[0], vec![Step::Edit(StoreEdit::PutVhd(samples::vhd(2)))])]);
-    let mut all_bytes = vec![0; PLACE.len as usize];
-    disks[0].read_at(PLACE.offset, &mut all_bytes).unwrap();
-    for (at, _) in all_bytes.windows(6).enumerate().filter(|(_, w)| *w == b"labels") {
-        disks[0].poke(PLACE.offset + at as u64, b"#");
-    }
+    rot_vms(&disks[0]);
     let store = opened(&disks, &[0, 1, 2]).unwrap();
     assert_eq!((store.members().count(), &store.vms[..], store.vhds.len()), (3, &[samples::vm(1)][..], 0));
     store.members().for_each(|(_, member)| assert_eq!(member.vms().unwrap(), store.vms));
@@ -147,6 +152,23 @@ fn a_row_that_was_damaged_while_loading_is_given_back() {
     assert_eq!(store.mended[0].copied, Copied { put: 1, ..Copied::default() });
     drop(store);
     assert_whole(&opened(&disks, &[0, 1]).unwrap(), 2, true);
+}
+
+/// Its records have been read, and not those of the member that has its row.
+#[test]
+fn who_is_given_a_row_back_keeps_its_records() {
+    let disks = made(2);
+    let cold = Step::Extents(vec![extent(1, 3, SLOT)]);
+    commit(&disks, &[(&[0, 1], vec![Step::Edit(StoreEdit::PutVm(samples::vm(1))), cold])]);
+    rot(&disks[0], SLOT);
+    rot_vms(&disks[1]);
+    let mut store = opened(&disks, &[0, 1]).unwrap();
+    store.load(|_, _, _| ()).unwrap();
+    store.heal_damaged().unwrap();
+    for (_, member) in store.members() {
+        assert_eq!(table_of(member).unwrap().len(), 1);
+        assert_eq!(member.vms().unwrap(), [samples::vm(1)]);
+    }
 }
 
 #[test]

@@ -51,4 +51,10 @@ fn a_stale_table_is_opened_with_its_replicas_in_doubt() {
     assert_eq!(stale.state(), before, "it does not look newer than what the others have");
     drop(stale);
     assert_eq!(intents(&open_with(&[1], true)).len(), 601, "they are durable");
+    // It was not served: when the others are back they have the table, and nobody takes it that all have the intents.
+    assert_eq!(intents(&open_with(&[0, 1, 2], false)), []);
+    let mut stale = open_with(&[1], true);
+    stale.raise(0, 7).unwrap();
+    drop(stale);
+    assert_eq!(intents(&open_with(&[0, 1, 2], false)).len(), 601, "it was served");
 }
