@@ -213,12 +213,13 @@ fn breaks_by(spoil: impl FnOnce(&mut Logged), data: u64, is_told: bool) {
     logged.driver.submit_at(0, 0, READ, 0, (data, 512), false);
     logged.driver.kick();
     eventually("the frontend is told", || error.read().is_ok());
-    let status = logged.driver.guest.read_memory(Driver::header(0, 0) + 16, 1);
-    let Logged { daemon, frontend, .. } = logged;
     if is_told {
+        let status = logged.driver.guest.read_memory(Driver::header(0, 0) + 16, 1);
         assert_eq!(status, [1], "an error");
-        assert!(frontend.get_vring_base(0).is_err(), "a copy by the log is not what the guest has here");
+        let base = logged.frontend.get_vring_base(0);
+        assert!(base.is_err(), "a copy by the log is not what the guest has here");
     }
+    let Logged { daemon, frontend, .. } = logged;
     drop(frontend);
     eventually("it is gone", || daemon.server.status(daemon.vhd.id()).unwrap().frontend.is_none());
     let mut driver = Driver::new(Guest::new());
@@ -238,7 +239,12 @@ fn a_log_that_is_taken_away_breaks_the_rings_and_nothing_else() {
 
 #[test]
 fn a_log_that_is_too_short_breaks_the_rings_and_nothing_else() {
-    breaks_by(|logged| logged.log = logged.driver.guest.log(&mut logged.frontend, 512), 0x410_0000, true);
+    let spoil = |logged: &mut Logged| {
+        // Or the ring breaks before it has taken the request, as soon as it says whether it wants to be kicked.
+        logged.log_used(false);
+        logged.log = logged.driver.guest.log(&mut logged.frontend, 512);
+    };
+    breaks_by(spoil, 0x410_0000, true);
 }
 
 #[test]
