@@ -6,6 +6,7 @@ mod cache_mode;
 mod checked;
 mod degraded;
 mod differing;
+mod hang;
 mod health;
 mod lifecycle;
 mod mending;

@@ -472,86 +472,13 @@ fn a_missing_disk_is_waited_for() {
     world.check();
 }
 
-#[test]
-fn a_disk_on_which_nothing_completes_has_failed() {
-    let (mut world, _) = reopened(None);
-    let disk = Arc::clone(&world.owner.space.disk(DiskId(1)).state);
-    let progress = disk.progress_of(R);
-    progress.begun();
-    progress.begun();
-    world.advance(1000);
-    world.advance(4000);
-    progress.completed();
-    world.advance(1000);
-    world.advance(4000);
-    assert!(!disk.is_failed(), "it is slow");
-    world.advance(1000);
-    assert!(!disk.is_failed(), "the reactor may be held up by something else");
-    let asked = |(_, message): &&(ReactorId, ReactorMessage)| matches!(message, ReactorMessage::Turn);
-    assert_eq!(world.mail.reactors.iter().filter(asked).count(), 1);
-    world.advance(1000);
-    assert_eq!(world.mail.reactors.iter().filter(asked).count(), 1, "asked once");
-    world.tell(OwnerRequest::Turned { reactor: R });
-    world.advance(1000);
-    assert!(disk.is_failed());
-    let failed = |event: &Event| matches!(event, Event::DiskFailed { .. });
-    assert!(world.mail.events.iter().any(failed));
-    let idle = &world.owner.space.disk(DiskId(0)).state;
-    assert!(!idle.is_failed(), "nothing was asked of it");
-}
-
-/// Nothing of guests is in flight there: what they write waits for the mover's claim, maybe.
-#[test]
-fn a_disk_that_does_not_answer_the_mover_has_failed() {
-    let (mut world, _) = reopened(None);
-    let disk = Arc::clone(&world.owner.space.disk(DiskId(1)).state);
-    disk.copying.begun();
-    disk.copying.begun();
-    world.advance(1000);
-    world.advance(4000);
-    disk.copying.completed();
-    world.advance(1000);
-    world.advance(4000);
-    let asked = |world: &World| world.mail.mover.iter().filter(|m| matches!(m, MoverMessage::Turn)).count();
-    assert_eq!(asked(&world), 0, "it is slow");
-    world.advance(1000);
-    world.advance(1000);
-    assert!(!disk.is_failed() && asked(&world) == 1, "the mover may be held up by something else");
-    world.owner.handle_mover(MoverReport::Turned, world.now, &mut world.mail);
-    world.advance(1000);
-    assert!(disk.is_failed());
-    assert!((0..3).map(DiskId).all(|id| id == disk.id || !world.owner.space.disk(id).state.is_failed()));
-}
-
-/// A sync takes as long as the filesystem beneath likes.
-#[test]
-fn a_disk_that_answers_reactors_does_not_hang_because_of_the_mover() {
-    let (mut world, _) = reopened(None);
-    let disk = Arc::clone(&world.owner.space.disk(DiskId(1)).state);
-    disk.copying.begun();
-    for _ in 0..20 {
-        disk.progress_of(R).begun();
-        disk.progress_of(R).completed();
-        world.advance(1000);
-        world.owner.handle_mover(MoverReport::Turned, world.now, &mut world.mail);
-    }
-    assert!(!disk.is_failed());
-}
-
 /// A replica that is one too many is one that cannot be read, whatever the planner would have chosen among those that can.
 #[test]
 fn fewer_replicas_do_without_a_disk_that_has_failed() {
     for failed in (0..3).map(DiskId) {
         let (mut world, vhd) = degrading();
         world.owner.space.disk(failed).state.fail();
-        let request = super::super::command::JobRequest::Replicas { vhd: "r".to_owned(), replicas: 1 };
-        let start = super::super::command::StartJob {
-            request,
-            dry_run: false,
-            speed: crate::mover::messages::Speed::default(),
-            created: 1,
-        };
-        world.run(Command::StartJob(Box::new(start))).unwrap();
+        world.set_replicas(1).unwrap();
         world.move_all();
         for extent in (0..8).map(ExtentIndex) {
             let left = replicas(&vhd, extent);
@@ -570,14 +497,7 @@ fn fewer_replicas_keep_one_that_can_be_read() {
     world.miss(&vhd, bad.disk, write(E));
     world.edit_done(Ok(()));
     world.owner.space.disk(bad.disk).state.fail();
-    let request = super::super::command::JobRequest::Replicas { vhd: "r".to_owned(), replicas: 1 };
-    let start = super::super::command::StartJob {
-        request,
-        dry_run: false,
-        speed: crate::mover::messages::Speed::default(),
-        created: 1,
-    };
-    world.run(Command::StartJob(Box::new(start))).unwrap();
+    world.set_replicas(1).unwrap();
     world.move_all();
     for extent in (0..8).map(ExtentIndex) {
         let left = replicas(&vhd, extent);

@@ -74,7 +74,7 @@ impl World {
         }
     }
 
-    fn set_replicas(&mut self, replicas: u8) -> Result<Reply, CommandError> {
+    pub(super) fn set_replicas(&mut self, replicas: u8) -> Result<Reply, CommandError> {
         let request = JobRequest::Replicas { vhd: "r".to_owned(), replicas };
         self.run(Command::StartJob(Box::new(StartJob { request, dry_run: false, speed: Speed::default(), created: 1 })))
     }
