@@ -428,7 +428,7 @@ fn a_restore_goes_without_a_disk_that_carries_the_table_only_when_told_to() {
     // All others are lost, and with them the majority.
     let restore = ["metadata", "restore", "old.dump", "d0.img"];
     let refused = host.refused(&restore, 1);
-    assert!(refused.contains("'d1'"), "{refused}");
+    assert!(refused.contains("'d1'") && refused.contains("--force"), "{refused}");
     host.ok(&[&restore[..], &["--force"]].concat());
     host.serve(&[], &["d0.img"]);
     assert_eq!(names(&host), ["before"]);

@@ -64,10 +64,11 @@ impl Owner {
         for disk in self.space.iter().filter(|disk| !disk.state.is_failed()) {
             let id = disk.state.id;
             for reactor in (0..self.reactors).map(ReactorId).chain([mover]) {
-                let progress = match reactor {
-                    // Of its syncs, which may take long on a disk that works, it may have but one in flight, and no guest waits for them.
-                    _ if reactor == mover => disk.state.copying_waits_since(),
-                    _ => disk.state.progress_of(reactor).waiting_since(),
+                // What the mover waits for may be a sync, which may take long on a disk that works: what reactors get counts, too.
+                let progress = if reactor == mover {
+                    disk.state.copying_waits_since()
+                } else {
+                    disk.state.progress_of(reactor).waiting_since()
                 };
                 let Some(done) = progress else {
                     self.hangs.waiting.remove(&(id, reactor));

@@ -19,7 +19,7 @@ use crate::control::wire::{CheckReport, ErrorKind};
 use crate::disk::file::{FileDisk, OpenError};
 use crate::disk::identity::Host;
 use crate::disk::label;
-use crate::disk::pool::{FindError, OpenOptions, OpenPool, open_pool};
+use crate::disk::pool::{AssembleError, FindError, OpenOptions, OpenPool, open_pool};
 use crate::placement::check::{Checker, TableExtent};
 use crate::placement::record::{PoolRecord, VhdRecord};
 use crate::store::dump::{self, RestoreError};
@@ -36,19 +36,14 @@ fn failed(error: &dyn std::error::Error) -> Failure {
 /// What to do instead while a daemon has the disks.
 const ASK_DAEMON: &str = "while a daemon serves the pool, leave out the disks: the daemon does it";
 /// Nothing is changed, whatever is missing.
-const LOOK: (bool, bool) = (true, true);
+const LOOK: OpenOptions = OpenOptions { read_only: true, accept_stale: true, pool: None };
 
 const STOP_DAEMON: &str = "stop the daemon first";
 
 /// Opens the disks of a pool under their locks.
-fn open_disks(
-    disks: &[PathBuf],
-    (read_only, accept_stale): (bool, bool),
-    locked: &str,
-) -> Result<OpenPool<FileDisk>, Failure> {
+fn open_disks(disks: &[PathBuf], options: &OpenOptions, locked: &str) -> Result<OpenPool<FileDisk>, Failure> {
     let paths: Vec<String> = disks.iter().map(|disk| disk.display().to_string()).collect();
-    let options = OpenOptions { read_only, accept_stale, pool: None };
-    let pool = open_pool(&paths, &options, &Host::default()).map_err(|error| find_error(&error, locked))?;
+    let pool = open_pool(&paths, options, &Host::default()).map_err(|error| find_error(&error, locked))?;
     pool.rejected.iter().for_each(warn);
     for disk in &pool.disks {
         disk.notices.iter().for_each(|notice| warn(format!("disk '{}': {notice}", disk.name)));
@@ -60,6 +55,8 @@ fn find_error(error: &FindError, locked: &str) -> Failure {
     let failure = Failure::new(serve::find_error_kind(error), error_chain(error));
     match error {
         FindError::Open(OpenError::Locked { .. }) => failure.hint(locked),
+        // Whatever only looks accepts that.
+        FindError::Assemble { source: AssembleError::NoMajority { .. }, .. } => failure.hint(WITHOUT_MISSING),
         _ => failure,
     }
 }
@@ -99,7 +96,7 @@ fn find_disk(pool: &PoolRecord, name: &str) -> Result<DiskId, Failure> {
 
 /// Proves that the table of a pool is consistent.
 pub fn check(disks: &[PathBuf]) -> Result<CheckReport, Failure> {
-    let pool = open_disks(disks, LOOK, ASK_DAEMON)?;
+    let pool = open_disks(disks, &LOOK, ASK_DAEMON)?;
     let store = look(&pool)?;
     let mut checker = Checker::new(&store.pool, &store.vhds).with_vms(&store.vms);
     each_extent(&store, |extent| checker.add(extent))?;
@@ -120,7 +117,7 @@ fn each_extent(store: &OpenStore<Overlay<FileDisk>>, mut each: impl FnMut(&Table
 
 /// The table of a pool as text.
 pub fn dump(disks: &[PathBuf]) -> Result<String, Failure> {
-    let pool = open_disks(disks, LOOK, ASK_DAEMON)?;
+    let pool = open_disks(disks, &LOOK, ASK_DAEMON)?;
     let store = look(&pool)?;
     let (_, member) = store.members().next().ok_or_else(|| Failure::new(ErrorKind::Failed, "no store can be read"))?;
     dump::dump(member).map_err(|error| failed(&error))
@@ -140,7 +137,8 @@ pub fn restore(session: &Session, text: &str, disks: &[PathBuf], force: bool) ->
     // A dump that is not whole must not cost the table that is there.
     dump::restore(text.as_bytes(), |_| Ok(())).map_err(|error| restore_error(&error))?;
     // What carries the table may be lost for good, and the dump is all that is left of it.
-    let mut pool = open_disks(disks, (false, force), STOP_DAEMON)?;
+    let options = OpenOptions { accept_stale: force, ..OpenOptions::default() };
+    let mut pool = open_disks(disks, &options, STOP_DAEMON)?;
     if record.uuid != pool.uuid {
         let message = format!("the dump is of pool {}, the disks are of pool {}", record.uuid, pool.uuid);
         return Err(Failure::new(ErrorKind::Conflict, message).hint("give the disks that the dump was made of"));
@@ -175,9 +173,11 @@ fn refuse_missing(pool: &OpenPool<FileDisk>, force: bool) -> Outcome {
         pool.membership.members.len() - pool.store_members().count(),
         if names.is_empty() { "none that is known by name".to_owned() } else { names.join(", ") }
     );
-    Err(Failure::new(ErrorKind::Conflict, message)
-        .hint("attach them; if they are lost for good, --force restores without them, and they do not carry the table any more"))
+    Err(Failure::new(ErrorKind::Conflict, message).hint(WITHOUT_MISSING))
 }
+
+const WITHOUT_MISSING: &str =
+    "attach them; if they are lost for good, --force restores without them, and they do not carry the table any more";
 
 const CUT_OFF: &str = "the table is not complete, and the pool does not open until a restore has succeeded: restore again, \
                        after replacing the disk if one has failed";
@@ -214,7 +214,7 @@ struct Upgraded {
 
 /// Brings the format of a pool up to this version. There is only one so far: opening the pool proves that it has it.
 pub fn upgrade(session: &Session, disks: &[PathBuf]) -> Outcome {
-    let pool = open_disks(disks, LOOK, STOP_DAEMON)?;
+    let pool = open_disks(disks, &LOOK, STOP_DAEMON)?;
     look(&pool)?;
     let upgraded = Upgraded { changed: false, label_version: label::VERSION };
     session

@@ -211,11 +211,14 @@ fn adopt_vms(store: &mut OpenStore<FileDisk>) -> Vec<StoreEdit> {
     if counted == store.pool.next_vm_id {
         return Vec::new();
     }
-    let names: Vec<&str> = made.iter().map(|vm| vm.name.as_str()).collect();
-    log::info!(
-        "these VMs, which VHDs name, have records now, so that older versions of spanblk refuse the pool: {}",
-        names.join(", ")
-    );
+    // None if it was interrupted before the pool counted them.
+    if !made.is_empty() {
+        let names: Vec<&str> = made.iter().map(|vm| vm.name.as_str()).collect();
+        log::info!(
+            "these VMs, which VHDs name, have records now, so that older versions of spanblk refuse the pool: {}",
+            names.join(", ")
+        );
+    }
     store.vms.extend(made.iter().cloned());
     // The pool counts them last, should there be so many that it takes several commits: until then it lacks some.
     let pool = StoreEdit::PutPool(store.pool.clone());

@@ -33,8 +33,8 @@ pub enum ReadError {
     /// One copy is there, and where the other was is something of somebody else.
     #[error(
         "copy {copy} of its label has been written over by something else (the other one is of disk '{name}' of pool {pool}): it is \
-         not used; if it is still the pool's, put the label back from copy {} (4096 bytes at byte {from} to byte {to}); if its data is \
-         given up, `spanblk disk wipe --yes` wipes it", copy.other()
+         not used; if it is still the pool's, put the label back from copy {} (4096 bytes at byte {from} to byte {to}), which destroys \
+         what is there now; if all of it is given up, `spanblk disk wipe --yes` wipes both", copy.other()
     )]
     Overwritten {
         /// The copy that is gone.

@@ -116,7 +116,7 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
     /// to differ.
     ///
     /// # Errors
-    /// Either member's; nothing has changed then. So does a row that is damaged in `source`: it must not take the place of a good one.
+    /// Either member's, or a row is damaged in `source`, which must not take the place of a good one; nothing has changed then.
     pub fn copy_from(&mut self, source: &Snapshot) -> Result<Copied, MemberError> {
         self.copy_from_all(std::slice::from_ref(source))
     }

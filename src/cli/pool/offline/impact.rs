@@ -19,7 +19,7 @@ const ASK_DAEMON: &str = "while a daemon serves the pool, leave out --offline an
 
 /// What the loss of `disk` means; without one, what that of the missing disks has meant.
 pub fn impact(disk: Option<&str>, disks: &[PathBuf]) -> Result<ImpactInfo, Failure> {
-    let pool = open_disks(disks, LOOK, ASK_DAEMON)?;
+    let pool = open_disks(disks, &LOOK, ASK_DAEMON)?;
     let store = look(&pool).map_err(|failure| name_members(&pool, failure))?;
     let record = &store.pool;
     let is_here = |id: DiskId, uuid| pool.disk(id).is_some_and(|disk| disk.uuid == uuid);
