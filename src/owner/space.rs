@@ -49,7 +49,12 @@ pub(super) struct DiskSpace {
 impl DiskSpace {
     /// Slots that can be given out to anybody. May become 0 at any time: reactors notice when a disk fails.
     pub fn free(&self) -> u32 {
-        if self.open && !self.left && !self.state.is_failed() { self.slots.free() - self.reserved } else { 0 }
+        if self.is_closed() { 0 } else { self.slots.free() - self.reserved }
+    }
+
+    /// Whether nothing can come to it, however many of its slots are free.
+    pub fn is_closed(&self) -> bool {
+        !self.open || self.left || self.state.is_failed()
     }
 
     /// Its role for what is to come.
@@ -59,11 +64,7 @@ impl DiskSpace {
 
     /// As [`DiskSpace::free`], with slots that are on their way back.
     pub fn free_soon(&self) -> u32 {
-        if self.open && !self.left && !self.state.is_failed() {
-            self.slots.free() - self.reserved + self.slots.limbo()
-        } else {
-            0
-        }
+        if self.is_closed() { 0 } else { self.slots.free() - self.reserved + self.slots.limbo() }
     }
 
     /// Slots that hold something, or can. A disk that has failed has no room.
@@ -193,15 +194,18 @@ impl Space {
     ) -> Goal {
         let mut domains: Vec<&str> = Vec::new();
         let disks = disks.iter().map(|id| {
-            let (name, (slots, free)) = match joining.filter(|(joining, _)| *joining == id) {
-                Some((_, disk)) => (disk.failure_domain.as_str(), (disk.slots, disk.slots)),
-                None => (self.disk(id).failure_domain.as_str(), size(self.disk(id))),
+            let (name, (slots, free), closed) = match joining.filter(|(joining, _)| *joining == id) {
+                Some((_, disk)) => (disk.failure_domain.as_str(), (disk.slots, disk.slots), false),
+                None => {
+                    let disk = self.disk(id);
+                    (disk.failure_domain.as_str(), size(disk), disk.is_closed())
+                }
             };
             let domain = domains.iter().position(|known| *known == name).unwrap_or_else(|| {
                 domains.push(name);
                 domains.len() - 1
             });
-            GoalDisk { disk: id, slots, free, domain: u32::try_from(domain).expect("at most 64 disks") }
+            GoalDisk { disk: id, slots, free, domain: u32::try_from(domain).expect("at most 64 disks"), closed }
         });
         Goal { disks: disks.collect(), replicas: usize::from(replicas) }
     }

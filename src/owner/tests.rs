@@ -4,6 +4,7 @@ mod allocation;
 mod bad_places;
 mod cache_mode;
 mod checked;
+mod closed;
 mod degraded;
 mod differing;
 mod hang;

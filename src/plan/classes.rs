@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use super::flow::Network;
 use super::share::Limits;
 use super::windows::Bans;
-use super::{Disks, bits};
+use super::{Disks, PlanError, bits, disk_id};
 use crate::base::ids::DiskSet;
 use crate::base::limits::DISKS_MAX;
 use crate::base::units::ExtentIndex;
@@ -70,7 +70,7 @@ impl Classes {
         disks: &Disks,
         limits: &Limits,
         bans: Option<&Bans>,
-    ) -> Classes {
+    ) -> Result<Classes, PlanError> {
         let mut classes: Vec<Class> = Vec::new();
         let mut known: HashMap<Kind, u32> = HashMap::new();
         // Few kinds alternate: most extents are found here, without hashing.
@@ -92,13 +92,13 @@ impl Classes {
             class
         };
         let of = placed.iter().enumerate().map(class_of).collect();
-        fill(&mut classes, disks, limits);
-        Classes { classes, of }
+        fill(&mut classes, disks, limits)?;
+        Ok(Classes { classes, of })
     }
 }
 
-/// Gives each class its quotas.
-fn fill(classes: &mut [Class], disks: &Disks, limits: &Limits) {
+/// Gives each class its quotas. An error if what is not on closed disks has not room enough on the others.
+fn fill(classes: &mut [Class], disks: &Disks, limits: &Limits) -> Result<(), PlanError> {
     let replicas = u64::from(disks.replicas);
     let estimate = Estimate::new(classes, disks, limits);
     let (source, sink, first_class) = (DISKS_MAX, DISKS_MAX + 1, DISKS_MAX + 2);
@@ -115,6 +115,10 @@ fn fill(classes: &mut [Class], disks: &Disks, limits: &Limits) {
     for disk in bits(disks.all.0) {
         network.edge(disk, sink, limits.least[disk], -SHARE);
         network.edge(disk, sink, limits.most[disk] - limits.least[disk], 0);
+        if !disks.closed.is_empty() && !disks.closed.contains(disk_id(disk)) {
+            // The shares of closed disks may be for extents that are not there.
+            network.edge(disk, sink, limits.room[disk] - limits.most[disk], SHARE);
+        }
     }
     // (class, disk, edge)
     let mut carriers: Vec<(usize, usize, usize)> = Vec::new();
@@ -123,7 +127,7 @@ fn fill(classes: &mut [Class], disks: &Disks, limits: &Limits) {
         network.edge(source, node, class.extents * replicas, 0);
         for (domain, place) in domains.iter().zip(node + 1..) {
             network.edge(node, place, class.extents, 0);
-            for disk in bits(*domain) {
+            for disk in bits(*domain).filter(|disk| disks.is_open_to(class.kind.on, *disk)) {
                 let cost = class.kind.cost(disk);
                 // Up to what is expected of a class it goes there first, so that equal plans mix the classes evenly.
                 let expected = estimate.expect(class, disk).min(class.extents);
@@ -134,6 +138,9 @@ fn fill(classes: &mut [Class], disks: &Disks, limits: &Limits) {
     }
     let wanted = classes.iter().map(|class| class.extents * replicas).sum::<u64>();
     let sent = network.send(source, sink);
+    if !disks.closed.is_empty() && sent < wanted {
+        return Err(too_little_is_open(wanted, sent, disks, limits));
+    }
     assert_eq!(sent, wanted, "the shares leave room for every replica");
     for (index, disk, edge) in carriers {
         let carried = network.carried(edge);
@@ -148,6 +155,16 @@ fn fill(classes: &mut [Class], disks: &Disks, limits: &Limits) {
         class.stays = class.quotas.iter().all(|quota| class.kind.on >> quota.disk & 1 == 1)
             && u64::from(class.kind.on.count_ones()) == replicas;
     }
+    Ok(())
+}
+
+/// `wanted` replicas are more than have a place. The one that lacks most is the open disk with the least room.
+fn too_little_is_open(wanted: u64, room: u64, disks: &Disks, limits: &Limits) -> PlanError {
+    let open = bits(disks.all.0 & !disks.closed.0).min_by_key(|disk| limits.room[*disk]);
+    let disk = open.or_else(|| bits(disks.all.0).next()).unwrap_or(0);
+    let disk_room = limits.room[disk];
+    let disk_needed = disk_room + (wanted - room);
+    PlanError::NotEnoughRoom { needed: wanted, room, disk: disk_id(disk), disk_needed, disk_room }
 }
 
 impl Kind {

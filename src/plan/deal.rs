@@ -4,10 +4,10 @@
 //! preferred that the neighbours use least. A disk that would get more of a window than it may is passed over as long as the
 //! quotas still work out without it.
 
-use super::Disks;
 use super::classes::{Class, Classes, Quota};
 use super::share::Limits;
 use super::windows::{Bans, Near};
+use super::{Disks, PlanError};
 use crate::base::ids::DiskSet;
 use crate::base::units::ExtentIndex;
 
@@ -21,14 +21,14 @@ const DENSE: f64 = -1e6;
 const JUST_USED: f64 = 0.4;
 const USED_NEXT: f64 = 0.3;
 
-/// The disks that each placed extent should be on.
+/// The disks that each placed extent should be on. An error if what is not on closed disks has not room enough on the others.
 pub(super) fn deal(
     placed: &[(ExtentIndex, DiskSet)],
     disks: &Disks,
     limits: &Limits,
     bans: Option<&Bans>,
-) -> Vec<DiskSet> {
-    let Classes { mut classes, of } = Classes::new(placed, disks, limits, bans);
+) -> Result<Vec<DiskSet>, PlanError> {
+    let Classes { mut classes, of } = Classes::new(placed, disks, limits, bans)?;
     // What an extent has until it is its turn: what it is likely to keep.
     let stays = |at: usize, set: DiskSet| {
         let on = set.0 & disks.all.0 & !bans.map_or(0, |bans| bans.of(at, set.0));
@@ -36,7 +36,7 @@ pub(super) fn deal(
     };
     let mut target: Vec<DiskSet> = placed.iter().enumerate().map(|(at, (_, set))| stays(at, *set)).collect();
     if classes.iter().all(|class| class.stays) {
-        return target;
+        return Ok(target);
     }
     let mut near = Near::new(limits);
     for at in 0..placed.len() {
@@ -49,7 +49,7 @@ pub(super) fn deal(
         };
         near.chosen(at, target[at]);
     }
-    target
+    Ok(target)
 }
 
 /// One extent and what it gets.

@@ -119,6 +119,7 @@ impl Search<'_> {
     fn is_legal(&self, target: &[DiskSet], step: Replacement, without: usize) -> bool {
         let others = target[step.at].0 & !(1 << step.from);
         (self.disks.domains_of(others) | others) >> step.to & 1 == 0
+            && self.disks.is_open_to(self.placed[step.at].1.0, step.to)
             && has_room(target, step.at, step.to, without, self.limits)
     }
 

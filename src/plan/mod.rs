@@ -17,8 +17,10 @@
 //! Invariants: the result depends on nothing but the arguments, and nothing is left to do once a plan was carried out. Planning
 //! again after a part of a plan copies as much in total as the plan: the plan is a minimum, so its rest is one too. The
 //! exception: where windows must be kept, exchanges are found by trying, and the total may differ by a few per cent (in tests
-//! seldom, and most of all where replicas are dropped and windows decide which). A relocation never puts a second
-//! replica into a failure domain that was not shared before.
+//! seldom, and most of all where replicas are dropped and windows decide which). Where disks are closed, a plan may also be followed
+//! by another one: what is on such a disk is all the room it has, so that the others' shares grow when something goes. A relocation never puts a second
+//! replica into a failure domain that was not shared before, and nothing onto a disk that is closed: other disks have more than
+//! their share if there is no other way.
 //!
 //! Uses `base` only.
 
@@ -47,6 +49,8 @@ pub struct GoalDisk {
     pub free: u32,
     /// Its failure domain: disks that fail together have the same number.
     pub domain: u32,
+    /// It takes nothing now, whatever its room: what is there may stay.
+    pub closed: bool,
 }
 
 /// Where the extents of a VHD are to be.
@@ -112,7 +116,7 @@ pub enum PlanError {
         /// Replicas wanted.
         replicas: usize,
     },
-    /// The disks have too few slots. What the VHD has there already counts as room.
+    /// The disks have too few slots, or those that take something now. What the VHD has there already counts as room.
     #[error(
         "{needed} slots are needed, the disks have room for {room}; disk #{} lacks most: {disk_needed} needed, room for \
          {disk_room}", disk.0
@@ -148,11 +152,11 @@ pub fn plan(placed: &[(ExtentIndex, DiskSet)], goal: &Goal) -> Result<Plan, Plan
     assert!(placed.is_sorted_by(|a, b| a.0 < b.0), "the extents are not ascending");
     let disks = Disks::new(goal);
     let limits = share::Limits::new(placed, goal)?;
-    let mut target = deal::deal(placed, &disks, &limits, None);
+    let mut target = deal::deal(placed, &disks, &limits, None)?;
     let clumpy = windows::clumpy(placed, &target, &limits);
     if !clumpy.is_empty() {
         let bans = windows::Bans::new(placed, &disks, &limits, clumpy);
-        target = deal::deal(placed, &disks, &limits, Some(&bans));
+        target = deal::deal(placed, &disks, &limits, Some(&bans))?;
     }
     mend::mend(placed, &mut target, &disks, &limits);
     let count = |sets: &mut dyn Iterator<Item = DiskSet>| {
@@ -182,6 +186,8 @@ pub fn goal_met(placed: &[(ExtentIndex, DiskSet)], goal: &Goal) -> bool {
 struct Disks {
     /// All of them.
     all: DiskSet,
+    /// Those that take nothing.
+    closed: DiskSet,
     /// By disk: those of its failure domain, itself among them.
     domain: [DiskSet; DISKS_MAX],
     /// Replicas of each extent.
@@ -198,7 +204,13 @@ impl Disks {
             let twins = goal.disks.iter().filter(|other| other.domain == disk.domain);
             domain[disk.disk.index()] = twins.map(|other| other.disk).collect();
         }
-        Disks { all, domain, replicas: u32::try_from(goal.replicas).expect("at most three replicas") }
+        let closed = goal.disks.iter().filter(|disk| disk.closed).map(|disk| disk.disk).collect();
+        Disks { all, closed, domain, replicas: u32::try_from(goal.replicas).expect("at most three replicas") }
+    }
+
+    /// Whether an extent that is on the disks `on` can be on `disk`.
+    fn is_open_to(&self, on: u64, disk: usize) -> bool {
+        (on | !self.closed.0) >> disk & 1 == 1
     }
 
     /// Whether replicas on the disks `on` of the goal can all stay.

@@ -30,9 +30,7 @@ pub struct Share {
 /// # Errors
 /// If the goal cannot be reached, why not.
 pub fn shares(placed: &[(ExtentIndex, DiskSet)], goal: &Goal) -> Result<Vec<Share>, PlanError> {
-    let mut had = [0u64; DISKS_MAX];
-    placed.iter().for_each(|(_, set)| bits(set.0).for_each(|disk| had[disk] += 1));
-    shares_of(placed.len() as u64, &had, goal)
+    shares_of(placed.len() as u64, &had(placed), goal)
 }
 
 /// The shares of the goal's disks, in the goal's order, for so many extents that are placed nowhere yet.
@@ -51,7 +49,7 @@ fn shares_of(extents: u64, had: &[u64; DISKS_MAX], goal: &Goal) -> Result<Vec<Sh
     if domains.len() < goal.replicas {
         return Err(PlanError::TooFewDomains { domains: domains.len(), replicas: goal.replicas });
     }
-    let room = |disk: &GoalDisk| had[disk.disk.index()] + u64::from(disk.free);
+    let room = |disk: &GoalDisk| room_on(disk, had);
     let needed = extents * goal.replicas as u64;
     let within: Vec<u64> = goal.disks.iter().map(|disk| room(disk).min(extents)).collect();
     let in_domain =
@@ -80,12 +78,26 @@ fn shares_of(extents: u64, had: &[u64; DISKS_MAX], goal: &Goal) -> Result<Vec<Sh
     Ok(goal.disks.iter().zip(ideal).map(share).collect())
 }
 
+/// Slots that the VHD can have on a disk: those it has, and those it can get.
+fn room_on(disk: &GoalDisk, had: &[u64; DISKS_MAX]) -> u64 {
+    had[disk.disk.index()] + if disk.closed { 0 } else { u64::from(disk.free) }
+}
+
+/// Replicas on each disk.
+fn had(placed: &[(ExtentIndex, DiskSet)]) -> [u64; DISKS_MAX] {
+    let mut had = [0u64; DISKS_MAX];
+    placed.iter().for_each(|(_, set)| bits(set.0).for_each(|disk| had[disk] += 1));
+    had
+}
+
 /// The shares by disk number, for the passes over all extents.
 pub(super) struct Limits {
     /// See [`Share::least`]; 0 for other disks.
     pub least: [u64; DISKS_MAX],
     /// See [`Share::most`]; 0 for other disks.
     pub most: [u64; DISKS_MAX],
+    /// Replicas that there can be, beyond any share; 0 for other disks.
+    pub room: [u64; DISKS_MAX],
     /// See [`Share::window_most`].
     pub window_most: [u64; DISKS_MAX],
     /// Extents of a window.
@@ -98,13 +110,15 @@ impl Limits {
     pub(super) fn new(placed: &[(ExtentIndex, DiskSet)], goal: &Goal) -> Result<Limits, PlanError> {
         let (least, most, window_most) = ([0; DISKS_MAX], [0; DISKS_MAX], [u64::MAX; DISKS_MAX]);
         let window = WINDOW_ROUNDS * goal.disks.len();
-        let mut limits = Limits { least, most, window_most, window, limited: DiskSet::default() };
-        for share in shares(placed, goal)? {
+        let mut limits = Limits { least, most, room: most, window_most, window, limited: DiskSet::default() };
+        let (extents, had) = (placed.len() as u64, had(placed));
+        for (share, of) in shares_of(extents, &had, goal)?.into_iter().zip(&goal.disks) {
             let disk = share.disk.index();
             (limits.least[disk], limits.most[disk]) = (share.least, share.most);
+            limits.room[disk] = room_on(of, &had).min(extents);
             limits.window_most[disk] = share.window_most;
-            // On one or two disks there is no better way than taking turns, which shares need not allow.
-            if goal.disks.len() > 2 && placed.len() >= window && share.window_most < window as u64 {
+            // On one or two disks there is no better way than taking turns, which shares need not allow. A closed disk has what it has.
+            if !of.closed && goal.disks.len() > 2 && placed.len() >= window && share.window_most < window as u64 {
                 limits.limited.insert(share.disk);
             }
         }

@@ -23,7 +23,8 @@ fn sets(placed: &Placed) -> Vec<DiskSet> {
 
 /// Disks of one size with plenty of room, each a failure domain.
 fn equal(disks: &[u8], replicas: usize) -> Goal {
-    let disk = |id: &u8| GoalDisk { disk: DiskId(*id), slots: 1000, free: 1 << 30, domain: u32::from(*id) };
+    let disk =
+        |id: &u8| GoalDisk { disk: DiskId(*id), slots: 1000, free: 1 << 30, domain: u32::from(*id), closed: false };
     Goal { disks: disks.iter().map(disk).collect(), replicas }
 }
 
@@ -177,6 +178,7 @@ fn random_goal(rng: &mut Rng, start: &Placed, disks_max: u64) -> Goal {
         slots: if uneven { 1 + u32::try_from(rng.below(8)).unwrap() } else { 5 },
         free: if scarce { u32::try_from(rng.below(2 * start.len() as u64 + 1)).unwrap() } else { 1 << 30 },
         domain: u32::try_from(if shared { i / 2 } else { i }).unwrap(),
+        closed: false,
     };
     let disks: Vec<GoalDisk> = (0..width).map(|i| disk(i, rng)).collect();
     Goal { disks, replicas: 1 + rng.index(3) }
@@ -247,6 +249,80 @@ fn random_small_starts_need_no_more_copies_than_any_placement() {
         assert_eq!(Some(plan.copies), brute::fewest(&sets(&start), &goal), "{name}");
         assert!(check(&start, &goal, &name, &mut rng).1, "{name}");
     }
+}
+
+/// Every extent has its replicas apart, and none has come to a closed disk or to one without room. What the plan leads to, and whether
+/// something is left to do then.
+fn check_closed(start: &Placed, goal: &Goal, plan: &Plan, name: &str) -> (Placed, bool) {
+    let disk = |id: DiskId| goal.disks.iter().find(|disk| disk.disk == id);
+    for step in &plan.relocations {
+        assert!(step.to.and_then(disk).is_none_or(|disk| !disk.closed), "{name}: {step:?} onto a closed disk");
+    }
+    let (mut after, mut goal_after) = (start.clone(), goal.clone());
+    assert!(carry_out(&mut after, &mut goal_after, &plan.relocations), "{name}: room");
+    for (extent, set) in &after {
+        let domains: std::collections::BTreeSet<u32> = set.iter().map(|id| disk(id).unwrap().domain).collect();
+        assert_eq!((set.len(), domains.len()), (goal.replicas, goal.replicas), "{name}: {extent:?}");
+    }
+    for disk in &goal.disks {
+        let holds = |placed: &Placed| placed.iter().filter(|(_, set)| set.contains(disk.disk)).count() as u64;
+        let free = if disk.closed { 0 } else { u64::from(disk.free) };
+        assert!(holds(&after) <= holds(start) + free, "{name}: {disk:?}");
+    }
+    let goes_on = !goal_met(&after, &goal_after);
+    (after, goes_on)
+}
+
+#[test]
+fn nothing_is_planned_onto_a_closed_disk() {
+    let (mut planned, mut kept, mut exact, mut refused, mut again) = (0, 0, 0, 0, 0);
+    for seed in 0..4 * SEEDS {
+        let mut rng = Rng::new(seed);
+        let is_small = seed % 4 > 0;
+        let (extents, width) = if is_small { (1 + rng.index(10), 1 + rng.below(4)) } else { (rng.index(300), 7) };
+        let (name, start) = random_start(&mut rng, extents, width + 1);
+        let mut goal = random_goal(&mut rng, &start, if is_small { 4 } else { 8 });
+        goal.disks.iter_mut().for_each(|disk| disk.closed = rng.chance(1, 3));
+        let name = format!("seed {seed}, {name}, {goal:?}");
+        let plan = plan(&start, &goal);
+        if is_small {
+            assert_eq!(plan.is_ok(), brute::is_possible(&sets(&start), &goal), "{name}: {start:?} {plan:?}");
+        }
+        let Ok(plan) = plan else {
+            refused += 1;
+            continue;
+        };
+        let (after, goes_on) = check_closed(&start, &goal, &plan, &name);
+        planned += 1;
+        let stays = |disk: &GoalDisk| disk.closed && after.iter().any(|(_, set)| set.contains(disk.disk));
+        kept += u64::from(goal.disks.iter().any(stays));
+        if is_small && let Some(fewest) = brute::fewest(&sets(&start), &goal) {
+            assert_eq!(plan.copies, fewest, "{name}: {start:?}");
+            exact += 1;
+        }
+        again += u64::from(goes_on);
+    }
+    let counts = format!(
+        "{planned} planned, {refused} refused; {kept} keep something on closed disks, {exact} compared, {again} are not the last"
+    );
+    println!("{counts}");
+    // What a closed disk has is its room: once it has less, the others have more of the rest.
+    assert!(planned > refused && kept > SEEDS / 5 && exact > SEEDS / 2 && again * 10 < planned, "{counts}");
+}
+
+/// Half of the extents are on closed disks, which have their share of all of them, and one of the others is small.
+#[test]
+fn what_is_not_on_closed_disks_may_need_more_than_the_share_of_the_others() {
+    let start = placed((0..10u8).map(|i| if i < 5 { set(&[0, 1]) } else { set(&[3, 4]) }));
+    let mut goal = equal(&[0, 1, 2, 3], 2);
+    (goal.disks[0].closed, goal.disks[1].closed, goal.disks[2].slots) = (true, true, 10);
+    assert_eq!(shares(&start, &goal).unwrap()[2].most, 1);
+    let reached = plan(&start, &goal).unwrap();
+    assert_eq!((reached.copies, reached.after[2]), (5, (DiskId(2), 5)));
+    check_closed(&start, &goal, &reached, "five are neither on the one nor on the other");
+    goal.disks[2].free = 4;
+    let expected = PlanError::NotEnoughRoom { needed: 20, room: 19, disk: DiskId(2), disk_needed: 5, disk_room: 4 };
+    assert_eq!(plan(&start, &goal), Err(expected));
 }
 
 /// What at least has to be copied when extents have one replica: for each disk the greater of what it has above its share

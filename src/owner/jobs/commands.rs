@@ -246,6 +246,7 @@ impl Owner {
             }
             job.unreadable.clear();
             job.unwritable.clear();
+            job.left.clear();
         }
         if target != state {
             self.end_job(set.job, target, None, out);

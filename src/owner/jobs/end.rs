@@ -7,7 +7,7 @@ use crate::placement::job::{JobKind, JobState};
 use crate::store::edit::StoreEdit;
 
 impl Owner {
-    /// Every VHD of the job is where it should be.
+    /// Every VHD of the job is where it should be, as far as plans brought it there.
     pub(super) fn finish_job(&mut self, id: JobId, out: &mut impl OwnerOutbox) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         if !job.unreadable.is_empty() {
@@ -30,6 +30,14 @@ impl Owner {
             if matches!(job.record.kind, JobKind::Resync { .. }) {
                 return self.end_job(id, JobState::Done, Some(why), out);
             }
+            return self.stop_job(id, &why, out);
+        }
+        let left: usize = job.left.values().sum();
+        if left > 0 {
+            let why = format!(
+                "{left} extents are still where they should not be, or have too few replicas or too many, since moves of them were given \
+                 up again and again: look for disks in trouble with 'spanblk disk list', and resume the job"
+            );
             return self.stop_job(id, &why, out);
         }
         self.end_job(id, JobState::Done, None, out);

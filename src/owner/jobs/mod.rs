@@ -58,6 +58,8 @@ pub(super) struct Job {
     pub unreadable: BTreeSet<(VhdId, ExtentIndex)>,
     /// Extents that could not be written where they should be when they were last tried.
     pub unwritable: BTreeSet<(VhdId, ExtentIndex)>,
+    /// Extents by VHD that plans have not brought where they must be.
+    left: BTreeMap<VhdId, usize>,
     /// Waits of guests for the copier, before the job began.
     waits_before: u64,
     /// It waits for room that is being given back.
@@ -83,6 +85,7 @@ impl Job {
             since: 0,
             unreadable: BTreeSet::new(),
             unwritable: BTreeSet::new(),
+            left: BTreeMap::new(),
             waits_before: 0,
             waiting: false,
             announced: false,

@@ -90,6 +90,27 @@ impl Owner {
         Ok(plan)
     }
 
+    /// Notes what a job has to leave behind of a VHD: extents that this plan would still bring to where the job was to bring them. Not
+    /// those that it only evens out, since guests place some all the time.
+    pub(super) fn note_left(&mut self, job: JobId, id: VhdId, plan: &Plan) {
+        let (Some(vhd), Some(job)) = (self.vhds.get(id), self.jobs.get_mut(job)) else { return };
+        let disks = vhd.record.layout.disks();
+        let (counts_replicas, rebuilt) = match job.record.kind {
+            JobKind::Replicas { .. } => (true, None),
+            JobKind::Rebuild { disk } => (true, Some(disk)),
+            _ => (false, None),
+        };
+        let is_left = |step: &&Relocation| match (step.from, step.to) {
+            (Some(from), _) if !disks.contains(from) || rebuilt == Some(from) => true,
+            (None, _) | (_, None) => counts_replicas,
+            _ => false,
+        };
+        let extents: HashSet<ExtentIndex> = plan.relocations.iter().filter(is_left).map(|step| step.extent).collect();
+        if !extents.is_empty() {
+            job.left.insert(id, extents.len());
+        }
+    }
+
     /// Fills the replicas on one disk that are stale.
     fn refill_on(&self, vhd: &Vhd, disk: DiskId) -> Plan {
         let map = &vhd.state.map;

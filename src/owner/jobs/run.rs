@@ -12,7 +12,7 @@ use crate::base::units::ExtentIndex;
 use crate::mover::messages::MoverMessage;
 use crate::owner::moves::wave::Planned;
 use crate::placement::job::JobState;
-use crate::plan::Relocation;
+use crate::plan::{Plan, Relocation};
 
 /// Plans for one VHD in one job: what guests place meanwhile may have to be evened out once more, but not for ever.
 const PASSES_MAX: u32 = 4;
@@ -119,9 +119,10 @@ impl Owner {
                     self.next_vhd(id);
                 }
                 Ok(plan) => {
-                    if self.take_plan(id, vhd, plan) || !self.leaves_as_it_is(id, vhd, out) {
+                    if self.take_plan(id, vhd, &plan) || !self.leaves_as_it_is(id, vhd, out) {
                         return;
                     }
+                    self.note_left(id, vhd, &plan);
                     self.next_vhd(id);
                 }
                 Err(Unplanned::Gone) => self.next_vhd(id),
@@ -143,7 +144,7 @@ impl Owner {
     }
 
     /// False if plans for this VHD have not got it where it should be.
-    fn take_plan(&mut self, id: JobId, vhd: VhdId, plan: crate::plan::Plan) -> bool {
+    fn take_plan(&mut self, id: JobId, vhd: VhdId, plan: &Plan) -> bool {
         let extent_size = self.geometry.extent_size();
         let (Some(job), Some(of)) = (self.jobs.get_mut(id), self.vhds.get(vhd)) else { return true };
         let with_content = |relocation: &Relocation| {
@@ -285,6 +286,7 @@ impl Owner {
             if place < job.next {
                 job.next -= 1;
             }
+            job.left.remove(&vhd);
             job.record.vhds.remove(place);
         }
         self.give_up_vhd(vhd, out);

@@ -11,7 +11,7 @@ pub(super) fn even(starts: &[DiskSet], goal: &Goal) -> Vec<f64> {
     let extents = starts.len() as f64;
     let most = |disk: &GoalDisk| {
         let had = starts.iter().filter(|set| set.contains(disk.disk)).count() as f64;
-        extents.min(had + f64::from(disk.free))
+        extents.min(if disk.closed { had } else { had + f64::from(disk.free) })
     };
     let at_level = |disk: &GoalDisk, level: f64| most(disk).min(level * f64::from(disk.slots));
     let bisect = |is_enough: &dyn Fn(f64) -> bool| {
@@ -46,8 +46,25 @@ pub(super) fn bounds(share: f64) -> (u64, u64) {
     (floor, ceil)
 }
 
+/// Whether every extent can have its replicas apart, with no disk beyond its room and nothing new on closed ones.
+pub(super) fn is_possible(starts: &[DiskSet], goal: &Goal) -> bool {
+    let room = |disk: &GoalDisk| {
+        let had = starts.iter().filter(|set| set.contains(disk.disk)).count() as u64;
+        had + if disk.closed { 0 } else { u64::from(disk.free) }
+    };
+    let rooms: Vec<u64> = goal.disks.iter().map(room).collect();
+    reached(starts, goal).keys().any(|counts| counts.iter().zip(&rooms).all(|(n, room)| n <= room))
+}
+
 /// The fewest copies, over every placement of every extent that ends in even counts; `None` if there is no such placement.
 pub(super) fn fewest(starts: &[DiskSet], goal: &Goal) -> Option<u64> {
+    let even: Vec<(u64, u64)> = even(starts, goal).into_iter().map(bounds).collect();
+    let is_even = |counts: &[u64]| counts.iter().zip(&even).all(|(n, (low, high))| (low..=high).contains(&n));
+    reached(starts, goal).into_iter().filter(|(counts, _)| is_even(counts)).map(|(_, copies)| copies).min()
+}
+
+/// The counts by disk that placements lead to, each with its fewest copies.
+fn reached(starts: &[DiskSet], goal: &Goal) -> HashMap<Vec<u64>, u64> {
     let sets: Vec<Vec<usize>> = (0u32..1 << goal.disks.len())
         .map(|mask| (0..goal.disks.len()).filter(|i| mask >> i & 1 == 1).collect::<Vec<usize>>())
         .filter(|set| set.len() == goal.replicas)
@@ -58,7 +75,8 @@ pub(super) fn fewest(starts: &[DiskSet], goal: &Goal) -> Option<u64> {
     for start in starts {
         let mut next: HashMap<Vec<u64>, u64> = HashMap::new();
         for (counts, copies) in &reached {
-            for set in &sets {
+            let is_open = |i: &usize| !goal.disks[*i].closed || start.contains(goal.disks[*i].disk);
+            for set in sets.iter().filter(|set| set.iter().all(is_open)) {
                 let mut counts = counts.clone();
                 set.iter().for_each(|i| counts[*i] += 1);
                 let more = set.iter().filter(|i| !start.contains(goal.disks[**i].disk)).count() as u64;
@@ -68,7 +86,5 @@ pub(super) fn fewest(starts: &[DiskSet], goal: &Goal) -> Option<u64> {
         }
         reached = next;
     }
-    let even: Vec<(u64, u64)> = even(starts, goal).into_iter().map(bounds).collect();
-    let is_even = |counts: &[u64]| counts.iter().zip(&even).all(|(n, (low, high))| (low..=high).contains(&n));
-    reached.into_iter().filter(|(counts, _)| is_even(counts)).map(|(_, copies)| copies).min()
+    reached
 }
