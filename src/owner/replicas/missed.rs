@@ -95,8 +95,8 @@ impl Owner {
         }
     }
 
-    /// Whether nobody is shown what the copy has; `None`: something under way decides.
-    fn judge(&mut self, missed: &Missed, out: &mut impl OwnerOutbox) -> Option<bool> {
+    /// Whether nobody is shown what the copy has, as far as can be told before [`Owner::answer`]; `None`: something under way decides.
+    pub(in crate::owner) fn judge(&mut self, missed: &Missed, out: &mut impl OwnerOutbox) -> Option<bool> {
         let verdict = match missed.by {
             MissedBy::Write { extent, .. } => self.write_verdict(missed.vhd, extent, missed.disk, out),
             MissedBy::Flush { .. } => {
@@ -114,7 +114,8 @@ impl Owner {
         }
     }
 
-    fn answer(&mut self, missed: &Missed, ok: bool, out: &mut impl OwnerOutbox) {
+    /// Answers what has been judged: a FLUSH that was found good is looked at once more.
+    pub(in crate::owner) fn answer(&mut self, missed: &Missed, ok: bool, out: &mut impl OwnerOutbox) {
         let is_flush = matches!(missed.by, MissedBy::Flush { .. });
         let ok = ok && (!is_flush || self.excuse(missed, out));
         let message = ReactorMessage::CopyDropped { by: missed.by, disk: missed.disk, ok };

@@ -2,6 +2,7 @@
 
 use super::moves::{A, B, Moving, ON_A, R, STAGES, Until, disks};
 use super::*;
+use crate::owner::moves::wave::Missed;
 use crate::placement::ReplicaState;
 use crate::placement::job::JobState;
 use crate::reactor::messages::MissedBy;
@@ -69,6 +70,51 @@ fn a_flush_does_without_a_failed_disk_that_only_copies_were_written_to() {
     disk.fail();
     moving.missed(MissedBy::Flush { ticket: 4, disk: B });
     assert_eq!(moving.answered(), Some(true));
+}
+
+/// A disk that works may answer a write to a replica while a FLUSH that could do without it is looked at.
+#[test]
+fn a_flush_fails_if_something_was_needed_of_the_disk_meanwhile() {
+    let mut moving = Moving::at(1, Until::Committing);
+    moving.commit(Ok(()));
+    moving.settle();
+    let disk = Arc::clone(&moving.world.owner.space.disk(B).state);
+    let sync = || disk.sync_succeeded(disk.begin_sync());
+    let (vhd, by) = (Arc::clone(&moving.vhd.state), MissedBy::Flush { ticket: 4, disk: B });
+    let missed = Missed { reactor: R, vhd: vhd.id(), disk: B, by };
+    sync();
+    for (is_late, is_good) in [(true, false), (false, true)] {
+        let World { owner, mail, .. } = &mut moving.world;
+        assert_eq!(owner.judge(&missed, mail), Some(true));
+        if is_late {
+            vhd.note_written(disk.sync_needed());
+        }
+        owner.answer(&missed, true, mail);
+        assert_eq!((mail.excused.len(), disk.is_synced(vhd.sync_wanted_on(B))), (usize::from(is_good), is_good));
+        assert_eq!(moving.answered(), Some(is_good), "is_late {is_late}");
+        sync();
+    }
+}
+
+/// A write that a reactor notes while the owner excuses what was before it has a later number.
+#[test]
+fn what_a_later_sync_is_needed_for_is_not_excused() {
+    let moving = Moving::at(1, Until::Copying);
+    let (vhd, disk) = (&moving.vhd.state, &moving.world.owner.space.disk(B).state);
+    let excused = disk.begin_sync();
+    let later = disk.sync_needed();
+    assert!(later.number > excused);
+    vhd.note_copied(ExtentIndex(7), later);
+    vhd.excuse_copies(B, excused);
+    assert_eq!((vhd.sync_wanted_on(B), vhd.sync_needed_on(B)), (later.number, SyncNumber(0)));
+    vhd.excuse_copies(B, later.number);
+    assert_eq!(vhd.sync_wanted_on(B), SyncNumber(0));
+    vhd.note_written(later);
+    vhd.excuse_copies(B, later.number);
+    vhd.excuse_replicas(B, excused);
+    assert_eq!(vhd.sync_needed_on(B), later.number);
+    vhd.excuse_replicas(B, later.number);
+    assert_eq!(vhd.sync_needed_on(B), SyncNumber(0));
 }
 
 #[test]
