@@ -7,7 +7,7 @@ use super::*;
 use crate::base::limits::{WAVE_EXTENTS, WAVES_MAX};
 use crate::engine::IoError;
 use crate::mover::messages::Speed;
-use crate::owner::moves::wave::Stage;
+use crate::owner::moves::wave::{Stage, Wave};
 use crate::placement::ReplicaState;
 use crate::reactor::messages::MissedBy;
 use crate::store::edit::EditFailed;
@@ -145,6 +145,11 @@ fn a_flush_is_answered_when_what_it_waits_for_is_gone() {
 
 /// 240 extents with two replicas on three disks. A job moves those on the first to a fourth disk, and is `steps` steps further.
 fn evacuating(steps: u32) -> (World, VhdInfo) {
+    evacuating_written(steps, 4)
+}
+
+/// As [`evacuating`], and only the first `pages` of four have been written to.
+fn evacuating_written(steps: u32, pages: u32) -> (World, VhdInfo) {
     const EXTENTS: u32 = 240;
     let mut world = world(&[(300, "a"), (300, "b"), (300, "c"), (300, "d")]);
     let disks = ["d0", "d1", "d2"].map(str::to_owned).to_vec();
@@ -152,7 +157,7 @@ fn evacuating(steps: u32) -> (World, VhdInfo) {
     let vhd = world.create(CreateVhd { layout, ..replicated(EXTENTS.into(), 2) });
     fill(&mut world, &vhd, EXTENTS);
     world.commit_changes();
-    (0..EXTENTS).step_by(64).for_each(|extent| world.intend(&vhd, ExtentIndex(extent)));
+    (0..EXTENTS).step_by(64).take(pages as usize).for_each(|extent| world.intend(&vhd, ExtentIndex(extent)));
     world.commit_edits();
     start(&mut world, JobRequest::Evacuate { disk: "d0".to_owned(), accept_loss: false });
     assert!(
@@ -222,15 +227,28 @@ fn a_flush_waits_for_nothing_that_moves_have_asked_for() {
 #[test]
 fn a_job_goes_on_when_a_flush_that_held_it_up_is_answered() {
     let bad = DiskId(2);
-    let (mut world, vhd) = evacuating(0);
-    vhd.state.note_written(world.owner.space.disk(bad).state.sync_needed());
-    world.owner.space.disk(bad).state.fail();
-    world.miss(&vhd, bad, MissedBy::Flush { ticket: 5, disk: bad });
-    on(&vhd, bad, ReplicaState::InSync).into_iter().for_each(|extent| discard_part(&world, &vhd, extent));
-    (0..4).for_each(|_| world.carry_on());
-    assert_eq!(world.dropped(), [true]);
-    world.move_all();
-    assert!(on(&vhd, DiskId(0), ReplicaState::InSync).is_empty(), "{:?}", world.jobs());
+    for steps in 0..4 {
+        // What was written on the disk has been discarded, and other things are there.
+        let (mut world, vhd) = evacuating_written(steps, 3);
+        let gone = on(&vhd, bad, ReplicaState::InSync).into_iter().filter(|extent| extent.0 < 3 * 64);
+        gone.for_each(|extent| world.discard(&vhd, extent.0));
+        let commits = |wave: &Wave| matches!(wave.stage, Stage::Committing { .. });
+        vhd.state.note_written(world.owner.space.disk(bad).state.sync_needed());
+        world.owner.space.disk(bad).state.fail();
+        world.miss(&vhd, bad, MissedBy::Flush { ticket: 5, disk: bad });
+        let mut answers = world.dropped();
+        while answers.is_empty() {
+            assert!(world.owner.waves.iter().all(|(_, wave)| commits(wave)), "after {steps} steps");
+            world.edit_done(Ok(()));
+            answers = world.dropped();
+        }
+        assert_eq!(answers, [true], "after {steps} steps");
+        // At once: nothing has happened since.
+        let begun = world.owner.waves.iter().filter(|(_, wave)| !commits(wave) && !wave.moves.is_empty()).count();
+        assert!(begun > 0, "after {steps} steps: {:?}", world.jobs());
+        world.move_all();
+        assert!(on(&vhd, DiskId(0), ReplicaState::InSync).is_empty(), "{:?}", world.jobs());
+    }
 }
 
 /// The disk that cannot be written fails with that: its moves end, and the job begins with others at once.
