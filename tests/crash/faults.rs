@@ -9,6 +9,7 @@ use spanblk::base::ids::{DiskId, DiskSet};
 use spanblk::base::rng::Rng;
 use spanblk::base::units::ExtentIndex;
 use spanblk::disk::sim::{Fault, FaultKind, OpCounts, OpKind, SimDisk};
+use spanblk::owner::Owner;
 use spanblk::placement::ReplicaState;
 use spanblk::placement::job::{JobRecord, JobState};
 use spanblk::shared::{DiskState, VhdState};
@@ -54,14 +55,15 @@ impl Trouble {
     }
 
     /// Whether a disk has failed before what the VHD has on it was synced.
-    pub fn keeps_from_flushing(&self, vhd: &VhdState) -> bool {
+    pub fn keeps_from_flushing(&self, vhd: &VhdState, owner: &Owner) -> bool {
         let unsynced = |disk: &&DiskState| !disk.is_synced(vhd.sync_needed_on(disk.id));
         let owes = self.failed().any(|disk| unsynced(&disk));
         let failed: DiskSet = self.failed().map(|disk| disk.id).collect();
-        // What other replicas have need not be synced there.
+        // What other replicas have need not be synced there, if they stay.
         let is_sole = |extent| {
             let replicas = vhd.map.lookup(extent).replicas;
-            let mut in_sync = replicas.iter().filter(|r| r.state == ReplicaState::InSync);
+            let stays = |disk| !owner.is_going_stale(vhd.id(), extent, disk);
+            let mut in_sync = replicas.iter().filter(|r| r.state == ReplicaState::InSync && stays(r.disk));
             in_sync.all(|replica| failed.contains(replica.disk))
         };
         owes && vhd.map.placed_from(ExtentIndex(0)).any(is_sole)

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use spanblk::base::aligned::AlignedBuf;
 use spanblk::base::clock::Nanos;
-use spanblk::base::ids::DiskSet;
+use spanblk::base::ids::{DiskId, DiskSet};
 use spanblk::base::rng::Rng;
 use spanblk::base::units::ExtentIndex;
 use spanblk::disk::sim::OpKind;
 use spanblk::engine::sim::SimEngine;
+use spanblk::owner::Owner;
 use spanblk::placement::ReplicaState;
 use spanblk::reactor::pipeline::{Finished, Pipeline, Token};
 use spanblk::shared::VhdState;
@@ -271,12 +272,12 @@ impl Guest {
     }
 
     /// Takes the answer to one of its requests. False if it is somebody else's.
-    pub fn finish(&mut self, finished: &Finished, at: usize, trouble: &Trouble) -> Result<bool, String> {
+    pub fn finish(&mut self, finished: &Finished, at: usize, trouble: &Trouble, owner: &Owner) -> Result<bool, String> {
         let Some(index) = self.flights.iter().position(|f| f.token == finished.token) else { return Ok(false) };
         let flight = self.flights.swap_remove(index);
         if finished.status != Status::Ok {
             flight.steps.iter().for_each(|&(sector, step)| self.history.failed(sector, step));
-            if self.may_fail(&flight, trouble) {
+            if self.may_fail(&flight, trouble, owner) {
                 return Ok(true);
             }
             let Flight { kind, sectors, begun, disks, .. } = flight;
@@ -305,7 +306,7 @@ impl Guest {
 
 impl Guest {
     /// Only for want of room, because the VHD is being deleted, or because of a disk that cannot be done without.
-    fn may_fail(&self, flight: &Flight, trouble: &Trouble) -> bool {
+    fn may_fail(&self, flight: &Flight, trouble: &Trouble, owner: &Owner) -> bool {
         // On a disk that has failed nothing is placed.
         let want_of_room = flight.kind == Kind::Write && (!self.has_room || trouble.has_failed_disk());
         let kinds: &[OpKind] = match flight.kind {
@@ -325,12 +326,19 @@ impl Guest {
             let both = DiskSet(before.0 & now.0);
             both.iter().any(|disk| !struck([disk].into_iter().collect()))
         };
-        // As long as one replica has had no trouble, nobody needs the others.
-        let can_do_without = flight.in_sync.iter().zip(self.in_sync(&flight.sectors)).all(lasts);
+        // As long as one replica has had no trouble, nobody needs the others. A write needs one that stays: the owner may be having another
+        // one written down as stale for what it missed before.
+        let stays = |extent| {
+            move |disk: &DiskId| flight.kind != Kind::Write || !owner.is_going_stale(self.state.id(), extent, *disk)
+        };
+        let staying = |(extent, disks): (ExtentIndex, DiskSet)| disks.iter().filter(stays(extent)).collect::<DiskSet>();
+        let in_sync = self.extents_of(&flight.sectors).zip(self.in_sync(&flight.sectors)).map(staying);
+        let can_do_without = flight.in_sync.iter().zip(in_sync).all(lasts);
         if self.replicated && can_do_without && matches!(flight.kind, Kind::Read | Kind::Write) && !want_of_room {
-            return self.leaving || self.writethrough && (flight.is_kept || trouble.keeps_from_flushing(&self.state));
+            return self.leaving
+                || self.writethrough && (flight.is_kept || trouble.keeps_from_flushing(&self.state, owner));
         }
-        let is_kept = flight.is_kept || one_died || trouble.keeps_from_flushing(&self.state);
+        let is_kept = flight.is_kept || one_died || trouble.keeps_from_flushing(&self.state, owner);
         self.leaving || want_of_room || struck(disks) || (self.writethrough || flight.kind == Kind::Flush) && is_kept
     }
 

@@ -290,7 +290,7 @@ impl World {
             let state = &self.guests[guest].state;
             self.states.iter().for_each(|disk| state.excuse_copies(disk.id, SyncNumber(u64::MAX)));
         }
-        self.guests[guest].is_kept = self.trouble.keeps_from_flushing(&self.guests[guest].state);
+        self.guests[guest].is_kept = self.trouble.keeps_from_flushing(&self.guests[guest].state, &self.owner);
         self.guests[guest].begin(&mut self.pipelines[reactor], token, &mut self.rng, at);
     }
 
@@ -306,7 +306,7 @@ impl World {
                 let at = self.tick();
                 let mut known = false;
                 for guest in &mut self.guests {
-                    known |= guest.finish(&finished, at, &self.trouble)?;
+                    known |= guest.finish(&finished, at, &self.trouble, &self.owner)?;
                 }
                 assert!(known, "an answer to a request that nobody made");
             }

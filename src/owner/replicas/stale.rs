@@ -59,6 +59,12 @@ impl Stale {
 }
 
 impl Owner {
+    /// Whether a replica is about to be stale: the table does not say so yet, nor does the view.
+    #[must_use]
+    pub fn is_going_stale(&self, vhd: VhdId, extent: ExtentIndex, disk: DiskId) -> bool {
+        self.stale.is_going((vhd, extent, disk))
+    }
+
     /// Wishes that a replica be stale. False if there is no other one in sync: then it is what the extent consists of.
     pub(super) fn wish_stale(&mut self, vhd: VhdId, extent: ExtentIndex, disk: DiskId) -> bool {
         let place = (vhd, extent, disk);
