@@ -6,6 +6,7 @@ use super::{Source, expect_none, has_word, sources};
 const DATA_PLANE: &[&str] = &[
     "src/base/",
     "src/metrics/",
+    "src/qos/",
     "src/virtio/",
     "src/placement/view",
     "src/shared/",
