@@ -61,6 +61,7 @@ fn vhd(id: u32, size: u32, thinness: u32, mirrored: bool) -> VhdInfo {
         socket_mode: 0o600,
         when_full: WhenFull::Error,
         expand: None,
+        limits: spanblk::placement::limits::IoLimits::default(),
         created: 0,
         writeback: true,
     };

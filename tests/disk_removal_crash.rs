@@ -99,6 +99,7 @@ fn vhd(id: u32) -> VhdRecord {
         socket_mode: 0o660,
         when_full: WhenFull::Error,
         expand: None,
+        limits: spanblk::placement::limits::IoLimits::default(),
         created: 0,
         writeback: true,
     }

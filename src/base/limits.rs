@@ -193,6 +193,21 @@ pub const COPY_PATIENCE_MILLIS: u64 = 2000;
 /// Milliseconds that writers of an extent stand back for the copier before they need not any more.
 pub const COPY_TURN_MILLIS: u64 = 50;
 
+/// Requests a second that a VHD or VM can be limited to: more than any has.
+pub const IOPS_LIMIT_MAX: u64 = 10_000_000;
+
+/// Requests that it can be allowed at once.
+pub const IOPS_BURST_MAX: u64 = 1_000_000_000;
+
+/// Bytes a second that a VHD or VM can be limited to. Such a bucket counts for eight years.
+pub const BYTES_LIMIT_MAX: u64 = 64 << 30;
+
+/// Bytes that it can be allowed at once.
+pub const BYTES_BURST_MAX: u64 = 1 << 50;
+
+/// Seconds without being held back by a limit after which a VHD that is held back again is reported again.
+pub const LIMIT_QUIET_SECS: u64 = 60;
+
 /// Milliseconds between two looks at what waits for a disk.
 pub const TICK_MILLIS: u64 = 250;
 

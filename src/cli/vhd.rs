@@ -9,8 +9,8 @@ use super::output::{Failure, Outcome, Table, facts};
 use super::{Session, attach, image, job};
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
-    Attachment, ErrorKind, Expand, JobInfo, JobWish, Layout, VhdCreate, VhdDeleted, VhdHealth, VhdInfo, VhdList,
-    VhdRename, VhdResize, VhdResult, VhdUpdate, VmInfo, WhenFull,
+    Attachment, ErrorKind, Expand, IoLimits, JobInfo, JobWish, Layout, RateLimit, VhdCreate, VhdDeleted, VhdHealth,
+    VhdInfo, VhdList, VhdRename, VhdResize, VhdResult, VhdUpdate, VmInfo, WhenFull,
 };
 
 pub mod map;
@@ -116,6 +116,7 @@ fn create(session: &Session, args: VhdCreateArgs) -> Outcome {
         socket_mode: args.socket_mode,
         when_full: args.when_full.unwrap_or_default(),
         expand: args.expand,
+        limits: args.limits.limits()?,
     };
     let result: VhdResult = session.client()?.send(Method::POST, "/vhds", &request)?;
     session.output().show(&result, |r| {
@@ -149,6 +150,7 @@ fn set(session: &Session, args: VhdSetArgs) -> Outcome {
         when_full: args.when_full,
         queues: args.queues,
         expand: args.expand.map(ExpandSetting::expand),
+        limits: args.limits.update()?,
     };
     if request == VhdUpdate::default() {
         return Err(Failure::new(ErrorKind::Invalid, "nothing to set").hint("see 'spanblk vhd set --help'"));
@@ -235,6 +237,19 @@ fn disks_text(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
     if notes.is_empty() { wanted } else { format!("{wanted} ({})", notes.join("; ")) }
 }
 
+/// Limits for people.
+pub fn limits_text(limits: &IoLimits) -> String {
+    let text = |limit: Option<RateLimit>, what: &str, number: fn(u64) -> String| {
+        let RateLimit { per_sec, burst } = limit?;
+        let burst = burst.map(|burst| format!(" (burst {})", number(burst))).unwrap_or_default();
+        Some(format!("{} {what}{burst}", number(per_sec)))
+    };
+    let requests = text(limits.iops, "requests/s", |count| count.to_string());
+    let bytes = text(limits.bytes, "per second", human_size);
+    let texts: Vec<String> = [requests, bytes].into_iter().flatten().collect();
+    if texts.is_empty() { "none".to_owned() } else { texts.join(", ") }
+}
+
 fn settled_text(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
     match (is_settled(vhd), job) {
         (_, Some(job)) => format!("no: {}", job::brief(job)),
@@ -287,6 +302,7 @@ fn details(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
         ("VM", vhd.vm.clone().unwrap_or_else(|| "-".to_owned())),
         ("When full", when_full),
         ("Expand", expand.to_owned()),
+        ("Limits", limits_text(&vhd.limits)),
         ("Cache mode", if vhd.writeback { "writeback" } else { "writethrough" }.to_owned()),
         ("Socket", vhd.socket.clone()),
         ("Socket problem", vhd.socket_problem.clone().unwrap_or_else(|| "none".to_owned())),

@@ -8,7 +8,7 @@ use super::Session;
 use super::args::{VmCommand, VmCreateArgs, VmSetArgs};
 use super::client::path_segment;
 use super::output::{Failure, Outcome, Table, facts};
-use super::vhd::health_word;
+use super::vhd::{health_word, limits_text};
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
     Attachment, ErrorKind, VmCreate, VmDeleted, VmInfo, VmIoStats, VmList, VmResult, VmUpdate, VmVhd,
@@ -44,7 +44,7 @@ fn create(session: &Session, args: VmCreateArgs) -> Outcome {
         let message = format!("label '{key}' has no value");
         return Err(Failure::new(ErrorKind::Invalid, message).hint(format!("give one, as in --label {key}=VALUE")));
     }
-    let request = VmCreate { name: args.name, labels, owner: args.owner };
+    let request = VmCreate { name: args.name, labels, owner: args.owner, limits: args.limits.limits()? };
     let result: VmResult = session.client()?.send(Method::POST, "/vms", &request)?;
     session.output().show(&result, |r| said(r, "created"))
 }
@@ -56,6 +56,7 @@ fn set(session: &Session, args: VmSetArgs) -> Outcome {
         name: args.name,
         labels: by_key(args.labels)?.into_iter().map(value).collect(),
         owner: args.owner.map(or_none),
+        limits: args.limits.update()?,
     };
     if request == VmUpdate::default() {
         return Err(Failure::new(ErrorKind::Invalid, "nothing to set").hint("see 'spanblk vm set --help'"));
@@ -126,6 +127,7 @@ fn details(vm: &VmInfo) -> String {
         ("UUID", vm.uuid.to_string()),
         ("Labels", labels_text(vm)),
         ("Owner", vm.owner.clone().unwrap_or_else(|| "-".to_owned())),
+        ("Limits", limits_text(&vm.limits)),
         ("State", health_word(vm.health).to_owned()),
         ("Attached", format!("{} of {} VHDs", vm.attached, vm.vhds.len())),
         ("Size", human_size(vm.size_bytes)),

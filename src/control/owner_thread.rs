@@ -177,6 +177,7 @@ fn run(mut owner: Owner, queue: &Receiver<OwnerInput>, mut outbox: Outbox) -> Ve
             Err(RecvTimeoutError::Disconnected) => return outbox.into_workers(),
         };
         owner.set_wall_secs(clock::wall_secs());
+        owner.set_now(clock::now());
         let more = std::iter::from_fn(|| queue.try_recv().ok());
         for input in first.into_iter().chain(more).take(MESSAGES_PER_TURN) {
             if let OwnerInput::Stop { quiet } = input {
@@ -409,6 +410,7 @@ mod tests {
             socket_mode: 0o660,
             when_full: WhenFull::Queue { secs: 60 },
             expand: None,
+            limits: crate::placement::limits::IoLimits::default(),
             created: 0,
             writeback: true,
         }

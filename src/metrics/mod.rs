@@ -37,7 +37,8 @@ pub struct KindMetrics {
     pub bytes: AtomicU64,
     /// Requests that failed.
     pub errors: AtomicU64,
-    /// Sum of latencies from popped to completed, in nanoseconds.
+    /// Sum of latencies from popped to completed, in nanoseconds. What a limit holds back in its ring before is in
+    /// [`IoMetrics::throttled_ns`].
     pub latency_ns_sum: AtomicU64,
     /// Latency histogram.
     pub latency_buckets: [AtomicU64; LATENCY_BUCKETS],
@@ -54,6 +55,10 @@ pub struct IoMetrics {
     pub copy_waits: AtomicU64,
     /// Malformed requests.
     pub malformed: AtomicU64,
+    /// Times that a virtqueue with requests was held back by a limit of rates.
+    pub throttled: AtomicU64,
+    /// How long that was, in nanoseconds; not part of any latency, since what is held back has not been popped.
+    pub throttled_ns: AtomicU64,
 }
 
 impl IoMetrics {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::base::ids::{DiskId, JobId, VhdId};
 use crate::placement::check::CheckReport;
+use crate::placement::limits::{IoLimits, IoLimitsChange};
 use crate::placement::record::{Accept, DiskRecord, Expand, PoolRecord, SocketOwner, VhdRecord, WhenFull};
 use crate::shared::{DiskState, VhdState};
 
@@ -199,6 +200,8 @@ pub struct CreateVhd {
     pub when_full: WhenFull,
     /// Whether it grows onto other disks; `None`: as the pool says.
     pub expand: Option<Expand>,
+    /// What it is limited to.
+    pub limits: IoLimits,
 }
 
 /// A new size of a VHD.
@@ -227,6 +230,8 @@ pub struct SetVhd {
     pub when_full: Option<WhenFull>,
     /// Whether it grows onto other disks; `Some(None)`: as the pool says.
     pub expand: Option<Option<Expand>>,
+    /// What it is limited to.
+    pub limits: IoLimitsChange,
     /// Virtqueues; refused while a frontend is attached.
     pub queues: Option<u16>,
 }

@@ -222,6 +222,8 @@ impl Owner {
         if let Some(expand) = set.expand {
             record.expand = expand;
         }
+        record.limits = record.limits.with(set.limits);
+        record.limits.check()?;
         if let Some(queues) = set.queues {
             record.queues = check_queues(queues)?;
             if let (Some(pid), true) = (vhd.attached, queues != vhd.record.queues) {
@@ -343,6 +345,7 @@ impl Owner {
                     self.apply_vm_of_vhd(*vm, out);
                 }
                 self.vhds.replace_record(*record, &self.space);
+                self.limit_vhd(id, out);
                 // It may grow onto other disks now.
                 self.retry_waiters(out);
                 let vhd = self.vhds.get(id).expect("just changed");

@@ -93,6 +93,7 @@ impl Owner {
         let state = Arc::new(vhd_state(&record, self.geometry, self.reactors, self.keep.as_ref()));
         out.open_vhd(&state);
         self.vhds.insert(Vhd::new(record, state, quota.is_none(), &self.space));
+        self.limit_vhd(id, out);
         match quota {
             Some(quota) => {
                 self.fills.insert(id, Fill::new(quota, vec![(command, Outcome::Created)]));
@@ -189,7 +190,8 @@ impl Owner {
         same(is, "socket owner", &owner_text(is.socket_owner.as_ref()), &owner_text(asked.socket_owner.as_ref()))?;
         same(is, "socket mode", &format_args!("{:04o}", is.socket_mode), &format_args!("{:04o}", asked.socket_mode))?;
         same(is, "when-full setting", &when_full_text(is.when_full), &when_full_text(asked.when_full))?;
-        same(is, "expand setting", &expand_text(is.expand), &expand_text(asked.expand))
+        same(is, "expand setting", &expand_text(is.expand), &expand_text(asked.expand))?;
+        same(is, "set of limits", &is.limits, &asked.limits)
     }
 
     /// The disks that the user named, in words.
@@ -292,6 +294,7 @@ fn check_request(create: &CreateVhd, geometry: Geometry) -> Result<(), CommandEr
     }
     check_queues(create.queues)?;
     check_mode(create.socket_mode)?;
+    create.limits.check()?;
     Ok(())
 }
 
@@ -325,6 +328,7 @@ fn record_of(create: &CreateVhd, id: VhdId, layout: Layout) -> VhdRecord {
         socket_mode: create.socket_mode,
         when_full: create.when_full,
         expand: create.expand,
+        limits: create.limits,
         created: create.created,
         writeback: true,
     }

@@ -2,6 +2,7 @@
 
 use crate::base::ids::NameError;
 use crate::base::limits::{COMMANDS_WAITING_MAX, DISKS_MAX, GROWTHS_MAX, QUEUES_MAX, REPLICAS_MAX, VHD_SIZE_MAX};
+use crate::placement::limits::LimitError;
 use crate::placement::record::Accept;
 use crate::placement::vm::LabelError;
 use crate::store::edit::EditFailed;
@@ -241,6 +242,9 @@ pub enum CommandError {
     /// Labels or owner of a VM break the rules.
     #[error(transparent)]
     InvalidLabels(#[from] LabelError),
+    /// There cannot be such limits of rates.
+    #[error(transparent)]
+    InvalidLimits(#[from] LimitError),
     /// VHDs belong to the VM.
     #[error(
         "VM '{vm}' has VHDs: {}; delete them (`spanblk vhd delete NAME`), or take them out of it (`spanblk vhd set NAME --vm ''`), then \
@@ -316,6 +320,7 @@ impl CommandError {
             | E::TooManyDisks => ErrorKind::Conflict,
             E::InvalidName { .. }
             | E::InvalidLabels(_)
+            | E::InvalidLimits(_)
             | E::ReplacedByItself { .. }
             | E::ShrinkMisaligned { .. }
             | E::InvalidSize { .. }
@@ -349,6 +354,7 @@ impl CommandError {
             E::NotFound { .. } => "not_found",
             E::Conflict { .. } | E::VmConflict { .. } => "differs",
             E::InvalidLabels(_) => "invalid_labels",
+            E::InvalidLimits(_) => "invalid_limits",
             E::VmNotEmpty { .. } => "vm_not_empty",
             E::NameTaken { .. } => "name_taken",
             E::InvalidName { .. } => "invalid_name",

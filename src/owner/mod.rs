@@ -31,6 +31,7 @@ mod hang;
 mod health;
 mod info;
 mod jobs;
+mod limits;
 mod moves;
 pub mod outbox;
 mod place;
@@ -67,6 +68,7 @@ use commands::Current;
 use fill::Fill;
 use hang::Hangs;
 use jobs::Jobs;
+use limits::VmBuckets;
 use moves::wave::{Missed, Waves};
 use outbox::{Event, OwnerOutbox};
 use replicas::{Intents, Repairs, Restore, Stale};
@@ -145,6 +147,7 @@ pub struct Owner {
     reactors: u16,
     vhds: Vhds,
     vms: Vms,
+    vm_buckets: VmBuckets,
     space: Space,
     reuse: Reuse,
     usage: Usage,
@@ -162,6 +165,7 @@ pub struct Owner {
     current: Option<Current>,
     next_edit: u64,
     wall_secs: u64,
+    now: Nanos,
     /// Where maps of new VHDs are kept for the next daemon.
     keep: Option<Arc<dyn Keep>>,
     /// Changes that an earlier daemon had not made durable.
@@ -196,6 +200,7 @@ impl Owner {
             reactors,
             vhds: Vhds::default(),
             vms: Vms::default(),
+            vm_buckets: VmBuckets::new(),
             space,
             reuse: Reuse::new(reactors),
             usage: Usage::new(geometry),
@@ -213,6 +218,7 @@ impl Owner {
             current: None,
             next_edit: 1,
             wall_secs: 0,
+            now: Nanos(0),
             keep: None,
             recovered: Vec::new(),
         };
@@ -290,7 +296,7 @@ impl Owner {
         Ok(self)
     }
 
-    /// Begins: hands over what an earlier daemon left pending, reports how full disks are, gives thick VHDs the room that a crash
+    /// Begins: hands over what an earlier daemon left pending, limits rates, reports how full disks are, gives thick VHDs the room that a crash
     /// kept from them, looks for replicas that may differ, and goes on with jobs.
     pub fn start(&mut self, out: &mut impl OwnerOutbox) {
         for change in std::mem::take(&mut self.recovered) {
@@ -300,6 +306,7 @@ impl Owner {
                 out.commit();
             }
         }
+        self.limit_all(out);
         for record in &self.pool.disks {
             self.usage.update(&self.space, record.id, out);
         }
@@ -329,6 +336,7 @@ impl Owner {
                 }
             }
             OwnerRequest::Turned { reactor } => self.turned(reactor),
+            OwnerRequest::LimitHit { vhd, by } => self.limit_hit(vhd, by, out),
             OwnerRequest::Intend { reactor, ticket, vhd, extent } => self.intend((reactor, ticket), vhd, extent, out),
             OwnerRequest::ReadFailed { vhd, extent, disk } => self.read_failed(vhd, extent, disk, out),
             OwnerRequest::ReplicasDiffer { vhd, extent } => self.replicas_differ(vhd, extent, out),

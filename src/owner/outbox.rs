@@ -9,6 +9,7 @@ use crate::base::units::{ExtentIndex, SlotIndex};
 use crate::mover::messages::MoverMessage;
 use crate::placement::job::JobState;
 use crate::placement::record::VhdRecord;
+use crate::qos::LimitKind;
 use crate::reactor::messages::ReactorMessage;
 use crate::shared::VhdState;
 use crate::shared::disk::SyncPoint;
@@ -136,6 +137,13 @@ pub enum Event {
     VmChanged {
         /// Its name.
         vm: String,
+    },
+    /// A limit holds back what the VHD's guest asks, which none has done for a minute.
+    LimitHit {
+        /// The VHD.
+        vhd: String,
+        /// Which limit.
+        by: LimitKind,
     },
     /// A frontend attached.
     VhdAttached {

@@ -10,6 +10,7 @@ mod differing;
 mod hang;
 mod health;
 mod lifecycle;
+mod limits;
 mod mending;
 mod missed;
 mod moves;
@@ -156,6 +157,7 @@ fn create(name: &str, extents: u64, layout: LayoutRequest) -> CreateVhd {
         socket_mode: 0o660,
         when_full: WhenFull::Queue { secs: 60 },
         expand: None,
+        limits: crate::placement::limits::IoLimits::default(),
     }
 }
 

@@ -37,7 +37,8 @@ impl Vms {
         Some(record)
     }
 
-    fn named(&self, name: &str) -> Option<&VmRecord> {
+    /// The VM of that name.
+    pub fn named(&self, name: &str) -> Option<&VmRecord> {
         self.vms.get(self.names.get(name)?)
     }
 
@@ -137,7 +138,9 @@ impl Owner {
         let mut record = VmRecord::next(&mut pool, &create.name, create.created);
         record.labels.clone_from(&create.labels);
         record.owner.clone_from(&create.owner);
+        record.limits = create.limits;
         record.check()?;
+        record.limits.check()?;
         if let Some(existing) = self.vms.named(&create.name) {
             check_same(existing, create)?;
             return Ok(Step::Done(self.vm_reply(existing, Outcome::Unchanged)));
@@ -163,6 +166,8 @@ impl Owner {
             record.owner = owner;
         }
         record.check()?;
+        record.limits = record.limits.with(set.limits);
+        record.limits.check()?;
         let mut events = Vec::new();
         if record != *before {
             events.push(Event::VmChanged { vm: set.name.as_ref().unwrap_or(&record.name).clone() });
@@ -210,12 +215,14 @@ impl Owner {
             // Nothing that anybody outside has to hear of: a VHD's socket does not depend on its VM.
             self.vhds.replace_record(vhd, &self.space);
         }
+        self.limit_vm(&record.name, out);
         out.reply(command, Ok(self.vm_reply(&record, outcome)));
         events.into_iter().for_each(|event| out.event(event));
     }
 
     pub(super) fn apply_delete_vm(&mut self, command: CommandId, vm: VmId, out: &mut impl OwnerOutbox) {
         let record = self.vms.remove(vm).expect("commands follow one another");
+        self.vm_buckets.remove(&vm);
         out.event(Event::VmDeleted { vm: record.name.clone() });
         out.reply(command, Ok(Reply::VmDeleted { name: record.name }));
     }
@@ -248,7 +255,7 @@ impl Owner {
     }
 
     /// By name.
-    fn vhds_of<'a>(&'a self, vm: &'a str) -> impl Iterator<Item = &'a Vhd> {
+    pub(super) fn vhds_of<'a>(&'a self, vm: &'a str) -> impl Iterator<Item = &'a Vhd> {
         self.vhds.by_name().filter(move |vhd| vhd.record.vm.as_deref() == Some(vm))
     }
 
@@ -280,8 +287,10 @@ fn check_same(is: &VmRecord, asked: &CreateVm) -> Result<(), CommandError> {
     let owner = |owner: &Option<String>| owner.as_ref().map_or("none".to_owned(), |owner| format!("'{owner}'"));
     let differs = if is.labels != asked.labels {
         Some(("labels", labels(&is.labels), labels(&asked.labels)))
+    } else if is.owner != asked.owner {
+        Some(("owner", owner(&is.owner), owner(&asked.owner)))
     } else {
-        (is.owner != asked.owner).then(|| ("owner", owner(&is.owner), owner(&asked.owner)))
+        (is.limits != asked.limits).then(|| ("limits", is.limits.to_string(), asked.limits.to_string()))
     };
     match differs {
         Some((field, existing, asked)) => Err(CommandError::VmConflict { vm: is.name.clone(), field, existing, asked }),

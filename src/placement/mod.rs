@@ -3,7 +3,7 @@
 //! Pure, except for [`view`], whose atomics are the one thing that reactors and the owner share. There is one copy of
 //! the table in memory, the view itself: the owner writes the replicas, reactors the present bits.
 //!
-//! Uses `base` only.
+//! Uses `base` and `qos`.
 
 pub mod allocator;
 pub mod check;
@@ -11,6 +11,7 @@ pub mod homes;
 pub mod impact;
 pub mod job;
 pub mod layout;
+pub mod limits;
 pub mod record;
 pub mod view;
 pub mod vm;

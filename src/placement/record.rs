@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::limits::IoLimits;
 use crate::base::ids::{self, DiskId, DiskSet, JobId, NameError, VhdId, VmId};
 use crate::base::limits::{DISKS_MAX, QUEUES_MAX, REPLICAS_MAX, VHD_SIZE_MAX, WHEN_FULL_WAIT_SECS_DEFAULT};
 use crate::base::units::Geometry;
@@ -377,6 +378,10 @@ pub struct VhdRecord {
     /// Whether it grows onto other disks; `None`: as the pool says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expand: Option<Expand>,
+    /// What it is limited to. Left out where there is no limit, so that programs which know none read the pools that have none, and refuse
+    /// the others.
+    #[serde(default, skip_serializing_if = "IoLimits::is_none")]
+    pub limits: IoLimits,
     /// When it was created, in seconds since the Unix epoch.
     pub created: u64,
     /// The cache mode that its guest last chose; true is writeback. It outlives the daemon, so that a guest which chose
@@ -456,6 +461,7 @@ impl VhdRecord {
         if self.socket_mode & !0o777 != 0 {
             return bad("socket mode", self.socket_mode.into());
         }
+        self.limits.check().map_err(|error| impossible(&self.name, "limit", error))?;
         self.layout.check(&self.name)
     }
 }

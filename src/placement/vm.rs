@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::limits::IoLimits;
 use super::record::{PoolRecord, RECORD_VERSION, RecordError, VhdRecord, decode, impossible};
 use crate::base::ids::{self, VmId};
 use crate::base::limits::{LABEL_KEY_LEN_MAX, LABEL_VALUE_LEN_MAX, LABELS_MAX};
@@ -71,6 +72,9 @@ pub struct VmRecord {
     /// Whose it is, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
+    /// What its VHDs together are limited to.
+    #[serde(default, skip_serializing_if = "IoLimits::is_none")]
+    pub limits: IoLimits,
     /// When it was created, in seconds since the Unix epoch. Of one that was adopted: when that was.
     pub created: u64,
 }
@@ -85,7 +89,8 @@ impl VmRecord {
         let id = pool.next_vm_id;
         pool.next_vm_id = VmId(id.0.checked_add(1).expect("4 billion VMs in one pool"));
         let (uuid, name) = (uuid_of(pool.uuid, id), name.to_owned());
-        VmRecord { version: RECORD_VERSION, id, uuid, name, labels: BTreeMap::new(), owner: None, created }
+        let (version, labels, limits) = (RECORD_VERSION, BTreeMap::new(), IoLimits::default());
+        VmRecord { version, id, uuid, name, labels, owner: None, limits, created }
     }
 
     /// The bytes for the store.
@@ -105,6 +110,7 @@ impl VmRecord {
             let field = if matches!(error, LabelError::Owner { .. }) { "owner" } else { "set of labels" };
             impossible(&record.name, field, error)
         })?;
+        record.limits.check().map_err(|error| impossible(&record.name, "limit", error))?;
         Ok(record)
     }
 

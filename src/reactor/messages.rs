@@ -7,6 +7,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::base::ids::{DiskId, ReactorId, VhdId};
 use crate::base::units::ExtentIndex;
+use crate::qos::LimitKind;
 use crate::shared::dirty_log::DirtyLog;
 use crate::shared::inflight::InflightQueue;
 use crate::shared::{DiskState, Load, VhdState};
@@ -85,6 +86,13 @@ pub enum OwnerRequest {
         vhd: VhdId,
         /// The extent.
         extent: ExtentIndex,
+    },
+    /// A limit of rates holds back what a guest asks, which it has not done for a while.
+    LimitHit {
+        /// The VHD.
+        vhd: VhdId,
+        /// Which limit.
+        by: LimitKind,
     },
     /// Answer to [`ReactorMessage::Turn`].
     Turned {
@@ -201,6 +209,8 @@ pub enum ReactorMessage {
     },
     /// A vring starts, stops or changes.
     Ring(RingCommand),
+    /// Limits of rates have changed: what they hold back asks again.
+    LimitsChanged,
     /// Show that the loop gets on: answered when it comes to this.
     Alive(crossbeam_channel::Sender<()>),
     /// Answer with [`OwnerRequest::Turned`]: whoever does so has taken what had completed before.

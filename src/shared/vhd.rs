@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use super::disk::{SyncNumber, SyncPoint};
 use super::door::Door;
 use super::last_active::LastActive;
+use super::limits::VhdLimits;
 use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::DISKS_MAX;
 use crate::base::units::{ExtentIndex, Geometry};
@@ -45,6 +46,8 @@ pub struct VhdState {
     pub checksum_errors: AtomicU64,
     /// Whose rings ran last.
     pub last_active: LastActive,
+    /// What it is limited to.
+    pub limits: VhdLimits,
     size: AtomicU64,
     needs_sync: [AtomicU64; DISKS_MAX],
     /// As `needs_sync`, for copies that moves are sealing, and for disks that the VHD has left.
@@ -67,6 +70,7 @@ impl VhdState {
             door: Door::default(),
             checksum_errors: AtomicU64::new(0),
             last_active: LastActive::default(),
+            limits: VhdLimits::default(),
             size: AtomicU64::new(size),
             needs_sync: [const { AtomicU64::new(0) }; DISKS_MAX],
             copies_need_sync: [const { AtomicU64::new(0) }; DISKS_MAX],

@@ -361,6 +361,7 @@ fn vhd(name: &str, attached: Option<u32>) -> VhdInfo {
             socket_mode: 0o660,
             when_full: WhenFull::default(),
             expand: None,
+            limits: spanblk::placement::limits::IoLimits::default(),
             created: 0,
             writeback: true,
         },

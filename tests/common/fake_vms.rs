@@ -27,8 +27,9 @@ pub fn answer(command: Command, pool: &mut PoolRecord, vhds: Vec<VhdInfo>) -> Re
             }),
             Err(_) => {
                 let mut record = VmRecord::next(pool, &create.name, create.created);
-                (record.labels, record.owner) = (create.labels, create.owner);
+                (record.labels, record.owner, record.limits) = (create.labels, create.owner, create.limits);
                 record.check()?;
+                record.limits.check()?;
                 one(Outcome::Created, VmInfo { record, vhds: Vec::new() })
             }
         },
@@ -43,6 +44,8 @@ pub fn answer(command: Command, pool: &mut PoolRecord, vhds: Vec<VhdInfo>) -> Re
             }
             vm.record.owner = set.owner.unwrap_or(vm.record.owner);
             vm.record.check()?;
+            vm.record.limits = vm.record.limits.with(set.limits);
+            vm.record.limits.check()?;
             one(Outcome::Changed, vm)
         }
         Command::DeleteVm { vm } => {

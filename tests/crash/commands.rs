@@ -65,6 +65,7 @@ impl World {
             socket_mode: 0o600,
             when_full: if self.rng.chance(1, 2) { WhenFull::Error } else { WhenFull::Queue { secs: 5 } },
             expand: None,
+            limits: spanblk::placement::limits::IoLimits::default(),
         };
         self.creating.insert(id, ());
         let mut post = self.post.clone();

@@ -345,6 +345,7 @@ fn vhd_on(disk: String, number: u64) -> CreateVhd {
         socket_mode: 0o600,
         when_full: WhenFull::Error,
         expand: None,
+        limits: spanblk::placement::limits::IoLimits::default(),
     }
 }
 

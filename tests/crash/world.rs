@@ -442,6 +442,8 @@ impl World {
                 close(&self.disks[disk.index()]);
                 return true;
             }
+            // There are no rings here that could be held back.
+            ReactorMessage::LimitsChanged => return true,
             ReactorMessage::AddDisk { .. }
             | ReactorMessage::Ring(_)
             | ReactorMessage::Alive(_)

@@ -47,6 +47,7 @@ fn table_vhds() -> Vec<VhdRecord> {
         socket_mode: 0o600,
         when_full: WhenFull::Error,
         expand: None,
+        limits: spanblk::placement::limits::IoLimits::default(),
         created: 0,
         writeback: true,
     };

@@ -120,6 +120,7 @@ fn vhd_record(id: u32) -> VhdRecord {
         socket_mode: 0o660,
         when_full: WhenFull::default(),
         expand: None,
+        limits: spanblk::placement::limits::IoLimits::default(),
         created: 0,
         writeback: true,
     }

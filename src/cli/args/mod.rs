@@ -2,6 +2,7 @@
 
 mod disk;
 mod job;
+mod limits;
 mod pool;
 mod serve;
 mod values;
@@ -19,6 +20,7 @@ pub use disk::{
 pub use job::{
     EvacuateArgs, JobCommand, JobOptions, MigrateArgs, Priority, Rate, ScrubArgs, SettleArgs, SpanArgs, UnspanArgs,
 };
+pub use limits::{Limit, LimitArgs};
 pub use pool::{PoolCommand, PoolCreateArgs, PoolDestroyArgs};
 pub use serve::ServeArgs;
 pub use values::{parse_log_level, parse_size_arg, parse_when_full};

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{JobOptions, MigrateArgs, ScrubArgs, SettleArgs, SpanArgs, UnspanArgs, parse_size_arg, parse_when_full};
+use super::{
+    JobOptions, LimitArgs, MigrateArgs, ScrubArgs, SettleArgs, SpanArgs, UnspanArgs, parse_size_arg, parse_when_full,
+};
 use crate::control::wire::{Expand, Layout, WhenFull};
 
 /// What to do with guest disks.
@@ -161,6 +163,9 @@ pub struct VhdCreateArgs {
     /// Grow onto the roomiest other disk when its own are full [default: as `pool set --expand` says; else spanned VHDs do]
     #[arg(long, value_enum)]
     pub expand: Option<Expand>,
+    /// What it is limited to.
+    #[command(flatten)]
+    pub limits: LimitArgs,
 }
 
 /// Whether a VHD grows by itself, or as the pool says.
@@ -189,6 +194,8 @@ impl ExpandSetting {
 const SET_HELP: &str = "\
 Examples:
   spanblk vhd set vm1 --when-full error
+  spanblk vhd set vm1 --iops-limit 500 --bps-limit 100MiB               at once, also while its guest works
+  spanblk vhd set vm1 --iops-limit none
   spanblk vhd set vm1 --expand auto                                     when its disk is full, on to another one
   spanblk vhd set vm1 --socket-owner libvirt-qemu:kvm --socket-mode 0600
   spanblk vhd set vm1 --vm ''                                           not part of a VM any more
@@ -222,8 +229,11 @@ pub struct VhdSetArgs {
     #[arg(long, value_enum)]
     pub expand: Option<ExpandSetting>,
     /// Replicas of each extent, 1 to 3, no two on disks that fail together; alone
-    #[arg(long, value_name = "N", conflicts_with_all = ["vm", "socket_owner", "socket_mode", "when_full", "queues", "expand"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["vm", "socket_owner", "socket_mode", "when_full", "queues", "expand", "LimitArgs"])]
     pub replicas: Option<u8>,
+    /// What it is limited to.
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// How.
     #[command(flatten)]
     pub options: JobOptions,

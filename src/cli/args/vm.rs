@@ -2,6 +2,8 @@
 
 use clap::{Args, Subcommand};
 
+use super::LimitArgs;
+
 /// What to do with VMs.
 #[derive(Debug, Subcommand)]
 pub enum VmCommand {
@@ -17,7 +19,7 @@ pub enum VmCommand {
         #[arg(value_name = "VM")]
         vm: String,
     },
-    /// Change its name, labels or owner
+    /// Change its name, labels, owner or limits
     Set(VmSetArgs),
     /// Delete a VM that has no VHDs
     #[command(after_help = DELETE_HELP)]
@@ -65,12 +67,16 @@ pub struct VmCreateArgs {
     /// Whose it is, for people
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub owner: Option<String>,
+    /// What its VHDs together are limited to.
+    #[command(flatten)]
+    pub limits: LimitArgs,
 }
 
 const SET_HELP: &str = "\
 Examples:
   spanblk vm set web --label env=test --label tier=      one label gets another value, one goes
   spanblk vm set web --name shop                         its VHDs belong to 'shop' then
+  spanblk vm set web --iops-limit 2000                   all its VHDs together, at once
   spanblk vm set web --owner none";
 
 /// Changes a VM.
@@ -89,6 +95,9 @@ pub struct VmSetArgs {
     /// Whose it is, for people; 'none' for nobody's
     #[arg(long, value_name = "TEXT|none", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub owner: Option<String>,
+    /// What its VHDs together are limited to.
+    #[command(flatten)]
+    pub limits: LimitArgs,
 }
 
 /// Only the shape: what keys and values may be is for the daemon to say.

@@ -20,6 +20,7 @@ pub fn event_detail(event: Event) -> (Severity, EventDetail) {
         Event::VmRenamed { from, to } => (Info, D::VmRenamed { vm: to, old_name: from }),
         Event::VmChanged { vm } => (Info, D::VmChanged { vm }),
         Event::VhdAttached { vhd, pid } => (Info, D::VhdAttached { vhd, pid: (pid != 0).then_some(pid) }),
+        Event::LimitHit { vhd, by } => (Info, D::LimitHit { vhd, limit: by.word().to_owned() }),
         Event::VhdDetached { vhd } => (Info, D::VhdDetached { vhd }),
         Event::DataLost { vhd, disk, lost } => {
             (Error, D::DataLost { vhd, disk, bytes: lost.bytes, ranges: super::job::ranges(&lost) })

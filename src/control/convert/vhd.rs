@@ -8,7 +8,7 @@ use crate::owner::command::{self, CreateVhd, LayoutRequest, SetVhd};
 use crate::placement::record::{self, PoolRecord, SocketOwner};
 use crate::placement::{Replica, ReplicaState};
 
-use super::{Gone, invalid, vhd_health};
+use super::{Gone, invalid, io_limits, limits_change, limits_info, vhd_health};
 
 /// Virtqueues of a VHD whose creator does not say. Fixed, so that the same command means the same on every host.
 const QUEUES_DEFAULT: u16 = 4;
@@ -40,6 +40,7 @@ pub fn create_vhd(request: VhdCreate, uuid: uuid::Uuid, created: u64) -> Result<
         socket_mode: request.socket_mode.as_deref().map_or(Ok(SOCKET_MODE_DEFAULT), socket_mode)?,
         when_full: when_full_record(request.when_full),
         expand: request.expand.map(Into::into),
+        limits: io_limits(request.limits),
         name: request.name,
     })
 }
@@ -99,6 +100,7 @@ pub fn set_vhd(vhd: String, update: VhdUpdate) -> Result<SetVhd, ErrorInfo> {
         when_full: update.when_full.map(when_full_record),
         queues: update.queues,
         expand: update.expand.map(|expand| expand.map(Into::into)),
+        limits: limits_change(update.limits),
     })
 }
 
@@ -156,6 +158,7 @@ pub fn vhd_info(vhd: &command::VhdInfo, pool: &PoolRecord, gone: Gone, socket: S
             record::WhenFull::Error => WhenFull::Error {},
         },
         expand: record.expand.map(Into::into),
+        limits: limits_info(record.limits),
         writeback: record.writeback,
         attached: vhd
             .attached

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::{io_limits, limits_change, limits_info};
 use crate::control::wire::{VhdHealth, VhdInfo, VmCreate, VmInfo, VmIo, VmIoStats, VmUpdate, VmVhd};
 use crate::metrics::{IoKind, Totals};
 use crate::owner::command::{self, CreateVm, SetVm};
@@ -9,13 +10,15 @@ use crate::owner::command::{self, CreateVm, SetVm};
 /// The command for a new VM. The time of creation is an argument.
 #[must_use]
 pub fn create_vm(request: VmCreate, created: u64) -> CreateVm {
-    CreateVm { name: request.name, created, labels: request.labels, owner: request.owner }
+    let limits = io_limits(request.limits);
+    CreateVm { name: request.name, created, labels: request.labels, owner: request.owner, limits }
 }
 
 /// The command for new settings of `vm`.
 #[must_use]
 pub fn set_vm(vm: String, update: VmUpdate) -> SetVm {
-    SetVm { vm, name: update.name, labels: update.labels, owner: update.owner }
+    let limits = limits_change(update.limits);
+    SetVm { vm, name: update.name, labels: update.labels, owner: update.owner, limits }
 }
 
 /// A VM as the API shows it; `vhds` are its VHDs as the API shows them.
@@ -40,6 +43,7 @@ pub fn vm_info(vm: &command::VmInfo, vhds: &[VhdInfo]) -> VmInfo {
         uuid: record.uuid,
         labels: record.labels.clone(),
         owner: record.owner.clone(),
+        limits: limits_info(record.limits),
         health: vhds.iter().map(|vhd| vhd.health).max().unwrap_or(VhdHealth::Healthy),
         attached: sum(|vhd| u64::from(vhd.attached.is_some())),
         size_bytes: sum(|vhd| vhd.size_bytes),

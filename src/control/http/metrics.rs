@@ -3,6 +3,8 @@
 //! Labels are names of VHDs, VMs and disks and kinds of requests, so there are as many series as there are of them, times a
 //! constant. Histograms appear with the first request of their kind.
 
+mod limits;
+
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -37,6 +39,7 @@ pub async fn text(State(api): State<Api>) -> Result<impl IntoResponse, ApiError>
     let text = blocking(move || {
         let mut out = render(&pool, &vhds, &host.store_info(), &host.connections());
         vm_gauges(&mut out, &vms);
+        limits::limit_metrics(&mut out, &vhds, &vms);
         move_metrics(&mut out, &pool, &vhds, &jobs);
         reactor_counters(&mut out, &host.reactors());
         out.text
@@ -285,7 +288,7 @@ fn io_metrics(out: &mut Exposition, label: &str, subjects: &[(&str, &IoMetricsSe
         }
     }
     let name = format!("spanblk_{label}_latency_seconds");
-    out.family(&name, "histogram", "Time that requests took.");
+    out.family(&name, "histogram", "Time that requests took, from being taken off the virtqueue to being done.");
     for (subject, kind, totals) in rows.iter().filter(|(_, _, totals)| totals.requests > 0) {
         histogram(out, &name, &format!("{label}=\"{subject}\",kind=\"{kind}\""), totals);
     }

@@ -109,6 +109,13 @@ pub enum EventDetail {
         /// Name of the VHD.
         vhd: String,
     },
+    /// A limit of rates holds back what the guest asks. Sent once until none has done so for a minute.
+    LimitHit {
+        /// Name of the VHD.
+        vhd: String,
+        /// The limit: `vhd_iops`, `vhd_bytes_per_sec`, `vm_iops`, `vm_bytes_per_sec`.
+        limit: String,
+    },
     /// The disks of the VHD's layout have no room: it has grown onto another one.
     VhdExpanded {
         /// Name of the VHD.

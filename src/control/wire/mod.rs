@@ -8,6 +8,7 @@ mod error;
 mod event;
 mod impact;
 mod job;
+mod limits;
 mod pool;
 pub mod size;
 mod vhd;
@@ -28,6 +29,7 @@ pub use job::{
     ByteRange, JobCancel, JobCreate, JobInfo, JobList, JobResult, JobState, JobUpdate, JobWish, PlanInfo, PlannedDisk,
     PlannedVhd, Scrubbed,
 };
+pub use limits::{IoLimits, IoLimitsUpdate, RateLimit};
 pub use pool::{DomainWarning, MemberHealth, PoolInfo, PoolUpdate, SpaceInfo, StoreInfo, StoreMember};
 pub use vhd::{
     Attachment, DiskUse, Expand, Layout, MapRun, VhdCreate, VhdDeleted, VhdHealth, VhdInfo, VhdList, VhdMapInfo,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::limits::{IoLimits, IoLimitsUpdate};
 use crate::base::limits::WHEN_FULL_WAIT_SECS_DEFAULT;
 
 /// What the placement of a VHD should be.
@@ -100,6 +101,9 @@ pub struct VhdCreate {
     /// Whether it grows onto other disks when its own have no room for a write; as the pool says when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expand: Option<Expand>,
+    /// What it is limited to.
+    #[serde(default, skip_serializing_if = "IoLimits::is_none")]
+    pub limits: IoLimits,
 }
 
 /// Changes settings of a VHD. What is absent stays as it is.
@@ -127,6 +131,9 @@ pub struct VhdUpdate {
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Expand>)]
     pub expand: Option<Option<Expand>>,
+    /// What it is limited to.
+    #[serde(default, skip_serializing_if = "IoLimitsUpdate::is_none")]
+    pub limits: IoLimitsUpdate,
 }
 
 /// Tells `null` (clear it) from absent (leave it).
@@ -211,6 +218,9 @@ pub struct VhdInfo {
     /// Whether it grows onto other disks when its own have no room for a write; absent: as the pool says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expand: Option<Expand>,
+    /// What it is limited to; absent: nothing. Its VM may be limited, too.
+    #[serde(default, skip_serializing_if = "IoLimits::is_none")]
+    pub limits: IoLimits,
     /// The cache mode that its guest last chose: writeback, or writethrough.
     pub writeback: bool,
     /// The frontend that is connected.

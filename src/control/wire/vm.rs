@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::limits::{IoLimits, IoLimitsUpdate};
 use super::vhd::{Attachment, VhdHealth, given};
 
-/// Creates a VM. Creating one that exists with the same labels and owner changes nothing and succeeds. A VHD that names a VM that does not
-/// exist makes it, too.
+/// Creates a VM. Creating one that exists with the same labels, owner and limits changes nothing and succeeds. A VHD that names a VM
+/// that does not exist makes it, too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmCreate {
@@ -22,6 +23,9 @@ pub struct VmCreate {
     /// Whose it is, for people: 1 to 256 bytes without control characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
+    /// What its VHDs together are limited to.
+    #[serde(default, skip_serializing_if = "IoLimits::is_none")]
+    pub limits: IoLimits,
 }
 
 /// Changes settings of a VM. What is absent stays as it is.
@@ -38,6 +42,9 @@ pub struct VmUpdate {
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub owner: Option<Option<String>>,
+    /// What its VHDs together are limited to.
+    #[serde(default, skip_serializing_if = "IoLimitsUpdate::is_none")]
+    pub limits: IoLimitsUpdate,
 }
 
 /// A VM: a named group of VHDs. Sums are over its VHDs.
@@ -52,6 +59,9 @@ pub struct VmInfo {
     /// Whose it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
+    /// What its VHDs together are limited to; absent: nothing.
+    #[serde(default, skip_serializing_if = "IoLimits::is_none")]
+    pub limits: IoLimits,
     /// Its VHDs, by name.
     pub vhds: Vec<VmVhd>,
     /// The worst of its VHDs; healthy if it has none.

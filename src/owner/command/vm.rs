@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::VhdInfo;
+use crate::placement::limits::{IoLimits, IoLimitsChange};
 use crate::placement::vm::VmRecord;
 
 /// What a new VM should be.
@@ -16,6 +17,8 @@ pub struct CreateVm {
     pub labels: BTreeMap<String, String>,
     /// Whose it is.
     pub owner: Option<String>,
+    /// What its VHDs together are limited to.
+    pub limits: IoLimits,
 }
 
 /// New settings of a VM; `None` leaves one as it is.
@@ -29,6 +32,8 @@ pub struct SetVm {
     pub labels: BTreeMap<String, Option<String>>,
     /// Whose it is; `Some(None)`: not said.
     pub owner: Option<Option<String>>,
+    /// What its VHDs together are limited to.
+    pub limits: IoLimitsChange,
 }
 
 /// A VM as it is now.

@@ -15,7 +15,7 @@ fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
 }
 
 fn new_vm(name: &str, pairs: &[(&str, &str)]) -> CreateVm {
-    CreateVm { name: name.to_owned(), created: 5, labels: labels(pairs), owner: None }
+    CreateVm { name: name.to_owned(), created: 5, labels: labels(pairs), ..CreateVm::default() }
 }
 
 fn in_vm(name: &str, vm: &str) -> CreateVhd {

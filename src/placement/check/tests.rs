@@ -36,6 +36,7 @@ fn vhd(id: u32, name: &str) -> VhdRecord {
         socket_mode: 0o600,
         when_full: WhenFull::Error,
         expand: None,
+        limits: crate::placement::limits::IoLimits::default(),
         created: 0,
         writeback: true,
     }

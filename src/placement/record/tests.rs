@@ -35,6 +35,7 @@ fn vhd() -> VhdRecord {
         socket_mode: 0o660,
         when_full: WhenFull::Queue { secs: 60 },
         expand: None,
+        limits: crate::placement::limits::IoLimits::default(),
         created: 1_700_000_000,
         writeback: true,
     }
@@ -135,4 +136,17 @@ fn disks_are_found_by_name_and_uuid() {
     assert!(pool.find_disk("d3").is_none());
     assert_eq!(pool.disk_name(DiskId(3)), "d2");
     assert_eq!(pool.disk_name(DiskId(9)), "#9");
+}
+
+#[test]
+fn limits_are_in_records_of_vhds_that_have_some_and_checked() {
+    use crate::placement::limits::{IoLimits, RateLimit};
+    let text = |vhd: &VhdRecord| String::from_utf8(vhd.encode()).unwrap();
+    assert!(!text(&vhd()).contains("limits"), "older programs read it");
+    let iops = |per_sec| IoLimits { iops: Some(RateLimit { per_sec, burst: None }), bytes: None };
+    let limited = VhdRecord { limits: iops(500), ..vhd() };
+    assert!(text(&limited).contains(r#""limits":{"iops":{"per_sec":500}}"#), "{}", text(&limited));
+    assert_eq!(VhdRecord::decode(&limited.encode()).unwrap(), limited);
+    let nothing = VhdRecord { limits: iops(0), ..vhd() };
+    assert!(matches!(VhdRecord::decode(&nothing.encode()), Err(RecordError::Impossible { field: "limit", .. })));
 }

@@ -25,6 +25,7 @@ fn vhd(id: u32, vm: Option<&str>) -> VhdRecord {
         socket_mode: 0o660,
         when_full: WhenFull::Error,
         expand: None,
+        limits: crate::placement::limits::IoLimits::default(),
         created: 0,
         writeback: true,
     }

@@ -25,6 +25,8 @@ use super::messages::{RingAddresses, RingConfig};
 use super::pipeline::Finished;
 use crate::base::ids::ReactorId;
 use crate::base::limits::{QUEUE_SIZE_MAX, REQUEST_LEN_MAX, RING_BYTES_MAX};
+use crate::qos::{Admission, Cost};
+use crate::shared::limits::Known;
 use crate::shared::{Load, VhdState, guest_memory};
 use crate::virtio::device::DeviceLimits;
 use crate::virtio::parse::{Answer, ParseError, Parsed};
@@ -86,6 +88,10 @@ pub(super) struct Ring {
     replay: Option<Replay>,
     /// Chains popped.
     load: Arc<Load>,
+    /// What its VHD is limited to.
+    known: Known,
+    /// What the request that was started last took of that.
+    last_cost: Cost,
     malformed: Option<Malformed>,
     /// The guest has been asked to kick.
     armed: bool,
@@ -141,6 +147,8 @@ impl Ring {
             inflight,
             replay,
             load: Arc::clone(&config.load),
+            known: Known::default(),
+            last_cost: Cost::default(),
             malformed: None,
             armed: true,
             announced: false,
@@ -162,6 +170,11 @@ impl Ring {
     /// Whether so much is in flight that the next chain could be too much: nothing is popped before something is given back.
     pub fn is_full(&self) -> bool {
         self.bytes_in_flight > RING_BYTES_MAX - REQUEST_LEN_MAX
+    }
+
+    /// What the VHD was limited by when the ring was popped from last.
+    pub fn admission(&self) -> Option<&Arc<Admission>> {
+        self.known.admission.as_ref()
     }
 
     /// Whether chains that somebody else popped have not been started again yet.

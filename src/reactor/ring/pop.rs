@@ -14,10 +14,11 @@ use crate::base::ids::ReactorId;
 use crate::base::limits::{POP_BATCH, POP_BYTES, POP_STEP_BYTES};
 use crate::base::prefetch::prefetch;
 use crate::engine::Engine;
+use crate::qos::{Cost, Hold};
 use crate::reactor::messages::Outbox;
 use crate::reactor::pipeline::{Pipeline, RequestSlot, Token};
 use crate::virtio::parse::{Parsed, parse};
-use crate::virtio::request::Request;
+use crate::virtio::request::{Request, RequestKind};
 
 /// What [`Ring::pop`] left. The guest is not to kick as long as [`Ring::arm`] has not asked it to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,13 @@ pub(in crate::reactor) enum Popped {
     More,
     /// Maybe more, for which there is no room: pop again once [`Ring::is_full`] is over.
     Full,
+    /// At least one, which a limit of its VHD holds back: pop again when it says.
+    Held {
+        /// Until when, and by what.
+        hold: Hold,
+        /// Whether something was popped before.
+        after_turn: bool,
+    },
 }
 
 impl Ring {
@@ -43,6 +51,7 @@ impl Ring {
         if self.is_full() {
             return Ok(Popped::Full);
         }
+        self.vhd.limits.refresh(&mut self.known);
         let result = if self.is_replaying() {
             self.replay_batch(pipeline, reactor, token, now)
         } else {
@@ -91,8 +100,9 @@ impl Ring {
             self.queue.disable_notification(memory)?;
             self.note_wish();
         }
+        let mut hold = self.held_back(now);
         // Again and again, so that what comes meanwhile is in the same batch.
-        while budget > 0 && bytes > 0 && !self.is_full() {
+        while budget > 0 && bytes > 0 && !self.is_full() && hold.is_none() {
             let mut chains = [const { None }; POP_BATCH];
             let count = self.next_chains(memory, chains.iter_mut().take(budget))?;
             if count == 0 {
@@ -105,7 +115,8 @@ impl Ring {
                     Ok(cost) => bytes = bytes.saturating_sub(cost),
                     Err(error) => fault = Some(error),
                 }
-                if bytes == 0 || fault.is_some() || self.is_full() {
+                hold = self.held_back(now);
+                if bytes == 0 || fault.is_some() || hold.is_some() || self.is_full() {
                     break;
                 }
             }
@@ -117,10 +128,40 @@ impl Ring {
             }
         }
         self.load.add((POP_BATCH - budget) as u64);
-        if std::mem::take(&mut self.announced) && budget == POP_BATCH {
+        let after_turn = budget < POP_BATCH;
+        // A ring without chains waits for its guest, not for a limit.
+        let hold = hold.filter(|_| self.has_available());
+        if std::mem::take(&mut self.announced) && !after_turn && hold.is_none() {
             return Err(RingFault::AvailableIndex);
         }
-        Ok(if budget == 0 || bytes == 0 { Popped::More } else { Popped::All })
+        Ok(match hold {
+            Some(hold) => Popped::Held { hold: self.in_turn(hold, after_turn), after_turn },
+            None if budget == 0 || bytes == 0 => Popped::More,
+            None => Popped::All,
+        })
+    }
+
+    /// Whether a limit holds back the next request.
+    fn held_back(&self, now: Nanos) -> Option<Hold> {
+        self.known.admission.as_ref().and_then(|admission| admission.may_start(now).err())
+    }
+
+    /// A hold that lets those who wait go first, if we have just had a turn.
+    fn in_turn(&self, hold: Hold, after_turn: bool) -> Hold {
+        match &self.known.admission {
+            Some(admission) if after_turn => admission.behind_others(hold, self.last_cost),
+            _ => hold,
+        }
+    }
+
+    /// Takes a request that starts from what the VHD is limited to.
+    fn charge(&mut self, kind: RequestKind, now: Nanos) {
+        let Some(admission) = &self.known.admission else { return };
+        let cost = cost_of(kind);
+        if cost.ios > 0 {
+            admission.charge(cost, now);
+            self.last_cost = cost;
+        }
     }
 
     /// Takes chains that the guest has made available; how many.
@@ -211,7 +252,17 @@ impl Ring {
         self.heads[usize::from(head)] = Some(Head { parsed, kind });
         self.in_flight += 1;
         self.bytes_in_flight += kind.data_len();
+        self.charge(kind, now);
         let writethrough = !self.writeback.load(Ordering::Relaxed);
         pipeline.start(slot, &self.vhd, writethrough, token, now);
+    }
+}
+
+/// What a request takes from the limits of its VHD. What is popped in order to keep its place, but asks nothing of a disk's rates, is free.
+fn cost_of(kind: RequestKind) -> Cost {
+    match kind {
+        RequestKind::Read { len, .. } | RequestKind::Write { len, .. } => Cost { ios: 1, bytes: len },
+        RequestKind::Discard | RequestKind::WriteZeroes => Cost { ios: 1, bytes: 0 },
+        RequestKind::Flush | RequestKind::GetId => Cost::default(),
     }
 }

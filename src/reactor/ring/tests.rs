@@ -4,6 +4,8 @@
 mod dirty_log;
 #[path = "../../../tests/common/guest.rs"]
 mod guest;
+#[path = "tests/limits.rs"]
+mod limits;
 #[path = "tests/inflight.rs"]
 mod region;
 

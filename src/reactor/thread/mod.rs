@@ -158,6 +158,7 @@ impl<O: Outbox> Reactor<O> {
             if self.rings.has_polled() {
                 self.rings.queue_polled();
             }
+            self.rings.queue_due(now);
             self.rings.pop_ready(&mut self.pipeline, now);
             self.pipeline.poll(now);
             if now >= self.ticked.after(TICK) && self.pipeline.wants_tick() {
@@ -210,14 +211,16 @@ impl<O: Outbox> Reactor<O> {
         let Some(limit_ns) = self.polling.look(what, begun) else { return false };
         self.pipeline.engine.wait(Wait::No);
         let submitted = clock::now();
+        let due = self.rings.next_due();
         loop {
             let came = self.pipeline.engine.take_news() || self.rings.sees_available() || !self.inbox.is_empty();
             let now = clock::now();
             let spent_ns = now.since(begun);
-            if came || spent_ns >= limit_ns {
+            let is_due = due.is_some_and(|due| now >= due);
+            if came || is_due || spent_ns >= limit_ns {
                 self.looked_ns += now.since(submitted);
                 self.polling.looked(what, spent_ns, came);
-                return came;
+                return came || is_due;
             }
             std::hint::spin_loop();
         }
@@ -227,16 +230,21 @@ impl<O: Outbox> Reactor<O> {
     fn sleep(&mut self, now: Nanos) -> bool {
         let wait = if self.rings.arm(&mut self.pipeline.engine, now) || !self.inbox.prepare_to_sleep() {
             Wait::No
-        } else if self.rings.has_polled() {
-            Wait::AtMost(POLL_INTERVAL)
-        } else if self.pipeline.wants_tick() {
-            Wait::AtMost(TICK)
         } else {
-            Wait::Forever
+            self.longest_sleep().map_or(Wait::Forever, Wait::AtMost)
         };
         self.pipeline.engine.wait(wait);
         self.inbox.awake();
         wait == Wait::No || self.pipeline.engine.take_news()
+    }
+
+    /// How long it may sleep if nothing comes; `None`: for ever.
+    fn longest_sleep(&self) -> Option<Duration> {
+        let polled = self.rings.has_polled().then_some(POLL_INTERVAL);
+        let tick = self.pipeline.wants_tick().then_some(TICK);
+        // The turn has taken time since it asked for that.
+        let due = self.rings.next_due().map(|due| Duration::from_nanos(due.since(clock::now())));
+        [polled, tick, due].into_iter().flatten().min()
     }
 
     fn take_events(&mut self, now: Nanos) {
@@ -267,6 +275,7 @@ impl<O: Outbox> Reactor<O> {
             ReactorMessage::Ring(command) => return self.rings.command(command, &mut self.pipeline, now),
             ReactorMessage::AddDisk { disk, file } => return self.add_disk(disk, file),
             ReactorMessage::RemoveDisk { disk } => return self.remove_disk(disk),
+            ReactorMessage::LimitsChanged => return self.rings.ask_again(now),
             ReactorMessage::Alive(answer) => {
                 // There is room for one answer; whoever asked may have given up.
                 let _ = answer.try_send(());

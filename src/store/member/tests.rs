@@ -441,6 +441,7 @@ pub(in crate::store) mod samples {
             name: format!("vm{id}"),
             labels: [("env".to_owned(), "prod".to_owned())].into(),
             owner: None,
+            limits: crate::placement::limits::IoLimits::default(),
             created: 5,
         }
     }
@@ -464,6 +465,7 @@ pub(in crate::store) mod samples {
             socket_mode: 0o660,
             when_full: WhenFull::default(),
             expand: None,
+            limits: crate::placement::limits::IoLimits::default(),
             created: 0,
             writeback: true,
         }

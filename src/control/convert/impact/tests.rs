@@ -47,6 +47,7 @@ fn vhd(id: u32, vm: Option<&str>, layout: Layout, on: &[&[u8]], written: impl Fn
         socket_mode: 0o600,
         when_full: WhenFull::Error,
         expand: None,
+        limits: crate::placement::limits::IoLimits::default(),
         created: 0,
         writeback: true,
     };

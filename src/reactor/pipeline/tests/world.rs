@@ -368,6 +368,7 @@ impl World {
             | OwnerRequest::ReadFailed { .. }
             | OwnerRequest::ReplicasDiffer { .. }
             | OwnerRequest::Turned { .. }
+            | OwnerRequest::LimitHit { .. }
             | OwnerRequest::DiskError { .. } => {}
         }
         true

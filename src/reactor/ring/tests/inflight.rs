@@ -8,7 +8,7 @@ use crate::shared::inflight::{InflightQueue, InflightRegion, VERSION_1, fuse, re
 
 const SLOTS: u16 = 4;
 
-fn region(queue_size: u16) -> InflightQueue {
+pub fn region(queue_size: u16) -> InflightQueue {
     let len = region_len(1, queue_size);
     let mapping = MmapRegion::new(len).unwrap();
     let watch = Watch::new(mapping.as_ptr(), len.next_multiple_of(4096), 4096).unwrap();
@@ -16,7 +16,7 @@ fn region(queue_size: u16) -> InflightQueue {
 }
 
 /// Serves the ring of a guest that goes on, with a new life; where the frontend says to begin is nonsense.
-fn revive(
+pub fn revive(
     guest: &Guest,
     disk: &SimDisk,
     kept: &InflightQueue,

@@ -117,6 +117,8 @@ impl Rings {
             log_call: None,
             queued: false,
             unpublished: false,
+            held: None,
+            turn: None,
             hot: false,
             quiet_turns: 0,
             stop: None,
@@ -127,6 +129,7 @@ impl Rings {
         self.ready.reserve(self.places.len());
         self.unpublished.reserve(self.places.len());
         self.hot.reserve(self.places.len());
+        self.held.reserve(self.places.len());
         let error = config.error.filter(|error| is_eventfd(error.as_fd()));
         let tag = self.new_tag(place);
         self.served(place).error = error.map(|error| CallFd::new(error, tag));
@@ -211,6 +214,7 @@ impl Rings {
             let token = Token(u64::from(place) << TOKEN_PLACE_SHIFT | FLUSH);
             pipeline.flush_vhd(&served.ring.vhd, token, now);
         } else if served.stop.is_some() && !served.unpublished {
+            self.let_go(place, now);
             self.remove(place, pipeline);
         }
     }

@@ -1,7 +1,8 @@
 //! The rings of one reactor: which ones are ready, which ones have something to show. `commands`: what vhost-user
-//! connections want of them.
+//! connections want of them. `held`: those that a limit holds back.
 
 mod commands;
+mod held;
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,6 +18,7 @@ use crate::reactor::messages::{Outbox, RingKey, RingStopped};
 use crate::reactor::pipeline::{Finished, Pipeline, Token};
 use crate::reactor::ring::{Malformed, Popped, Ring, RingFault};
 use crate::virtio::request::{Request, Status};
+use held::{Held, HeldRings, Turn};
 
 /// The pipeline that runs in production.
 pub(super) type UringPipeline<O> = Pipeline<UringEngine, O>;
@@ -56,6 +58,10 @@ struct Served {
     queued: bool,
     /// In the list of rings with something to publish.
     unpublished: bool,
+    /// A limit holds back what its guest has made available: nobody looks, and the guest need not kick.
+    held: Option<Held>,
+    /// Its turn among those, as long as it has not been popped from since it got it.
+    turn: Option<Turn>,
     /// In the list of rings whose guest does not kick.
     hot: bool,
     /// Turns since it was popped from.
@@ -89,8 +95,8 @@ impl Served {
     /// may not be told of that. A ring that is full goes on when something of it completes: until then its guest need not kick, nor
     /// anybody look.
     fn pops(&self) -> bool {
-        let wants = self.ring.is_replaying() || matches!(self.mode, Mode::Running) && self.switching.is_empty();
-        wants && !self.ring.is_full()
+        let is_free = matches!(self.mode, Mode::Running) && self.switching.is_empty() && self.held.is_none();
+        (self.ring.is_replaying() || is_free) && !self.ring.is_full()
     }
 }
 
@@ -102,6 +108,8 @@ pub(super) struct Rings {
     by_key: HashMap<RingKey, u32>,
     /// Rings to pop from, in turn.
     ready: VecDeque<u32>,
+    /// Rings that a limit holds back.
+    held: HeldRings,
     /// Rings with something to publish.
     unpublished: Vec<u32>,
     /// Rings popped from since we slept last: their guests do not kick, so they are looked at.
@@ -124,6 +132,7 @@ impl Rings {
             free: Vec::new(),
             by_key: HashMap::new(),
             ready: VecDeque::new(),
+            held: HeldRings::default(),
             unpublished: Vec::new(),
             hot: Vec::new(),
             next_tag: 0,
@@ -285,11 +294,15 @@ impl Rings {
             }
             let token = |head| Token(u64::from(place) << TOKEN_PLACE_SHIFT | u64::from(head));
             let result = served.ring.pop(pipeline, reactor, token, now);
+            if !matches!(result, Ok(Popped::Held { after_turn: false, .. })) {
+                served.turn = None;
+            }
             let malformed = served.ring.take_malformed();
             self.note_unpublished(place);
             match result {
                 Ok(Popped::All | Popped::Full) => {}
                 Ok(Popped::More) => self.queue(place),
+                Ok(Popped::Held { hold, .. }) => self.hold(place, hold, pipeline, now),
                 Err(fault) => self.break_ring(place, &fault, &mut pipeline.engine, now),
             }
             if let Some(malformed) = malformed {
