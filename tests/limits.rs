@@ -200,7 +200,7 @@ fn administrators_set_limits_while_guests_work() {
         (&["--bps-limit", "none", "--bps-burst", "5"], "--bps-limit"),
         (&["--bps-limit", "100PiB"], "at most"),
     ] {
-        let said = host.refused(&[&["vhd", "set", "a"], wrong].concat(), 2);
+        let said = host.refused(&[&["vhd", "set", "a"][..], wrong].concat(), 2);
         assert!(said.contains(says), "{wrong:?}: {said}");
     }
     let mut client = host.attach("a").unwrap();
