@@ -79,6 +79,7 @@ fn is_void(generation: Generation, row: &ExtentRow) -> bool {
 
 /// A part of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "edits are few: a record of a VHD is not worth an allocation of its own")]
 pub enum Step {
     /// Edits of extents, sorted by row.
     Extents(Vec<ExtentEdit>),
