@@ -63,8 +63,11 @@ impl Trouble {
         let is_sole = |extent| {
             let replicas = vhd.map.lookup(extent).replicas;
             let stays = |disk| !owner.is_going_stale(vhd.id(), extent, disk);
-            let mut in_sync = replicas.iter().filter(|r| r.state == ReplicaState::InSync && stays(r.disk));
-            in_sync.all(|replica| failed.contains(replica.disk))
+            let in_sync: DiskSet =
+                replicas.iter().filter(|r| r.state == ReplicaState::InSync).map(|r| r.disk).collect();
+            let staying: DiskSet = in_sync.iter().filter(|disk| stays(*disk)).collect();
+            assert!(in_sync.is_empty() || !staying.is_empty(), "all replicas of {extent:?} are going stale");
+            staying.iter().all(|disk| failed.contains(disk))
         };
         owes && vhd.map.placed_from(ExtentIndex(0)).any(is_sole)
     }

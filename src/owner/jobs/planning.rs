@@ -90,14 +90,14 @@ impl Owner {
         Ok(plan)
     }
 
-    /// Notes what a job has to leave behind of a VHD: extents that this plan would still bring to where the job was to bring them. Not
-    /// those that it only evens out, since guests place some all the time.
-    pub(super) fn note_left(&mut self, job: JobId, id: VhdId, plan: &Plan) {
-        let (Some(vhd), Some(job)) = (self.vhds.get(id), self.jobs.get_mut(job)) else { return };
+    /// How many extents of a VHD this plan would still bring to where the job is to bring them. Not those that it only evens out, since
+    /// guests place some all the time.
+    pub(super) fn left_by(&self, job: JobId, id: VhdId, plan: &Plan) -> usize {
+        let (Some(vhd), Some(job)) = (self.vhds.get(id), self.jobs.get(job)) else { return 0 };
         let disks = vhd.record.layout.disks();
         let (counts_replicas, rebuilt) = match job.record.kind {
             JobKind::Replicas { .. } => (true, None),
-            JobKind::Rebuild { disk } => (true, Some(disk)),
+            JobKind::Rebuild { disk } => (true, Some(disk).filter(|disk| self.space.disk(*disk).state.is_failed())),
             _ => (false, None),
         };
         let is_left = |step: &&Relocation| match (step.from, step.to) {
@@ -105,10 +105,7 @@ impl Owner {
             (None, _) | (_, None) => counts_replicas,
             _ => false,
         };
-        let extents: HashSet<ExtentIndex> = plan.relocations.iter().filter(is_left).map(|step| step.extent).collect();
-        if !extents.is_empty() {
-            job.left.insert(id, extents.len());
-        }
+        plan.relocations.iter().filter(is_left).map(|step| step.extent).collect::<HashSet<ExtentIndex>>().len()
     }
 
     /// Fills the replicas on one disk that are stale.

@@ -119,10 +119,9 @@ impl Owner {
                     self.next_vhd(id);
                 }
                 Ok(plan) => {
-                    if self.take_plan(id, vhd, &plan) || !self.leaves_as_it_is(id, vhd, out) {
+                    if self.take_plan(id, vhd, &plan) || !self.leaves_as_it_is(id, vhd, &plan, out) {
                         return;
                     }
-                    self.note_left(id, vhd, &plan);
                     self.next_vhd(id);
                 }
                 Err(Unplanned::Gone) => self.next_vhd(id),
@@ -170,11 +169,18 @@ impl Owner {
 
     /// Whether a VHD that plans did not bring nearer to its layout is left as it is: after a few of them, what guests place meanwhile is.
     /// If nothing could be moved at all, the job waits for what is in the way, or it is said why it stops.
-    fn leaves_as_it_is(&mut self, id: JobId, vhd: VhdId, out: &mut impl OwnerOutbox) -> bool {
-        if self.jobs.get(id).is_some_and(|job| job.leaves_some() || job.begun > 0) {
+    fn leaves_as_it_is(&mut self, id: JobId, vhd: VhdId, plan: &Plan, out: &mut impl OwnerOutbox) -> bool {
+        let is_mending = self.is_mending(vhd) || self.repairs.knows(vhd);
+        let left = self.left_by(id, vhd, plan);
+        if let Some(job) = self.jobs.get_mut(id)
+            && (job.leaves_some() || job.begun > 0 && (left == 0 || !is_mending))
+        {
+            if left > 0 {
+                job.left.insert(vhd, left);
+            }
             return true;
         }
-        if self.is_mending(vhd) || self.repairs.knows(vhd) {
+        if is_mending {
             // What replicas have missed, or cannot be read there, comes first.
             self.job_waits(id);
         } else if !self.waits_for_room(id, vhd) {
