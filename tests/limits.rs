@@ -9,7 +9,6 @@ mod daemon_host;
 #[path = "common/guest.rs"]
 mod guest;
 #[path = "common/host.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
 mod host;
 
 use std::sync::Arc;
@@ -158,7 +157,7 @@ fn who_shares_a_limit_gets_a_share() {
     let sum: u64 = done.iter().sum();
     assert!(sum >= 200 && sum <= 200 * 4 + 20 + 3 * u64::from(DEPTH), "{done:?}");
     assert!(done.iter().all(|done| *done >= sum / 10), "{done:?}");
-    loads.iter().for_each(|load| drop(load.connection.stop()));
+    loads.iter().for_each(|load| _ = load.connection.stop());
     host.shut_down();
 }
 

@@ -16,7 +16,7 @@ mod reactor;
 use std::time::{Duration, Instant};
 
 // What is compiled here from `src` looks for these at the root of its crate.
-use spanblk::{base, disk, engine, placement, shared, store, virtio};
+use spanblk::{base, disk, engine, placement, qos, shared, store, virtio};
 
 /// Measures in turns.
 pub struct Bench {
