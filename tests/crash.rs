@@ -92,6 +92,11 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |s| s.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }
 
+/// What all seeds together must have shown for the test to be one of what it is called after. Seeds that somebody chose need not.
+fn must_show(enough: bool) {
+    assert!(enough || std::env::var_os("SPANBLK_SEEDS").is_some(), "the runs show little");
+}
+
 /// Runs a scenario and cuts the power everywhere. Returns the number of cuts, or what was broken.
 fn run(scenario: Scenario) -> Result<(usize, World), String> {
     run_some(scenario, 1)
@@ -173,9 +178,8 @@ fn all_promises_hold(members: usize, seeds: u64) {
     println!(
         "{members} metadata disks: {cuts} power cuts survived, {reused} slots given back, {moved} extents moved, {grown} growths"
     );
-    assert!(grown > 0, "no VHD ever grew");
-    assert!(moved > 0, "the runs never moved an extent: they show nothing about rule 3");
-    assert!(reused > 0, "the runs never used a slot again: they show nothing about rule 2");
+    // Growing; rule 3; rule 2.
+    must_show(grown > 0 && moved > 0 && reused > 0);
 }
 
 /// VHDs that are moved all the time.
@@ -224,7 +228,7 @@ fn cut_everywhere(test: &str, seeds: u64, scenario: impl Fn(u64) -> Scenario) {
         moved += world.moves_done;
     }
     println!("{cuts} power cuts survived, {moved} extents moved");
-    assert!(moved > 10, "the runs moved {moved} extents: they show little about rule 3");
+    must_show(moved > 10);
 }
 
 #[test]
@@ -242,7 +246,7 @@ fn jobs_go_on_after_power_cuts() {
         Ok(())
     });
     println!("{cuts} power cuts survived, then {sum:?}");
-    assert!(sum.ran > 300 && sum.stood > 15 && sum.moved > 300, "the runs show little");
+    must_show(sum.ran > 300 && sum.stood > 15 && sum.moved > 300);
 }
 
 /// VHDs that are moved all the time on disks that give errors now and then.
@@ -266,7 +270,7 @@ fn power_cuts_while_disks_give_errors() {
     println!(
         "{cuts} power cuts survived; {of_mover:?} reads, writes, syncs of the mover failed, {stopped} jobs stopped; then {sum:?}"
     );
-    assert!(!of_mover.contains(&0) && stopped > 10 && sum.ran > 10 && sum.stood > 10, "the runs show little");
+    must_show(!of_mover.contains(&0) && stopped > 10 && sum.ran > 10 && sum.stood > 10);
 }
 
 #[test]
@@ -290,7 +294,7 @@ fn reads_are_right_while_extents_are_moved() {
         "{moved} extents moved, {waits} requests met the copier; moves ended early while draining, copying, sealing, syncing, \
          committing: {ended_early:?}"
     );
-    assert!(moved > 1000 && waits > 0 && !ended_early.contains(&0), "the runs show little");
+    must_show(moved > 1000 && waits > 0 && !ended_early.contains(&0));
 }
 
 /// VHDs with replicas, more and fewer of them all the time.
@@ -319,7 +323,7 @@ fn replicas_are_the_same_while_they_are_moved() {
         moved += world.moves_done;
     }
     println!("{moved} extents moved, {compared} replicas compared");
-    assert!(moved > 1000 && compared > 300, "the runs show little");
+    must_show(moved > 1000 && compared > 300);
 }
 
 /// VHDs with replicas on disks that give errors now and then: no guest must notice as long as one replica has no trouble.
@@ -340,7 +344,7 @@ fn guests_do_not_notice_errors_of_one_replica() {
         Ok(())
     });
     println!("{stale} replicas missed something, {repaired} were repaired, {compared} are equal in the end");
-    assert!(stale > 500 && repaired > 10 && compared > 300, "the runs show little");
+    must_show(stale > 500 && repaired > 10 && compared > 300);
 }
 
 /// Replicas in pages without a write intent are equal after every power cut, and all are once the pool has been open for a while.
@@ -352,7 +356,7 @@ fn power_cuts_while_replicas_miss_writes() {
         Ok(())
     });
     println!("{cuts} power cuts survived; then {sum:?}");
-    assert!(sum.compared > 1000, "the runs show little");
+    must_show(sum.compared > 1000);
 }
 
 #[test]
@@ -392,7 +396,8 @@ fn checksums_are_right_all_the_time() {
         Ok(())
     });
     println!("{compared} blocks have the checksum of what is there");
-    assert!(compared > 1000 && errors == 0, "{errors} blocks seemed wrong and were not");
+    assert!(errors == 0, "{errors} blocks seemed wrong and were not");
+    must_show(compared > 1000);
 }
 
 #[test]
@@ -404,7 +409,7 @@ fn checksums_are_right_after_power_cuts() {
         Ok(())
     });
     println!("{cuts} power cuts survived, {compared} blocks with their checksums found; then {sum:?}");
-    assert!(compared > 1000, "the runs show little");
+    must_show(compared > 1000);
 }
 
 #[test]
@@ -433,7 +438,7 @@ fn power_cuts_while_vhds_shrink_and_grow() {
         Ok(())
     });
     println!("{cuts} power cuts survived, {shrunk} shrinks, {grown} growths");
-    assert!(shrunk > 50 && grown > 50, "the runs show little");
+    must_show(shrunk > 50 && grown > 50);
 }
 
 #[test]
