@@ -51,16 +51,16 @@ impl Owner {
     fn renew_limits(&mut self, id: VhdId) -> bool {
         let vm = self.vhds.get(id).and_then(|vhd| vhd.record.vm.clone());
         let vm = vm.and_then(|vm| self.renew_vm_buckets(&vm));
-        let Some(vhd) = self.vhds.get(id) else { return false };
-        let before = vhd.state.limits.admission();
-        let own_before = before.as_ref().and_then(|admission| admission.own());
-        let vm_before = before.as_ref().and_then(|admission| admission.vm());
+        let Some(vhd) = self.vhds.get_mut(id) else { return false };
+        let own_before = vhd.admission.as_ref().and_then(|admission| admission.own());
+        let vm_before = vhd.admission.as_ref().and_then(|admission| admission.vm());
         let own = renew(own_before, vhd.record.limits.rates(), self.now);
         let is_same = |a: Option<&Arc<Buckets>>, b: Option<&Arc<Buckets>>| a.map(Arc::as_ptr) == b.map(Arc::as_ptr);
         if is_same(own.as_ref(), own_before) && is_same(vm.as_ref(), vm_before) {
             return false;
         }
-        vhd.state.limits.set(Admission::new(own, vm).map(Arc::new));
+        vhd.admission = Admission::new(own, vm).map(Arc::new);
+        vhd.state.limits.set(vhd.admission.clone());
         true
     }
 

@@ -10,6 +10,7 @@ use crate::base::units::{ExtentIndex, Geometry};
 use crate::placement::Replica;
 use crate::placement::record::{Layout, VhdRecord};
 use crate::placement::view::{Keep, VhdMap};
+use crate::qos::Admission;
 use crate::shared::VhdState;
 use crate::shared::last_active::LastActive;
 use crate::shared::vhd::VhdSettings;
@@ -57,6 +58,8 @@ pub(super) struct Vhd {
     pub told_degraded: DiskSet,
     /// Slots in use per disk.
     pub counts: PerDisk,
+    /// What its rates are limited by.
+    pub admission: Option<Arc<Admission>>,
     /// Slots of all disks of the layout.
     layout_slots: u64,
 }
@@ -74,6 +77,7 @@ impl Vhd {
             told_out_of_room: false,
             told_degraded: DiskSet::default(),
             counts: Box::new([0; DISKS_MAX]),
+            admission: None,
             layout_slots,
         }
     }

@@ -1,7 +1,8 @@
 //! What a VHD is limited to, for the reactors that serve it.
 //!
 //! The owner changes it, rarely. A reactor keeps what it has found here, and sees by one load whether there is something else: then it
-//! tries to look, and if the owner is just about to change it, does so the next time. So no request waits for the lock.
+//! tries to look, and if the owner is just about to change it, does so the next time. So no request waits for the lock. The owner takes it
+//! for nothing but a change, after which it tells the reactors: so one that has not got it is told again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,17 +31,11 @@ pub struct Known {
 }
 
 impl VhdLimits {
-    /// Owner only: other limits from now on. Reactors come to know when they look again.
+    /// Owner only: other limits from now on. Reactors come to know when they look again: tell them to, afterwards.
     pub fn set(&self, admission: Option<Arc<Admission>>) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         *current = Known { version: current.version + 1, admission };
         self.version.store(current.version, Ordering::Release);
-    }
-
-    /// Owner only: what [`VhdLimits::set`] was given last.
-    #[must_use]
-    pub fn admission(&self) -> Option<Arc<Admission>> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).admission.clone()
     }
 
     /// Brings what a reactor knows up to date.
@@ -83,7 +78,7 @@ mod tests {
         assert!(known.admission.is_none(), "the next time");
         drop(busy);
         limits.refresh(&mut known);
-        assert!(known.admission.is_some() && limits.admission().is_some());
+        assert!(known.admission.is_some());
         limits.set(None);
         limits.refresh(&mut known);
         assert!(known.admission.is_none());

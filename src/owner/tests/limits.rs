@@ -3,7 +3,8 @@
 use super::*;
 use crate::owner::command::{CreateVm, ErrorKind, SetVhd, SetVm};
 use crate::placement::limits::{IoLimits, IoLimitsChange, LimitError, RateLimit};
-use crate::qos::{Cost, LimitKind};
+use crate::qos::{Admission, Buckets, Cost, LimitKind};
+use crate::shared::limits::Known;
 
 const WEB: &str = "web";
 const ONE: Cost = Cost { ios: 1, bytes: 0 };
@@ -32,13 +33,22 @@ fn told(world: &mut World) -> bool {
     !told.is_empty()
 }
 
-/// Requests that may start now.
+/// What a reactor finds.
+fn found(vhd: &VhdInfo) -> Option<Arc<Admission>> {
+    let mut known = Known::default();
+    vhd.state.limits.refresh(&mut known);
+    known.admission
+}
+
+/// Requests that may start now. They are taken from copies of the buckets.
 fn level(vhd: &VhdInfo) -> Option<usize> {
-    let admission = vhd.state.limits.admission()?;
-    let start = |_: &u32| admission.may_start(Nanos(0)).map(|()| admission.charge(ONE, Nanos(0))).is_ok();
-    let started = (0..10_000).take_while(start).count();
-    (0..started).for_each(|_| admission.refund(ONE));
-    Some(started)
+    let admission = found(vhd)?;
+    let copy = |buckets: Option<&Arc<Buckets>>| {
+        buckets.and_then(|buckets| Buckets::carried(Some(buckets), buckets.rates(), Nanos(0))).map(Arc::new)
+    };
+    let copy = Admission::new(copy(admission.own()), copy(admission.vm())).unwrap();
+    let start = |_: &u32| copy.may_start(Nanos(0)).map(|()| copy.charge(ONE, Nanos(0))).is_ok();
+    Some((0..10_000).take_while(start).count())
 }
 
 #[test]
@@ -55,7 +65,7 @@ fn limits_of_a_vhd_hold_as_soon_as_they_are_durable() {
     assert!(told(&mut world));
     assert_eq!(level(&vhd), Some(100));
     // Something else leaves the buckets alone.
-    vhd.state.limits.admission().unwrap().charge(Cost { ios: 60, bytes: 0 }, Nanos(0));
+    found(&vhd).unwrap().charge(Cost { ios: 60, bytes: 0 }, Nanos(0));
     let other = SetVhd { vhd: "a".to_owned(), socket_mode: Some(0o600), ..SetVhd::default() };
     world.run(Command::SetVhd(Box::new(other))).unwrap();
     assert!(!told(&mut world));
@@ -75,12 +85,10 @@ fn vhds_of_a_vm_share_its_limits() {
     assert!(matches!(world.run(Command::CreateVm(create_vm)), Ok(Reply::Vm { outcome: Outcome::Unchanged, .. })));
     let in_vm = |name| CreateVhd { vm: Some(WEB.to_owned()), ..create(name, 4, ISOLATED) };
     let (a, b) = (world.create(in_vm("a")), world.create(in_vm("b")));
-    a.state.limits.admission().unwrap().charge(Cost { ios: 4, bytes: 0 }, Nanos(0));
+    found(&a).unwrap().charge(Cost { ios: 4, bytes: 0 }, Nanos(0));
     assert_eq!((level(&a), level(&b)), (Some(6), Some(6)));
     told(&mut world);
-    world
-        .run(Command::SetVm(SetVm { vm: "web".to_owned(), name: Some("shop".to_owned()), ..SetVm::default() }))
-        .unwrap();
+    world.run(Command::SetVm(SetVm { vm: WEB.to_owned(), name: Some("shop".to_owned()), ..SetVm::default() })).unwrap();
     assert!(!told(&mut world), "it is the same VM");
     world.run(set_vm("shop", change(Some(200)))).unwrap();
     assert_eq!((told(&mut world), level(&a), level(&b)), (true, Some(12), Some(12)));
