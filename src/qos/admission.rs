@@ -149,11 +149,6 @@ impl Admission {
         self.buckets().for_each(|(kind, bucket)| bucket.charge(cost.of(kind), now));
     }
 
-    /// Gives back what was taken for a request that was not carried out.
-    pub fn refund(&self, cost: Cost) {
-        self.buckets().for_each(|(kind, bucket)| bucket.refund(cost.of(kind)));
-    }
-
     fn count_waiting(&self, by: LimitKind, one_more: bool) {
         if let Some((_, bucket)) = self.buckets().find(|(kind, _)| *kind == by) {
             bucket.count_waiting(one_more);
@@ -215,11 +210,10 @@ mod tests {
         admission.charge(Cost { ios: 1, bytes: 512 }, Nanos(0));
         let hold = admission.may_start(Nanos(0)).unwrap_err();
         assert_eq!((hold.by, hold.until), (LimitKind::VhdIops, Nanos(SECOND / 1000)));
-        admission.charge(Cost { ios: 1, bytes: 1 << 20 }, hold.until);
-        let hold = admission.may_start(hold.until).unwrap_err();
-        assert_eq!(hold.by, LimitKind::VhdBytes);
-        admission.refund(Cost { ios: 0, bytes: 1 << 20 });
-        assert_eq!(admission.may_start(Nanos(SECOND / 1000)).unwrap_err().by, LimitKind::VmIops);
+        admission.charge(Cost { ios: 1, bytes: 0 }, hold.until);
+        assert_eq!(admission.may_start(hold.until).unwrap_err().by, LimitKind::VmIops);
+        admission.charge(Cost { ios: 0, bytes: 1 << 20 }, hold.until);
+        assert_eq!(admission.may_start(hold.until).unwrap_err().by, LimitKind::VhdBytes);
     }
 
     #[test]

@@ -131,13 +131,6 @@ impl Bucket {
         let _ = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after);
     }
 
-    /// Gives back what was taken for something that did not happen.
-    pub fn refund(&self, count: u64) {
-        let tokens = count.saturating_mul(self.unit);
-        let before = self.taken.fetch_sub(tokens, Ordering::Relaxed);
-        assert!(before >= tokens, "more given back than taken");
-    }
-
     /// One more, or one less, is held back.
     pub(super) fn count_waiting(&self, one_more: bool) {
         if one_more {

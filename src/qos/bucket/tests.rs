@@ -64,10 +64,6 @@ fn it_does_what_exact_fractions_do() {
                     let count = if counts_requests { 1 } else { rng.below(1 << 20) };
                     bucket.charge(count, now);
                     model.level -= Model::scaled(count);
-                    if rng.below(4) == 0 {
-                        bucket.refund(count);
-                        model.level += Model::scaled(count);
-                    }
                 }
                 Err(until) => {
                     assert!(model.level < least + grain * 2, "{rate:?} at {now:?}: waits with {}", model.level);
@@ -222,12 +218,6 @@ fn threads_together_take_no_more_than_one() {
                 } else if bucket.may_start(now).is_ok() {
                     bucket.charge(1, now);
                     taken += 1;
-                    if taken % 7 == 0 {
-                        bucket.refund(1);
-                        taken -= 1;
-                        bucket.charge(1, now);
-                        taken += 1;
-                    }
                 }
             }
             taken
