@@ -82,6 +82,26 @@ fn an_evacuation_brings_nothing_to_a_disk_that_has_failed() {
     assert!(kept > 0, "what is there may stay");
 }
 
+/// What is being repaired is not moved meanwhile: that is no reason to leave it behind.
+#[test]
+fn an_evacuation_waits_for_repairs_before_it_says_what_it_leaves() {
+    let (stays, repaired) = (ExtentIndex(3), ExtentIndex(5));
+    let (mut world, vhd) = placed(&[[0, 1]; 8]);
+    world.tell(OwnerRequest::ReadFailed { vhd: vhd.record.id, extent: repaired, disk: DiskId(1) });
+    let repair = world.copies().remove(0);
+    let job = world.evacuate().unwrap();
+    for _ in 0..60 {
+        world.owner.give_up_all(|_, _, moved| moved.extent == stays, &mut world.mail);
+        world.carry_on();
+    }
+    assert_eq!(on(&vhd, DiskId(0), InSync), [stays, repaired]);
+    assert_eq!(world.ended(job), (JobState::Running, None));
+    world.owner.handle_mover(MoverReport::Copied { id: repair.id }, world.now, &mut world.mail);
+    world.move_all();
+    assert_eq!((on(&vhd, DiskId(0), InSync), world.ended(job)), (vec![], (JobState::Done, None)));
+    world.check();
+}
+
 /// Moves of one extent are given up again and again; all of it can be read and written.
 #[test]
 fn an_evacuation_that_leaves_something_behind_is_not_done() {
