@@ -242,10 +242,10 @@ pub fn limits_text(limits: &IoLimits) -> String {
     let text = |limit: Option<RateLimit>, what: &str, number: fn(u64) -> String| {
         let RateLimit { per_sec, burst } = limit?;
         let burst = burst.map(|burst| format!(" (burst {})", number(burst))).unwrap_or_default();
-        Some(format!("{} {what}{burst}", number(per_sec)))
+        Some(format!("{}{what}/s{burst}", number(per_sec)))
     };
-    let requests = text(limits.iops, "requests/s", |count| count.to_string());
-    let bytes = text(limits.bytes, "per second", human_size);
+    let requests = text(limits.iops, " requests", |count| count.to_string());
+    let bytes = text(limits.bytes, "", human_size);
     let texts: Vec<String> = [requests, bytes].into_iter().flatten().collect();
     if texts.is_empty() { "none".to_owned() } else { texts.join(", ") }
 }
