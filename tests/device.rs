@@ -138,7 +138,7 @@ fn isolated_and_spanned_vhds_share_disks_under_load() {
     let on_one_disk = |vhd: &spanblk::shared::VhdState| vhd.disks_to_sync().len();
     assert_eq!((on_one_disk(&isolated), on_one_disk(&spanned)), (1, 3));
     assert!(host.seen.commits.load(Ordering::SeqCst) > 0);
-    assert!(host.seen.disk_errors.lock().unwrap().is_empty());
+    assert!(host.seen.reports.lock().unwrap().is_empty());
     host.shut_down();
 }
 

@@ -94,7 +94,7 @@ fn a_limit_holds_until_it_is_changed() {
     let metrics = vhd.metrics.of(ReactorId(0));
     assert!(metrics.throttled.load(Ordering::Relaxed) > 10);
     assert!(metrics.throttled_ns.load(Ordering::Relaxed) > 500_000_000);
-    let told = host.seen.disk_errors.lock().unwrap();
+    let told = host.seen.reports.lock().unwrap();
     assert!(matches!(told[..], [OwnerRequest::LimitHit { by: LimitKind::VhdIops, .. }]), "once: {told:?}");
     drop(told);
     // A minute's wait ends when the limit does.

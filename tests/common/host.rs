@@ -53,8 +53,8 @@ enum ToDouble {
 pub struct Seen {
     /// Commits answered.
     pub commits: AtomicU64,
-    /// Disk errors reported.
-    pub disk_errors: Mutex<Vec<OwnerRequest>>,
+    /// What reactors reported that needs no answer: errors of disks, limits that were hit.
+    pub reports: Mutex<Vec<OwnerRequest>>,
     /// There is no room as long as this is set.
     pub has_no_room: AtomicBool,
 }
@@ -129,7 +129,7 @@ impl Double {
                     self.vhds[&vhd].0.map.drop_extent(extent);
                     self.reactors[usize::from(reactor.0)].send(ReactorMessage::Freed { ticket });
                 }
-                ToDouble::Owner(other) => self.seen.disk_errors.lock().unwrap().push(other),
+                ToDouble::Owner(other) => self.seen.reports.lock().unwrap().push(other),
             }
         }
     }
