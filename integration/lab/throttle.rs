@@ -70,17 +70,17 @@ impl SlowDisks {
         Ok(disks)
     }
 
-    /// Disks of `size` bytes in memory that take `delay` (whole milliseconds) for every request, however many there are: nothing of one is felt on
-    /// another, and the machine's own hiccups are small against the delay.
+    /// Disks of `size` bytes in memory that take `delay` (whole milliseconds) for every request, and serve so many at once: what is
+    /// more waits, in order. Nothing of one is felt on another, and the machine's own hiccups are small against the delay.
     ///
     /// # Errors
     /// nbdkit, nbdfuse or FUSE are missing, or the kernel lacks something.
-    pub fn in_memory(dir: &Path, count: usize, size: u64, delay: Duration) -> Result<SlowDisks> {
+    pub fn in_memory(dir: &Path, count: usize, size: u64, delay: Duration, at_once: u32) -> Result<SlowDisks> {
         let mut disks = SlowDisks::none()?;
         for index in 0..count {
             let disk = NbdDisk::new(dir, &format!("slow{index}"), size, |server| {
                 let delay = delay.as_millis();
-                server.args(["--filter=delay", "--threads=32", "memory"]).arg(format!("size={size}"));
+                server.args(["--filter=delay", &format!("--threads={at_once}"), "memory"]).arg(format!("size={size}"));
                 server.arg(format!("rdelay={delay}ms")).arg(format!("wdelay={delay}ms"));
             })?;
             disks.attach(&disk.path)?;

@@ -14,14 +14,14 @@ pub const COPIES_MAX: usize = REPLICAS_MAX + 1;
 /// Regions that carry the placement store.
 pub const STORE_MEMBERS_MAX: usize = 3;
 
-/// Commits that one store member may be behind the others before they wait for it.
-pub const STORE_MEMBER_QUEUE: usize = 64;
+/// Commits that one store member may be behind the others before they wait for it. It catches up with many at once.
+pub const STORE_MEMBER_QUEUE: usize = 4096;
+
+/// Rows of the placement table that it may be behind before they wait for it: some hundred bytes of memory each.
+pub const STORE_ROWS_BEHIND_MAX: usize = 65_536;
 
 /// Seconds that they wait at most without seeing it get on.
 pub const STORE_BEHIND_SECS: u64 = 5;
-
-/// Commits that a new store member may be behind the others while it is being filled.
-pub const STORE_FILLING_QUEUE: usize = 4096;
 
 /// Seconds that filling a new store member may take: whoever asked for it waits.
 pub const STORE_FILLING_SECS: u64 = 45;

@@ -1,6 +1,7 @@
 //! What one commit writes: the same for every member of the store. Pure.
 
 use crate::base::ids::{DiskId, VhdId};
+use crate::base::limits::STORE_ROWS_PER_COMMIT_MAX;
 use crate::base::units::{BlockMask, Generation, SlotIndex};
 use crate::placement::ReplicaSet;
 
@@ -94,6 +95,28 @@ pub struct Batch {
     pub stamp: Stamp,
     /// What it does, in order.
     pub steps: Vec<Step>,
+}
+
+impl Batch {
+    /// Rows that it changes at most: see [`StoreEdit::rows`].
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        let rows = |step: &Step| match step {
+            Step::Extents(edits) => edits.chunk_by(|a, b| a.key == b.key).count(),
+            Step::Edit(edit) => edit.rows(),
+        };
+        self.steps.iter().map(rows).sum()
+    }
+}
+
+/// A commit changes at most one row for so many bytes of the smallest region: each row costs a page of copy-on-write, and
+/// so the largest commit takes an eighth of the region.
+pub(super) const REGION_BYTES_PER_ROW: u64 = 32 << 10;
+
+/// Rows that one commit may change in a metadata region of so many bytes.
+#[must_use]
+pub fn rows_max(region_len: u64) -> usize {
+    usize::try_from(region_len / REGION_BYTES_PER_ROW).unwrap_or(usize::MAX).clamp(1, STORE_ROWS_PER_COMMIT_MAX)
 }
 
 /// Changes that are ready to be committed, and what becomes true once they are.

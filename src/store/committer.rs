@@ -7,20 +7,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::base::ids::{DiskId, DiskSet, VhdId};
-use crate::base::limits::STORE_ROWS_PER_COMMIT_MAX;
 use crate::base::units::SlotIndex;
 use crate::shared::disk::SyncPoint;
 
-use super::batch::{Batch, Committable, ExtentEdit, Step};
+use super::batch::{Batch, Committable, ExtentEdit, Step, rows_max};
 use super::change::{Change, CommitRequest};
 use super::edit::{EditFailed, EditId, StoreEdit};
 use super::mirror::{Applied, Dropped, Members};
 use super::page::Stamp;
 use super::pending::Pending;
-
-/// A commit changes at most one row for so many bytes of the smallest region: each row costs a page of copy-on-write, and
-/// so the largest commit takes an eighth of the region.
-const REGION_BYTES_PER_ROW: u64 = 32 << 10;
 
 /// What came of a call to [`Committer::commit`]; to be carried out in the order of the fields.
 #[derive(Debug, Default)]
@@ -73,10 +68,9 @@ impl Committer {
     /// For a store whose members all have commit `stamp`, and whose smallest region has `region_len` bytes.
     #[must_use]
     pub fn new(stamp: Stamp, region_len: u64) -> Committer {
-        let fits = usize::try_from(region_len / REGION_BYTES_PER_ROW).unwrap_or(usize::MAX);
         Committer {
             stamp,
-            rows_max: fits.clamp(1, STORE_ROWS_PER_COMMIT_MAX),
+            rows_max: rows_max(region_len),
             pending: Pending::new(),
             queue: Vec::new(),
             requests: Vec::new(),
@@ -86,8 +80,7 @@ impl Committer {
 
     /// A member with a region of `region_len` bytes has joined.
     pub fn fit_region(&mut self, region_len: u64) {
-        let fits = usize::try_from(region_len / REGION_BYTES_PER_ROW).unwrap_or(usize::MAX);
-        self.rows_max = self.rows_max.min(fits.max(1));
+        self.rows_max = self.rows_max.min(rows_max(region_len));
     }
 
     /// The last commit.

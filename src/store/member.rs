@@ -24,6 +24,7 @@ mod scan;
 pub(super) mod tests;
 mod write;
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 
 use redb::{
@@ -279,12 +280,24 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
     /// Nothing of the batch is durable, unless the error came from the disk at the very end; the member must not be used
     /// any more.
     pub fn apply(&mut self, batch: &Batch) -> Result<(), MemberError> {
-        let state = MemberState { stamp: batch.stamp, ..self.state };
+        self.apply_all(std::slice::from_ref(batch))
+    }
+
+    /// Makes batches durable that follow each other, all of them or none: the member is then as if it had been given one after the
+    /// other, and each row says which of them wrote it.
+    ///
+    /// # Errors
+    /// As [`Member::apply`].
+    pub fn apply_all<B: Borrow<Batch>>(&mut self, batches: &[B]) -> Result<(), MemberError> {
+        let Some(last) = batches.last() else { return Ok(()) };
+        let state = MemberState { stamp: last.borrow().stamp, ..self.state };
         let grown = self.retry_grown(|member| {
             member.transact(|txn| {
                 let mut grown = 0;
-                for step in &batch.steps {
-                    grown += apply_step(txn, batch.stamp, step)?;
+                for batch in batches.iter().map(Borrow::borrow) {
+                    for step in &batch.steps {
+                        grown += apply_step(txn, batch.stamp, step)?;
+                    }
                 }
                 put_state(txn, state)?;
                 Ok(grown)

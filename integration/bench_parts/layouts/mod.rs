@@ -25,6 +25,9 @@ pub const DISKS: usize = 5;
 /// What each disk takes for a request, where latency is measured.
 const DELAY: Duration = Duration::from_millis(1);
 
+/// How many requests it serves at once there: more than are asked.
+const AT_ONCE: u32 = 32;
+
 /// Size of a disk. Pools use the first part of it, see [`FIO_OFFSET`].
 pub const DISK_SIZE: u64 = 896 * MIB;
 
@@ -86,7 +89,7 @@ impl<'a> Bench<'a> {
         self.disks = None;
         self.disks = Some(match which {
             Disks::OnFiles => SlowDisks::on_files(self.dir.disks(), DISKS, DISK_SIZE)?,
-            Disks::InMemory => SlowDisks::in_memory(self.dir.disks(), DISKS - 1, DISK_SIZE, DELAY)?,
+            Disks::InMemory => SlowDisks::in_memory(self.dir.disks(), DISKS - 1, DISK_SIZE, DELAY, AT_ONCE)?,
         });
         Ok(())
     }

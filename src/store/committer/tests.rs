@@ -3,6 +3,7 @@ use crate::base::ids::ReactorId;
 use crate::base::units::{BlockMask, ExtentIndex, Generation};
 use crate::placement::ReplicaSet;
 use crate::shared::disk::SyncNumber;
+use crate::store::batch::REGION_BYTES_PER_ROW;
 use crate::store::change::ChangeKind;
 use crate::store::dump::DumpError;
 use crate::store::edit::MovedExtent;

@@ -101,6 +101,42 @@ fn a_row_carries_the_stamp_of_the_commit_that_changed_it() {
     assert_eq!(member.state().stamp.commit, 3);
 }
 
+/// One that is behind applies many batches at once: no row may tell that.
+#[test]
+fn batches_applied_together_leave_the_same_rows_and_stamps_as_one_after_the_other() {
+    for seed in 0..20 {
+        let mut rng = Rng::new(seed);
+        let [mut one_by_one, mut together] = [disk(), disk()].each_ref().map(create);
+        let mut waiting = Vec::new();
+        for commit in 1..30 {
+            let mut edits = BTreeMap::new();
+            for _ in 0..rng.below(20) {
+                let (vhd, extent) = (rng.below(3) as u32, rng.below(300) as u32);
+                let slot = rng.chance(4, 5).then(|| rng.below(1000) as u32);
+                // Some come too late, and are void.
+                let generation = (commit as u32).saturating_sub(rng.below(3) as u32).max(1) * 2;
+                edits.insert((vhd, extent), edit(vhd, extent, generation, slot));
+            }
+            let mut batch = batch(commit, edits.into_values().collect());
+            batch.steps.push(Step::Edit(match rng.below(4) {
+                0 => StoreEdit::DeleteVhd(VhdId(rng.below(3) as u32)),
+                1 => StoreEdit::PutVhd(samples::vhd(rng.below(3) as u32)),
+                2 => StoreEdit::PutJob(samples::job(rng.below(3) as u32)),
+                _ => StoreEdit::DeleteJob(JobId(rng.below(3) as u32)),
+            }));
+            one_by_one.apply(&batch).unwrap();
+            waiting.push(batch);
+            if rng.chance(1, 6) {
+                together.apply_all(&std::mem::take(&mut waiting)).unwrap();
+                assert_eq!(rows(&one_by_one), rows(&together), "seed {seed}, commit {commit}");
+                assert_eq!(one_by_one.state(), together.state(), "seed {seed}");
+                assert_eq!(one_by_one.vhds().unwrap(), together.vhds().unwrap(), "seed {seed}");
+                assert_eq!(one_by_one.jobs().unwrap(), together.jobs().unwrap(), "seed {seed}");
+            }
+        }
+    }
+}
+
 #[test]
 fn records_come_back_and_a_deleted_vhd_leaves_nothing() {
     let disk = disk();

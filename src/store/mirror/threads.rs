@@ -1,8 +1,9 @@
 //! A thread per member.
 //!
 //! Each member gets every batch through a queue of its own. A commit returns as soon as a majority has answered; whoever is
-//! slower catches up in its own time, within limits: the others wait for a member that is too far behind as long as it gets on,
-//! and one that has not answered for too long is given up. It is cut off from its disk first, so that it cannot write later.
+//! slower catches up in its own time, with many batches in one transaction: so a member on a disk that others keep busy does not
+//! hold up VHDs that have nothing there. That has limits: the others wait for a member that is too far behind as long as it gets
+//! on, and one that has not answered for too long is given up. It is cut off from its disk first, so that it cannot write later.
 //!
 //! [`change`]: other members while the store goes on.
 
@@ -21,9 +22,9 @@ use super::quorum::{Quorum, Rule};
 use super::{Applied, Dropped, Lost, MemberStatus, Members, status_of};
 use crate::base::clock::{self, Nanos};
 use crate::base::ids::{DiskId, DiskSet};
-use crate::base::limits::{STORE_BEHIND_SECS, STORE_MEMBER_QUEUE, STORE_MEMBER_TIMEOUT_SECS};
+use crate::base::limits::{STORE_BEHIND_SECS, STORE_MEMBER_QUEUE, STORE_MEMBER_TIMEOUT_SECS, STORE_ROWS_BEHIND_MAX};
 use crate::disk::BlockDev;
-use crate::store::batch::Batch;
+use crate::store::batch::{Batch, rows_max};
 use crate::store::dump::{self, DumpError};
 use crate::store::member::{Member, MemberError, Snapshot};
 use crate::store::page::Stamp;
@@ -53,12 +54,22 @@ struct Answer {
     result: Result<MemberStatus, MemberError>,
 }
 
+/// A batch that has not been answered.
+struct Sent {
+    /// When it was sent.
+    at: Nanos,
+    /// Rows that it changes.
+    rows: usize,
+}
+
 struct Link {
     /// What it said last.
     status: MemberStatus,
     orders: Sender<Order>,
-    /// When the unanswered batches were sent.
-    sent: VecDeque<Nanos>,
+    /// The unanswered batches.
+    sent: VecDeque<Sent>,
+    /// Rows that they change, all together.
+    rows_behind: usize,
     /// When it answered last.
     answered: Nanos,
     /// How long commits have waited for it since it had all of them.
@@ -75,6 +86,7 @@ impl Link {
             status,
             orders,
             sent: VecDeque::new(),
+            rows_behind: 0,
             answered: Nanos(0),
             held_up: Duration::ZERO,
             fuse,
@@ -85,7 +97,7 @@ impl Link {
 
     /// Since when an answer is due.
     fn waited_for_since(&self) -> Nanos {
-        self.sent.front().copied().unwrap_or(self.answered).max(self.answered)
+        self.sent.front().map_or(self.answered, |sent| sent.at).max(self.answered)
     }
 }
 
@@ -167,8 +179,15 @@ impl MemberThreads {
     /// False if the member is too far behind. One that is lost is done with.
     fn send_to(&mut self, index: usize, batch: &Arc<Batch>, have: &mut DiskSet, dropped: &mut Vec<Dropped>) -> bool {
         let Some(link) = self.links[index].as_mut().filter(|link| link.status.lost.is_none()) else { return true };
+        let rows = batch.rows();
+        if link.rows_behind > 0 && link.rows_behind + rows > STORE_ROWS_BEHIND_MAX && !link.filling {
+            return false;
+        }
         match link.orders.try_send(Order::Apply(Arc::clone(batch))) {
-            Ok(()) => link.sent.push_back(clock::now()),
+            Ok(()) => {
+                link.sent.push_back(Sent { at: clock::now(), rows });
+                link.rows_behind += rows;
+            }
             Err(TrySendError::Full(_)) => return false,
             Err(TrySendError::Disconnected(_)) => {
                 // Why it ended is in its last answer.
@@ -217,14 +236,14 @@ impl MemberThreads {
         let Some(link) = link.filter(|link| link.status.lost.is_none()) else { return };
         match answer.done {
             Some(_) => {
-                link.sent.pop_front();
+                link.rows_behind -= link.sent.pop_front().map_or(0, |sent| sent.rows);
                 link.answered = clock::now();
                 if link.sent.is_empty() {
                     link.held_up = Duration::ZERO;
                 }
             }
             // It has been filled: from now on it has to keep up.
-            None if std::mem::take(&mut link.filling) => link.sent.iter_mut().for_each(|sent| *sent = clock::now()),
+            None if std::mem::take(&mut link.filling) => link.sent.iter_mut().for_each(|sent| sent.at = clock::now()),
             None => {}
         }
         match answer.result {
@@ -332,12 +351,20 @@ fn run<D: BlockDev + ?Sized + 'static>(
     if !tell(None, measured) {
         return;
     }
-    for order in orders {
+    let rows_max = rows_max(member.region_len());
+    let mut next = None;
+    while let Some(order) = next.take().or_else(|| orders.recv().ok()) {
         match order {
-            Order::Apply(batch) => {
-                let result = member.apply(&batch).map(|()| status_of(disk, &member));
-                let failed = result.is_err();
-                if !tell(Some(batch.stamp), result) || failed {
+            Order::Apply(first) => {
+                let (batches, other) = take_batches(first, orders, rows_max);
+                next = other;
+                let applied = member.apply_all(&batches);
+                let status = status_of(disk, &member);
+                if let Err(error) = applied {
+                    tell(Some(batches[0].stamp), Err(error));
+                    return;
+                }
+                if !batches.iter().all(|batch| tell(Some(batch.stamp), Ok(status.clone()))) {
                     return;
                 }
             }
@@ -349,4 +376,20 @@ fn run<D: BlockDev + ?Sized + 'static>(
             }
         }
     }
+}
+
+/// Takes the batches that wait behind `first`, as many as one commit has room for; also an order that is not to be mixed with them.
+fn take_batches(first: Arc<Batch>, orders: &Receiver<Order>, rows_max: usize) -> (Vec<Arc<Batch>>, Option<Order>) {
+    let mut rows = first.rows();
+    let mut batches = vec![first];
+    while let Ok(order) = orders.try_recv() {
+        match order {
+            Order::Apply(batch) if rows + batch.rows() <= rows_max => {
+                rows += batch.rows();
+                batches.push(batch);
+            }
+            other => return (batches, Some(other)),
+        }
+    }
+    (batches, None)
 }

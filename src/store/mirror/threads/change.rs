@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{Answer, Dropped, Link, MemberThreads, Order, Quorum, run};
 use crate::base::ids::{DiskId, DiskSet};
-use crate::base::limits::{STORE_FILLING_QUEUE, STORE_FILLING_SECS};
+use crate::base::limits::{STORE_FILLING_SECS, STORE_MEMBER_QUEUE};
 use crate::disk::BlockDev;
 use crate::store::batch::Batch;
 use crate::store::fill::Fill;
@@ -152,7 +152,7 @@ impl MemberThreads {
         let from = self.links().filter(keeps_up).min_by_key(|link| link.sent.len()).ok_or(ChangeError::NoSource)?;
         // From here on every commit is in the snapshot or in the orders.
         from.orders.try_send(Order::Snapshot(snapshot)).map_err(|_| ChangeError::NoSource)?;
-        let (orders, receiver) = crossbeam_channel::bounded(STORE_FILLING_QUEUE);
+        let (orders, receiver) = crossbeam_channel::bounded(STORE_MEMBER_QUEUE);
         let Joiner { status, fuse, start } = joiner;
         let ways = Ways { index: self.links.len(), source, orders: receiver, answers: self.answer.clone() };
         let thread = Some(start(ways).map_err(ChangeError::Thread)?);

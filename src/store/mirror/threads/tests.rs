@@ -35,8 +35,13 @@ impl Store {
     }
 
     pub fn commit(&mut self, vhd: u32) -> Applied {
+        self.commit_rows(vhd, 1)
+    }
+
+    /// The same, so many rows of it.
+    fn commit_rows(&mut self, vhd: u32, rows: usize) -> Applied {
         self.stamp.commit += 1;
-        let steps = vec![Step::Edit(StoreEdit::PutVhd(samples::vhd(vhd)))];
+        let steps = (0..rows).map(|_| Step::Edit(StoreEdit::PutVhd(samples::vhd(vhd)))).collect();
         self.members.apply(&Arc::new(Batch { stamp: self.stamp, steps }))
     }
 
@@ -210,8 +215,10 @@ fn a_commit_waits_for_a_member_that_is_behind_and_needed() {
     assert!(store.commit(1).committed);
     store.settle();
     store.disks[2].set_paused(true);
+    // Each is as much as one transaction may be.
+    let rows = rows_max(PLACE.len);
     (2..BEHIND).for_each(|vhd| {
-        let applied = store.commit(vhd);
+        let applied = store.commit_rows(vhd, rows);
         assert!(applied.committed && applied.dropped.is_empty(), "{vhd}: {applied:?}");
     });
     store.disks[1].inject(Fault::always(OpKind::Write, FaultKind::Error(libc::EIO)));
@@ -223,6 +230,44 @@ fn a_commit_waits_for_a_member_that_is_behind_and_needed() {
     assert!(applied.committed, "{applied:?}");
     assert!(took > 240, "it took {took} ticks: the member was not behind for longer than the time-out");
     assert!(ran < took / 4, "{ran} of {took} ticks were spent running");
+}
+
+/// A disk that others keep busy takes long for each transaction, and catches up with few of them.
+#[test]
+fn a_member_that_is_behind_catches_up_with_many_commits_at_once() {
+    const BEHIND: u32 = 60;
+    let mut store = Store::new(3, LONG, 64);
+    store.disks[2].set_paused(true);
+    (1..BEHIND).for_each(|vhd| assert!(store.commit(vhd).committed));
+    let [fast, before] = [0, 2].map(|index| store.disks[index].op_counts().syncs);
+    store.disks[2].set_paused(false);
+    store.settle();
+    let took = store.disks[2].op_counts().syncs - before;
+    // The one that it had begun, all others together, and perhaps one more to let the file grow.
+    assert!(took * 8 < fast, "{took} syncs, where the others needed {fast}");
+    let status = store.members.status();
+    assert!(status.iter().all(|member| member.stamp == store.stamp && member.lost.is_none()), "{status:?}");
+    assert_eq!(store.reopened(Some(0)), (1..BEHIND).collect::<Vec<_>>());
+}
+
+/// Memory for what a member has still to do has an end.
+#[test]
+fn commits_wait_for_a_member_with_too_many_rows_to_do() {
+    let mut store = Store::new(3, Duration::from_secs(3), 4096);
+    assert!(store.commit(1).committed);
+    store.settle();
+    store.disks[2].set_paused(true);
+    let mut dropped = Vec::new();
+    for vhd in 2..20 {
+        let applied = store.commit_rows(vhd, STORE_ROWS_BEHIND_MAX / 4);
+        assert!(applied.committed);
+        dropped.extend(applied.dropped);
+        if !dropped.is_empty() {
+            break;
+        }
+    }
+    assert!(matches!(dropped[..], [Dropped { disk: DiskId(2), why: Lost::Behind { commits: 4 }, .. }]), "{dropped:?}");
+    store.disks[2].set_paused(false);
 }
 
 #[test]

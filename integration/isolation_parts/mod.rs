@@ -1,0 +1,157 @@
+//! The measurements of `bench_isolation.rs`. Each has a pool of its own on the same disks.
+
+pub mod guests;
+pub mod neighbours;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::lab::daemon::{Pool, SPANBLK};
+use crate::lab::outputs::{self, version};
+use crate::lab::throttle::SlowDisks;
+use crate::lab::tools::{RunDir, machine, number_from_env};
+
+pub const MIB: u64 = 1 << 20;
+
+/// Bytes of a request.
+pub const LEN: u64 = 4 << 10;
+
+/// Disks: one that is shared, and two where somebody can go.
+const DISKS: usize = 3;
+
+const DISK_SIZE: u64 = 384 * MIB;
+
+/// What a disk takes for a request, and how many it serves at once.
+const DELAY: Duration = Duration::from_millis(2);
+const AT_ONCE: u32 = 4;
+
+/// Longest time for a job.
+const JOB_LIMIT: Duration = Duration::from_secs(120);
+
+/// A measurement: its name for `LAB_BENCH_ONLY`, its title.
+type Part = (&'static str, &'static str, fn(&mut Bench) -> Result<()>);
+
+pub const PARTS: [Part; 2] = [
+    ("reads", "a victim that reads", neighbours::reads),
+    ("flushes", "a victim that writes where nothing was, with a FLUSH after each", neighbours::first_writes),
+];
+
+/// The disks, how a run is made, and what has been found.
+pub struct Bench<'a> {
+    pub time: Duration,
+    pub rounds: usize,
+    only: Option<String>,
+    disks: SlowDisks,
+    dir: &'a RunDir,
+    pools: u32,
+    results: Vec<Value>,
+}
+
+impl<'a> Bench<'a> {
+    /// # Errors
+    /// There are no such disks.
+    pub fn new(dir: &'a RunDir) -> Result<Bench<'a>> {
+        Ok(Bench {
+            time: Duration::from_secs(number_from_env("LAB_BENCH_SECS", 3)),
+            rounds: usize::try_from(number_from_env("LAB_BENCH_ROUNDS", 1)).unwrap_or(1).max(1),
+            only: std::env::var("LAB_BENCH_ONLY").ok().filter(|part| !part.is_empty()),
+            disks: SlowDisks::in_memory(dir.disks(), DISKS, DISK_SIZE, DELAY, AT_ONCE)?,
+            dir,
+            pools: 0,
+            results: Vec::new(),
+        })
+    }
+
+    /// What this was measured on.
+    #[must_use]
+    pub fn machine(&self) -> String {
+        format!("{}; {} s, {} rounds", machine(), self.time.as_secs(), self.rounds)
+    }
+
+    #[must_use]
+    pub fn wants(&self, part: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| part.contains(only.as_str()))
+    }
+
+    /// A pool of the disks, named d0, d1 and so on, and a daemon.
+    ///
+    /// # Errors
+    /// What spanblk says.
+    pub fn pool(&mut self) -> Result<Pool> {
+        self.pools += 1;
+        let sockets = self.dir.sockets().join(format!("pool{}", self.pools));
+        fs::create_dir(&sockets)?;
+        let names: Vec<String> = (0..DISKS).map(|index| format!("d{index}")).collect();
+        let mut options = vec!["--force"];
+        names.iter().for_each(|name| options.extend(["--name", name]));
+        let mut pool = Pool::create(&sockets, self.disks.devices.clone(), &options)?;
+        pool.serve_all()?;
+        Ok(pool)
+    }
+
+    /// Stops and checks a pool.
+    ///
+    /// # Errors
+    /// It is not as it should be.
+    pub fn end(&self, mut pool: Pool) -> Result<()> {
+        pool.stop()?;
+        pool.check()
+    }
+
+    /// Keeps a result for the file.
+    pub fn note(&mut self, part: &str, what: Value) {
+        self.results.push(json!({ "part": part, "result": what }));
+    }
+
+    /// Prints a goal, and whether it is met.
+    pub fn goal(&mut self, part: &str, goal: &str, reached: f64, met: bool) {
+        println!("   goal: {goal:<72} {reached:>7.3}  {}", if met { "ok" } else { "MISSED" });
+        self.note(part, json!({ "goal": goal, "reached": reached, "met": met }));
+    }
+
+    /// Writes all results to a file.
+    ///
+    /// # Errors
+    /// As of the file system.
+    pub fn save(&self) -> Result<()> {
+        let all = json!({
+            "machine": self.machine(),
+            "versions": { "spanblk": version(SPANBLK)? },
+            "results": self.results,
+        });
+        outputs::save("isolation.json", &serde_json::to_string_pretty(&all)?)
+    }
+}
+
+/// Has a job done; how long it took, and how many bytes it moved.
+///
+/// # Errors
+/// What spanblk says, or that the job does not end well.
+pub fn job(pool: &Pool, args: &[&str]) -> Result<(Duration, u64)> {
+    let started = Instant::now();
+    let answer = pool.json(args)?;
+    let id = answer["job"]["id"].as_u64().with_context(|| format!("{args:?} began no job: {answer}"))?;
+    loop {
+        let info = pool.json(&["job", "show", &id.to_string()])?;
+        match info["state"].as_str() {
+            Some("done") => {
+                let moved = info["moved_bytes"].as_u64().context("a job tells how much it moved")?;
+                return Ok((started.elapsed(), moved));
+            }
+            Some("running") => {}
+            state => bail!("job {id} is {state:?}: {info}"),
+        }
+        ensure!(started.elapsed() < JOB_LIMIT, "job {id} does not end: {info}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The value in the middle.
+#[must_use]
+pub fn median(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
+}
