@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+#[path = "api/events.rs"]
+mod events;
 #[path = "common/fake_owner.rs"]
 mod fake_owner;
 #[path = "api/sockets.rs"]
@@ -15,9 +17,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use spanblk::base::limits::API_FOLLOWERS_MAX;
 use spanblk::control::http::{self, router};
-use spanblk::control::wire::{EventDetail, Severity};
 use tower::ServiceExt;
 
 async fn call(method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
@@ -435,37 +435,6 @@ async fn a_daemon_that_stops_says_so() {
     let api = fake_owner::api_with(|host| host.stopping = true);
     let request = Request::get("/healthz").body(Body::empty()).unwrap();
     assert_eq!(router(api).oneshot(request).await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
-}
-
-#[tokio::test]
-async fn events_are_streamed_from_where_the_reader_was() {
-    let api = fake_owner::api();
-    for i in 0..3 {
-        api.events.record(Severity::Info, EventDetail::VhdCreated { vhd: format!("v{i}") });
-    }
-    let request = Request::get("/events?follow=false&after=1").body(Body::empty()).unwrap();
-    let body = router(api).oneshot(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
-    let text = String::from_utf8(body.to_vec()).unwrap();
-    assert!(text.starts_with("id: 2\ndata: {\"seq\":2"), "{text}");
-    assert!(text.contains("\"event\":\"vhd_created\",\"vhd\":\"v2\"") && !text.contains("\"v0\""), "{text}");
-}
-
-#[tokio::test]
-async fn only_so_many_follow_the_events() {
-    let api = fake_owner::api();
-    let ask = async |follow: bool| {
-        let request = Request::get(format!("/events?follow={follow}")).body(Body::empty()).unwrap();
-        router(api.clone()).oneshot(request).await.unwrap()
-    };
-    let mut following = Vec::new();
-    for _ in 0..API_FOLLOWERS_MAX {
-        following.push(ask(true).await);
-    }
-    assert!(following.iter().all(|response| response.status() == StatusCode::OK));
-    assert_eq!(ask(true).await.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(ask(false).await.status(), StatusCode::OK, "whoever does not stay is answered");
-    following.pop();
-    assert_eq!(ask(true).await.status(), StatusCode::OK);
 }
 
 #[test]

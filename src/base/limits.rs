@@ -32,6 +32,15 @@ pub const STORE_MEMBER_TIMEOUT_SECS: u64 = 30;
 /// Rows of the placement table that one commit changes at most; fewer on small metadata regions.
 pub const STORE_ROWS_PER_COMMIT_MAX: usize = 4096;
 
+/// Bytes of a note: a row of the placement store that nobody's data depends on.
+pub const NOTE_LEN_MAX: usize = 8 << 10;
+
+/// Notes that one commit takes along.
+pub const NOTES_PER_COMMIT_MAX: usize = 8;
+
+/// Notes that wait to be taken along. Beyond it the oldest are given up.
+pub const NOTES_WAITING_MAX: usize = 4096;
+
 /// Milliseconds between two commits of what nobody asked to commit.
 pub const STORE_COMMIT_INTERVAL_MILLIS: u64 = 1000;
 
@@ -223,6 +232,9 @@ pub const API_CONNECTIONS_MAX: usize = 128;
 /// Readers that follow the events, the daemon itself being one. They keep their connections for ever, also if they read nothing: half
 /// of all is left to others.
 pub const API_FOLLOWERS_MAX: usize = API_CONNECTIONS_MAX / 2;
+
+/// VHDs that the event of a job names.
+pub const EVENT_VHDS_MAX: usize = 16;
 
 /// Body of one API request, in bytes.
 pub const API_BODY_MAX: usize = 64 << 10;

@@ -158,7 +158,7 @@ impl Client {
     }
 }
 
-/// `text` as one segment of a URL path.
+/// `text` as one segment of a URL path, or as a value behind its question mark.
 #[must_use]
 pub fn path_segment(text: &str) -> String {
     let encode = |byte: u8| match byte {

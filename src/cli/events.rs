@@ -1,14 +1,24 @@
 //! `spanblk events`.
 
 use super::Session;
+use super::args::EventsArgs;
+use super::client::path_segment;
 use super::output::{Outcome, print};
 use crate::control::wire::size::human_size;
 use crate::control::wire::{Event, EventDetail, ImpactTotals, Severity};
 
 /// Prints events, as they happen with `follow`.
-pub fn run(session: &Session, follow: bool, after: Option<u64>) -> Outcome {
+pub fn run(session: &Session, args: &EventsArgs) -> Outcome {
     let json = session.global.json;
-    let path = format!("/events?follow={follow}&after={}", after.unwrap_or(0));
+    let mut path = format!("/events?follow={}&after={}", args.follow, args.after.unwrap_or(0));
+    for (key, name) in [("vhd", &args.vhd), ("vm", &args.vm), ("disk", &args.disk)] {
+        if let Some(name) = name {
+            path.push_str(&format!("&{key}={}", path_segment(name)));
+        }
+    }
+    if let Some(severity) = args.severity {
+        path.push_str(&format!("&severity={}", word(severity)));
+    }
     session.client()?.get_lines(&path, |line| {
         let Some(data) = line.strip_prefix("data:") else { return Ok(()) };
         if json {
@@ -22,16 +32,21 @@ pub fn run(session: &Session, follow: bool, after: Option<u64>) -> Outcome {
     })
 }
 
-fn describe(event: &Event) -> String {
-    let severity = match event.severity {
+fn word(severity: Severity) -> &'static str {
+    match severity {
         Severity::Info => "info",
         Severity::Warning => "warning",
         Severity::Error => "error",
-    };
+    }
+}
+
+fn describe(event: &Event) -> String {
+    let severity = word(event.severity);
     let mut text = format!("{:>6}  {}  {severity:7}", event.seq, utc(event.time_secs));
-    if let EventDetail::Job { job, kind, state, reason } = &event.detail {
+    if let EventDetail::Job { job, kind, state, reason, vhds } = &event.detail {
         let reason = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-        return format!("{text}  job  {job} ({kind}) is {state}{reason}\n");
+        let vhds = if vhds.is_empty() { String::new() } else { format!("  vhds={}", vhds.join(",")) };
+        return format!("{text}  job  {job} ({kind}) is {state}{reason}{vhds}\n");
     }
     let impact = match &event.detail {
         EventDetail::DiskFailed { disk, impact, .. } => impact.as_ref().map(|impact| (disk, impact)),
@@ -109,10 +124,11 @@ mod tests {
                 kind: "span".into(),
                 state: state.into(),
                 reason: reason.map(str::to_owned),
+                vhds: vec!["a".into(), "b".into()],
             },
         };
         let begin = "     7  1970-01-01T00:00:00Z  warning  job  3 (span) is";
-        assert_eq!(describe(&job("done", None)), format!("{begin} done\n"));
-        assert_eq!(describe(&job("stopped", Some("no room"))), format!("{begin} stopped: no room\n"));
+        assert_eq!(describe(&job("done", None)), format!("{begin} done  vhds=a,b\n"));
+        assert_eq!(describe(&job("stopped", Some("no room"))), format!("{begin} stopped: no room  vhds=a,b\n"));
     }
 }

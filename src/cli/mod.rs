@@ -83,7 +83,7 @@ fn dispatch(cli: Cli) -> Outcome {
             pool::restore(&session, &file, &disks, force)
         }
         Command::Check { disks } => pool::check(&session, &disks),
-        Command::Events { follow, after } => events::run(&session, follow, after),
+        Command::Events(args) => events::run(&session, &args),
         Command::Metrics => output::print(&session.client()?.get_text("/metrics")?),
         Command::Serve(args) => serve::run(&session, args),
         Command::Completions { shell } => docs::completions(shell),

@@ -1,5 +1,8 @@
 //! What happened lately, and telling whoever wants to know as it happens.
 
+pub mod filter;
+mod pages;
+
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -8,6 +11,8 @@ use tokio::sync::broadcast;
 use super::wire::{Event, EventDetail, Severity};
 use crate::base::clock;
 use crate::base::limits::API_FOLLOWERS_MAX;
+use crate::store::thread::StoreHandle;
+use pages::Pages;
 
 /// Events that are remembered.
 pub const EVENTS_MAX: usize = 10_000;
@@ -16,26 +21,40 @@ pub const EVENTS_MAX: usize = 10_000;
 const LAG_MAX: usize = 1024;
 
 /// The last events. Any thread but a reactor may record.
-#[derive(Debug)]
 pub struct EventLog {
     inner: Mutex<Inner>,
     live: broadcast::Sender<Event>,
+    /// Where they are noted for the next daemon.
+    store: Option<StoreHandle>,
 }
 
-#[derive(Debug)]
 struct Inner {
     recent: VecDeque<Event>,
     next_seq: u64,
+    pages: Pages,
 }
 
 impl Default for EventLog {
     fn default() -> EventLog {
-        let (live, _) = broadcast::channel(LAG_MAX);
-        EventLog { inner: Mutex::new(Inner { recent: VecDeque::new(), next_seq: 1 }), live }
+        EventLog::new(VecDeque::new(), Pages::default(), None)
     }
 }
 
 impl EventLog {
+    fn new(recent: VecDeque<Event>, pages: Pages, store: Option<StoreHandle>) -> EventLog {
+        let (live, _) = broadcast::channel(LAG_MAX);
+        let next_seq = recent.back().map_or(1, |event: &Event| event.seq + 1);
+        EventLog { inner: Mutex::new(Inner { recent, next_seq, pages }), live, store }
+    }
+
+    /// With what earlier daemons have noted; notes go to `store`, and take `room` bytes there at most.
+    #[must_use]
+    pub fn restored(notes: Vec<(u32, Vec<u8>)>, room: u64, store: StoreHandle) -> EventLog {
+        let (pages, events) = Pages::read(notes, room);
+        let surplus = events.len().saturating_sub(EVENTS_MAX);
+        EventLog::new(events.into_iter().skip(surplus).collect(), pages, Some(store))
+    }
+
     /// Records an event, logs it and tells the subscribers.
     pub fn record(&self, severity: Severity, detail: EventDetail) {
         let level = match severity {
@@ -44,13 +63,18 @@ impl EventLog {
             Severity::Error => log::Level::Error,
         };
         log::log!(level, "{}", serde_json::to_string(&detail).unwrap_or_default());
-        let mut inner = self.lock();
+        let mut guard = self.lock();
+        let inner = &mut *guard;
         let event = Event { seq: inner.next_seq, time_secs: clock::wall_secs(), severity, detail };
         inner.next_seq += 1;
         if inner.recent.len() == EVENTS_MAX {
             inner.recent.pop_front();
         }
         inner.recent.push_back(event.clone());
+        if let Some(store) = &self.store {
+            let oldest = inner.recent[0].seq;
+            store.note(inner.pages.add(&event, oldest));
+        }
         // Under the lock, so that a subscriber sees each event either in the past or live. Nobody may be listening.
         let _ = self.live.send(event);
     }

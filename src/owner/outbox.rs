@@ -281,6 +281,8 @@ pub enum Event {
         state: JobState,
         /// Why it stopped.
         reason: Option<String>,
+        /// Names of the VHDs that it is about, the first [`EVENT_VHDS_MAX`](crate::base::limits::EVENT_VHDS_MAX) of them.
+        vhds: Vec<String>,
     },
     /// A thick VHD could not be given all its room: it is served as if it were thin.
     ThickIncomplete {

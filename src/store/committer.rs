@@ -3,10 +3,11 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::base::ids::{DiskId, DiskSet, VhdId};
+use crate::base::limits::{NOTES_PER_COMMIT_MAX, NOTES_WAITING_MAX};
 use crate::base::units::SlotIndex;
 use crate::shared::disk::SyncPoint;
 
@@ -14,6 +15,7 @@ use super::batch::{Batch, Committable, ExtentEdit, Step, rows_max};
 use super::change::{Change, CommitRequest};
 use super::edit::{EditFailed, EditId, StoreEdit};
 use super::mirror::{Applied, Dropped, Members};
+use super::note::Note;
 use super::page::Stamp;
 use super::pending::Pending;
 
@@ -60,6 +62,7 @@ pub struct Committer {
     rows_max: usize,
     pending: Pending,
     queue: Vec<Queued>,
+    notes: VecDeque<Note>,
     requests: Vec<CommitRequest>,
     failed: bool,
 }
@@ -73,6 +76,7 @@ impl Committer {
             rows_max: rows_max(region_len),
             pending: Pending::new(),
             queue: Vec::new(),
+            notes: VecDeque::new(),
             requests: Vec::new(),
             failed: false,
         }
@@ -120,6 +124,18 @@ impl Committer {
         self.queue.push(Queued::Edit(id, rows));
     }
 
+    /// Takes in a note, to be written some time; it takes the place of one that waits. If too many wait, the oldest is given up.
+    pub fn note(&mut self, note: Note) {
+        if let Some(waiting) = self.notes.iter_mut().find(|waiting| waiting.key == note.key) {
+            *waiting = note;
+            return;
+        }
+        if self.notes.len() == NOTES_WAITING_MAX {
+            self.notes.pop_front();
+        }
+        self.notes.push_back(note);
+    }
+
     /// What is pending for the VHD, now or later, does not wait for syncs of this disk up to this one.
     pub fn excuse(&mut self, vhd: VhdId, point: SyncPoint) {
         self.pending.excuse(vhd, point);
@@ -134,7 +150,7 @@ impl Committer {
     /// Whether there is something to commit, now or once its data is synced.
     #[must_use]
     pub fn has_pending(&self) -> bool {
-        self.is_urgent() || !self.pending.is_empty()
+        self.is_urgent() || !self.pending.is_empty() || !self.notes.is_empty()
     }
 
     /// Disks whose syncs pending changes wait for. Changes of a guest that never flushes stay here until somebody syncs.
@@ -148,7 +164,13 @@ impl Committer {
     pub fn commit(&mut self, members: &mut impl Members, is_synced: impl Fn(SyncPoint) -> bool) -> Outcome {
         self.take_committable(is_synced);
         let mut outcome = Outcome::default();
-        for draft in drafts(std::mem::take(&mut self.queue), self.rows_max) {
+        let mut drafts = drafts(std::mem::take(&mut self.queue), self.rows_max);
+        // With the last of them: whoever waits for a commit hardly waits longer.
+        if let Some(last) = drafts.last_mut() {
+            let notes = self.notes.drain(..self.notes.len().min(NOTES_PER_COMMIT_MAX));
+            last.steps.extend(notes.map(|note| Step::Edit(StoreEdit::Note(note))));
+        }
+        for draft in drafts {
             self.commit_draft(draft, members, &mut outcome);
         }
         let ok = !self.failed;

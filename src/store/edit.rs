@@ -8,6 +8,7 @@ use crate::placement::record::{PoolRecord, VhdRecord};
 use crate::placement::vm::VmRecord;
 
 use super::checksums::PageChecksums;
+use super::note::Note;
 use super::page::PAGE_EXTENTS;
 
 /// The owner's name for an edit; never reused while the daemon runs.
@@ -72,6 +73,8 @@ pub enum StoreEdit {
         /// Set it.
         intend: bool,
     },
+    /// Writes or deletes a note.
+    Note(Note),
     /// Writes the checksums of a page.
     Checksums {
         /// The VHD.
@@ -94,6 +97,7 @@ impl StoreEdit {
             | StoreEdit::Shrink { .. }
             | StoreEdit::DeleteJob(_)
             | StoreEdit::DeleteVm(_) => 1,
+            StoreEdit::Note(note) => note.bytes.as_ref().map_or(0, Vec::len) / NOTE_BYTES_PER_ROW + 1,
             // Its list of VHDs may be longer than any row.
             StoreEdit::PutJob(job) => job.vhds.len() / PAGE_EXTENTS + 1,
             // The longest one is as long as several rows.
@@ -106,6 +110,9 @@ impl StoreEdit {
         }
     }
 }
+
+/// A row of 64 extents with a replica or two is about as long.
+const NOTE_BYTES_PER_ROW: usize = 1024;
 
 /// So many labels, as long as they can be, are about as long as a row of 64 extents with a replica or two.
 const LABELS_PER_ROW: usize = 4;

@@ -9,9 +9,10 @@
 //! | `vms` | VM | the VM record, sealed |
 //! | `pages` | (VHD, page) | a row, see [`super::page`] |
 //! | `checksums` | (VHD, page) | a row, see [`super::checksums`] |
+//! | `notes` | (kind, number) | a note, sealed, see [`super::note`] |
 //!
-//! A database has no table `jobs` until a job is written, no table `vms` until a VM is, and no table `checksums` until checksums are:
-//! that says the same as an empty one.
+//! A database has no table `jobs` until a job is written, no table `vms` until a VM is, and no tables `checksums` and `notes` until they
+//! are: that says the same as an empty one.
 //!
 //! Sealed: followed by its CRC-32C. `redb` has checksums of its own, but looks at them only when it repairs a file.
 //!
@@ -39,6 +40,7 @@ use crate::placement::vm::VmRecord;
 
 use super::batch::Batch;
 use super::fill::{Fill, FillEstimate};
+use super::note::NoteKind;
 use super::page::{PageError, PageKey};
 use super::region::{Fuse, RegionBackend, RegionError, RegionPlace};
 pub use codec::MemberState;
@@ -51,6 +53,7 @@ const JOBS: TableDefinition<u32, &[u8]> = TableDefinition::new("jobs");
 const VMS: TableDefinition<u32, &[u8]> = TableDefinition::new("vms");
 const PAGES: TableDefinition<(u32, u32), &[u8]> = TableDefinition::new("pages");
 const CHECKSUMS: TableDefinition<(u32, u32), &[u8]> = TableDefinition::new("checksums");
+const NOTES: TableDefinition<(u32, u32), &[u8]> = TableDefinition::new("notes");
 
 const STATE: &str = "state";
 const POOL: &str = "pool";
@@ -60,7 +63,7 @@ const DOUBTED: &str = "doubted";
 type MetaTable<'a> = Table<'a, &'static str, &'static [u8]>;
 /// `vhds`, `jobs` or `vms`.
 type RecordTable<'a> = Table<'a, u32, &'static [u8]>;
-/// `pages` or `checksums`.
+/// `pages`, `checksums` or `notes`.
 type PageTable<'a> = Table<'a, (u32, u32), &'static [u8]>;
 
 /// Why a member cannot be used (any more).
@@ -272,6 +275,26 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
         let txn = self.db.begin_read().map_err(db_error)?;
         let Some(table) = table_if_any(&txn, VMS)? else { return Ok(Vec::new()) };
         read_records(&table, "VM record", |bytes| VmRecord::decode(bytes).map(|record| (record.id.0, record)))
+    }
+
+    /// The notes of a kind, in the order of their numbers. Those that are damaged are left out.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn notes(&self, kind: NoteKind) -> Result<Vec<(u32, Vec<u8>)>, MemberError> {
+        let txn = self.db.begin_read().map_err(db_error)?;
+        let Some(table) = table_if_any(&txn, NOTES)? else { return Ok(Vec::new()) };
+        let mut notes = Vec::new();
+        for row in table.range((kind as u32, 0)..=(kind as u32, u32::MAX)).map_err(db_error)? {
+            let (key, sealed) = row.map_err(db_error)?;
+            match codec::unseal(sealed.value()) {
+                Some(bytes) => notes.push((key.value().1, bytes.to_vec())),
+                None => {
+                    log::warn!("note {} of {kind:?} in the metadata region is damaged, and left out", key.value().1)
+                }
+            }
+        }
+        Ok(notes)
     }
 
     /// Makes a batch durable. If the database has to grow and cannot double, it gets all there is and tries again.

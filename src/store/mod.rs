@@ -16,6 +16,7 @@ pub mod fill;
 pub mod fuzz;
 pub mod member;
 pub mod mirror;
+pub mod note;
 pub mod open;
 pub mod overlay;
 pub mod page;

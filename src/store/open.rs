@@ -30,6 +30,7 @@ use super::batch::{Batch, Step};
 use super::edit::StoreEdit;
 use super::member::{Copied, Member, MemberError, MemberState, Tuning};
 use super::mirror::majority;
+use super::note::NoteKind;
 use super::page::Stamp;
 use super::region::RegionPlace;
 
@@ -389,6 +390,14 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
     /// The members that take part, with the name of their disk.
     pub fn members(&self) -> impl Iterator<Item = (&MemberPlace<D>, &Member<D>)> {
         self.members.iter().map(|(place, member)| (place, member))
+    }
+
+    /// The notes of a kind, in the order of their numbers, as the first member has them.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn notes(&self, kind: NoteKind) -> Result<Vec<(u32, Vec<u8>)>, MemberError> {
+        self.members[0].1.notes(kind)
     }
 
     /// Members that belong to the store, here or not.

@@ -28,6 +28,7 @@ use super::fill::Fill;
 use super::mirror::threads::MemberThreads;
 use super::mirror::threads::change::ChangeError;
 use super::mirror::{self, Dropped, MemberStatus, Members};
+use super::note::Note;
 use super::page::Stamp;
 use change::MembersOrder;
 
@@ -54,6 +55,7 @@ enum Message {
     Request(CommitRequest),
     Edit(EditId, Vec<StoreEdit>),
     Excuse(VhdId, SyncPoint),
+    Note(Note),
     CommitSoon,
     OpenVhd(Weak<VhdState>),
     CloseVhd(VhdId),
@@ -106,6 +108,12 @@ impl StoreHandle {
     /// See [`Committer::excuse`].
     pub fn excuse(&self, vhd: VhdId, point: SyncPoint) {
         self.send(Message::Excuse(vhd, point));
+    }
+
+    /// Hands over notes, to be written with a commit that comes soon. Nobody is told whether they have been: they may be lost if the
+    /// daemon is killed, or if there is little room.
+    pub fn note(&self, notes: impl IntoIterator<Item = Note>) {
+        notes.into_iter().for_each(|note| self.send(Message::Note(note)));
     }
 
     /// Asks for a commit, not to be answered.
@@ -248,6 +256,9 @@ impl<R: Replies> Shell<R> {
             Message::Request(request) => self.committer.request(request),
             Message::Edit(id, rows) => self.committer.edit(id, rows, |point| is_synced(&self.disks, point)),
             Message::Excuse(vhd, point) => self.committer.excuse(vhd, point),
+            // What the table needs comes first.
+            Message::Note(note) if note.bytes.is_some() && self.is_half_full() => {}
+            Message::Note(note) => self.committer.note(note),
             Message::CommitSoon => self.soon = true,
             Message::OpenVhd(vhd) => {
                 if let Some(state) = vhd.upgrade() {
@@ -272,6 +283,10 @@ impl<R: Replies> Shell<R> {
             Message::Alive(answer) => drop(answer.try_send(())),
             Message::Stop => self.stop = true,
         }
+    }
+
+    fn is_half_full(&self) -> bool {
+        self.fill.is_some_and(|fill| fill.used > fill.capacity / 2)
     }
 
     fn commit(&mut self) {

@@ -1,6 +1,7 @@
 //! What can be typed: the command line, its help and its examples.
 
 mod disk;
+mod events;
 mod job;
 mod limits;
 mod pool;
@@ -17,6 +18,7 @@ use clap_complete::Shell;
 pub use disk::{
     DiskAddArgs, DiskCommand, DiskFailArgs, DiskImpactArgs, DiskReplaceArgs, DiskSetArgs, DiskWipeArgs, NewDiskArgs,
 };
+pub use events::EventsArgs;
 pub use job::{
     EvacuateArgs, JobCommand, JobOptions, MigrateArgs, Priority, Rate, ScrubArgs, SettleArgs, SpanArgs, UnspanArgs,
 };
@@ -98,15 +100,7 @@ pub enum Command {
         disks: Vec<PathBuf>,
     },
     /// What happened lately
-    #[command(after_help = EVENTS_HELP)]
-    Events {
-        /// Go on printing events as they happen
-        #[arg(long, short)]
-        follow: bool,
-        /// Only events after this sequence number
-        #[arg(long, value_name = "SEQ")]
-        after: Option<u64>,
-    },
+    Events(EventsArgs),
     /// Counters and histograms, as Prometheus reads them
     Metrics,
     /// Run the daemon
@@ -132,11 +126,6 @@ Examples:
 
 Every slot must have one owner or be free, every replica lie on a disk that exists, every VHD belong to no VM or to one
 that exists. Exit code 1 if something is wrong.";
-
-const EVENTS_HELP: &str = "\
-Examples:
-  spanblk events                      the last 10000 events
-  spanblk events --follow --json      one JSON object a line, as they happen";
 
 const COMPLETIONS_HELP: &str = "\
 Examples:

@@ -52,9 +52,9 @@ pub fn event_detail(event: Event) -> (Severity, EventDetail) {
             let severity = if low { Error } else { Info };
             (severity, D::MetadataLow { low, used_bytes: used, region_bytes: size })
         }
-        Event::Job { job, kind, state, reason } => {
+        Event::Job { job, kind, state, reason, vhds } => {
             let severity = if state == JobState::Stopped { Error } else { Info };
-            (severity, D::Job { job: job.0, kind: kind.to_owned(), state: state.word().to_owned(), reason })
+            (severity, D::Job { job: job.0, kind: kind.to_owned(), state: state.word().to_owned(), reason, vhds })
         }
         Event::ThickIncomplete { vhd, missing } => (Warning, D::ThickIncomplete { vhd, missing_extents: missing }),
     }

@@ -59,6 +59,9 @@ use crate::vhost_user::{Removal, ServerEvents, VhostUserServer};
 /// How long guests' requests may take to finish when the daemon stops.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Events may take this part of a metadata region.
+const EVENTS_PART_OF_REGION: u64 = 8;
+
 /// A daemon that serves.
 pub struct Daemon {
     pub(super) pool: Uuid,
@@ -110,7 +113,6 @@ impl Daemon {
         let (states, disks) = disks_of(&table.pool, &pool);
         let (uuid, vhds) = (table.pool.uuid, table.vhds.len() as u64);
 
-        let events = Arc::new(EventLog::default());
         let (owner, queue) = OwnerSender::channel();
         let inboxes = Inboxes::new(config.reactors).map_err(system("make the reactors' queues"))?;
         let handles = inboxes.handles();
@@ -120,6 +122,8 @@ impl Daemon {
         let members = MemberThreads::start(table.members, table.total).map_err(system("start the store's threads"))?;
         let (store, store_thread) =
             thread::start(committer, members, replies).map_err(system("start the committer"))?;
+        let events =
+            Arc::new(EventLog::restored(table.events, table.region_len / EVENTS_PART_OF_REGION, store.clone()));
         states.iter().for_each(|disk| store.add_disk(disk));
         table.vhds.iter().for_each(|(_, vhd)| store.open_vhd(vhd));
 

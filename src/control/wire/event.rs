@@ -9,7 +9,7 @@ use super::job::ByteRange;
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
-    /// Counts up from 1 since the daemon started.
+    /// Counts up from 1, also over restarts.
     pub seq: u64,
     /// When, seconds since 1970.
     pub time_secs: u64,
@@ -21,7 +21,7 @@ pub struct Event {
 }
 
 /// How bad an event is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// Normal operation.
@@ -239,6 +239,9 @@ pub enum EventDetail {
         /// Why it stopped.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
+        /// Names of the VHDs that it is about; the first ones, if there are many.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        vhds: Vec<String>,
     },
     /// The metadata region passed its low-water mark, in either direction.
     MetadataLow {

@@ -7,7 +7,7 @@ use super::super::outbox::{Event, OwnerOutbox};
 use super::goal::Unplanned;
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskSet, JobId, VhdId};
-use crate::base::limits::{BAD_PLACES_MAX, WAVE_EXTENTS, WAVES_MAX};
+use crate::base::limits::{BAD_PLACES_MAX, EVENT_VHDS_MAX, WAVE_EXTENTS, WAVES_MAX};
 use crate::base::units::ExtentIndex;
 use crate::mover::messages::MoverMessage;
 use crate::owner::moves::wave::Planned;
@@ -305,7 +305,9 @@ impl Owner {
         let Some(job) = self.jobs.get(id) else { return };
         let (kind, reason) = (job.record.kind.word(), job.record.reason.clone());
         let state: JobState = job.record.state;
-        out.event(Event::Job { job: id, kind, state, reason });
+        let names = job.record.vhds.iter().filter_map(|id| Some(self.vhds.get(*id)?.record.name.clone()));
+        let vhds = names.take(EVENT_VHDS_MAX).collect();
+        out.event(Event::Job { job: id, kind, state, reason, vhds });
     }
 }
 

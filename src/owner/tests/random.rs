@@ -306,7 +306,8 @@ impl Sim {
             | StoreEdit::PutJob(_)
             | StoreEdit::DeleteJob(_)
             | StoreEdit::PutVm(_)
-            | StoreEdit::DeleteVm(_) => {}
+            | StoreEdit::DeleteVm(_)
+            | StoreEdit::Note(_) => {}
             StoreEdit::PutVhd(record) => {
                 self.durable.vhds.insert(record.id);
             }

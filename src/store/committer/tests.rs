@@ -9,6 +9,7 @@ use crate::store::dump::DumpError;
 use crate::store::edit::MovedExtent;
 use crate::store::member::tests::samples;
 use crate::store::mirror::{Applied, Lost, MemberStatus};
+use crate::store::note::NoteKind;
 
 const VHD: VhdId = VhdId(7);
 const EPOCH: Stamp = Stamp { epoch: 3, commit: 0 };
@@ -211,4 +212,31 @@ fn what_is_pending_beyond_the_new_end_is_void_and_counted() {
     let [Step::Extents(edits)] = &members.batches[1].steps[..] else { panic!("{:?}", members.batches[1]) };
     let written: Vec<_> = edits.iter().map(|edit| (edit.place, edit.present, edit.generation)).collect();
     assert_eq!(written, [(5, BlockMask(1), Generation(2)), (6, BlockMask(1), Generation(6))]);
+}
+
+/// Notes come with whatever is committed next, a few at a time, the newest of each key.
+#[test]
+fn notes_are_taken_along_and_never_waited_for() {
+    let (mut committer, mut members) = (Committer::new(EPOCH, 8 << 20), Recorder::default());
+    let note = |number: usize, text: u8| Note::put(NoteKind::Events, u32::try_from(number).unwrap(), vec![text]);
+    let mut take = |committer: &mut Committer| {
+        let outcome = committer.commit(&mut members, |_| true);
+        assert!(outcome.edits.is_empty() && outcome.requests.is_empty() && !outcome.failed);
+        let steps = members.batches.pop().map(|batch| batch.steps.clone()).unwrap_or_default();
+        let said = steps.into_iter().map(|step| match step {
+            Step::Edit(StoreEdit::Note(Note { key, bytes })) => (key.number, bytes.unwrap()[0]),
+            other => panic!("{other:?}"),
+        });
+        said.collect::<Vec<_>>()
+    };
+    (0..NOTES_PER_COMMIT_MAX + 2).for_each(|number| committer.note(note(number, 1)));
+    committer.note(note(1, 2));
+    assert!(committer.has_pending() && !committer.is_urgent());
+    let first = take(&mut committer);
+    assert_eq!((first.len(), first[0], first[1]), (NOTES_PER_COMMIT_MAX, (0, 1), (1, 2)));
+    assert_eq!(take(&mut committer).len(), 2);
+    assert!(!committer.has_pending());
+    (0..2 * NOTES_WAITING_MAX).for_each(|number| committer.note(note(number, 3)));
+    let oldest = u32::try_from(NOTES_WAITING_MAX).unwrap();
+    assert_eq!(take(&mut committer)[0], (oldest, 3), "the oldest are given up");
 }

@@ -8,8 +8,8 @@ use redb::{
 
 use super::codec::unseal;
 use super::{
-    CHECKSUMS, JOBS, META, Member, MemberError, MemberState, PAGES, POOL, PageTable, RecordTable, VHDS, VMS, db_error,
-    put_doubted, put_state, table_if_any,
+    CHECKSUMS, JOBS, META, Member, MemberError, MemberState, NOTES, PAGES, POOL, PageTable, RecordTable, VHDS, VMS,
+    db_error, put_doubted, put_state, table_if_any,
 };
 use crate::base::ids::VhdId;
 use crate::disk::BlockDev;
@@ -129,7 +129,7 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
     pub fn copy_from_all(&mut self, sources: &[Snapshot]) -> Result<Copied, MemberError> {
         let source = &sources[0];
         let mine = self.snapshot()?;
-        let kinds: [(Pages, Check); 2] = [(PAGES, check_page), (CHECKSUMS, check_checksums)];
+        let kinds: [(Pages, Check); 3] = [(PAGES, check_page), (CHECKSUMS, check_checksums), (NOTES, check_note)];
         let differences = kinds.map(|(table, check)| Differences::between(table, check, &mine, source));
         let differences: Vec<Differences> = differences.into_iter().collect::<Result<_, MemberError>>()?;
         let count = |count: fn(&Differences) -> usize| differences.iter().map(|of| count(of) as u64).sum();
@@ -174,6 +174,11 @@ fn check_page((vhd, page): Key, row: &[u8]) -> Result<(), Rotten> {
 /// Without a row of checksums nobody knows what is on the disks there: nothing worse. What the target has may be of another time.
 fn check_checksums(_: Key, row: &[u8]) -> Result<(), Rotten> {
     PageChecksums::decode(row).map(drop).map_err(|_| Rotten::Forgotten)
+}
+
+/// Nobody's data depends on a note.
+fn check_note(_: Key, row: &[u8]) -> Result<(), Rotten> {
+    unseal(row).map(drop).ok_or(Rotten::Forgotten)
 }
 
 /// How a table differs from that of another member.

@@ -3,8 +3,8 @@
 use redb::{ReadableTable, WriteTransaction};
 
 use super::{
-    CHECKSUMS, DOUBTED, JOBS, META, MemberError, MemberState, MetaTable, PAGES, POOL, PageTable, RecordTable, STATE,
-    VHDS, VMS, codec, db_error,
+    CHECKSUMS, DOUBTED, JOBS, META, MemberError, MemberState, MetaTable, NOTES, PAGES, POOL, PageTable, RecordTable,
+    STATE, VHDS, VMS, codec, db_error,
 };
 use crate::base::ids::VhdId;
 use crate::base::units::{BlockMask, ExtentIndex, Generation};
@@ -12,6 +12,7 @@ use crate::placement::ReplicaSet;
 use crate::store::batch::{ExtentEdit, Step, apply_move};
 use crate::store::checksums::PageChecksums;
 use crate::store::edit::StoreEdit;
+use crate::store::note::Note;
 use crate::store::page::{ExtentRow, PageKey, PageRow, Stamp};
 
 pub(super) fn put_state(txn: &WriteTransaction, state: MemberState) -> Result<(), MemberError> {
@@ -75,6 +76,7 @@ pub(super) fn apply_step(txn: &WriteTransaction, stamp: Stamp, step: &Step) -> R
             let keys = numbers.iter().map(|page| PageKey { vhd: *vhd, page: *page });
             keys.map(|key| edit_row(&mut pages, stamp, key, |row| row.intent = *intend)).sum()
         }
+        Step::Edit(StoreEdit::Note(note)) => put_note(&mut txn.open_table(NOTES).map_err(db_error)?, note),
         Step::Edit(StoreEdit::Checksums { vhd, page, checksums }) => {
             put_checksums(&mut txn.open_table(CHECKSUMS).map_err(db_error)?, (vhd.0, *page), checksums)
         }
@@ -109,6 +111,18 @@ fn put_checksums(table: &mut PageTable<'_>, key: (u32, u32), checksums: &PageChe
     let row = checksums.encode();
     let old = table.insert(key, row.as_slice()).map_err(db_error)?;
     Ok(row.len().saturating_sub(old.map_or(0, |old| old.value().len())) as u64)
+}
+
+/// Returns by how many bytes the table has grown.
+fn put_note(table: &mut PageTable<'_>, note: &Note) -> Result<u64, MemberError> {
+    let key = (note.key.kind as u32, note.key.number);
+    let Some(bytes) = &note.bytes else {
+        table.remove(key).map_err(db_error)?;
+        return Ok(0);
+    };
+    let sealed = codec::seal(bytes.clone());
+    let old = table.insert(key, sealed.as_slice()).map_err(db_error)?;
+    Ok(sealed.len().saturating_sub(old.map_or(0, |old| old.value().len())) as u64)
 }
 
 /// Returns by how many bytes the table may have grown: what a record had before is not looked up.
