@@ -101,6 +101,8 @@ pub enum Command {
         /// Whether VHDs that do not say grow onto other disks; `Some(None)`: spanned ones do, isolated ones do not.
         expand: Option<Option<Expand>>,
     },
+    /// Keeps what administrators want of the policy, as JSON. Answered by [`Reply::PolicyKept`] once it is durable.
+    KeepPolicy(String),
     /// Changes settings of a disk. Answered by [`Reply::Disk`].
     SetDisk(Box<SetDisk>),
     /// Marks a disk as failed, by order of the operator: nothing more is submitted to it until the pool is opened again. Answered
@@ -301,6 +303,8 @@ pub enum Reply {
         /// Its name.
         name: String,
     },
+    /// What is wanted of the policy is durable.
+    PolicyKept,
     /// The pool.
     Pool(Box<PoolInfo>),
     /// One disk, as it is now.

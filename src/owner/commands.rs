@@ -41,6 +41,7 @@ pub(super) enum Action {
         vm: Option<Box<NewVm>>,
     },
     ChangeVm(Box<VmChange>),
+    KeepPolicy,
     DeleteVm {
         vm: VmId,
     },
@@ -156,6 +157,9 @@ impl Owner {
             Command::AddDisk(add) => self.begin_add_disk(*add),
             Command::RemoveDisk { disk, step } => self.begin_remove_disk(&disk, step, out),
             Command::SetPool { expand } => self.begin_set_pool(expand),
+            Command::KeepPolicy(text) => {
+                Ok(Step::Commit { rows: vec![StoreEdit::PutPolicy(text)], action: Action::KeepPolicy })
+            }
             Command::SetDisk(set) => self.begin_set_disk(&set),
             Command::StartJob(start) => self.begin_start_job(&start),
             Command::SetJob(set) => self.begin_set_job(&set, out),
@@ -339,6 +343,7 @@ impl Owner {
             Action::Resize(resize) => self.apply_resize(command, *resize, out),
             Action::ChangeVm(change) => self.apply_vm_change(command, *change, out),
             Action::DeleteVm { vm } => self.apply_delete_vm(command, vm, out),
+            Action::KeepPolicy => out.reply(command, Ok(Reply::PolicyKept)),
             Action::ChangeVhd { record, event, vm } => {
                 let id = record.id;
                 if let Some(vm) = vm {

@@ -5,6 +5,7 @@
 //! {"vhd":{...}}                                                        one per VHD
 //! {"job":{...}}                                                        one per job
 //! {"vm":{...}}                                                         one per VM
+//! {"policy":{...}}                                                     if anything is wanted of it
 //! {"page":[VHD,PAGE],"intent":true,"extents":[[PLACE,GENERATION,PRESENT,[[DISK,SLOT,STATE],...]],...]}
 //! {"end":{"vhds":N,"jobs":N,"vms":N,"pages":N}}
 //! ```
@@ -142,6 +143,7 @@ enum Line {
     Vhd(VhdText),
     Job(JobText),
     Vm(VmText),
+    Policy(PolicyText),
     End(End),
 }
 
@@ -172,6 +174,12 @@ struct VmText {
     vm: VmRecord,
 }
 
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PolicyText {
+    policy: serde_json::Value,
+}
+
 fn push_line(text: &mut String, line: &impl Serialize) {
     text.push_str(&serde_json::to_string(line).expect("plain data is always JSON"));
     text.push('\n');
@@ -198,6 +206,10 @@ pub fn dump<D: BlockDev + ?Sized + 'static>(member: &Member<D>) -> Result<String
     let vms = records.len() as u64;
     for vm in records {
         push_line(&mut text, &VmText { vm });
+    }
+    if let Some(policy) = member.policy()? {
+        let policy = serde_json::from_str(&policy).map_err(|_| MemberError::Damaged("policy"))?;
+        push_line(&mut text, &PolicyText { policy });
     }
     let mut pages = 0;
     member.for_each_row(|key, bytes| {
@@ -281,6 +293,9 @@ pub fn restore(
             Line::Vm(VmText { vm }) => {
                 vms += 1;
                 steps.push(Step::Edit(StoreEdit::PutVm(VmRecord::decode(&vm.encode())?)));
+            }
+            Line::Policy(PolicyText { policy }) => {
+                steps.push(Step::Edit(StoreEdit::PutPolicy(policy.to_string())));
             }
             Line::Page(page) => {
                 pages += 1;

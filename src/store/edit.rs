@@ -73,6 +73,8 @@ pub enum StoreEdit {
         /// Set it.
         intend: bool,
     },
+    /// Writes what administrators want of the policy, as JSON. What is in it is for who makes it.
+    PutPolicy(String),
     /// Writes or deletes a note.
     Note(Note),
     /// Writes the checksums of a page.
@@ -97,7 +99,8 @@ impl StoreEdit {
             | StoreEdit::Shrink { .. }
             | StoreEdit::DeleteJob(_)
             | StoreEdit::DeleteVm(_) => 1,
-            StoreEdit::Note(note) => note.bytes.as_ref().map_or(0, Vec::len) / NOTE_BYTES_PER_ROW + 1,
+            StoreEdit::PutPolicy(text) => text.len() / BYTES_PER_ROW + 1,
+            StoreEdit::Note(note) => note.bytes.as_ref().map_or(0, Vec::len) / BYTES_PER_ROW + 1,
             // Its list of VHDs may be longer than any row.
             StoreEdit::PutJob(job) => job.vhds.len() / PAGE_EXTENTS + 1,
             // The longest one is as long as several rows.
@@ -112,7 +115,7 @@ impl StoreEdit {
 }
 
 /// A row of 64 extents with a replica or two is about as long.
-const NOTE_BYTES_PER_ROW: usize = 1024;
+const BYTES_PER_ROW: usize = 1024;
 
 /// So many labels, as long as they can be, are about as long as a row of 64 extents with a replica or two.
 const LABELS_PER_ROW: usize = 4;

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `meta` | `state` | which commit this is, see [`MemberState`] |
 //! | `meta` | `pool` | the pool record, sealed |
+//! | `meta` | `policy` | what is wanted of the policy, sealed, if anything is |
 //! | `vhds` | VHD | the VHD record, sealed |
 //! | `jobs` | job | the job record, sealed |
 //! | `vms` | VM | the VM record, sealed |
@@ -57,6 +58,7 @@ const NOTES: TableDefinition<(u32, u32), &[u8]> = TableDefinition::new("notes");
 
 const STATE: &str = "state";
 const POOL: &str = "pool";
+const POLICY: &str = "policy";
 /// There if rows have been changed without a commit: see [`Member::begin_doubt`].
 const DOUBTED: &str = "doubted";
 
@@ -245,6 +247,18 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
         let sealed = meta.get(POOL).map_err(db_error)?.ok_or(MemberError::Missing("pool record"))?;
         let record = codec::unseal(sealed.value()).ok_or(MemberError::Damaged("pool record"))?;
         Ok(PoolRecord::decode(record)?)
+    }
+
+    /// What administrators want of the policy, as JSON; `None` if nobody has said anything.
+    ///
+    /// # Errors
+    /// If it is damaged.
+    pub fn policy(&self) -> Result<Option<String>, MemberError> {
+        let txn = self.db.begin_read().map_err(db_error)?;
+        let meta = txn.open_table(META).map_err(db_error)?;
+        let Some(sealed) = meta.get(POLICY).map_err(db_error)? else { return Ok(None) };
+        let text = codec::unseal(sealed.value()).and_then(|bytes| String::from_utf8(bytes.to_vec()).ok());
+        text.map(Some).ok_or(MemberError::Damaged("policy"))
     }
 
     /// The VHD records, in the order of their identifiers.

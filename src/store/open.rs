@@ -186,6 +186,8 @@ pub struct OpenStore<D: BlockDev + ?Sized + 'static> {
     pub jobs: Vec<JobRecord>,
     /// The VM records, by identifier.
     pub vms: Vec<VmRecord>,
+    /// What is wanted of the policy, as JSON.
+    pub policy: Option<String>,
 }
 
 /// Makes a store with a pool record on all `places`, in epoch 1. Whatever the regions held is lost.
@@ -206,8 +208,7 @@ pub fn create<D: BlockDev + ?Sized + 'static>(
         member.apply(&batch)?;
         Ok(member)
     })?;
-    let records = Records { pool: pool.clone(), vhds: Vec::new(), jobs: Vec::new(), vms: Vec::new() };
-    Ok(OpenStore::of(members, records))
+    Ok(OpenStore::of(members, Records::new(pool.clone())))
 }
 
 /// Makes a member in each place.
@@ -292,12 +293,17 @@ struct Records {
     vhds: Vec<VhdRecord>,
     jobs: Vec<JobRecord>,
     vms: Vec<VmRecord>,
+    policy: Option<String>,
 }
 
 impl Records {
+    fn new(pool: PoolRecord) -> Records {
+        Records { pool, vhds: Vec::new(), jobs: Vec::new(), vms: Vec::new(), policy: None }
+    }
+
     fn of<D: BlockDev + ?Sized + 'static>(member: &Member<D>) -> Result<Records, MemberError> {
         let (pool, vhds) = (member.pool()?, member.vhds()?);
-        Ok(Records { pool, vhds, jobs: member.jobs()?, vms: member.vms()? })
+        Ok(Records { pool, vhds, jobs: member.jobs()?, vms: member.vms()?, policy: member.policy()? })
     }
 }
 
@@ -366,7 +372,7 @@ fn in_parallel<D: BlockDev + ?Sized + 'static>(
 impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
     /// A store all of whose members are here.
     fn of(members: Vec<Here<D>>, records: Records) -> OpenStore<D> {
-        let Records { pool, vhds, jobs, vms } = records;
+        let Records { pool, vhds, jobs, vms, policy } = records;
         OpenStore {
             total: members.len(),
             members,
@@ -378,6 +384,7 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
             vhds,
             jobs,
             vms,
+            policy,
         }
     }
 

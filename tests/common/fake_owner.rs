@@ -164,6 +164,7 @@ fn answer(command: Command, script: Script) -> Result<Reply, CommandError> {
             Ok(Reply::Disk { outcome: Outcome::Changed, disk: Box::new(disk_info(id)) })
         }
         Command::SetPool { .. } => Ok(Reply::Pool(Box::new(pool()))),
+        Command::KeepPolicy(_) => Ok(Reply::PolicyKept),
         Command::ListJobs => Ok(Reply::Jobs(vec![job(1, JobState::Running)])),
         Command::ShowJob(JobId(1)) => job_reply(Outcome::Unchanged, JobState::Running),
         Command::ShowJob(JobId(id)) => Err(CommandError::NoJob { job: id }),

@@ -307,6 +307,7 @@ impl Sim {
             | StoreEdit::DeleteJob(_)
             | StoreEdit::PutVm(_)
             | StoreEdit::DeleteVm(_)
+            | StoreEdit::PutPolicy(_)
             | StoreEdit::Note(_) => {}
             StoreEdit::PutVhd(record) => {
                 self.durable.vhds.insert(record.id);

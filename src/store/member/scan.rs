@@ -8,8 +8,8 @@ use redb::{
 
 use super::codec::unseal;
 use super::{
-    CHECKSUMS, JOBS, META, Member, MemberError, MemberState, NOTES, PAGES, POOL, PageTable, RecordTable, VHDS, VMS,
-    db_error, put_doubted, put_state, table_if_any,
+    CHECKSUMS, JOBS, META, Member, MemberError, MemberState, NOTES, PAGES, POLICY, POOL, PageTable, RecordTable, VHDS,
+    VMS, db_error, put_doubted, put_state, table_if_any,
 };
 use crate::base::ids::VhdId;
 use crate::disk::BlockDev;
@@ -274,8 +274,10 @@ impl Differences {
 fn check_records(source: &Snapshot) -> Result<(), MemberError> {
     let is_whole = |sealed: &[u8], what| unseal(sealed).map(drop).ok_or(MemberError::Damaged(what));
     let meta = source.txn.open_table(META).map_err(db_error)?;
-    if let Some(pool) = meta.get(POOL).map_err(db_error)? {
-        is_whole(pool.value(), "pool record")?;
+    for (key, what) in [(POOL, "pool record"), (POLICY, "policy")] {
+        if let Some(sealed) = meta.get(key).map_err(db_error)? {
+            is_whole(sealed.value(), what)?;
+        }
     }
     for (table, what) in [(VHDS, "VHD record"), (JOBS, "job record"), (VMS, "VM record")] {
         let Some(records) = table_if_any(&source.txn, table)? else { continue };
@@ -290,11 +292,13 @@ fn check_records(source: &Snapshot) -> Result<(), MemberError> {
 fn copy_records(txn: &WriteTransaction, source: &Snapshot) -> Result<(), MemberError> {
     let from = &source.txn;
     let mut meta = txn.open_table(META).map_err(db_error)?;
-    let pool = from.open_table(META).map_err(db_error)?;
-    match pool.get(POOL).map_err(db_error)? {
-        Some(record) => meta.insert(POOL, record.value()).map_err(db_error)?,
-        None => meta.remove(POOL).map_err(db_error)?,
-    };
+    let theirs = from.open_table(META).map_err(db_error)?;
+    for key in [POOL, POLICY] {
+        match theirs.get(key).map_err(db_error)? {
+            Some(record) => meta.insert(key, record.value()).map_err(db_error)?,
+            None => meta.remove(key).map_err(db_error)?,
+        };
+    }
     let vhds = from.open_table(VHDS).map_err(db_error)?;
     copy_table(&mut txn.open_table(VHDS).map_err(db_error)?, Some(&vhds))?;
     copy_table(&mut txn.open_table(JOBS).map_err(db_error)?, table_if_any(from, JOBS)?.as_ref())?;

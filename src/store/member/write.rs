@@ -3,8 +3,8 @@
 use redb::{ReadableTable, WriteTransaction};
 
 use super::{
-    CHECKSUMS, DOUBTED, JOBS, META, MemberError, MemberState, MetaTable, NOTES, PAGES, POOL, PageTable, RecordTable,
-    STATE, VHDS, VMS, codec, db_error,
+    CHECKSUMS, DOUBTED, JOBS, META, MemberError, MemberState, MetaTable, NOTES, PAGES, POLICY, POOL, PageTable,
+    RecordTable, STATE, VHDS, VMS, codec, db_error,
 };
 use crate::base::ids::VhdId;
 use crate::base::units::{BlockMask, ExtentIndex, Generation};
@@ -37,6 +37,12 @@ pub(super) fn apply_step(txn: &WriteTransaction, stamp: Stamp, step: &Step) -> R
             let mut meta: MetaTable<'_> = txn.open_table(META).map_err(db_error)?;
             meta.insert(POOL, codec::seal(record.encode()).as_slice()).map_err(db_error)?;
             Ok(0)
+        }
+        Step::Edit(StoreEdit::PutPolicy(text)) => {
+            let mut meta: MetaTable<'_> = txn.open_table(META).map_err(db_error)?;
+            let sealed = codec::seal(text.clone().into_bytes());
+            meta.insert(POLICY, sealed.as_slice()).map_err(db_error)?;
+            Ok(sealed.len() as u64)
         }
         Step::Edit(StoreEdit::PutVhd(record)) => {
             put_record(&mut txn.open_table(VHDS).map_err(db_error)?, record.id.0, record.encode())

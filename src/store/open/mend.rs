@@ -67,8 +67,8 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
     pub(super) fn read_again(&mut self) -> Result<(), OpenError> {
         let (place, member) = &self.members[0];
         let read = Records::of(member).map_err(|source| OpenError::Read { disk: place.name.clone(), source })?;
-        let Records { pool, vhds, jobs, vms } = read;
-        (self.pool, self.vhds, self.jobs, self.vms) = (pool, vhds, jobs, vms);
+        let Records { pool, vhds, jobs, vms, policy } = read;
+        (self.pool, self.vhds, self.jobs, self.vms, self.policy) = (pool, vhds, jobs, vms, policy);
         Ok(())
     }
 

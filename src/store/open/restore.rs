@@ -52,7 +52,7 @@ fn empty<D: BlockDev + ?Sized + 'static>(
     let uuid = pool.uuid;
     let make = |place: &MemberPlace<D>| Member::create(Arc::clone(&place.disk), place.place, uuid, Tuning::default());
     let members = make_each(places, make)?;
-    Ok(OpenStore::of(members, Records { pool, vhds: Vec::new(), jobs: Vec::new(), vms: Vec::new() }))
+    Ok(OpenStore::of(members, Records::new(pool)))
 }
 
 impl<D: BlockDev + ?Sized + 'static> Restored<D> {
