@@ -182,33 +182,6 @@ fn a_full_pool_fails_or_waits_and_goes_on_with_a_new_disk() {
     host.stop();
 }
 
-/// Events are kept in the placement store: nobody has to have followed them.
-#[test]
-fn what_happened_is_known_after_a_restart_and_a_kill() {
-    let mut host = Host::with_pool(1);
-    host.serve(&[], &["d0.img"]);
-    host.ok(&["vhd", "create", "old", "--size", "16MiB", "--layout", "isolated"]);
-    host.stop();
-    host.serve(&[], &["d0.img"]);
-    let events = host.ok(&["events"]);
-    for event in ["vhd_created  vhd=old", "daemon_stopping"] {
-        assert!(events.contains(event), "{event} not in\n{events}");
-    }
-    host.ok(&["vhd", "rename", "old", "new"]);
-    // A commit takes it along within a second.
-    std::thread::sleep(Duration::from_secs(3));
-    host.kill();
-    host.serve(&[], &["d0.img"]);
-    let json = host.ok(&["--json", "events", "--vhd", "old"]);
-    let events: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let told: Vec<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
-    assert_eq!(told, ["vhd_created", "vhd_renamed"]);
-    let all = host.ok(&["--json", "events"]);
-    let seq = |line: &str| serde_json::from_str::<Value>(line).unwrap()["seq"].as_u64().unwrap();
-    assert!(all.lines().map(seq).eq(1..=all.lines().count() as u64), "they are counted over restarts:\n{all}");
-    host.stop();
-}
-
 #[test]
 fn a_vhd_that_grew_onto_another_disk_is_brought_together_again() {
     let mut host = Host::with_pool(2);

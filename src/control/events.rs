@@ -5,12 +5,14 @@ mod pages;
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 
 use super::wire::{Event, EventDetail, Severity};
 use crate::base::clock;
 use crate::base::limits::API_FOLLOWERS_MAX;
+use crate::store::note::{Note, NoteKind};
 use crate::store::thread::StoreHandle;
 use pages::Pages;
 
@@ -20,39 +22,51 @@ pub const EVENTS_MAX: usize = 10_000;
 /// Events that a slow subscriber may lag behind before it loses some.
 const LAG_MAX: usize = 1024;
 
+/// How far numbers are promised ahead: so many events may come before that is durable.
+const PROMISED_AHEAD: u64 = 1000;
+
+/// How long new events are gathered before they are handed over.
+const GATHER: Duration = Duration::from_secs(1);
+
 /// The last events. Any thread but a reactor may record.
 pub struct EventLog {
     inner: Mutex<Inner>,
     live: broadcast::Sender<Event>,
     /// Where they are noted for the next daemon.
     store: Option<StoreHandle>,
+    /// There is something to note.
+    is_new: Notify,
 }
 
 struct Inner {
     recent: VecDeque<Event>,
     next_seq: u64,
+    /// Numbers below are never given by the next daemon.
+    promised: u64,
     pages: Pages,
 }
 
 impl Default for EventLog {
     fn default() -> EventLog {
-        EventLog::new(VecDeque::new(), Pages::default(), None)
+        EventLog::new(VecDeque::new(), 1, Pages::default(), None)
     }
 }
 
 impl EventLog {
-    fn new(recent: VecDeque<Event>, pages: Pages, store: Option<StoreHandle>) -> EventLog {
+    fn new(recent: VecDeque<Event>, next_seq: u64, pages: Pages, store: Option<StoreHandle>) -> EventLog {
         let (live, _) = broadcast::channel(LAG_MAX);
-        let next_seq = recent.back().map_or(1, |event: &Event| event.seq + 1);
-        EventLog { inner: Mutex::new(Inner { recent, next_seq, pages }), live, store }
+        let inner = Inner { recent, next_seq, promised: next_seq, pages };
+        EventLog { inner: Mutex::new(inner), live, store, is_new: Notify::new() }
     }
 
-    /// With what earlier daemons have noted; notes go to `store`, and take `room` bytes there at most.
+    /// With what earlier daemons have noted of events and of their numbers; notes go to `store`, and take `room` bytes there at most.
     #[must_use]
-    pub fn restored(notes: Vec<(u32, Vec<u8>)>, room: u64, store: StoreHandle) -> EventLog {
-        let (pages, events) = Pages::read(notes, room);
+    pub fn restored([events, numbers]: [Vec<(u32, Vec<u8>)>; 2], room: u64, store: StoreHandle) -> EventLog {
+        let (pages, events) = Pages::read(events, room);
+        let promised = numbers.first().and_then(|(_, bytes)| bytes.as_slice().try_into().ok()).map(u64::from_le_bytes);
+        let next_seq = events.last().map_or(1, |event| event.seq + 1).max(promised.unwrap_or(1));
         let surplus = events.len().saturating_sub(EVENTS_MAX);
-        EventLog::new(events.into_iter().skip(surplus).collect(), pages, Some(store))
+        EventLog::new(events.into_iter().skip(surplus).collect(), next_seq, pages, Some(store))
     }
 
     /// Records an event, logs it and tells the subscribers.
@@ -71,9 +85,10 @@ impl EventLog {
             inner.recent.pop_front();
         }
         inner.recent.push_back(event.clone());
-        if let Some(store) = &self.store {
+        if self.store.is_some() {
             let oldest = inner.recent[0].seq;
-            store.note(inner.pages.add(&event, oldest));
+            inner.pages.add(&event, oldest);
+            self.is_new.notify_one();
         }
         // Under the lock, so that a subscriber sees each event either in the past or live. Nobody may be listening.
         let _ = self.live.send(event);
@@ -92,6 +107,32 @@ impl EventLog {
     pub fn follow(&self, after: u64) -> Option<(Vec<Event>, broadcast::Receiver<Event>)> {
         // Two that come at the same time may both be let in, which is one too many.
         (self.live.receiver_count() < API_FOLLOWERS_MAX).then(|| self.subscribe(after))
+    }
+
+    /// Hands over what is new, once a second at most. Never returns.
+    pub async fn keep_on(&self) {
+        loop {
+            self.is_new.notified().await;
+            tokio::time::sleep(GATHER).await;
+            let mut inner = self.lock();
+            if inner.next_seq + PROMISED_AHEAD / 2 > inner.promised {
+                inner.promised = inner.next_seq + PROMISED_AHEAD;
+            }
+            self.keep(inner);
+        }
+    }
+
+    /// Hands over what is new, before the store ends.
+    pub fn keep_all(&self) {
+        let mut inner = self.lock();
+        inner.promised = inner.next_seq;
+        self.keep(inner);
+    }
+
+    fn keep(&self, mut inner: MutexGuard<'_, Inner>) {
+        let Some(store) = &self.store else { return };
+        let promised = Note::put(NoteKind::EventNumbers, 0, inner.promised.to_le_bytes().to_vec());
+        store.note(inner.pages.take_notes().into_iter().chain([promised]));
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

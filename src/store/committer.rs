@@ -150,7 +150,13 @@ impl Committer {
     /// Whether there is something to commit, now or once its data is synced.
     #[must_use]
     pub fn has_pending(&self) -> bool {
-        self.is_urgent() || !self.pending.is_empty() || !self.notes.is_empty()
+        self.is_urgent() || !self.pending.is_empty()
+    }
+
+    /// Whether there are notes to be taken along.
+    #[must_use]
+    pub fn has_notes(&self) -> bool {
+        !self.notes.is_empty()
     }
 
     /// Disks whose syncs pending changes wait for. Changes of a guest that never flushes stay here until somebody syncs.
@@ -167,8 +173,7 @@ impl Committer {
         let mut drafts = drafts(std::mem::take(&mut self.queue), self.rows_max);
         // With the last of them: whoever waits for a commit hardly waits longer.
         if let Some(last) = drafts.last_mut() {
-            let notes = self.notes.drain(..self.notes.len().min(NOTES_PER_COMMIT_MAX));
-            last.steps.extend(notes.map(|note| Step::Edit(StoreEdit::Note(note))));
+            last.steps.extend(self.take_notes().into_iter().map(|note| Step::Edit(StoreEdit::Note(note))));
         }
         for draft in drafts {
             self.commit_draft(draft, members, &mut outcome);
@@ -176,6 +181,17 @@ impl Committer {
         let ok = !self.failed;
         outcome.requests = self.requests.drain(..).map(|request| (request, ok)).collect();
         outcome
+    }
+
+    /// What of the notes goes along with one commit: a few that say something, and those that only delete.
+    fn take_notes(&mut self) -> Vec<Note> {
+        let mut left = NOTES_PER_COMMIT_MAX;
+        let is_taken = |note: &Note| {
+            left = left.saturating_sub(usize::from(note.bytes.is_some()));
+            left > 0
+        };
+        let count = self.notes.iter().map(is_taken).take_while(|taken| *taken).count();
+        self.notes.drain(..self.notes.len().min(count + 1)).collect()
     }
 
     /// Makes a commit that changes nothing, by `apply`. Whoever has it has all before it.

@@ -1,5 +1,6 @@
 //! Notes: rows that nobody's data depends on, such as what happened lately, or what was measured. They are written with whatever
-//! commit comes next, are not waited for, are given up if they are damaged or there is little room, and are not part of a dump.
+//! commit comes next, are not waited for, are given up if they are damaged, are not written any more once a region is half full, and
+//! are not part of a dump.
 
 use crate::base::limits::NOTE_LEN_MAX;
 
@@ -9,6 +10,17 @@ use crate::base::limits::NOTE_LEN_MAX;
 pub enum NoteKind {
     /// Events: see `control::events`.
     Events = 1,
+    /// Up to which number events have been given theirs.
+    EventNumbers = 2,
+}
+
+impl NoteKind {
+    /// Whether notes of this kind are not written where room is short.
+    #[must_use]
+    pub fn is_forgone(self) -> bool {
+        // A few bytes, without which readers would miss events.
+        self != NoteKind::EventNumbers
+    }
 }
 
 /// Which note.

@@ -399,12 +399,14 @@ impl<D: BlockDev + ?Sized + 'static> OpenStore<D> {
         self.members.iter().map(|(place, member)| (place, member))
     }
 
-    /// The notes of a kind, in the order of their numbers, as the first member has them.
+    /// The notes of a kind, in the order of their numbers, as the first member has them that can read them.
     ///
     /// # Errors
-    /// The database's.
+    /// No member can.
     pub fn notes(&self, kind: NoteKind) -> Result<Vec<(u32, Vec<u8>)>, MemberError> {
-        self.members[0].1.notes(kind)
+        let mut found = self.members.iter().map(|(_, member)| member.notes(kind));
+        let first = found.next().expect("an open store has members");
+        first.or_else(|error| found.find_map(Result::ok).ok_or(error))
     }
 
     /// Members that belong to the store, here or not.

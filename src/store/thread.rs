@@ -228,7 +228,7 @@ impl<R: Replies> Shell<R> {
         let mut due = clock::now().after(interval);
         self.tell_fill();
         while !self.stop {
-            let message = if self.committer.has_pending() {
+            let message = if self.committer.has_pending() || self.committer.has_notes() {
                 queue.recv_timeout(Duration::from_nanos(due.since(clock::now())))
             } else {
                 // A daemon whose guests are quiet sleeps. What wakes it may wait for others, as always.
@@ -248,6 +248,10 @@ impl<R: Replies> Shell<R> {
                 due = clock::now().after(interval);
             }
         }
+        // Nobody else comes any more. Each commit takes some of them along, also if it fails.
+        while self.committer.has_notes() {
+            self.commit();
+        }
     }
 
     fn take(&mut self, message: Message) {
@@ -257,7 +261,7 @@ impl<R: Replies> Shell<R> {
             Message::Edit(id, rows) => self.committer.edit(id, rows, |point| is_synced(&self.disks, point)),
             Message::Excuse(vhd, point) => self.committer.excuse(vhd, point),
             // What the table needs comes first.
-            Message::Note(note) if note.bytes.is_some() && self.is_half_full() => {}
+            Message::Note(note) if note.key.kind.is_forgone() && note.bytes.is_some() && self.is_half_full() => {}
             Message::Note(note) => self.committer.note(note),
             Message::CommitSoon => self.soon = true,
             Message::OpenVhd(vhd) => {

@@ -91,11 +91,13 @@ impl Host {
         panic!("{args:?}: a job is in the way for ever")
     }
 
+    #[allow(dead_code, reason = "not every test that uses this file")]
     pub fn json(&self, args: &[&str]) -> Value {
         serde_json::from_str(&self.ok(&[&["--json"], args].concat())).unwrap()
     }
 
     /// Runs a command that must fail with an exit code, and says why on standard error.
+    #[allow(dead_code, reason = "not every test that uses this file")]
     pub fn refused(&self, args: &[&str], code: i32) -> String {
         let output = self.run(args);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {}", text(&output.stderr));
@@ -242,11 +244,13 @@ impl Host {
         }
     }
 
+    #[allow(dead_code, reason = "not every test that uses this file")]
     pub fn attach(&self, vhd: &str) -> Result<BlkClient, BlkError> {
         BlkClient::connect(&self.path("v").join(format!("{vhd}.sock")), ClientOptions::default())
     }
 
     /// Attaches once whoever was attached before is gone.
+    #[allow(dead_code, reason = "not every test that uses this file")]
     pub fn attach_soon(&self, vhd: &str) -> BlkClient {
         for _ in 0..200 {
             match self.attach(vhd) {
@@ -263,6 +267,7 @@ pub fn text(bytes: &[u8]) -> String {
 }
 
 /// Bytes that differ everywhere and for each seed.
+#[allow(dead_code, reason = "not every test that uses this file")]
 pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);
@@ -276,6 +281,7 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
+#[allow(dead_code, reason = "not every test that uses this file")]
 pub fn read(client: &mut BlkClient, offset: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0xff; len];
     client.read_at(offset, &mut bytes).unwrap();

@@ -204,7 +204,8 @@ impl Daemon {
         let (is_awaited, is_moved) = (self.server.is_awaited(), self.server.has_moved());
         let waiting = Waiting::hold(&self.server, manager, &self.rights.sockets, DRAIN_PATIENCE);
         let drained = waiting.is_some() || disconnect(&self.server, DRAIN_PATIENCE);
-        let Finished { clean, store, .. } = self.works.finish(drained, &self.host.usable_disks(), END_PATIENCE);
+        let Finished { clean, store, .. } =
+            self.works.finish(&self.events, drained, &self.host.usable_disks(), END_PATIENCE);
         // A thread that waits for a hung disk must not keep the process.
         self.runtime.shutdown_background();
         if !clean {

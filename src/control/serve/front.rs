@@ -203,6 +203,13 @@ fn start_api(runtime: &Runtime, api: Api, control: Bound, metrics: Option<Bound>
             _ = ends.wait_for(|ends| *ends) => {}
         }
     });
+    let (events, mut ends) = (Arc::clone(&api.events), stopped.clone());
+    runtime.spawn(async move {
+        tokio::select! {
+            () = events.keep_on() => {}
+            _ = ends.wait_for(|ends| *ends) => {}
+        }
+    });
     runtime.spawn(http::serve(control, http::router(api.clone()), stopping(stopped.clone())));
     if let Some(metrics) = metrics {
         runtime.spawn(http::serve(metrics, http::metrics_router(api), stopping(stopped)));

@@ -100,8 +100,8 @@ pub struct Table {
     pub recovered: Vec<Change>,
     /// What of that is lost, for people.
     pub lost: Vec<String>,
-    /// What is noted of events.
-    pub events: Vec<(u32, Vec<u8>)>,
+    /// What is noted of events, and of their numbers.
+    pub events: [Vec<(u32, Vec<u8>)>; 2],
 }
 
 /// Where the members of a pool's store are. `wrap` makes of each disk what the store is to use.
@@ -192,9 +192,11 @@ pub fn open_table(
     views.remove_others(lineage);
     let (record, jobs, vms) = (store.pool.clone(), store.jobs.clone(), store.vms.clone());
     // Nothing depends on it.
-    let events = store.notes(NoteKind::Events).unwrap_or_else(|error| {
-        log::warn!("what happened before this start is not known: {error}");
-        Vec::new()
+    let events = [NoteKind::Events, NoteKind::EventNumbers].map(|kind| {
+        store.notes(kind).unwrap_or_else(|error| {
+            log::warn!("what happened before this start is not known: {error}");
+            Vec::new()
+        })
     });
     let region_len = store.members().map(|(place, _)| place.place.len).min().unwrap_or(0);
     let (members_here, total) = (store.into_members(), members.len());

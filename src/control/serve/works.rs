@@ -9,6 +9,7 @@ use super::daemon::UsableDisk;
 use super::manager::Probe;
 use crate::base::clock;
 use crate::control::disk_worker::DiskWorker;
+use crate::control::events::EventLog;
 use crate::control::mover::Mover;
 use crate::control::owner_thread::{OwnerInput, OwnerSender};
 use crate::control::reactors::{Threads, join_until};
@@ -65,7 +66,7 @@ impl Works {
     }
 
     /// Ends everything, each step with a limit. `drained`: no guest has a request in flight.
-    pub fn finish(self, drained: bool, disks: &[UsableDisk], patience: Duration) -> Finished {
+    pub fn finish(self, events: &EventLog, drained: bool, disks: &[UsableDisk], patience: Duration) -> Finished {
         let mover = self.mover.finish(patience);
         let reactors = self.reactors.finish(patience);
         let mut clean = drained && mover.is_some() && reactors.is_some();
@@ -79,6 +80,7 @@ impl Works {
         // The answers of the last commands pass through it.
         let _ = self.service.send(Service::Stop);
         ended &= join_until(self.service_thread, deadline).is_some();
+        events.keep_all();
         self.store.stop();
         ended &= join_until(self.store_thread, clock::now().after(patience)).is_some();
         let store = self.store.status();

@@ -231,11 +231,16 @@ fn notes_are_taken_along_and_never_waited_for() {
     };
     (0..NOTES_PER_COMMIT_MAX + 2).for_each(|number| committer.note(note(number, 1)));
     committer.note(note(1, 2));
-    assert!(committer.has_pending() && !committer.is_urgent());
+    assert!(committer.has_notes() && !committer.has_pending() && !committer.is_urgent());
     let first = take(&mut committer);
     assert_eq!((first.len(), first[0], first[1]), (NOTES_PER_COMMIT_MAX, (0, 1), (1, 2)));
     assert_eq!(take(&mut committer).len(), 2);
-    assert!(!committer.has_pending());
+    assert!(!committer.has_notes());
+    // What only deletes is in nobody's way.
+    (0..500).for_each(|number| committer.note(Note::delete(NoteKind::Events, number)));
+    committer.note(note(1000, 4));
+    let outcome = committer.commit(&mut Recorder::default(), |_| true);
+    assert!(outcome.commits == 1 && !committer.has_notes());
     (0..2 * NOTES_WAITING_MAX).for_each(|number| committer.note(note(number, 3)));
     let oldest = u32::try_from(NOTES_WAITING_MAX).unwrap();
     assert_eq!(take(&mut committer)[0], (oldest, 3), "the oldest are given up");

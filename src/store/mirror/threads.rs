@@ -26,6 +26,7 @@ use crate::base::limits::{STORE_BEHIND_SECS, STORE_MEMBER_QUEUE, STORE_MEMBER_TI
 use crate::disk::BlockDev;
 use crate::store::batch::{Batch, rows_max};
 use crate::store::dump::{self, DumpError};
+use crate::store::fill::Fill;
 use crate::store::member::{Member, MemberError, Snapshot};
 use crate::store::page::Stamp;
 use crate::store::region::Fuse;
@@ -38,6 +39,9 @@ const BEHIND_PATIENCE: Duration = Duration::from_secs(STORE_BEHIND_SECS);
 
 /// How long they wait in all for one that gets on, and never catches up: so many times as long as for one that hangs.
 const BEHIND_TIMES: u32 = 4;
+
+/// A transaction of a member that catches up should take about as long at most.
+const TRANSACTION_TIME: Duration = Duration::from_secs(1);
 
 /// To a member's thread.
 enum Order {
@@ -72,7 +76,7 @@ struct Link {
     rows_behind: usize,
     /// When it answered last.
     answered: Nanos,
-    /// How long commits have waited for it since it had all of them.
+    /// How long commits have waited for it since it was last far from being too far behind.
     held_up: Duration,
     fuse: Arc<Fuse>,
     thread: Option<JoinHandle<()>>,
@@ -111,6 +115,7 @@ pub struct MemberThreads {
     answers: Receiver<Answer>,
     rule: Rule,
     timeout: Duration,
+    queue: usize,
 }
 
 impl MemberThreads {
@@ -145,7 +150,7 @@ impl MemberThreads {
                 .spawn(move || run(index, disk, member, &receiver, &answer))?;
             links.push(Some(Link::new(status, orders, fuse, Some(thread))));
         }
-        Ok(MemberThreads { links, gone: Vec::new(), answer, answers, rule, timeout })
+        Ok(MemberThreads { links, gone: Vec::new(), answer, answers, rule, timeout, queue })
     }
 
     /// Those that have not left.
@@ -238,7 +243,7 @@ impl MemberThreads {
             Some(_) => {
                 link.rows_behind -= link.sent.pop_front().map_or(0, |sent| sent.rows);
                 link.answered = clock::now();
-                if link.sent.is_empty() {
+                if link.sent.len() <= self.queue / 2 && link.rows_behind <= STORE_ROWS_BEHIND_MAX / 2 {
                     link.held_up = Duration::ZERO;
                 }
             }
@@ -351,14 +356,16 @@ fn run<D: BlockDev + ?Sized + 'static>(
     if !tell(None, measured) {
         return;
     }
-    let rows_max = rows_max(member.region_len());
+    let mut pace = Pace::new(rows_max(member.region_len()));
     let mut next = None;
     while let Some(order) = next.take().or_else(|| orders.recv().ok()) {
         match order {
             Order::Apply(first) => {
-                let (batches, other) = take_batches(first, orders, rows_max);
+                let (batches, other) = take_batches(first, orders, pace.rows(member.fill()));
                 next = other;
+                let begun = clock::now();
                 let applied = member.apply_all(&batches);
+                pace.took(Duration::from_nanos(clock::now().since(begun)));
                 let status = status_of(disk, &member);
                 if let Err(error) = applied {
                     tell(Some(batches[0].stamp), Err(error));
@@ -375,6 +382,31 @@ fn run<D: BlockDev + ?Sized + 'static>(
                 let _ = answer.send(member.snapshot());
             }
         }
+    }
+}
+
+/// How many rows a member writes in one transaction. Nobody sees that it gets on before the transaction ends, so that must not take long.
+struct Pace {
+    rows: usize,
+    most: usize,
+}
+
+impl Pace {
+    /// Where it begins: a few commits of a guest.
+    const FIRST: usize = 64;
+
+    fn new(most: usize) -> Pace {
+        Pace { rows: Pace::FIRST.min(most), most }
+    }
+
+    /// So many rows may be put together. A transaction cannot use what it frees itself: where room is short, none are.
+    fn rows(&self, fill: Fill) -> usize {
+        if fill.used > fill.capacity / 4 * 3 { 0 } else { self.rows }
+    }
+
+    fn took(&mut self, time: Duration) {
+        let rows = if time < TRANSACTION_TIME { self.rows * 2 } else { self.rows / 2 };
+        self.rows = rows.clamp(1, self.most);
     }
 }
 

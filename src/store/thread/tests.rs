@@ -2,6 +2,7 @@ use std::sync::mpsc;
 
 use super::*;
 use crate::base::ids::ReactorId;
+use crate::base::limits::NOTES_PER_COMMIT_MAX;
 use crate::base::units::{BlockMask, ExtentIndex, Generation, Geometry, SlotIndex};
 use crate::disk::sim::{Fault, FaultKind, OpKind, SimDisk};
 use crate::placement::ReplicaSet;
@@ -11,6 +12,7 @@ use crate::store::change::ChangeKind;
 use crate::store::edit::EditFailed;
 use crate::store::member::tests::samples;
 use crate::store::mirror::threads::MemberThreads;
+use crate::store::note::NoteKind;
 use crate::store::open::{self, MemberPlace, OpenOptions};
 use crate::store::region::{REGION_LEN_MIN, RegionPlace};
 
@@ -256,4 +258,19 @@ fn how_far_the_store_is_durable_is_told_before_anybody_is_answered() {
     assert_eq!(told, Some(world.store.status().stamp));
     assert!(told.is_some_and(|stamp| stamp.commit > 0) && !world.store.status().pending);
     world.stop();
+}
+
+/// However many there are, and without anything else to commit; a stop that leaves some is no stop that leaves something of guests.
+#[test]
+fn a_stop_takes_all_notes_along() {
+    let world = World::new();
+    let count = u32::try_from(3 * NOTES_PER_COMMIT_MAX + 1).unwrap();
+    world.store.note((0..count).map(|number| Note::put(NoteKind::Events, number, b"said".to_vec())));
+    world.store.stop();
+    let World { disk, store, thread, .. } = world;
+    thread.join().unwrap();
+    assert!(!store.status().pending && !store.status().failed);
+    let options = OpenOptions { pool: POOL, total: 1, accept_stale: false, tuning: Default::default() };
+    let noted = open::open(places(&disk), &options).unwrap().notes(NoteKind::Events).unwrap();
+    assert_eq!(noted.len(), 3 * NOTES_PER_COMMIT_MAX + 1);
 }

@@ -250,6 +250,49 @@ fn a_member_that_is_behind_catches_up_with_many_commits_at_once() {
     assert_eq!(store.reopened(Some(0)), (1..BEHIND).collect::<Vec<_>>());
 }
 
+/// Short times in which a member was too far behind do not add up, if it caught up in between, though never with all.
+#[test]
+fn what_a_member_was_waited_for_is_forgotten_once_it_is_near_again() {
+    let timeout = Duration::from_millis(1000);
+    let mut store = Store::new(3, timeout, 4);
+    let mut vhd = 0;
+    let mut commit = |store: &mut Store| {
+        vhd += 1;
+        let applied = store.commit(vhd);
+        assert!(applied.committed && applied.dropped.is_empty(), "{vhd}: {applied:?}");
+    };
+    // Each time it is waited for as long as it hangs, which comes to more than what one is granted in all.
+    for _ in 0..16 {
+        store.disks[2].set_paused(true);
+        (0..4).for_each(|_| commit(&mut store));
+        let disk = store.disks[2].clone();
+        let waker = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            disk.set_paused(false);
+        });
+        commit(&mut store);
+        waker.join().unwrap();
+        while store.members.links[2].as_ref().unwrap().sent.len() > 1 {
+            let answer = store.members.answers.recv_timeout(LONG).unwrap();
+            store.members.take(answer, store.stamp, &mut DiskSet::default(), &mut Vec::new());
+        }
+    }
+}
+
+#[test]
+fn a_member_puts_as_much_together_as_it_gets_done_in_a_second() {
+    let (mut pace, empty) = (Pace::new(1000), Fill { used: 0, capacity: 100 });
+    let rows = [1, 1, 1, 5, 1, 5, 5, 5].map(|secs| {
+        pace.took(Duration::from_millis(secs * 300));
+        pace.rows(empty)
+    });
+    assert_eq!(rows, [128, 256, 512, 256, 512, 256, 128, 64]);
+    (0..20).for_each(|_| pace.took(Duration::ZERO));
+    assert_eq!(pace.rows(empty), 1000);
+    (0..20).for_each(|_| pace.took(Duration::from_secs(60)));
+    assert_eq!((pace.rows(empty), pace.rows(Fill { used: 76, capacity: 100 })), (1, 0));
+}
+
 /// Memory for what a member has still to do has an end.
 #[test]
 fn commits_wait_for_a_member_with_too_many_rows_to_do() {
