@@ -151,6 +151,8 @@ pub enum ReactorMessage {
         /// Whether the extent has a slot, or its page an intent, now.
         result: Result<(), AllocateError>,
     },
+    /// There may be room on a disk for whoever waits first on this reactor.
+    Room,
     /// Answer to [`OwnerRequest::Free`].
     Freed {
         /// The request.

@@ -7,6 +7,7 @@ use super::failure::Failure;
 use crate::base::ids::{DiskId, ReactorId};
 use crate::base::limits::REACTORS_MAX;
 use crate::metrics::{IoMetrics, IoMetricsSet};
+use crate::qos::shares::Shares;
 
 /// Number of a sync of one host disk, counted in the order in which they begin. 0 comes before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,6 +82,8 @@ pub struct DiskState {
     progress: Box<[Progress]>,
     /// What the mover has in flight.
     pub copying: Progress,
+    /// How VHDs share it.
+    pub shares: Shares,
     sync_begun: AtomicU64,
     sync_done: AtomicU64,
     failed: Arc<Failure>,
@@ -108,6 +111,7 @@ impl DiskState {
             copy_metrics: IoMetrics::default(),
             progress: (0..REACTORS_MAX).map(|_| Progress::default()).collect(),
             copying: Progress::default(),
+            shares: Shares::new(REACTORS_MAX),
             sync_begun: AtomicU64::new(0),
             sync_done: AtomicU64::new(0),
             failed: Arc::default(),

@@ -12,6 +12,8 @@ use crate::base::units::{ExtentIndex, Geometry};
 use crate::metrics::IoMetricsSet;
 use crate::placement::ReplicaState;
 use crate::placement::view::VhdMap;
+use crate::qos::CurrentShare;
+use crate::qos::shares::Account;
 
 /// What is fixed while a VHD is served.
 #[derive(Clone, Debug)]
@@ -48,6 +50,8 @@ pub struct VhdState {
     pub last_active: LastActive,
     /// What it is limited to.
     pub limits: VhdLimits,
+    /// Its part of disks that others want, too.
+    pub share: CurrentShare,
     size: AtomicU64,
     needs_sync: [AtomicU64; DISKS_MAX],
     /// As `needs_sync`, for copies that moves are sealing, and for disks that the VHD has left.
@@ -56,6 +60,7 @@ pub struct VhdState {
     copier_waits: AtomicU64,
     pending_changes: AtomicU64,
     claim_waiters: AtomicU64,
+    accounts: [Account; DISKS_MAX],
     deleted: AtomicBool,
 }
 
@@ -71,12 +76,14 @@ impl VhdState {
             checksum_errors: AtomicU64::new(0),
             last_active: LastActive::default(),
             limits: VhdLimits::default(),
+            share: CurrentShare::default(),
             size: AtomicU64::new(size),
             needs_sync: [const { AtomicU64::new(0) }; DISKS_MAX],
             copies_need_sync: [const { AtomicU64::new(0) }; DISKS_MAX],
             copier_waits: AtomicU64::new(0),
             pending_changes: AtomicU64::new(0),
             claim_waiters: AtomicU64::new(0),
+            accounts: std::array::from_fn(|_| Account::default()),
             deleted: AtomicBool::new(false),
         }
     }
@@ -92,6 +99,12 @@ impl VhdState {
     #[must_use]
     pub fn id(&self) -> VhdId {
         self.settings.id
+    }
+
+    /// What it has had of a disk.
+    #[must_use]
+    pub fn account(&self, disk: DiskId) -> &Account {
+        &self.accounts[disk.index()]
     }
 
     /// Bytes that a guest may address now. A request is checked once against what this says when it is parsed: until the VHD is

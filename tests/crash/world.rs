@@ -435,6 +435,7 @@ impl World {
             ReactorMessage::ClaimReleased { vhd } => PipelineMessage::ClaimReleased { vhd },
             ReactorMessage::CopyDropped { by, disk, ok } => PipelineMessage::CopyDropped { by, disk, ok },
             ReactorMessage::Turn => PipelineMessage::Turn,
+            ReactorMessage::Room => return true,
             ReactorMessage::DiskFailed { disk } => PipelineMessage::DiskFailed { disk },
             ReactorMessage::Fence { fence, disk } => PipelineMessage::Fence { fence, disk },
             ReactorMessage::RemoveDisk { disk } => {

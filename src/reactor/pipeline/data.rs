@@ -95,7 +95,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             self.slots.request_mut(slot).fail(Status::IoError);
             return Step::Again;
         };
-        if let Some(parked) = self.park_unless_room(slot, std::iter::once(replica)) {
+        if let Some(parked) = self.park_unless_room(slot, std::iter::once(replica), chunk.len) {
             return parked;
         }
         if self.is_checked(slot) {
@@ -161,7 +161,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 
     /// Writes to blocks that are all present.
     pub(super) fn write_present(&mut self, slot: RequestSlot, chunk: Chunk, seen: Lookup, fill: Fill) -> Step {
-        if let Some(parked) = self.park_unless_room(slot, written_replicas(seen.replicas)) {
+        if let Some(parked) = self.park_unless_room(slot, written_replicas(seen.replicas), chunk.len) {
             return parked;
         }
         self.write_piece(slot, Plan::unclaimed(chunk, seen, fill))
@@ -169,7 +169,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 
     /// Writes to blocks some of which are `absent`: claims those, and pads with zeros to their borders.
     fn write_first(&mut self, slot: RequestSlot, mut chunk: Chunk, seen: Lookup, mut absent: BlockMask) -> Step {
-        if let Some(parked) = self.park_unless_room(slot, written_replicas(seen.replicas)) {
+        if let Some(parked) = self.park_unless_room(slot, written_replicas(seen.replicas), chunk.len) {
             return parked;
         }
         let vhd = self.slots.request(slot).vhd();
@@ -307,6 +307,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 
     pub(super) fn submit(&mut self, piece: PieceSlot, disk: DiskId, offset: u64) {
         let purpose = Purpose::Transfer { piece, epoch: self.fences[disk.index()].enter() };
+        let bytes = self.buffers.iter().map(|b| b.len as u64).sum();
+        let request = self.slots.piece_mut(piece).request;
+        let work = self.begin_operation(request, disk, bytes);
         let state = self.slots.piece_mut(piece);
         state.outstanding += 1;
         let (op, kind) = if state.is_write && !state.filling {
@@ -314,9 +317,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         } else {
             (Op::Read { disk, offset, buffers: &self.buffers }, IoKind::Read)
         };
-        let bytes = self.buffers.iter().map(|b| b.len as u64).sum();
         let is_copy = kind == IoKind::Write && state.replicas.on(disk).is_some_and(|replica| replica.state.is_moving());
-        let tag = self.slots.add_operation(Operation { disk, purpose, kind, bytes, begun: self.now, is_copy });
+        let tag = self.slots.add_operation(Operation { disk, purpose, kind, bytes, begun: self.now, is_copy, work });
         // SAFETY: the buffers are guest memory, which the ring keeps mapped until the request has finished; the zero
         // buffer, which lives as long as the pipeline; or a bounce buffer, which the piece owns until its completion.
         unsafe { self.engine.submit(op, tag) }.expect("room in the engine was checked");

@@ -45,7 +45,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     }
 
     pub(super) fn write_emulated(&mut self, slot: RequestSlot, chunk: Chunk, seen: Lookup, fill: Fill) -> Step {
-        if let Some(parked) = self.park_unless_room(slot, written_replicas(seen.replicas)) {
+        if let Some(parked) = self.park_unless_room(slot, written_replicas(seen.replicas), chunk.len) {
             return parked;
         }
         let disk_block = self.written_unit(slot, seen.replicas);

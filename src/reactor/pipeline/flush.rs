@@ -4,6 +4,7 @@ use crate::base::clock::Nanos;
 use crate::base::ids::DiskId;
 use crate::engine::{Engine, IoError, Op};
 use crate::metrics::IoKind;
+use crate::qos::shares::Work;
 use crate::reactor::messages::{Outbox, OwnerRequest};
 use crate::shared::disk::SyncNumber;
 use crate::store::change::CommitRequest;
@@ -89,7 +90,15 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         // Numbered before it is submitted: what completes from here on is not covered by it.
         let number = self.disk(id).begin_sync();
         let purpose = Purpose::Sync { number };
-        let operation = Operation { disk: id, purpose, kind: IoKind::Flush, bytes: 0, begun: self.now, is_copy: false };
+        let operation = Operation {
+            disk: id,
+            purpose,
+            kind: IoKind::Flush,
+            bytes: 0,
+            begun: self.now,
+            is_copy: false,
+            work: Work::default(),
+        };
         let tag = self.slots.add_operation(operation);
         // SAFETY: a sync has no buffers.
         unsafe { self.engine.submit(Op::Sync { disk: id }, tag) }.expect("room in the engine was checked");

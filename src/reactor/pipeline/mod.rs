@@ -8,6 +8,7 @@
 //! * `clear`: discard and write-zeroes. `flush`: syncs and commits.
 //! * `moving`: writes to extents that have several copies. `hung`: when one of them does not answer.
 //! * `failover`: reads that another replica has to answer.
+//! * `park`: waiting. `turns`: for room on a disk that VHDs share.
 //! * `gather`: from a byte range of a request to buffers; pure.
 //!
 //! A request is a cursor over what it asks for. Each step looks up the extent under the cursor and submits one *piece* (one
@@ -27,6 +28,7 @@ mod park;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod verify;
 
 use std::collections::VecDeque;
@@ -286,7 +288,8 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             self.complete(completion);
         }
         progress |= self.resume_ready();
-        self.resume_waiting() || progress
+        progress |= self.resume_waiting();
+        self.announce_turns() || progress
     }
 
     /// The next request that is done.
@@ -337,8 +340,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             };
             match step {
                 Step::Again => {}
-                Step::Parked => return,
+                Step::Parked => return self.leave_room(slot),
                 Step::Exhausted => {
+                    self.drop_turn(slot);
                     if self.slots.request(slot).outstanding > 0 {
                         return;
                     }
@@ -401,6 +405,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let ok = completion.result.is_ok();
         self.disk(disk).metrics.of(self.id).record(operation.kind, operation.bytes, latency_ns, ok);
         self.parking.operation_done(disk);
+        self.end_operation(disk, operation.work);
         self.disk(disk).progress_of(self.id).completed();
         match operation.purpose {
             Purpose::Sync { number } => self.sync_done(disk, number, completion.result),

@@ -22,7 +22,7 @@ use super::{Pipeline, Step};
 
 impl<E: Engine, O: Outbox> Pipeline<E, O> {
     pub(super) fn write_claimed(&mut self, slot: RequestSlot, mut chunk: Chunk, seen: Lookup, fill: Fill) -> Step {
-        if let Some(parked) = self.park_unless_room(slot, written_replicas(seen.replicas)) {
+        if let Some(parked) = self.park_unless_room(slot, written_replicas(seen.replicas), chunk.len) {
             return parked;
         }
         if fill == Fill::Guest && self.needs_bounce(slot, chunk, seen.replicas) {

@@ -6,11 +6,13 @@ use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::{DISK_IN_FLIGHT_MAX, DISKS_MAX};
 use crate::engine::Engine;
 use crate::placement::{Replica, ReplicaState};
+use crate::qos::shares::Turn;
 use crate::reactor::messages::{AllocateError, Outbox, OwnerRequest, ReactorMessage};
 use crate::shared::VhdState;
 use crate::virtio::request::Status;
 
 use super::slots::RequestSlot;
+use super::turns::Line;
 use super::{Pipeline, Step};
 
 /// Queues of waiting requests.
@@ -22,12 +24,16 @@ pub(super) struct Parking {
     /// Wait for a slot of the engine.
     on_engine: VecDeque<RequestSlot>,
     /// Wait until a disk may have more operations in flight.
-    on_disk: [VecDeque<RequestSlot>; DISKS_MAX],
+    on_disk: [Line; DISKS_MAX],
     /// Wait until a disk may have more bounce buffers.
     on_bounce: [VecDeque<RequestSlot>; DISKS_MAX],
     /// Disks that somebody may wait for in one of the two.
     waited_for: DiskSet,
     in_flight: [usize; DISKS_MAX],
+    /// Disks in whose lines something has changed, or on which something has ended, and nobody else has been told.
+    unannounced: DiskSet,
+    /// For [`Pipeline::resume_disk_waiters`].
+    everybody: Vec<RequestSlot>,
 }
 
 impl Parking {
@@ -36,10 +42,12 @@ impl Parking {
             ready: VecDeque::new(),
             on_claim: Vec::new(),
             on_engine: VecDeque::new(),
-            on_disk: [const { VecDeque::new() }; DISKS_MAX],
+            on_disk: std::array::from_fn(|_| Line::default()),
             on_bounce: [const { VecDeque::new() }; DISKS_MAX],
             waited_for: DiskSet::default(),
             in_flight: [0; DISKS_MAX],
+            unannounced: DiskSet::default(),
+            everybody: Vec::new(),
         }
     }
 
@@ -48,6 +56,7 @@ impl Parking {
         self.ready.reserve(requests);
         self.on_claim.reserve(requests);
         self.on_engine.reserve(requests);
+        self.everybody.reserve(requests);
     }
 
     /// The same for what they wait for on one disk.
@@ -56,9 +65,9 @@ impl Parking {
         self.on_bounce[disk.index()].reserve(requests);
     }
 
-    /// Whether a request waits for the next poll.
+    /// Whether something waits for the next poll.
     pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || !self.unannounced.is_empty()
     }
 
     /// Whether the disk may have one more operation in flight, when the engine has `free` slots: only while it has fewer
@@ -77,6 +86,29 @@ impl Parking {
         self.in_flight[disk.index()]
     }
 
+    pub fn line(&self, disk: DiskId) -> &Line {
+        &self.on_disk[disk.index()]
+    }
+
+    pub fn line_mut(&mut self, disk: DiskId) -> &mut Line {
+        self.unannounced.insert(disk);
+        &mut self.on_disk[disk.index()]
+    }
+
+    /// Notes who is published as the first in the line of a disk; who was before.
+    pub fn say_first(&mut self, disk: DiskId, first: Option<Turn>) -> Option<Turn> {
+        self.on_disk[disk.index()].say(first)
+    }
+
+    /// An operation that counted has ended on the disk.
+    pub fn note_ended(&mut self, disk: DiskId) {
+        self.unannounced.insert(disk);
+    }
+
+    pub fn take_unannounced(&mut self) -> DiskSet {
+        std::mem::take(&mut self.unannounced)
+    }
+
     pub fn operation_begun(&mut self, disk: DiskId) {
         self.in_flight[disk.index()] += 1;
     }
@@ -92,12 +124,13 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.engine.available() >= count && self.slots.operations_free() >= count && self.slots.pieces_free() > 0
     }
 
-    /// Parks the request unless the engine and every disk that works take one more operation; fails it if no replica is in sync on
-    /// a disk that works.
+    /// Parks the request unless the engine and every disk that works take one more operation, of so many bytes; fails it if no replica
+    /// is in sync on a disk that works.
     pub(super) fn park_unless_room(
         &mut self,
         slot: RequestSlot,
         replicas: impl Iterator<Item = Replica> + Clone,
+        bytes: u64,
     ) -> Option<Step> {
         let count = replicas.clone().count();
         let works = |r: &Replica| !self.disk(r.disk).is_failed();
@@ -111,9 +144,11 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             return Some(self.park_on_engine(slot));
         }
         let free = self.slots.operations_free();
-        let full = replicas.filter(works).map(|r| r.disk).find(|&disk| !self.parking.disk_has_room(disk, free))?;
-        self.parking.on_disk[full.index()].push_back(slot);
-        Some(self.park_for_disk(slot, full))
+        let disks: DiskSet = replicas.filter(works).map(|r| r.disk).collect();
+        if let Some(full) = disks.iter().find(|&disk| !self.parking.disk_has_room(disk, free)) {
+            return Some(self.park_in_line(slot, full, bytes));
+        }
+        self.park_unless_turn(slot, disks, bytes)
     }
 
     /// Parks the request unless every disk may take a bounce buffer.
@@ -125,7 +160,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         Some(self.park_for_disk(slot, full))
     }
 
-    fn park_for_disk(&mut self, slot: RequestSlot, disk: DiskId) -> Step {
+    pub(super) fn park_for_disk(&mut self, slot: RequestSlot, disk: DiskId) -> Step {
         self.parking.waited_for.insert(disk);
         self.park(slot)
     }
@@ -155,12 +190,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         }
         for disk in self.parking.waited_for.iter() {
             let index = disk.index();
-            for _ in 0..self.parking.on_disk[index].len() {
-                if !self.parking.disk_has_room(disk, self.slots.operations_free()) {
-                    break;
-                }
-                any |= self.resume_front(|parking| &mut parking.on_disk[index]);
-            }
+            any |= self.resume_line(disk);
             for _ in 0..self.parking.on_bounce[index].len() {
                 if !self.bounce.has_room(disk) && !self.disk(disk).is_failed() {
                     break;
@@ -174,13 +204,30 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         any
     }
 
+    /// Steps those whose turn it is in the line of a disk. Returns whether anybody got further.
+    pub(super) fn resume_line(&mut self, disk: DiskId) -> bool {
+        let mut any = false;
+        for _ in 0..self.parking.line(disk).len() {
+            let has_room = self.parking.disk_has_room(disk, self.slots.operations_free());
+            if !has_room || !self.is_turn_of_first(disk) {
+                break;
+            }
+            let Some(slot) = self.parking.line_mut(disk).pop() else { break };
+            let others = self.parking.line(disk).len();
+            self.resume(slot);
+            any |= self.parking.line(disk).len() == others;
+        }
+        any
+    }
+
     /// Steps everybody who waits for room on a disk, once.
     pub(super) fn resume_disk_waiters(&mut self) {
         for disk in self.parking.waited_for.iter() {
             let index = disk.index();
-            for _ in 0..self.parking.on_disk[index].len() {
-                self.resume_front(|parking| &mut parking.on_disk[index]);
-            }
+            let mut everybody = std::mem::take(&mut self.parking.everybody);
+            self.parking.line_mut(disk).take_all(&mut everybody);
+            everybody.drain(..).for_each(|slot| self.resume(slot));
+            self.parking.everybody = everybody;
             for _ in 0..self.parking.on_bounce[index].len() {
                 self.resume_front(|parking| &mut parking.on_bounce[index]);
             }

@@ -9,6 +9,7 @@ use crate::base::units::{BlockMask, ExtentIndex, Generation};
 use crate::engine::OpTag;
 use crate::metrics::IoKind;
 use crate::placement::ReplicaSet;
+use crate::qos::shares::Work;
 use crate::shared::VhdState;
 use crate::shared::disk::{SyncNumber, SyncPoint};
 use crate::virtio::request::{Request, RequestKind, Status};
@@ -16,10 +17,11 @@ use crate::virtio::request::{Request, RequestKind, Status};
 use super::Token;
 use super::bounce::BounceBuffer;
 use super::data::Fill;
+use super::turns::Taken;
 use super::verify::Whole;
 
 /// A slot for one guest request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestSlot(u32);
 
 /// A slot for one piece.
@@ -85,6 +87,8 @@ pub(super) struct RequestState {
     pub careful: bool,
     /// The kernel has found some of the guest's buffers missing.
     pub memory_lost: bool,
+    /// Its turn on a disk that is shared out.
+    pub turn: Option<Taken>,
     /// Distinguishes uses of the slot, so that a late answer meets nobody.
     sequence: u32,
     used: bool,
@@ -113,6 +117,7 @@ impl RequestState {
             avoid: None,
             careful: false,
             memory_lost: false,
+            turn: None,
             sequence: 0,
             used: false,
         }
@@ -120,7 +125,7 @@ impl RequestState {
 
     /// Makes a prepared request current.
     pub fn begin(&mut self, vhd: Arc<VhdState>, writethrough: bool, token: Token, now: Nanos) {
-        assert!(self.used && self.vhd.is_none());
+        assert!(self.used && self.vhd.is_none() && self.turn.is_none());
         self.vhd = Some(vhd);
         self.token = token;
         self.started = now;
@@ -244,6 +249,8 @@ pub(super) struct Operation {
     pub begun: Nanos,
     /// A write to a copy that a move is making.
     pub is_copy: bool,
+    /// What the disk counts it as; nothing if it is not shared out.
+    pub work: Work,
 }
 
 /// What an engine operation is for.

@@ -281,6 +281,8 @@ impl<O: Outbox> Reactor<O> {
                 let _ = answer.try_send(());
                 return;
             }
+            // The pipeline looks in every turn.
+            ReactorMessage::Room => return,
             ReactorMessage::Shutdown => {
                 self.leaving = true;
                 return self.rings.leave();

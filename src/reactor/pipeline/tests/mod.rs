@@ -8,5 +8,6 @@ mod model;
 mod moving;
 mod replicas;
 mod threads;
+mod turns;
 mod waiting;
 mod world;

@@ -6,7 +6,10 @@
 use std::sync::atomic::Ordering;
 
 use super::world::{EXTENT, Guest, Options, World};
+use crate::base::clock::Nanos;
 use crate::base::rng::Rng;
+use crate::qos::shares::Work;
+use crate::qos::{Priority, Share, Weight};
 use crate::reactor::pipeline::Token;
 use crate::virtio::request::{RequestKind, Status};
 
@@ -25,10 +28,12 @@ struct Run {
     model: Vec<u8>,
     flights: Vec<Flight>,
     reactors: usize,
+    /// Now and then the disks are shared out in another way, or not at all.
+    shared: bool,
 }
 
 impl Run {
-    fn new(seed: u64) -> Run {
+    fn new(seed: u64, shared: bool) -> Run {
         let mut rng = Rng::new(seed);
         let reactors = if rng.chance(1, 2) { 1 } else { 2 };
         let options = Options {
@@ -42,7 +47,7 @@ impl Run {
             ..Options::default()
         };
         let model = vec![0; usize::try_from(EXTENT * 3).unwrap()];
-        Run { world: World::new(&options), rng, model, flights: Vec::new(), reactors }
+        Run { world: World::new(&options), rng, model, flights: Vec::new(), reactors, shared }
     }
 
     fn choose_range(&mut self) -> std::ops::Range<u64> {
@@ -120,8 +125,27 @@ impl Run {
         }
     }
 
+    fn share(&mut self) {
+        for i in 0..self.world.disks.len() {
+            let window = [1, Work::of(4096).0 * 2, Work::of(65536).0 * 2, u64::MAX][self.rng.index(4)];
+            let shares = &self.world.disks[i].shares;
+            if self.rng.chance(1, 4) {
+                shares.switch(!shares.is_on());
+            }
+            shares.set_window(Work(window));
+        }
+        let weight = 1 + u32::try_from(self.rng.below(200)).unwrap();
+        self.world.vhd.share.set(Share::new(Weight::new(weight).unwrap(), Priority::Normal));
+        for pipeline in &mut self.world.pipelines {
+            pipeline.poll(Nanos(0));
+        }
+    }
+
     fn run(mut self) {
-        for _ in 0..400 {
+        for i in 0..400 {
+            if self.shared && i % 50 == 0 {
+                self.share();
+            }
             match self.rng.below(5) {
                 0..2 => self.begin(),
                 2 if self.rng.chance(1, 8) => {
@@ -142,6 +166,8 @@ impl Run {
         assert!(self.flights.is_empty());
         let all = self.world.read(0, self.model.len());
         assert!(all == self.model, "the disk differs from the model");
+        assert!(self.world.disks.iter().all(|disk| disk.shares.in_flight() == Work(0)));
+        assert!(self.world.disks.iter().all(|disk| disk.shares.first_elsewhere(usize::MAX).is_none()));
     }
 }
 
@@ -151,6 +177,16 @@ fn random_requests_behave_like_an_array() {
     let count: u64 = std::env::var("SPANBLK_SEEDS").map_or(300, |s| s.parse().expect("SPANBLK_SEEDS is a number"));
     for seed in first..first + count {
         println!("seed {seed}: SPANBLK_SEED={seed} SPANBLK_SEEDS=1 cargo test --lib random_requests_behave");
-        Run::new(seed).run();
+        Run::new(seed, false).run();
+    }
+}
+
+#[test]
+fn so_they_do_on_disks_that_are_shared_out() {
+    let first: u64 = std::env::var("SPANBLK_SEED").map_or(1, |s| s.parse().expect("SPANBLK_SEED is a number"));
+    let count: u64 = std::env::var("SPANBLK_SEEDS").map_or(300, |s| s.parse().expect("SPANBLK_SEEDS is a number"));
+    for seed in first..first + count {
+        println!("seed {seed}: SPANBLK_SEED={seed} SPANBLK_SEEDS=1 cargo test --lib so_they_do_on_disks");
+        Run::new(seed, true).run();
     }
 }

@@ -13,6 +13,7 @@ use crate::base::units::{ExtentIndex, Geometry, SlotIndex};
 use crate::engine::{Buffer, Completion, Engine, EngineFull, IoError, Op, OpTag};
 use crate::placement::ReplicaSet;
 use crate::placement::view::VhdMap;
+use crate::qos::shares::Work;
 use crate::reactor::messages::{Outbox, OwnerRequest, ReactorMessage};
 use crate::reactor::pipeline::{Finished, Pipeline, PipelineMessage, RequestSlot, Token};
 use crate::shared::{DiskState, VhdSettings, VhdState};
@@ -284,18 +285,47 @@ impl World {
         }
     }
 
+    /// Shares the disks out, with so much in flight on each.
+    pub fn share(&self, window: Work) {
+        for disk in &self.disks {
+            disk.shares.switch(true);
+            disk.shares.set_window(window);
+        }
+    }
+
     fn begin(&mut self, reactor: usize, writethrough: bool, fill: impl FnOnce(&mut Request)) -> Token {
+        let vhd = Arc::clone(&self.vhd);
+        self.begin_of(&vhd, reactor, writethrough, fill)
+    }
+
+    fn begin_of(
+        &mut self,
+        vhd: &Arc<VhdState>,
+        reactor: usize,
+        writethrough: bool,
+        fill: impl FnOnce(&mut Request),
+    ) -> Token {
         let pipeline = &mut self.pipelines[reactor];
         let slot: RequestSlot = pipeline.prepare().expect("reserved");
         fill(pipeline.request_mut(slot));
         self.next_token += 1;
         let token = Token(self.next_token);
-        pipeline.start(slot, &self.vhd, writethrough, token, Nanos(0));
+        pipeline.start(slot, vhd, writethrough, token, Nanos(0));
         token
     }
 
     pub fn start(&mut self, reactor: usize, kind: RequestKind, guest: &Guest) -> Token {
         self.start_as(reactor, kind, guest, false)
+    }
+
+    /// A read or write of another VHD on the same disks.
+    pub fn start_of(&mut self, vhd: &Arc<VhdState>, reactor: usize, kind: RequestKind, guest: &Guest) -> Token {
+        let segments = guest.segments.clone();
+        self.in_use.push(Rc::clone(&guest.memory));
+        self.begin_of(vhd, reactor, false, |request| {
+            request.reset(kind);
+            assert!(segments.iter().all(|s| request.push_segment(*s)));
+        })
     }
 
     pub fn start_as(&mut self, reactor: usize, kind: RequestKind, guest: &Guest, writethrough: bool) -> Token {
@@ -420,8 +450,11 @@ impl World {
     /// Delivers one message between reactors.
     pub fn deliver(&mut self) -> bool {
         let Some((reactor, message)) = self.mail.borrow_mut().reactors.pop_front() else { return false };
-        let ReactorMessage::ClaimReleased { vhd } = message else { panic!("reactors say nothing else to each other") };
-        self.tell(reactor, PipelineMessage::ClaimReleased { vhd });
+        match message {
+            ReactorMessage::ClaimReleased { vhd } => self.tell(reactor, PipelineMessage::ClaimReleased { vhd }),
+            ReactorMessage::Room => _ = self.pipelines[usize::from(reactor.0)].poll(Nanos(0)),
+            _ => panic!("reactors say nothing else to each other"),
+        }
         true
     }
 
@@ -463,7 +496,8 @@ impl World {
                 return true;
             }
         }
-        false
+        // A reactor that looks may tell another one to, or submit something and wait again.
+        self.deliver() || (0..count).any(|reactor| !self.movable(reactor).is_empty())
     }
 
     /// The fences that the owner was told of and has not looked at.

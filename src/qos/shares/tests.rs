@@ -1,0 +1,178 @@
+//! Turns and room, step by step. What they come to under load: [`crate::qos::sim`].
+
+use super::*;
+use crate::qos::{Priority, Weight};
+
+const UNIT: Work = Work(64);
+
+/// What the work of [`UNIT`] takes at weight 1.
+const STEP: u64 = BYTE * UNIT.0 / 10;
+
+fn share(weight: u32) -> Share {
+    Share::new(Weight::new(weight).unwrap(), Priority::Normal)
+}
+
+fn turn(shares: &Shares, account: &Account, weight: u32) -> Turn {
+    shares.take_turn(account, share(weight), UNIT)
+}
+
+fn disk(window: u64) -> Shares {
+    let shares = Shares::new(3);
+    shares.switch(true);
+    shares.set_window(Work(window * UNIT.0));
+    shares
+}
+
+#[test]
+fn turns_follow_weights() {
+    let shares = disk(100);
+    let (light, heavy) = (Account::default(), Account::default());
+    let turns = |account, weight| -> Vec<u64> { (0..4).map(|_| turn(&shares, account, weight).0).collect() };
+    let light = turns(&light, 1);
+    let heavy = turns(&heavy, 2);
+    assert_eq!(light, [0, STEP, 2 * STEP, 3 * STEP]);
+    assert_eq!(heavy, [0, STEP / 2, STEP / 2 * 2, STEP / 2 * 3]);
+}
+
+#[test]
+fn who_was_idle_begins_now_and_has_saved_up_nothing() {
+    let shares = disk(100);
+    let (busy, idle) = (Account::default(), Account::default());
+    for _ in 0..10 {
+        let turn = turn(&shares, &busy, 1);
+        assert!(shares.begin(0, turn, UNIT));
+    }
+    assert_eq!(turn(&shares, &idle, 1), Turn(9 * STEP));
+}
+
+#[test]
+fn the_window_holds_who_has_had_his_share_and_nobody_else() {
+    let shares = disk(2);
+    let (busy, late) = (Account::default(), Account::default());
+    let begin = |account| shares.begin(0, turn(&shares, account, 1), UNIT);
+    assert!(begin(&busy));
+    assert!(begin(&busy));
+    assert!(!begin(&busy));
+    assert!(begin(&late), "it has had nothing yet");
+    assert!(!begin(&late));
+    (0..3).for_each(|_| shares.end(UNIT));
+    assert_eq!(shares.in_flight(), Work(0));
+}
+
+#[test]
+fn an_operation_larger_than_the_window_goes_alone() {
+    let shares = disk(2);
+    let account = Account::default();
+    let large = Work(1000 * UNIT.0);
+    assert!(shares.begin(0, shares.take_turn(&account, Share::default(), large), large));
+    assert!(!shares.begin(0, shares.take_turn(&account, Share::default(), large), large));
+    shares.end(large);
+    assert!(shares.begin(0, shares.take_turn(&account, Share::default(), large), large));
+}
+
+#[test]
+fn threads_do_not_overtake_one_another() {
+    let shares = disk(1);
+    let (a, b) = (Account::default(), Account::default());
+    let first = turn(&shares, &a, 1);
+    assert!(shares.begin(0, first, UNIT));
+    // Another one waits on thread 2; a later one on thread 1 finds room, and leaves it.
+    let waits = turn(&shares, &a, 1);
+    shares.publish(2, None, Some(waits));
+    let later = Turn(waits.0 + 1);
+    assert!(!shares.begin(2, waits, UNIT));
+    shares.end(UNIT);
+    assert_eq!(shares.first_elsewhere(0), Some((2, waits)));
+    assert_eq!(shares.waiting().collect::<Vec<_>>(), [2]);
+    assert!(!shares.begin(1, later, UNIT));
+    assert!(shares.begin(2, waits, UNIT));
+    shares.publish(2, Some(waits), None);
+    assert_eq!(shares.first_elsewhere(0), None);
+    // An earlier one need not look at who waits elsewhere.
+    shares.publish(1, None, Some(later));
+    assert!(shares.begin(0, turn(&shares, &b, 1), UNIT));
+}
+
+#[test]
+fn a_turn_that_is_given_back_costs_nothing() {
+    let shares = disk(1);
+    let account = Account::default();
+    let first = turn(&shares, &account, 7);
+    shares.give_back_turn(&account, share(7), UNIT);
+    assert_eq!(turn(&shares, &account, 7), first);
+}
+
+#[test]
+fn what_waited_elsewhere_counts_here() {
+    let shares = disk(1);
+    let account = Account::default();
+    shares.begin_anyway(turn(&shares, &account, 1), UNIT);
+    shares.begin_anyway(turn(&shares, &account, 1), UNIT);
+    assert_eq!(shares.take_peak(), Work(2 * UNIT.0));
+    shares.end(UNIT);
+    assert!(!shares.begin(0, turn(&shares, &account, 1), UNIT));
+    assert_eq!(shares.take_peak(), Work(2 * UNIT.0));
+    assert_eq!(shares.take_peak(), UNIT);
+}
+
+#[test]
+fn the_end_of_virtual_time_stops_nobody() {
+    let shares = disk(1);
+    let account = Account::default();
+    let whole = Work(u64::MAX);
+    let _ = shares.take_turn(&account, share(1), whole);
+    for _ in 0..3 {
+        let turn = turn(&shares, &account, 1);
+        assert_eq!(turn, Turn(u64::MAX));
+        assert!(shares.begin(0, turn, UNIT));
+    }
+    assert!(shares.begin(0, turn(&shares, &Account::default(), 1), UNIT));
+}
+
+/// Threads that begin, wait and wake as reactors do: nobody waits for ever, and the window holds.
+#[test]
+fn nobody_is_forgotten() {
+    const THREADS: usize = 3;
+    const OPERATIONS: usize = 20_000;
+    let shares = disk(2);
+    let accounts: Vec<Account> = (0..THREADS).map(|_| Account::default()).collect();
+    let wakes: Vec<AtomicU32> = (0..THREADS).map(|_| AtomicU32::new(0)).collect();
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (shares, accounts, wakes) = (&shares, &accounts, &wakes);
+            scope.spawn(move || {
+                let wake_first = || {
+                    if let Some(other) = shares.call_first(thread) {
+                        wakes[other].fetch_add(1, Ordering::SeqCst);
+                    }
+                };
+                for _ in 0..OPERATIONS {
+                    let turn = turn(shares, &accounts[thread], 1);
+                    let mut said = None;
+                    while !shares.begin(thread, turn, UNIT) {
+                        let seen = wakes[thread].load(Ordering::SeqCst);
+                        shares.publish(thread, said, Some(turn));
+                        said = Some(turn);
+                        if shares.begin(thread, turn, UNIT) {
+                            break;
+                        }
+                        // Whoever comes first elsewhere may not know that there is room.
+                        wake_first();
+                        while wakes[thread].load(Ordering::SeqCst) == seen {
+                            std::thread::yield_now();
+                        }
+                    }
+                    if said.is_some() {
+                        shares.publish(thread, said, None);
+                        wake_first();
+                    }
+                    assert!(shares.in_flight().0 <= (2 + THREADS as u64) * UNIT.0);
+                    shares.end(UNIT);
+                    wake_first();
+                }
+            });
+        }
+    });
+    assert_eq!(shares.in_flight(), Work(0));
+    assert_eq!(shares.first_elsewhere(THREADS), None);
+}

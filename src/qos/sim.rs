@@ -1,0 +1,364 @@
+//! Shares and windows on modelled disks, in virtual time: what clients get, what is lost, how long they wait.
+//!
+//! Clients are spread over two threads, each with its own queue, as reactors are. `cargo test --lib qos::sim -- --nocapture` prints what came
+//! of each case.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use super::shares::{Account, Shares, Turn, Work};
+use super::window::{Counted, Window};
+use super::{Priority, Share, Weight};
+use crate::base::clock::Nanos;
+use crate::base::rng::Rng;
+
+const THREADS: usize = 2;
+const LOOK_NS: u64 = 20_000_000;
+/// A client that wanted something so lately counts.
+const LATELY_NS: u64 = 2_000_000_000;
+
+/// A disk: some operations at a time, each taking `service_ns` more or less, then one after the other for `serial_ns`.
+#[derive(Clone)]
+struct Model {
+    name: &'static str,
+    channels: usize,
+    service_ns: u64,
+    /// More or less by so much, in percent.
+    jitter: u64,
+    serial_ns: u64,
+    /// The same for each byte, in picoseconds.
+    byte_ps: u64,
+    /// Simulated milliseconds: half of it until things have settled.
+    millis: u64,
+}
+
+const THROTTLED: Model = Model {
+    name: "throttled",
+    channels: 64,
+    service_ns: 100_000,
+    jitter: 20,
+    serial_ns: 50_000,
+    byte_ps: 0,
+    millis: 8_000,
+};
+const SATA: Model =
+    Model { name: "sata", channels: 32, service_ns: 330_000, jitter: 60, serial_ns: 0, byte_ps: 0, millis: 4_000 };
+const NVME: Model =
+    Model { name: "nvme", channels: 48, service_ns: 80_000, jitter: 50, serial_ns: 1_700, byte_ps: 0, millis: 2_000 };
+const HDD: Model =
+    Model { name: "hdd", channels: 1, service_ns: 6_000_000, jitter: 70, serial_ns: 0, byte_ps: 0, millis: 200_000 };
+
+#[derive(Clone, Copy)]
+struct Client {
+    depth: usize,
+    weight: u32,
+    bytes: u64,
+    /// Latency target, 0: none.
+    target_ns: u64,
+}
+
+fn client(depth: usize, weight: u32) -> Client {
+    Client { depth, weight, bytes: 4096, target_ns: 0 }
+}
+
+#[derive(Clone, Default)]
+struct Got {
+    operations: u64,
+    bytes: u64,
+    latencies_ns: Vec<u64>,
+}
+
+impl Got {
+    fn percentile_us(&mut self, permille: usize) -> u64 {
+        self.latencies_ns.sort_unstable();
+        self.latencies_ns.get(self.latencies_ns.len() * permille / 1000).map_or(0, |ns| ns / 1000)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    Arrives,
+    Completes { arrived: u64 },
+    Wakes,
+    Look,
+}
+
+/// An operation by turn and order of arrival, its client, and when it arrived.
+type Waits = Reverse<(Turn, u64, usize, u64)>;
+
+struct Sim {
+    model: Model,
+    clients: Vec<Client>,
+    fair: bool,
+    rng: Rng,
+    busy_until: Vec<u64>,
+    serial_until: u64,
+    shares: Shares,
+    accounts: Vec<Account>,
+    window: Window,
+    waiting: Vec<BinaryHeap<Waits>>,
+    said: Vec<Option<Turn>>,
+    events: BinaryHeap<Reverse<(u64, u64, What, usize)>>,
+    sequence: u64,
+    seen: Vec<u64>,
+    counted: Counted,
+    got: Vec<Got>,
+}
+
+impl Sim {
+    fn new(model: &Model, clients: &[Client], fair: bool, seed: u64) -> Sim {
+        let shares = Shares::new(THREADS);
+        shares.switch(fair);
+        let op = Work::of(4096).0;
+        let mut sim = Sim {
+            model: model.clone(),
+            clients: clients.to_vec(),
+            fair,
+            rng: Rng::new(seed),
+            busy_until: vec![0; model.channels],
+            serial_until: 0,
+            shares,
+            accounts: clients.iter().map(|_| Account::default()).collect(),
+            window: Window::new(Work(op), Work(512 * op)),
+            waiting: (0..THREADS).map(|_| BinaryHeap::new()).collect(),
+            said: vec![None; THREADS],
+            events: BinaryHeap::new(),
+            sequence: 0,
+            seen: vec![0; clients.len()],
+            counted: Counted::default(),
+            got: vec![Got::default(); clients.len()],
+        };
+        for (i, client) in clients.iter().enumerate() {
+            (0..client.depth).for_each(|_| sim.at(1, What::Arrives, i));
+        }
+        sim.at(LOOK_NS, What::Look, 0);
+        sim
+    }
+
+    fn at(&mut self, time: u64, what: What, of: usize) {
+        self.sequence += 1;
+        self.events.push(Reverse((time, self.sequence, what, of)));
+    }
+
+    fn run(mut self) -> Vec<Got> {
+        let end = self.model.millis * 1_000_000;
+        while let Some(Reverse((now, _, what, of))) = self.events.pop() {
+            if now > end {
+                break;
+            }
+            match what {
+                What::Arrives => self.arrives(of, now),
+                What::Completes { arrived } => self.completes(of, arrived, now),
+                What::Wakes => self.resume(of, now),
+                What::Look => self.look(now),
+            }
+        }
+        let waits = |client: &Client| client.depth as u64;
+        let most = self.clients.iter().map(waits).sum::<u64>();
+        assert!(self.waiting.iter().map(BinaryHeap::len).sum::<usize>() as u64 <= most);
+        self.got
+    }
+
+    fn work(&self, client: usize) -> Work {
+        Work::of(self.clients[client].bytes)
+    }
+
+    fn arrives(&mut self, client: usize, now: u64) {
+        self.seen[client] = now;
+        if !self.fair {
+            return self.submit(client, now, now);
+        }
+        let (thread, work) = (client % THREADS, self.work(client));
+        let share = Share::new(Weight::new(self.clients[client].weight).unwrap(), Priority::Normal);
+        let turn = self.shares.take_turn(&self.accounts[client], share, work);
+        let is_first = self.waiting[thread].peek().is_none_or(|Reverse((first, ..))| turn < *first);
+        if is_first && self.shares.begin(thread, turn, work) {
+            return self.submit(client, now, now);
+        }
+        self.shares.hold();
+        self.sequence += 1;
+        self.waiting[thread].push(Reverse((turn, self.sequence, client, now)));
+        self.resume(thread, now);
+    }
+
+    fn submit(&mut self, client: usize, arrived: u64, now: u64) {
+        let jitter = self.model.service_ns * self.model.jitter / 100;
+        let service = self.model.service_ns - jitter + self.rng.below(2 * jitter + 1);
+        let channel = self.busy_until.iter_mut().min().unwrap();
+        *channel = now.max(*channel) + service;
+        let mut done = *channel;
+        let serial = self.model.serial_ns + self.model.byte_ps * self.clients[client].bytes / 1000;
+        if serial > 0 {
+            self.serial_until = self.serial_until.max(done) + serial;
+            done = self.serial_until;
+        }
+        self.at(done, What::Completes { arrived }, client);
+    }
+
+    fn completes(&mut self, client: usize, arrived: u64, now: u64) {
+        let work = self.work(client);
+        self.seen[client] = now;
+        self.counted.operations += 1;
+        self.counted.done.0 += work.0;
+        let target = self.clients[client].target_ns;
+        if target > 0 {
+            self.counted.targeted += 1;
+            self.counted.late += u64::from(now - arrived > target);
+        }
+        if now > self.model.millis * 500_000 {
+            let got = &mut self.got[client];
+            got.operations += 1;
+            got.bytes += self.clients[client].bytes;
+            got.latencies_ns.push(now - arrived);
+        }
+        if self.fair {
+            self.shares.end(work);
+            self.resume(client % THREADS, now);
+        }
+        self.at(now, What::Arrives, client);
+    }
+
+    /// Begins what can begin on a thread, and wakes the other one if it is its turn.
+    fn resume(&mut self, thread: usize, now: u64) {
+        self.begin_waiting(thread, now);
+        let first = self.waiting[thread].peek().map(|Reverse((turn, ..))| *turn);
+        if first != self.said[thread] {
+            self.shares.publish(thread, self.said[thread], first);
+            self.said[thread] = first;
+        }
+        if let Some(other) = self.shares.call_first(thread) {
+            self.at(now + 5_000, What::Wakes, other);
+        }
+    }
+
+    fn begin_waiting(&mut self, thread: usize, now: u64) {
+        while let Some(Reverse((turn, _, client, arrived))) = self.waiting[thread].peek().copied() {
+            if !self.shares.begin(thread, turn, self.work(client)) {
+                return;
+            }
+            self.waiting[thread].pop();
+            self.submit(client, arrived, now);
+        }
+    }
+
+    fn look(&mut self, now: u64) {
+        if self.fair {
+            self.counted.held = self.shares.held();
+            self.counted.peak = self.shares.take_peak();
+            self.counted.clients = self.seen.iter().filter(|seen| now - **seen < LATELY_NS).count();
+            self.window.look(self.counted, Nanos(now));
+            (self.counted.targeted, self.counted.late) = (0, 0);
+            self.shares.set_window(self.window.now().unwrap_or(Work(u64::MAX)));
+            (0..THREADS).for_each(|thread| self.resume(thread, now));
+        }
+        self.at(now + LOOK_NS, What::Look, 0);
+    }
+}
+
+struct Outcome {
+    got: Vec<Got>,
+    total: u64,
+}
+
+impl Outcome {
+    /// Thousandths of all bytes.
+    fn share(&self, client: usize) -> u64 {
+        self.got[client].bytes * 1000 / self.got.iter().map(|got| got.bytes).sum::<u64>()
+    }
+}
+
+fn run(model: &Model, what: &str, clients: &[Client], fair: bool) -> Outcome {
+    let mut got = Sim::new(model, clients, fair, 1).run();
+    let total = got.iter().map(|got| got.operations).sum::<u64>() * 2000 / model.millis;
+    let (p50, p99) = (got[0].percentile_us(500), got[0].percentile_us(990));
+    let outcome = Outcome { got, total };
+    let shares: Vec<u64> = (0..clients.len()).map(|i| outcome.share(i)).collect();
+    let fair = if fair { "fair" } else { "as they come" };
+    println!("{:10} {what:26} {fair:12} {total:7}/s shares {shares:?} first: p50 {p50} us, p99 {p99} us", model.name);
+    outcome
+}
+
+const MODELS: [Model; 4] = [THROTTLED, SATA, NVME, HDD];
+
+#[test]
+fn weights_are_kept_and_little_is_lost() {
+    for model in &MODELS {
+        let all = run(model, "256 alone", &[client(256, 100)], true).total;
+        for (heavy, light, expected) in [(300, 100, 750), (900, 100, 900), (100, 100, 500)] {
+            let clients = [client(256, heavy), client(256, light)];
+            let outcome = run(model, &format!("weights {heavy} : {light}"), &clients, true);
+            let share = outcome.share(0);
+            assert!(share.abs_diff(expected) * 20 <= expected, "{share} instead of {expected} on {}", model.name);
+            assert!(outcome.total * 100 >= all * 95, "{} of {all} on {}", outcome.total, model.name);
+        }
+    }
+}
+
+#[test]
+fn shares_count_bytes_as_well_as_operations() {
+    let large = Client { bytes: 256 << 10, ..client(64, 100) };
+    let model = Model { byte_ps: 300, millis: 8_000, ..NVME };
+    let outcome = run(&model, "256 KiB beside 4 KiB", &[large, client(256, 100)], true);
+    let [large, small] = [&outcome.got[0], &outcome.got[1]];
+    let work = |got: &Got| Work::of_all(got.operations, got.bytes).0;
+    assert!(work(large).abs_diff(work(small)) * 20 <= work(small), "{} {}", work(large), work(small));
+}
+
+#[test]
+fn one_at_a_time_hardly_waits_for_many() {
+    for model in &MODELS {
+        let mut alone = run(model, "1 alone", &[client(1, 100)], true);
+        let clients = [client(1, 100), client(64, 100)];
+        let mut crowded = run(model, "1 beside 64", &clients, false);
+        let mut fair = run(model, "1 beside 64", &clients, true);
+        let [alone, crowded, fair] =
+            [&mut alone, &mut crowded, &mut fair].map(|outcome| outcome.got[0].percentile_us(990));
+        assert!(fair <= alone * 5 / 2 || fair * 10 <= crowded * 11, "{alone} {crowded} {fair} on {}", model.name);
+    }
+}
+
+#[test]
+fn who_wants_little_gets_it_and_the_rest_is_shared() {
+    let clients = [client(1, 100), client(128, 100), client(128, 300)];
+    let outcome = run(&SATA, "1, 128, 128 x 3", &clients, true);
+    let [one, third] = [outcome.share(1), outcome.share(2)];
+    assert!((3 * one).abs_diff(third) * 20 <= third, "{one} {third}");
+}
+
+#[test]
+fn a_latency_target_is_met_at_its_percentile() {
+    let target = |target_ns| Client { target_ns, ..client(1, 100) };
+    for (model, target_ns) in
+        [(Model { millis: 20_000, ..THROTTLED }, 260_000), (Model { millis: 8_000, ..SATA }, 700_000)]
+    {
+        let mut outcome = run(&model, "target beside 64", &[target(target_ns), client(64, 100)], true);
+        let p99 = outcome.got[0].percentile_us(990);
+        assert!(p99 * 1000 <= target_ns, "{p99} us on {}", model.name);
+    }
+}
+
+#[test]
+fn many_clients_share_evenly() {
+    let clients = vec![client(4, 100); 100];
+    let outcome = run(&SATA, "100 clients", &clients, true);
+    let least = outcome.got.iter().map(|got| got.operations).min().unwrap();
+    let most = outcome.got.iter().map(|got| got.operations).max().unwrap();
+    assert!(most * 95 <= least * 100, "{least} {most}");
+}
+
+#[test]
+fn whatever_waits_is_served_however_few_want_something() {
+    // Fewer than any window: nobody may be left waiting when the others have gone.
+    for depth in 1..=4 {
+        let outcome = run(&HDD, "few", &[client(depth, 1), client(depth, 10_000), client(1, 100)], true);
+        assert!(outcome.got.iter().all(|got| got.operations > 0));
+    }
+}
+
+#[test]
+fn a_queue_of_arrivals_is_first_come_first_served_for_one_client() {
+    let shares = Shares::new(1);
+    let account = Account::default();
+    let turns: VecDeque<Turn> = (0..100).map(|_| shares.take_turn(&account, Share::default(), Work::of(512))).collect();
+    assert!(turns.iter().is_sorted());
+}

@@ -1,0 +1,77 @@
+//! Single decisions. What the window comes to under load: [`crate::qos::sim`].
+
+use super::*;
+
+const OP: u64 = 1 << 20;
+
+/// Looks at a disk that completes `rate(window)` operations a second and holds some, for `secs`.
+fn drive(window: &mut Window, from: Nanos, secs: u64, base: Counted, rate: impl Fn(u64) -> u64) -> Nanos {
+    let mut counted = base;
+    let mut now = from;
+    for _ in 0..secs * 50 {
+        let allowed = window.now().map_or(1000, |window| window.0 / OP).clamp(1, 1000);
+        counted.operations += rate(allowed) / 50;
+        counted.done.0 += rate(allowed) / 50 * OP;
+        counted.held += rate(allowed) / 50;
+        now = Nanos(now.0 + PERIOD_NS);
+        window.look(counted, now);
+    }
+    now
+}
+
+fn now(window: &Window) -> u64 {
+    window.now().unwrap().0
+}
+
+fn shared(peak: u64) -> Counted {
+    Counted { peak: Work(peak * OP), clients: 2, ..Counted::default() }
+}
+
+#[test]
+fn one_client_has_no_window() {
+    let mut window = Window::new(Work(OP), Work(512 * OP));
+    assert_eq!(window.now(), None);
+    let end = drive(&mut window, Nanos(0), 1, Counted { clients: 1, ..shared(100) }, |_| 1000);
+    assert_eq!(window.now(), None);
+    let end = drive(&mut window, end, 1, shared(100), |_| 1000);
+    assert!(window.now().is_some());
+    drive(&mut window, end, 1, Counted { clients: 0, ..shared(100) }, |_| 1000);
+    assert_eq!(window.now(), None);
+}
+
+#[test]
+fn it_settles_where_more_in_flight_brings_nothing() {
+    // A disk that serves 20 at a time.
+    for peak in [4, 30, 400] {
+        let mut window = Window::new(Work(OP), Work(512 * OP));
+        drive(&mut window, Nanos(0), 20, shared(peak), |window| window.min(20) * 10_000);
+        let ops = window.now().unwrap().0 / OP;
+        assert!((16..=32).contains(&ops), "{ops} from {peak}");
+    }
+}
+
+#[test]
+fn a_disk_that_does_nothing_and_a_clock_that_jumps_change_little() {
+    let mut window = Window::new(Work(OP), Work(512 * OP));
+    let end = drive(&mut window, Nanos(0), 20, shared(400), |window| window.min(20) * 10_000);
+    let before = now(&window);
+    let end = drive(&mut window, end, 10, shared(400), |_| 0);
+    window.look(shared(400), Nanos(end.0 + 3_600_000_000_000));
+    window.look(shared(400), Nanos(end.0));
+    assert!(now(&window) >= before / 2 && now(&window) <= before * 2, "{before} {}", now(&window));
+}
+
+#[test]
+fn late_requests_narrow_it_until_they_are_few() {
+    let mut window = Window::new(Work(OP), Work(512 * OP));
+    let end = drive(&mut window, Nanos(0), 20, shared(400), |window| window.min(20) * 10_000);
+    let throughput = now(&window);
+    let late = Counted { targeted: 100, late: 5, ..shared(400) };
+    let end = drive(&mut window, end, 1, late, |window| window.min(20) * 10_000);
+    assert!(window.is_narrowed() && now(&window) < throughput / 2);
+    let end = drive(&mut window, end, 5, late, |window| window.min(20) * 10_000);
+    assert!(window.is_exhausted());
+    assert!(now(&window) == OP);
+    drive(&mut window, end, 30, Counted { targeted: 100, ..shared(400) }, |window| window.min(20) * 10_000);
+    assert!(!window.is_narrowed());
+}

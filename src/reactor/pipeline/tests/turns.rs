@@ -1,0 +1,243 @@
+//! Whose turn it is on a disk that VHDs share: by weight, over reactors, and without anybody waiting for what is not there.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::world::{Guest, Options, World, vhd_state};
+use crate::base::clock::Nanos;
+use crate::base::ids::{DiskId, ReactorId};
+use crate::base::rng::Rng;
+use crate::base::units::{ExtentIndex, SlotIndex};
+use crate::placement::{Replica, ReplicaSet, ReplicaState};
+use crate::qos::shares::{Account, Work};
+use crate::qos::{Priority, Share, Weight};
+use crate::reactor::messages::ReactorMessage;
+use crate::reactor::pipeline::{PipelineMessage, Token};
+use crate::shared::VhdState;
+use crate::virtio::request::{RequestKind, Status};
+
+const LEN: u64 = 4096;
+
+fn replica(disk: u8, slot: u32) -> Replica {
+    Replica { disk: DiskId(disk), slot: SlotIndex(slot), state: ReplicaState::InSync }
+}
+
+/// A VHD whose only extent is placed and present there.
+fn placed(options: &Options, replicas: &[Replica]) -> Arc<VhdState> {
+    let vhd = Arc::new(vhd_state(options));
+    let mut set = ReplicaSet::ABSENT;
+    replicas.iter().for_each(|replica| set.push(*replica));
+    vhd.map.place(ExtentIndex(0), set);
+    let seen = vhd.map.lookup(ExtentIndex(0));
+    let all = crate::base::units::BlockMask::ALL;
+    vhd.map.claim_absent(ExtentIndex(0), all, seen.version).unwrap();
+    vhd.map.release(ExtentIndex(0), all, all);
+    vhd
+}
+
+fn share(weight: u32) -> Share {
+    Share::new(Weight::new(weight).unwrap(), Priority::Normal)
+}
+
+fn options(reactors: u16) -> Options {
+    Options { reactors, disks: 2, extents: 1, engine_slots: 512, ..Options::default() }
+}
+
+struct Guests {
+    world: World,
+    memory: Guest,
+    started: HashMap<Token, usize>,
+    vhds: Vec<Arc<VhdState>>,
+}
+
+impl Guests {
+    fn new(reactors: u16, vhds: Vec<Arc<VhdState>>, window: u64) -> Guests {
+        let world = World::new(&options(reactors));
+        world.share(Work(Work::of(LEN).0 * window));
+        Guests { world, memory: Guest::filled(4096, 0), started: HashMap::new(), vhds }
+    }
+
+    fn read(&mut self, vhd: usize, reactor: usize) -> Token {
+        let of = Arc::clone(&self.vhds[vhd]);
+        let token = self.world.start_of(&of, reactor, RequestKind::Read { offset: 0, len: LEN }, &self.memory);
+        self.started.insert(token, vhd);
+        token
+    }
+
+    /// Finishes one operation of each reactor again and again, with those who wait always the same number, and counts what each VHD got.
+    fn serve(&mut self, rounds: usize, of_reactor: impl Fn(usize) -> usize) -> Vec<usize> {
+        let mut served = vec![0; self.vhds.len()];
+        for _ in 0..rounds {
+            for reactor in 0..self.world.pipelines.len() {
+                if !self.world.pipelines[reactor].engine.pending.is_empty() {
+                    self.world.finish_op(reactor, 0, Ok(()));
+                }
+                while self.world.deliver() {}
+            }
+            let done: Vec<Token> = self.started.keys().copied().collect();
+            for token in done {
+                if self.world.status(token).is_some() {
+                    let vhd = self.started.remove(&token).unwrap();
+                    served[vhd] += 1;
+                    self.read(vhd, of_reactor(vhd));
+                }
+            }
+        }
+        served
+    }
+
+    fn pending(&self) -> usize {
+        self.world.pipelines.iter().map(|pipeline| pipeline.engine.pending.len()).sum()
+    }
+}
+
+#[test]
+fn a_disk_serves_by_weight() {
+    for reactors in [1, 2] {
+        let vhds = [1, 3, 6].map(|weight| {
+            let vhd = placed(&options(reactors), &[replica(0, weight)]);
+            vhd.share.set(share(weight));
+            vhd
+        });
+        let mut guests = Guests::new(reactors, vhds.into(), 4);
+        let of_reactor = |vhd: usize| vhd % usize::from(reactors);
+        for vhd in 0..3 {
+            (0..20).for_each(|_| _ = guests.read(vhd, of_reactor(vhd)));
+        }
+        assert!(guests.pending() <= 4 + 3, "{}", guests.pending());
+        let served = guests.serve(2000, of_reactor);
+        let total: usize = served.iter().sum();
+        for (vhd, tenths) in [1, 3, 6].into_iter().enumerate() {
+            assert!(served[vhd].abs_diff(total * tenths / 10) * 20 <= total, "{served:?} on {reactors} reactors");
+        }
+    }
+}
+
+#[test]
+fn who_waits_on_a_sleeping_reactor_is_woken() {
+    let vhds = [0, 1].map(|slot| placed(&options(2), &[replica(0, slot)]));
+    let mut guests = Guests::new(2, vhds.into(), 1);
+    // The first reactor has all that is in flight, and the second one somebody who has had his share.
+    guests.read(1, 1);
+    guests.world.finish_op(1, 0, Ok(()));
+    guests.read(0, 0);
+    let waits = guests.read(1, 1);
+    guests.world.pipelines.iter_mut().for_each(|pipeline| _ = pipeline.poll(Nanos(0)));
+    assert_eq!(guests.world.status(waits), None);
+    guests.world.finish_op(0, 0, Ok(()));
+    let called = guests
+        .world
+        .mail
+        .borrow()
+        .reactors
+        .front()
+        .is_some_and(|(to, what)| *to == ReactorId(1) && matches!(what, ReactorMessage::Room));
+    assert!(called);
+    guests.world.settle(&mut Rng::new(1));
+    assert_eq!(guests.world.status(waits), Some(Status::Ok));
+}
+
+#[test]
+fn a_write_to_two_disks_waits_for_one_and_counts_on_both() {
+    let vhds = vec![placed(&options(1), &[replica(0, 0), replica(1, 0)]), placed(&options(1), &[replica(0, 1)])];
+    vhds.iter().for_each(|vhd| vhd.map.set_intent(0));
+    let mut guests = Guests::new(1, vhds, 1);
+    guests.read(1, 0);
+    let first = guests.read(1, 0);
+    assert_eq!(guests.pending(), 1);
+    let of = Arc::clone(&guests.vhds[0]);
+    let write = |guests: &mut Guests, offset| {
+        guests.world.start_of(&of, 0, RequestKind::Write { offset, len: LEN }, &guests.memory)
+    };
+    let block = super::world::BLOCK;
+    let begins = write(&mut guests, 0);
+    let waits = write(&mut guests, block);
+    assert_eq!(guests.pending(), 3, "it had nothing of the first disk yet");
+    assert_eq!(guests.world.disks[1].shares.in_flight(), Work::of(LEN));
+    guests.world.settle(&mut Rng::new(1));
+    for token in [first, begins, waits] {
+        assert_eq!(guests.world.status(token), Some(Status::Ok));
+    }
+    assert!(guests.world.disks.iter().all(|disk| disk.shares.in_flight() == Work(0)));
+}
+
+#[test]
+fn nobody_waits_for_his_turn_on_a_disk_that_has_failed() {
+    let vhds = vec![placed(&options(1), &[replica(0, 0)])];
+    let mut guests = Guests::new(1, vhds, 1);
+    let tokens: Vec<Token> = (0..5).map(|_| guests.read(0, 0)).collect();
+    guests.world.disks[0].fail();
+    guests.world.tell(ReactorId(0), PipelineMessage::DiskFailed { disk: DiskId(0) });
+    for token in &tokens[1..] {
+        assert_eq!(guests.world.status(*token), Some(Status::IoError));
+    }
+    guests.world.settle(&mut Rng::new(1));
+    assert_eq!(guests.world.disks[0].shares.in_flight(), Work(0));
+    let used = Account::default();
+    guests.world.disks[0].shares.take_turn(&used, Share::default(), Work::of(LEN));
+    let account = guests.vhds[0].account(DiskId(0));
+    assert_eq!(account.so_far(), used.so_far(), "turns that were not used were given back");
+}
+
+#[test]
+fn a_disk_that_is_not_shared_out_any_more_keeps_nobody_waiting() {
+    let vhds = vec![placed(&options(1), &[replica(0, 0)])];
+    let mut guests = Guests::new(1, vhds, 1);
+    (0..5).for_each(|_| _ = guests.read(0, 0));
+    assert_eq!(guests.pending(), 1);
+    guests.world.disks[0].shares.switch(false);
+    guests.world.pipelines[0].poll(Nanos(0));
+    assert_eq!(guests.pending(), 5);
+    guests.world.settle(&mut Rng::new(1));
+    assert_eq!(guests.world.disks[0].shares.in_flight(), Work(0));
+}
+
+#[test]
+fn what_waits_for_its_turn_ends_with_its_vhd() {
+    let vhds = [0, 1].map(|slot| placed(&options(1), &[replica(0, slot)]));
+    let mut guests = Guests::new(1, vhds.into(), 1);
+    guests.read(0, 0);
+    let of_deleted: Vec<Token> = (0..4).map(|_| guests.read(0, 0)).collect();
+    let others: Vec<Token> = (0..4).map(|_| guests.read(1, 0)).collect();
+    guests.vhds[0].mark_deleted();
+    guests.world.settle(&mut Rng::new(1));
+    for token in of_deleted {
+        assert_eq!(guests.world.status(token), Some(Status::IoError));
+    }
+    for token in others {
+        assert_eq!(guests.world.status(token), Some(Status::Ok));
+    }
+    assert_eq!(guests.world.disks[0].shares.in_flight(), Work(0));
+}
+
+#[test]
+fn a_fence_waits_for_nobody_who_waits_for_a_turn() {
+    let mut guests = Guests::new(1, vec![placed(&options(1), &[replica(0, 0)])], 1);
+    guests.read(0, 0);
+    let waits = guests.read(0, 0);
+    guests.world.tell(ReactorId(0), PipelineMessage::Fence { fence: 1, disk: DiskId(0) });
+    assert!(guests.world.fences_reached().is_empty());
+    guests.world.finish_op(0, 0, Ok(()));
+    assert_eq!(guests.world.fences_reached(), [1]);
+    guests.world.settle(&mut Rng::new(1));
+    assert_eq!(guests.world.status(waits), Some(Status::Ok));
+}
+
+#[test]
+fn a_disk_that_hangs_keeps_nobody_from_another_one() {
+    let vhds = [0, 1].map(|disk| placed(&options(1), &[replica(disk, 0)]));
+    let mut guests = Guests::new(1, vhds.into(), 1);
+    guests.world.hung.insert(DiskId(0));
+    let hang: Vec<Token> = (0..4).map(|_| guests.read(0, 0)).collect();
+    let works: Vec<Token> = (0..4).map(|_| guests.read(1, 0)).collect();
+    guests.world.settle(&mut Rng::new(1));
+    for token in works {
+        assert_eq!(guests.world.status(token), Some(Status::Ok));
+    }
+    assert_eq!(guests.world.disks[1].shares.in_flight(), Work(0));
+    guests.world.disks[0].fail();
+    guests.world.tell(ReactorId(0), PipelineMessage::DiskFailed { disk: DiskId(0) });
+    for token in &hang[1..] {
+        assert_eq!(guests.world.status(*token), Some(Status::IoError));
+    }
+}
