@@ -62,6 +62,7 @@ fn vhd(id: u32, size: u32, thinness: u32, mirrored: bool) -> VhdInfo {
         when_full: WhenFull::Error,
         expand: None,
         limits: spanblk::placement::limits::IoLimits::default(),
+        sharing: spanblk::placement::sharing::Sharing::default(),
         created: 0,
         writeback: true,
     };
@@ -77,7 +78,7 @@ fn vhd(id: u32, size: u32, thinness: u32, mirrored: bool) -> VhdInfo {
         }
         state.map.restore(ExtentIndex(extent), replicas, BlockMask(u32::MAX >> (extent % 31)), Generation(0));
     }
-    VhdInfo { record, state, attached: None, ready: true, slots, allocated: 0 }
+    VhdInfo { record, state, attached: None, ready: true, slots, allocated: 0, sharing: Default::default() }
 }
 
 fn main() {

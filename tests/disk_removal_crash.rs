@@ -100,6 +100,7 @@ fn vhd(id: u32) -> VhdRecord {
         when_full: WhenFull::Error,
         expand: None,
         limits: spanblk::placement::limits::IoLimits::default(),
+        sharing: spanblk::placement::sharing::Sharing::default(),
         created: 0,
         writeback: true,
     }

@@ -29,6 +29,7 @@ const UNSAFE_FILES: &[&str] = &[
     "engine/sim.rs",
     "engine/uring/mod.rs",
     "mover/copier.rs",
+    "mover/copier/sync.rs",
     "reactor/inbox.rs",
     "reactor/pipeline/data.rs",
     "reactor/pipeline/flush.rs",

@@ -85,6 +85,10 @@ impl Outbox for Nobody {
     fn to_reactor(&mut self, _reactor: ReactorId, _message: ReactorMessage) {
         panic!("there is one reactor");
     }
+
+    fn room_for_mover(&mut self) {
+        panic!("there is no mover");
+    }
 }
 
 fn vhd(replicas: u32) -> Arc<VhdState> {
@@ -110,10 +114,12 @@ fn vhd(replicas: u32) -> Arc<VhdState> {
     Arc::new(VhdState::new(settings, u64::from(EXTENTS) * EXTENT, map, 1))
 }
 
-fn pipeline_with(requests: usize) -> Pipeline<AtOnce, Nobody> {
+fn pipeline_with(requests: usize, shared: bool) -> Pipeline<AtOnce, Nobody> {
     let mut pipeline = Pipeline::new(REACTOR, AtOnce { done: VecDeque::with_capacity(ENGINE_SLOTS) }, Nobody);
     for disk in 0..DISKS as u8 {
-        pipeline.add_disk(Arc::new(DiskState::new(DiskId(disk), format!("d{disk}"), 0, EXTENTS, 512, 512)));
+        let disk = DiskState::new(DiskId(disk), format!("d{disk}"), 0, EXTENTS, 512, 512);
+        disk.shares.switch(shared);
+        pipeline.add_disk(Arc::new(disk));
     }
     pipeline.reserve(requests);
     pipeline
@@ -128,11 +134,22 @@ struct Requests {
     len: u64,
     segments: u64,
     replicas: u32,
+    /// Whether the disks are shared out.
+    shared: bool,
 }
 
 pub fn measure_split(bench: &Bench) {
-    let read = |name, offset, len, segments| Requests { name, is_write: false, offset, len, segments, replicas: 1 };
-    let write = |name, replicas| Requests { name, is_write: true, offset: 0, len: 4096, segments: 1, replicas };
+    let read = |name, offset, len, segments| Requests {
+        name,
+        is_write: false,
+        offset,
+        len,
+        segments,
+        replicas: 1,
+        shared: false,
+    };
+    let write =
+        |name, replicas| Requests { name, is_write: true, offset: 0, len: 4096, segments: 1, replicas, shared: false };
     for requests in [
         read("split: read of 4 KiB in one extent", 0, 4096, 1),
         read("split: read of 128 KiB in one extent, 32 segments", 0, 128 << 10, 32),
@@ -141,15 +158,17 @@ pub fn measure_split(bench: &Bench) {
         read("split: read of 1 MiB over four extents", 0, 4 * EXTENT, 1),
         write("split: write of 4 KiB in one extent", 1),
         write("split: write of 4 KiB to two copies", 2),
+        Requests { shared: true, ..read("split: read of 4 KiB from a disk that is shared out", 0, 4096, 1) },
+        Requests { shared: true, ..write("split: write of 4 KiB to two copies on disks that are shared out", 2) },
     ] {
         measure_requests(bench, &requests);
     }
 }
 
 fn measure_requests(bench: &Bench, requests: &Requests) {
-    let &Requests { name, is_write, offset, len, segments, replicas } = requests;
+    let &Requests { name, is_write, offset, len, segments, replicas, shared } = requests;
     let vhd = vhd(replicas);
-    let mut pipeline = pipeline_with(usize::from(BATCH));
+    let mut pipeline = pipeline_with(usize::from(BATCH), shared);
     let memory = AlignedBuf::zeroed(usize::try_from(len).unwrap());
     let segment_len = len / segments;
     let segment = |i: u64| Segment {
@@ -216,7 +235,7 @@ fn measure_ring(bench: &Bench, what: &str, kind: u32, replicas: u32, batch: u16)
     let vhd = vhd(replicas);
     let mut guest = Guest::new(BATCH, 4096, true);
     let mut ring = open(&guest, &vhd);
-    let mut pipeline = pipeline_with(ring.slots());
+    let mut pipeline = pipeline_with(ring.slots(), false);
     let mut finished = Vec::with_capacity(usize::from(batch));
     let names = [
         format!("ring: {what}: popped, parsed, started"),

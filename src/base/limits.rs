@@ -217,6 +217,24 @@ pub const BYTES_BURST_MAX: u64 = 1 << 50;
 /// Seconds without being held back by a limit after which a VHD that is held back again is reported again.
 pub const LIMIT_QUIET_SECS: u64 = 60;
 
+/// Microseconds of the shortest latency target: what a fast disk takes, more or less.
+pub const LATENCY_TARGET_MIN_MICROS: u64 = 50;
+
+/// Microseconds of the longest one.
+pub const LATENCY_TARGET_MAX_MICROS: u64 = 10_000_000;
+
+/// Milliseconds between two looks at which disks several clients want.
+pub const SHARES_COUNT_MILLIS: u64 = 200;
+
+/// Milliseconds between two looks at disks that are shared out.
+pub const SHARES_LOOK_MILLIS: u64 = 20;
+
+/// Seconds after which a client that gets nothing from a disk does not count there any more. A disk that is overloaded may take long.
+pub const CLIENT_QUIET_SECS: u64 = 5;
+
+/// What may be in flight on a disk that is shared out, at most, in bytes: more than any disk needs.
+pub const SHARES_WINDOW_MAX: u64 = 64 << 20;
+
 /// Milliseconds between two looks at what waits for a disk.
 pub const TICK_MILLIS: u64 = 250;
 

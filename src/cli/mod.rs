@@ -17,6 +17,7 @@ mod job;
 pub mod output;
 mod pool;
 mod serve;
+mod sharing;
 mod vhd;
 mod vm;
 

@@ -28,6 +28,7 @@ pub fn run(session: &Session, args: ServeArgs) -> Outcome {
         poll_max_us: args.poll_max_us,
         hang_timeout: args.hang_timeout,
         rebuild_delay: args.rebuild_delay,
+        fair_shares: args.fair_shares,
         metrics_listen: args.metrics_listen,
         accept_stale: args.accept_stale,
         pool: args.pool,

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::args::{ExpandSetting, JobOptions, ScrubArgs, VhdCommand, VhdCreateArgs, VhdSetArgs};
 use super::client::path_segment;
 use super::output::{Failure, Outcome, Table, facts};
+use super::sharing::in_effect_text;
 use super::{Session, attach, image, job};
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
@@ -117,6 +118,7 @@ fn create(session: &Session, args: VhdCreateArgs) -> Outcome {
         when_full: args.when_full.unwrap_or_default(),
         expand: args.expand,
         limits: args.limits.limits()?,
+        sharing: args.sharing.sharing(),
     };
     let result: VhdResult = session.client()?.send(Method::POST, "/vhds", &request)?;
     session.output().show(&result, |r| {
@@ -151,6 +153,7 @@ fn set(session: &Session, args: VhdSetArgs) -> Outcome {
         queues: args.queues,
         expand: args.expand.map(ExpandSetting::expand),
         limits: args.limits.update()?,
+        sharing: args.sharing.update(),
     };
     if request == VhdUpdate::default() {
         return Err(Failure::new(ErrorKind::Invalid, "nothing to set").hint("see 'spanblk vhd set --help'"));
@@ -303,6 +306,7 @@ fn details(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
         ("When full", when_full),
         ("Expand", expand.to_owned()),
         ("Limits", limits_text(&vhd.limits)),
+        ("Share of disks", in_effect_text(vhd)),
         ("Cache mode", if vhd.writeback { "writeback" } else { "writethrough" }.to_owned()),
         ("Socket", vhd.socket.clone()),
         ("Socket problem", vhd.socket_problem.clone().unwrap_or_else(|| "none".to_owned())),

@@ -8,6 +8,7 @@ use super::Session;
 use super::args::{VmCommand, VmCreateArgs, VmSetArgs};
 use super::client::path_segment;
 use super::output::{Failure, Outcome, Table, facts};
+use super::sharing::sharing_text;
 use super::vhd::{health_word, limits_text};
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
@@ -44,7 +45,13 @@ fn create(session: &Session, args: VmCreateArgs) -> Outcome {
         let message = format!("label '{key}' has no value");
         return Err(Failure::new(ErrorKind::Invalid, message).hint(format!("give one, as in --label {key}=VALUE")));
     }
-    let request = VmCreate { name: args.name, labels, owner: args.owner, limits: args.limits.limits()? };
+    let request = VmCreate {
+        name: args.name,
+        labels,
+        owner: args.owner,
+        limits: args.limits.limits()?,
+        sharing: args.sharing.sharing(),
+    };
     let result: VmResult = session.client()?.send(Method::POST, "/vms", &request)?;
     session.output().show(&result, |r| said(r, "created"))
 }
@@ -57,6 +64,7 @@ fn set(session: &Session, args: VmSetArgs) -> Outcome {
         labels: by_key(args.labels)?.into_iter().map(value).collect(),
         owner: args.owner.map(or_none),
         limits: args.limits.update()?,
+        sharing: args.sharing.update(),
     };
     if request == VmUpdate::default() {
         return Err(Failure::new(ErrorKind::Invalid, "nothing to set").hint("see 'spanblk vm set --help'"));
@@ -128,6 +136,7 @@ fn details(vm: &VmInfo) -> String {
         ("Labels", labels_text(vm)),
         ("Owner", vm.owner.clone().unwrap_or_else(|| "-".to_owned())),
         ("Limits", limits_text(&vm.limits)),
+        ("Of its VHDs", sharing_text(vm.sharing)),
         ("State", health_word(vm.health).to_owned()),
         ("Attached", format!("{} of {} VHDs", vm.attached, vm.vhds.len())),
         ("Size", human_size(vm.size_bytes)),

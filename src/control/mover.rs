@@ -9,7 +9,7 @@ use crate::base::ids::ReactorId;
 use crate::engine::uring::thread::EngineThread;
 use crate::mover::messages::{MoverMessage, MoverOutbox, MoverReport};
 use crate::mover::thread::{MoverHandle, StartError, begin, spawn};
-use crate::reactor::inbox;
+use crate::reactor::inbox::{self, Inbox};
 use crate::reactor::messages::ReactorMessage;
 
 /// A mover that runs.
@@ -29,13 +29,41 @@ pub enum MoverError {
     Start(#[from] StartError),
 }
 
+/// The queue of a mover that does not run yet.
+pub struct Queue {
+    handle: MoverHandle,
+    inbox: Inbox<MoverMessage>,
+}
+
+impl Queue {
+    /// A queue.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub fn new() -> Result<Queue, MoverError> {
+        let (handle, inbox) = inbox::channel()?;
+        Ok(Queue { handle, inbox })
+    }
+
+    /// The way to the mover.
+    #[must_use]
+    pub fn handle(&self) -> MoverHandle {
+        self.handle.clone()
+    }
+}
+
 impl Mover {
     /// Starts it, on the thread of an earlier one if there is one.
     ///
     /// # Errors
     /// See [`MoverError`].
-    pub fn start(thread: Option<EngineThread>, owner: &OwnerSender, reactors: &Handles) -> Result<Mover, MoverError> {
-        let (handle, inbox) = inbox::channel()?;
+    pub fn start(
+        queue: Queue,
+        thread: Option<EngineThread>,
+        owner: &OwnerSender,
+        reactors: &Handles,
+    ) -> Result<Mover, MoverError> {
+        let Queue { handle, inbox } = queue;
         let thread = thread.map_or_else(spawn, Ok)?;
         begin(&thread, inbox, Ways { owner: owner.clone(), reactors: reactors.clone() });
         Ok(Mover { handle, thread })

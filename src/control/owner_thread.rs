@@ -354,7 +354,7 @@ impl OwnerOutbox for Outbox {
 mod tests {
     use super::*;
     use crate::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};
-    use crate::control::mover::Mover;
+    use crate::control::mover::{Mover, Queue};
     use crate::control::reactors::Inboxes;
     use crate::disk::file::FileDisk;
     use crate::owner::vhd_state;
@@ -411,6 +411,7 @@ mod tests {
             when_full: WhenFull::Queue { secs: 60 },
             expand: None,
             limits: crate::placement::limits::IoLimits::default(),
+            sharing: crate::placement::sharing::Sharing::default(),
             created: 0,
             writeback: true,
         }
@@ -431,7 +432,7 @@ mod tests {
 
         let (sender, queue) = OwnerSender::channel();
         let reactors = Inboxes::new(1).unwrap().handles();
-        let mover = Mover::start(None, &sender, &reactors).unwrap();
+        let mover = Mover::start(Queue::new().unwrap(), None, &sender, &reactors).unwrap();
         let members = MemberThreads::start::<FileDisk>(Vec::new(), 1).unwrap();
         let committer = Committer::new(Stamp { epoch: 1, commit: 0 }, 1 << 30);
         let (store, store_thread) = thread::start(committer, members, Nobody).unwrap();

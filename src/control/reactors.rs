@@ -9,6 +9,8 @@ use super::serve::manager::Probe;
 use crate::base::clock;
 use crate::base::ids::ReactorId;
 use crate::engine::uring::thread::EngineThread;
+use crate::mover::messages::MoverMessage;
+use crate::mover::thread::MoverHandle;
 use crate::reactor::handle::ReactorHandle;
 use crate::reactor::inbox::{self, Inbox};
 use crate::reactor::messages::{Outbox, OwnerRequest, ReactorMessage};
@@ -53,6 +55,7 @@ impl Inboxes {
         poll_max: Duration,
         owner: &OwnerSender,
         store: &StoreHandle,
+        mover: &MoverHandle,
     ) -> Threads {
         let handles = self.handles();
         assert_eq!(threads.len(), self.inboxes.len(), "a thread for each reactor");
@@ -60,7 +63,8 @@ impl Inboxes {
             self.inboxes.into_iter().zip(self.busy.iter()).zip(0u16..).zip(&threads)
         {
             let config = ReactorConfig { id: ReactorId(number), poll_max, busy: Arc::clone(busy) };
-            let outbox = Ways { owner: owner.clone(), store: store.clone(), reactors: handles.clone() };
+            let outbox =
+                Ways { owner: owner.clone(), store: store.clone(), reactors: handles.clone(), mover: mover.clone() };
             begin(thread, config, inbox, outbox);
         }
         Threads { handles, threads }
@@ -177,6 +181,7 @@ struct Ways {
     owner: OwnerSender,
     store: StoreHandle,
     reactors: Handles,
+    mover: MoverHandle,
 }
 
 impl Outbox for Ways {
@@ -194,6 +199,10 @@ impl Outbox for Ways {
 
     fn to_reactor(&mut self, reactor: ReactorId, message: ReactorMessage) {
         self.reactors.tell(reactor, message);
+    }
+
+    fn room_for_mover(&mut self) {
+        self.mover.send(MoverMessage::Room);
     }
 }
 

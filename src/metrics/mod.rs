@@ -59,6 +59,12 @@ pub struct IoMetrics {
     pub throttled: AtomicU64,
     /// How long that was, in nanoseconds; not part of any latency, since what is held back has not been popped.
     pub throttled_ns: AtomicU64,
+    /// Operations that waited for their turn on a host disk that is shared out.
+    pub turn_waits: AtomicU64,
+    /// How long that was, in nanoseconds; part of the latency of their requests.
+    pub turn_waits_ns: AtomicU64,
+    /// Requests that took longer than the latency target.
+    pub late: AtomicU64,
 }
 
 impl IoMetrics {

@@ -3,15 +3,19 @@
 //! A task goes through its extent from the first block to the last, a chunk at a time: a run of present blocks is claimed, read
 //! and written. Blocks that are absent when their turn comes are passed over: whoever writes one first writes all copies.
 
+mod room;
+mod sync;
 mod turns;
 mod verify;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use room::{Counted, Room};
+use sync::Sync;
 use turns::Asked;
 
-use super::messages::{CopyTask, MoverMessage, MoverOutbox, MoverReport, WaveId};
+use super::messages::{CopyTask, MoverMessage, MoverOutbox, MoverReport};
 use super::pace::Paces;
 use crate::base::aligned::AlignedBuf;
 use crate::base::clock::Nanos;
@@ -24,7 +28,6 @@ use crate::metrics::IoKind;
 use crate::placement::ReplicaState;
 use crate::placement::view::Lookup;
 use crate::shared::DiskState;
-use crate::shared::disk::SyncNumber;
 
 /// Tags of syncs follow those of chunks.
 const SYNC_TAG: u64 = COPY_CHUNKS_MAX as u64;
@@ -62,17 +65,10 @@ struct Chunk {
     source_epoch: u64,
     target_epoch: u64,
     writing: bool,
+    counted: Counted,
     begun: Nanos,
     /// Its target has not answered for too long: the claim has been given up, and the task with it.
     given_up: bool,
-}
-
-struct Sync {
-    wave: WaveId,
-    disk: DiskId,
-    number: SyncNumber,
-    begun: Nanos,
-    told: bool,
 }
 
 /// The mover without its thread.
@@ -89,6 +85,8 @@ pub struct Copier<E: Engine, O: MoverOutbox> {
     next_sync: u64,
     /// Jobs that are being carried out.
     paces: Paces,
+    /// What waits for its turn on disks that are shared out.
+    room: Room,
     /// VHDs whose writers have been asked to let the copier go first.
     asked: BTreeMap<VhdId, Asked>,
     /// When a task that had to wait for its pace may go on.
@@ -112,6 +110,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
             syncs: BTreeMap::new(),
             next_sync: SYNC_TAG,
             paces: Paces::default(),
+            room: Room::new(),
             asked: BTreeMap::new(),
             due: None,
             must_retry: false,
@@ -137,7 +136,8 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
             MoverMessage::ForgetJob(job) => self.paces.forget(job),
             MoverMessage::Turn => self.outbox.to_owner(MoverReport::Turned),
             MoverMessage::AddDisk { disk, .. } => self.add_disk(disk),
-            MoverMessage::RemoveDisk { .. } => {}
+            // Whoever turns looks.
+            MoverMessage::RemoveDisk { .. } | MoverMessage::Room => {}
             MoverMessage::Shutdown => {
                 while let Some(task) = self.tasks.pop_front() {
                     self.end_turn(&task.copy);
@@ -153,7 +153,11 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
             progress = true;
             self.complete(completion, now);
         }
-        self.begin_chunks(now) || progress
+        progress |= self.begin_chunks(now);
+        while self.announce_turns() {
+            progress |= self.begin_chunks(now);
+        }
+        progress
     }
 
     /// Gives up what has waited too long for a target: guests must not wait for a claim on its behalf.
@@ -244,7 +248,12 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
                 self.tasks.push_back(task);
                 continue;
             }
-            progress |= self.advance(task, place, now);
+            let Some(counted) = self.take_room(&task) else {
+                self.end_turn(&task.copy);
+                self.tasks.push_back(task);
+                continue;
+            };
+            progress |= self.advance(task, place, counted, now);
         }
         progress
     }
@@ -281,9 +290,12 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
     }
 
     /// Begins the next chunk of a task in a free place, or ends the task. Returns whether anything happened.
-    fn advance(&mut self, task: Task, place: usize, now: Nanos) -> bool {
+    fn advance(&mut self, task: Task, place: usize, counted: Counted, now: Nanos) -> bool {
         let id = task.copy.id;
-        let (begin, task) = self.begin_chunk(task, place, now);
+        let (begin, task) = self.begin_chunk(task, place, counted, now);
+        if let Some(task) = &task {
+            self.take_back(task, counted);
+        }
         match (begin, task) {
             (Begin::Busy, Some(task)) => {
                 self.must_retry = true;
@@ -302,7 +314,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
     }
 
     /// The task is given back unless it is in flight.
-    fn begin_chunk(&mut self, mut task: Task, place: usize, now: Nanos) -> (Begin, Option<Task>) {
+    fn begin_chunk(&mut self, mut task: Task, place: usize, counted: Counted, now: Nanos) -> (Begin, Option<Task>) {
         let copy = &task.copy;
         let seen = copy.vhd.map.lookup(copy.extent);
         if copy.vhd.is_deleted() || !is_as_planned(copy, &seen) {
@@ -338,6 +350,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
             source_epoch: self.fences[copy.source.disk.index()].enter(),
             target_epoch: self.fences[copy.target.disk.index()].enter(),
             writing: false,
+            counted,
             begun: now,
             given_up: false,
             task,
@@ -384,17 +397,23 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         state.copying.completed();
         state.copy_metrics.record(kind, chunk.len, now.since(chunk.begun), completion.result.is_ok());
         if !chunk.writing {
+            let counted = chunk.counted.source;
             self.fences[source.index()].leave(chunk.source_epoch);
+            self.give_room(source, counted);
             self.report_fences(source);
             let result = completion.result.and_then(|()| self.verify(place));
             let chunk = self.chunks[place].as_mut().expect("still in flight");
             if result.is_ok() && !chunk.given_up && !chunk.task.copy.only_reads() {
                 chunk.writing = true;
                 chunk.begun = now;
+                let counted = chunk.counted.target;
+                self.count_write(target, counted);
                 return self.submit(place);
             }
             return self.end_chunk(place, disk, result);
         }
+        let counted = chunk.counted.target;
+        self.give_room(target, counted);
         self.end_chunk(place, disk, completion.result);
     }
 
@@ -431,32 +450,6 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
             }
             Err(error) => self.end_task(&task.copy, MoverReport::Failed { id: task.copy.id, disk, error }),
         }
-    }
-
-    fn begin_sync(&mut self, wave: WaveId, disk: DiskId, now: Nanos) {
-        let state = self.disks[disk.index()].as_ref().expect("copies lie on disks of the pool");
-        let number = state.begin_sync();
-        state.copying.begun();
-        let tag = self.next_sync;
-        self.next_sync += 1;
-        // SAFETY: a sync has no buffers.
-        unsafe { self.engine.submit(Op::Sync { disk }, OpTag(tag)) }
-            .expect("the engine has room for every place and sync");
-        self.syncs.insert(tag, Sync { wave, disk, number, begun: now, told: false });
-    }
-
-    fn sync_done(&mut self, completion: Completion) {
-        let Sync { wave, disk, number, .. } = self.syncs.remove(&completion.tag.0).expect("a sync in flight");
-        let state = self.disks[disk.index()].as_ref().expect("it was submitted there");
-        state.copying.completed();
-        match completion.result {
-            Ok(()) => state.sync_succeeded(number),
-            Err(_) => state.fail(),
-        }
-        // Asked of the shared state: somebody else's sync may have failed the disk meanwhile.
-        let failed = || Err(completion.result.err().unwrap_or(IoError::Os(libc::EIO)));
-        let result = if state.is_synced(number) { Ok(()) } else { failed() };
-        self.outbox.to_owner(MoverReport::Synced { wave, disk, result });
     }
 
     fn report_fences(&mut self, disk: DiskId) {

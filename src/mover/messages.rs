@@ -92,6 +92,8 @@ pub enum MoverMessage {
         /// The disk.
         disk: DiskId,
     },
+    /// As [`ReactorMessage::Room`].
+    Room,
     /// As [`ReactorMessage::Turn`]: answer with [`MoverReport::Turned`].
     Turn,
     /// Give up what is not in flight, and leave the loop.

@@ -64,6 +64,12 @@ impl Paces {
         self.0.get_mut(&job)
     }
 
+    /// Whether the job goes on as fast as the disks can.
+    #[must_use]
+    pub fn is_urgent(&self, job: JobId) -> bool {
+        self.0.get(&job).is_some_and(|pace| pace.speed.urgent)
+    }
+
     /// Chunks that the job may have in flight on a disk.
     #[must_use]
     pub fn depth(&self, job: JobId) -> usize {

@@ -13,6 +13,7 @@ use crate::base::ids::{DiskId, JobId, VhdId};
 use crate::placement::check::CheckReport;
 use crate::placement::limits::{IoLimits, IoLimitsChange};
 use crate::placement::record::{Accept, DiskRecord, Expand, PoolRecord, SocketOwner, VhdRecord, WhenFull};
+use crate::placement::sharing::{Settled, Sharing, SharingChange};
 use crate::shared::{DiskState, VhdState};
 
 pub use super::error::{CommandError, ErrorKind};
@@ -204,6 +205,8 @@ pub struct CreateVhd {
     pub expand: Option<Expand>,
     /// What it is limited to.
     pub limits: IoLimits,
+    /// What it asks of disks that others want, too.
+    pub sharing: Sharing,
 }
 
 /// A new size of a VHD.
@@ -234,6 +237,8 @@ pub struct SetVhd {
     pub expand: Option<Option<Expand>>,
     /// What it is limited to.
     pub limits: IoLimitsChange,
+    /// What it asks of disks that others want, too.
+    pub sharing: SharingChange,
     /// Virtqueues; refused while a frontend is attached.
     pub queues: Option<u16>,
 }
@@ -363,6 +368,8 @@ pub struct VhdInfo {
     pub slots: BTreeMap<DiskId, u32>,
     /// Bytes of those slots.
     pub allocated: u64,
+    /// What it asks of disks that others want, with what its VM says.
+    pub sharing: Settled,
 }
 
 impl std::fmt::Debug for VhdInfo {

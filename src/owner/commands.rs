@@ -228,6 +228,8 @@ impl Owner {
         }
         record.limits = record.limits.with(set.limits);
         record.limits.check()?;
+        record.sharing = record.sharing.with(set.sharing);
+        record.sharing.check()?;
         if let Some(queues) = set.queues {
             record.queues = check_queues(queues)?;
             if let (Some(pid), true) = (vhd.attached, queues != vhd.record.queues) {

@@ -191,7 +191,8 @@ impl Owner {
         same(is, "socket mode", &format_args!("{:04o}", is.socket_mode), &format_args!("{:04o}", asked.socket_mode))?;
         same(is, "when-full setting", &when_full_text(is.when_full), &when_full_text(asked.when_full))?;
         same(is, "expand setting", &expand_text(is.expand), &expand_text(asked.expand))?;
-        same(is, "set of limits", &is.limits, &asked.limits)
+        same(is, "set of limits", &is.limits, &asked.limits)?;
+        same(is, "share of disks", &is.sharing, &asked.sharing)
     }
 
     /// The disks that the user named, in words.
@@ -295,6 +296,7 @@ fn check_request(create: &CreateVhd, geometry: Geometry) -> Result<(), CommandEr
     check_queues(create.queues)?;
     check_mode(create.socket_mode)?;
     create.limits.check()?;
+    create.sharing.check()?;
     Ok(())
 }
 
@@ -329,6 +331,7 @@ fn record_of(create: &CreateVhd, id: VhdId, layout: Layout) -> VhdRecord {
         when_full: create.when_full,
         expand: create.expand,
         limits: create.limits,
+        sharing: create.sharing,
         created: create.created,
         writeback: true,
     }

@@ -4,6 +4,7 @@ use crate::base::ids::NameError;
 use crate::base::limits::{COMMANDS_WAITING_MAX, DISKS_MAX, GROWTHS_MAX, QUEUES_MAX, REPLICAS_MAX, VHD_SIZE_MAX};
 use crate::placement::limits::LimitError;
 use crate::placement::record::Accept;
+use crate::placement::sharing::SharingError;
 use crate::placement::vm::LabelError;
 use crate::store::edit::EditFailed;
 
@@ -245,6 +246,9 @@ pub enum CommandError {
     /// There cannot be such limits of rates.
     #[error(transparent)]
     InvalidLimits(#[from] LimitError),
+    /// Disks cannot be shared out that way.
+    #[error(transparent)]
+    InvalidSharing(#[from] SharingError),
     /// VHDs belong to the VM.
     #[error(
         "VM '{vm}' has VHDs: {}; delete them (`spanblk vhd delete NAME`), or take them out of it (`spanblk vhd set NAME --vm ''`), then \
@@ -321,6 +325,7 @@ impl CommandError {
             E::InvalidName { .. }
             | E::InvalidLabels(_)
             | E::InvalidLimits(_)
+            | E::InvalidSharing(_)
             | E::ReplacedByItself { .. }
             | E::ShrinkMisaligned { .. }
             | E::InvalidSize { .. }
@@ -355,6 +360,7 @@ impl CommandError {
             E::Conflict { .. } | E::VmConflict { .. } => "differs",
             E::InvalidLabels(_) => "invalid_labels",
             E::InvalidLimits(_) => "invalid_limits",
+            E::InvalidSharing(_) => "invalid_sharing",
             E::VmNotEmpty { .. } => "vm_not_empty",
             E::NameTaken { .. } => "name_taken",
             E::InvalidName { .. } => "invalid_name",

@@ -18,6 +18,7 @@ impl Owner {
             ready: vhd.ready,
             slots: vhd.slots(),
             allocated: vhd.slots_used() * self.geometry.extent_size(),
+            sharing: self.sharing_of(&vhd.record),
         }
     }
 

@@ -1,4 +1,4 @@
-//! What VHDs and VMs are limited to. The owner makes the buckets; the reactors that take from them are told only that there are others.
+//! What VHDs and VMs are limited to, and what they get of disks that are shared out. The owner makes the buckets; the reactors that take from them are told only that there are others.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,18 +19,18 @@ impl Owner {
         self.now = now;
     }
 
-    /// Limits all VHDs, at the start.
+    /// Limits all VHDs, and gives them their shares, at the start.
     pub(super) fn limit_all(&mut self, out: &mut impl OwnerOutbox) {
         let vhds: Vec<VhdId> = self.vhds.iter().map(|vhd| vhd.record.id).collect();
         self.limit(&vhds, out);
     }
 
-    /// Limits of a VHD, or its VM, may have changed.
+    /// Limits or share of a VHD, or its VM, may have changed.
     pub(super) fn limit_vhd(&mut self, vhd: VhdId, out: &mut impl OwnerOutbox) {
         self.limit(&[vhd], out);
     }
 
-    /// Limits of a VM may have changed.
+    /// Limits of a VM, or what its VHDs share, may have changed.
     pub(super) fn limit_vm(&mut self, vm: &str, out: &mut impl OwnerOutbox) {
         let vhds: Vec<VhdId> = self.vhds_of(vm).map(|vhd| vhd.record.id).collect();
         self.limit(&vhds, out);
@@ -39,6 +39,7 @@ impl Owner {
     fn limit(&mut self, vhds: &[VhdId], out: &mut impl OwnerOutbox) {
         let mut changed = false;
         for vhd in vhds {
+            self.renew_share(*vhd);
             changed |= self.renew_limits(*vhd);
         }
         if changed {

@@ -3,7 +3,7 @@
 //! * [`command`]: commands, their answers and errors. [`outbox`]: what the owner makes happen.
 //! * `allocate`: requests of reactors. `reuse`: how freed slots become free. `space`, `vhds`: what there is.
 //! * `moves`: extents on their way to other disks. `replicas`: those that missed something. `jobs`: what moves them, and why.
-//! * `hang`: disks that do not answer.
+//! * `hang`: disks that do not answer. `governor`: disks that are shared out.
 //! * `vms`: groups of VHDs, and commands about them.
 //! * `commands`, `create`, `resize`, `fill`, `remove`, `fail`: commands step by step. `info`: answers to questions. `usage`,
 //!   `health`: warnings.
@@ -27,6 +27,7 @@ mod domains;
 pub mod error;
 mod fail;
 mod fill;
+mod governor;
 mod hang;
 mod health;
 mod info;
@@ -66,6 +67,7 @@ use allocate::Waiter;
 use command::{Command, CommandId};
 use commands::Current;
 use fill::Fill;
+use governor::Governor;
 use hang::Hangs;
 use jobs::Jobs;
 use limits::VmBuckets;
@@ -158,6 +160,7 @@ pub struct Owner {
     repairs: Repairs,
     restore: Restore,
     hangs: Hangs,
+    governor: Governor,
     jobs: Jobs,
     fills: BTreeMap<VhdId, Fill>,
     metadata: Metadata,
@@ -211,6 +214,7 @@ impl Owner {
             repairs: Repairs::default(),
             restore: Restore::default(),
             hangs: Hangs::default(),
+            governor: Governor::default(),
             jobs: Jobs::default(),
             fills: BTreeMap::new(),
             metadata: Metadata::default(),
@@ -399,6 +403,7 @@ impl Owner {
         self.clean_intents(now, out);
         self.look_for_hangs(now, out);
         self.restore_redundancy(now, out);
+        self.govern(now, out);
     }
 
     /// Moves that ended before they were durable (dropped content, deleted VHDs, cancelled jobs, failed disks), by the step of
@@ -423,6 +428,7 @@ impl Owner {
             .chain(self.intents.due())
             .chain(self.hangs.due())
             .chain(self.restore.due())
+            .chain(self.governor.due())
             .min()
     }
 

@@ -7,6 +7,7 @@ mod checked;
 mod closed;
 mod degraded;
 mod differing;
+mod governor;
 mod hang;
 mod health;
 mod lifecycle;
@@ -158,6 +159,7 @@ fn create(name: &str, extents: u64, layout: LayoutRequest) -> CreateVhd {
         when_full: WhenFull::Queue { secs: 60 },
         expand: None,
         limits: crate::placement::limits::IoLimits::default(),
+        sharing: crate::placement::sharing::Sharing::default(),
     }
 }
 

@@ -138,9 +138,10 @@ impl Owner {
         let mut record = VmRecord::next(&mut pool, &create.name, create.created);
         record.labels.clone_from(&create.labels);
         record.owner.clone_from(&create.owner);
-        record.limits = create.limits;
+        (record.limits, record.sharing) = (create.limits, create.sharing);
         record.check()?;
         record.limits.check()?;
+        record.sharing.check()?;
         if let Some(existing) = self.vms.named(&create.name) {
             check_same(existing, create)?;
             return Ok(Step::Done(self.vm_reply(existing, Outcome::Unchanged)));
@@ -168,6 +169,8 @@ impl Owner {
         record.check()?;
         record.limits = record.limits.with(set.limits);
         record.limits.check()?;
+        record.sharing = record.sharing.with(set.sharing);
+        record.sharing.check()?;
         let mut events = Vec::new();
         if record != *before {
             events.push(Event::VmChanged { vm: set.name.as_ref().unwrap_or(&record.name).clone() });
@@ -289,8 +292,10 @@ fn check_same(is: &VmRecord, asked: &CreateVm) -> Result<(), CommandError> {
         Some(("labels", labels(&is.labels), labels(&asked.labels)))
     } else if is.owner != asked.owner {
         Some(("owner", owner(&is.owner), owner(&asked.owner)))
+    } else if is.limits != asked.limits {
+        Some(("limits", is.limits.to_string(), asked.limits.to_string()))
     } else {
-        (is.limits != asked.limits).then(|| ("limits", is.limits.to_string(), asked.limits.to_string()))
+        (is.sharing != asked.sharing).then(|| ("share of disks", is.sharing.to_string(), asked.sharing.to_string()))
     };
     match differs {
         Some((field, existing, asked)) => Err(CommandError::VmConflict { vm: is.name.clone(), field, existing, asked }),

@@ -13,6 +13,7 @@ pub mod job;
 pub mod layout;
 pub mod limits;
 pub mod record;
+pub mod sharing;
 pub mod view;
 pub mod vm;
 

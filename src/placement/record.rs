@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::limits::IoLimits;
+use super::sharing::Sharing;
 use crate::base::ids::{self, DiskId, DiskSet, JobId, NameError, VhdId, VmId};
 use crate::base::limits::{DISKS_MAX, QUEUES_MAX, REPLICAS_MAX, VHD_SIZE_MAX, WHEN_FULL_WAIT_SECS_DEFAULT};
 use crate::base::units::Geometry;
@@ -382,6 +383,9 @@ pub struct VhdRecord {
     /// the others.
     #[serde(default, skip_serializing_if = "IoLimits::is_none")]
     pub limits: IoLimits,
+    /// What it asks of disks that others want, too. Left out where it is nothing, as limits are.
+    #[serde(default, skip_serializing_if = "Sharing::is_none")]
+    pub sharing: Sharing,
     /// When it was created, in seconds since the Unix epoch.
     pub created: u64,
     /// The cache mode that its guest last chose; true is writeback. It outlives the daemon, so that a guest which chose
@@ -462,6 +466,7 @@ impl VhdRecord {
             return bad("socket mode", self.socket_mode.into());
         }
         self.limits.check().map_err(|error| impossible(&self.name, "limit", error))?;
+        self.sharing.check().map_err(|error| impossible(&self.name, "share", error))?;
         self.layout.check(&self.name)
     }
 }

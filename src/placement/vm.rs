@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::limits::IoLimits;
 use super::record::{PoolRecord, RECORD_VERSION, RecordError, VhdRecord, decode, impossible};
+use super::sharing::Sharing;
 use crate::base::ids::{self, VmId};
 use crate::base::limits::{LABEL_KEY_LEN_MAX, LABEL_VALUE_LEN_MAX, LABELS_MAX};
 
@@ -75,6 +76,9 @@ pub struct VmRecord {
     /// What its VHDs together are limited to.
     #[serde(default, skip_serializing_if = "IoLimits::is_none")]
     pub limits: IoLimits,
+    /// What each of its VHDs asks of disks that others want, too, if it says nothing itself.
+    #[serde(default, skip_serializing_if = "Sharing::is_none")]
+    pub sharing: Sharing,
     /// When it was created, in seconds since the Unix epoch. Of one that was adopted: when that was.
     pub created: u64,
 }
@@ -90,7 +94,7 @@ impl VmRecord {
         pool.next_vm_id = VmId(id.0.checked_add(1).expect("4 billion VMs in one pool"));
         let (uuid, name) = (uuid_of(pool.uuid, id), name.to_owned());
         let (version, labels, limits) = (RECORD_VERSION, BTreeMap::new(), IoLimits::default());
-        VmRecord { version, id, uuid, name, labels, owner: None, limits, created }
+        VmRecord { version, id, uuid, name, labels, owner: None, limits, sharing: Sharing::default(), created }
     }
 
     /// The bytes for the store.
@@ -111,6 +115,7 @@ impl VmRecord {
             impossible(&record.name, field, error)
         })?;
         record.limits.check().map_err(|error| impossible(&record.name, "limit", error))?;
+        record.sharing.check().map_err(|error| impossible(&record.name, "share", error))?;
         Ok(record)
     }
 

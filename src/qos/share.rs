@@ -1,6 +1,8 @@
 //! What part of a host disk somebody gets whenever others want it, too.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
 
 /// How much counts against others of the same priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,7 +24,7 @@ impl Weight {
 
     /// The number.
     #[must_use]
-    pub fn get(self) -> u32 {
+    pub const fn get(self) -> u32 {
         self.0
     }
 }
@@ -34,7 +36,8 @@ impl Default for Weight {
 }
 
 /// Whose requests go first. Each counts ten times as much as the next one: nobody has to wait until the others want nothing any more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Priority {
     /// Goes behind; jobs have it.
     Low,
@@ -46,6 +49,16 @@ pub enum Priority {
 }
 
 impl Priority {
+    /// The word of the API.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Priority::Low => "low",
+            Priority::Normal => "normal",
+            Priority::High => "high",
+        }
+    }
+
     /// What it multiplies a weight by.
     fn factor(self) -> u32 {
         match self {
@@ -83,26 +96,43 @@ impl Default for Share {
     }
 }
 
-/// A share that may become another one at any time.
+/// A share, and a latency target, that may become other ones at any time.
 #[derive(Debug)]
-pub struct CurrentShare(AtomicU32);
+pub struct CurrentShare {
+    share: AtomicU32,
+    /// In nanoseconds; the largest number: none.
+    target_ns: AtomicU64,
+}
 
 impl CurrentShare {
     /// What it is now.
     #[must_use]
     pub fn get(&self) -> Share {
-        Share(self.0.load(Ordering::Relaxed))
+        Share(self.share.load(Ordering::Relaxed))
     }
 
     /// Another one. Whoever waits already keeps the turn that it has.
-    pub fn set(&self, share: Share) {
-        self.0.store(share.0, Ordering::Relaxed);
+    pub fn set(&self, share: Share, target_ns: Option<u64>) {
+        self.share.store(share.0, Ordering::Relaxed);
+        self.target_ns.store(target_ns.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Whether there is a latency target.
+    #[must_use]
+    pub fn has_target(&self) -> bool {
+        self.target_ns.load(Ordering::Relaxed) != u64::MAX
+    }
+
+    /// Whether so much is more than the latency target; never without one.
+    #[must_use]
+    pub fn is_late(&self, latency_ns: u64) -> bool {
+        latency_ns > self.target_ns.load(Ordering::Relaxed)
     }
 }
 
 impl Default for CurrentShare {
     fn default() -> CurrentShare {
-        CurrentShare(AtomicU32::new(Share::default().0))
+        CurrentShare { share: AtomicU32::new(Share::default().0), target_ns: AtomicU64::new(u64::MAX) }
     }
 }
 
@@ -117,6 +147,14 @@ mod tests {
         assert_eq!(of(70, Priority::Normal), 10 * of(70, Priority::Low));
         assert_eq!(Share::default().get(), of(100, Priority::Normal));
         assert_eq!(Share::BACKGROUND.get(), of(100, Priority::Low));
+    }
+
+    #[test]
+    fn nothing_is_late_without_a_target() {
+        let current = CurrentShare::default();
+        assert!(!current.has_target() && !current.is_late(u64::MAX));
+        current.set(Share::default(), Some(1000));
+        assert!(current.has_target() && current.is_late(1001) && !current.is_late(1000));
     }
 
     #[test]

@@ -13,7 +13,7 @@
 //! All of it is atomics. Threads publish the turn of the first that waits on them, and do not overtake one another; who ends an operation
 //! wakes the thread on which the first of all waits.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use super::Share;
 
@@ -35,13 +35,13 @@ pub struct Work(pub u64);
 impl Work {
     /// Of one operation of so many bytes.
     #[must_use]
-    pub fn of(bytes: u64) -> Work {
+    pub const fn of(bytes: u64) -> Work {
         Work::of_all(1, bytes)
     }
 
     /// Of several, together.
     #[must_use]
-    pub fn of_all(operations: u64, bytes: u64) -> Work {
+    pub const fn of_all(operations: u64, bytes: u64) -> Work {
         Work(operations.saturating_mul(OPERATION).saturating_add(bytes))
     }
 }
@@ -74,8 +74,11 @@ pub struct Shares {
     peak: AtomicU64,
     /// Operations that had to wait.
     held: AtomicU64,
-    /// Threads on which somebody waits.
-    waiting: AtomicU32,
+    /// Of clients with a latency target, since somebody asked: those that have completed, and those of them that were late.
+    targeted: AtomicU64,
+    late: AtomicU64,
+    /// Threads on which somebody waits, a bit for each.
+    waiting: AtomicU64,
     threads: Box<[Thread]>,
 }
 
@@ -89,9 +92,10 @@ struct Thread {
 }
 
 impl Shares {
-    /// A disk that is not shared out yet. `threads`: how many may submit to it.
+    /// A disk that is not shared out yet. `threads`: how many may submit to it, at most 64.
     #[must_use]
     pub fn new(threads: usize) -> Shares {
+        assert!(threads <= u64::BITS as usize, "a bit for each");
         Shares {
             on: AtomicBool::new(false),
             time: AtomicU64::new(0),
@@ -99,7 +103,9 @@ impl Shares {
             in_flight: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             held: AtomicU64::new(0),
-            waiting: AtomicU32::new(0),
+            targeted: AtomicU64::new(0),
+            late: AtomicU64::new(0),
+            waiting: AtomicU64::new(0),
             threads: (0..threads)
                 .map(|_| Thread { first: AtomicU64::new(NOBODY), called: AtomicBool::new(false) })
                 .collect(),
@@ -150,6 +156,18 @@ impl Shares {
     /// An operation has to wait.
     pub fn hold(&self) {
         self.held.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Something of a client with a latency target has completed.
+    pub fn count_targeted(&self, is_late: bool) {
+        self.targeted.fetch_add(1, Ordering::Relaxed);
+        self.late.fetch_add(u64::from(is_late), Ordering::Relaxed);
+    }
+
+    /// How much of that there was since the last call, and how much of it was late.
+    pub fn take_targeted(&self) -> (u64, u64) {
+        let late = self.late.swap(0, Ordering::Relaxed);
+        (self.targeted.swap(0, Ordering::Relaxed).max(late), late)
     }
 
     /// The client's next turn, for which it is charged.
@@ -213,8 +231,8 @@ impl Shares {
     pub fn publish(&self, thread: usize, before: Option<Turn>, first: Option<Turn>) {
         self.threads[thread].first.store(first.map_or(NOBODY, |turn| turn.0), Ordering::SeqCst);
         match (before, first) {
-            (None, Some(_)) => self.waiting.fetch_add(1, Ordering::SeqCst),
-            (Some(_), None) => self.waiting.fetch_sub(1, Ordering::SeqCst),
+            (None, Some(_)) => self.waiting.fetch_or(bit(thread), Ordering::SeqCst),
+            (Some(_), None) => self.waiting.fetch_and(!bit(thread), Ordering::SeqCst),
             _ => 0,
         };
         // Pairs with `end`: either the thread sees the room, or who made it sees that it waits.
@@ -224,18 +242,14 @@ impl Shares {
     /// The thread other than `thread` on which somebody waits whose turn is first.
     #[must_use]
     pub fn first_elsewhere(&self, thread: usize) -> Option<(usize, Turn)> {
-        if self.waiting.load(Ordering::SeqCst) == 0 {
-            return None;
-        }
-        let others = self.threads.iter().enumerate().filter(|(other, _)| *other != thread);
-        let turns = others.map(|(other, first)| (first.first.load(Ordering::SeqCst), other));
+        let others = bits(self.waiting.load(Ordering::SeqCst) & !bit(thread));
+        let turns = others.map(|other| (self.threads[other].first.load(Ordering::SeqCst), other));
         turns.min().filter(|(turn, _)| *turn != NOBODY).map(|(turn, other)| (other, Turn(turn)))
     }
 
     /// Threads on which somebody waits: all of them are to be woken when there may be more room than what has ended makes.
-    pub fn waiting(&self) -> impl Iterator<Item = usize> + '_ {
-        let threads = self.threads.iter().enumerate();
-        threads.filter(|(_, thread)| thread.first.load(Ordering::SeqCst) != NOBODY).map(|(thread, _)| thread)
+    pub fn waiting(&self) -> impl Iterator<Item = usize> + use<> {
+        bits(self.waiting.load(Ordering::SeqCst))
     }
 
     /// The thread to be woken because something there comes first, before all on `thread`, and there may be room for it. Each call of a
@@ -249,6 +263,19 @@ impl Shares {
         let comes_first = turn.0 < own && (has_room || is_behind);
         (comes_first && !self.threads[other].called.swap(true, Ordering::SeqCst)).then_some(other)
     }
+}
+
+fn bit(thread: usize) -> u64 {
+    1 << thread
+}
+
+/// The threads whose bits are set.
+fn bits(mut set: u64) -> impl Iterator<Item = usize> + use<> {
+    std::iter::from_fn(move || {
+        let first = (set != 0).then(|| set.trailing_zeros() as usize)?;
+        set &= set - 1;
+        Some(first)
+    })
 }
 
 fn charge(share: Share, work: Work) -> u64 {

@@ -28,6 +28,8 @@ struct Model {
     serial_ns: u64,
     /// The same for each byte, in picoseconds.
     byte_ps: u64,
+    /// About so often the disk does nothing for so long, in nanoseconds.
+    stalls: Option<(u64, u64)>,
     /// Simulated milliseconds: half of it until things have settled.
     millis: u64,
 }
@@ -39,14 +41,51 @@ const THROTTLED: Model = Model {
     jitter: 20,
     serial_ns: 50_000,
     byte_ps: 0,
+    stalls: None,
     millis: 8_000,
 };
-const SATA: Model =
-    Model { name: "sata", channels: 32, service_ns: 330_000, jitter: 60, serial_ns: 0, byte_ps: 0, millis: 4_000 };
-const NVME: Model =
-    Model { name: "nvme", channels: 48, service_ns: 80_000, jitter: 50, serial_ns: 1_700, byte_ps: 0, millis: 2_000 };
-const HDD: Model =
-    Model { name: "hdd", channels: 1, service_ns: 6_000_000, jitter: 70, serial_ns: 0, byte_ps: 0, millis: 200_000 };
+const SATA: Model = Model {
+    name: "sata",
+    channels: 32,
+    service_ns: 330_000,
+    jitter: 60,
+    serial_ns: 0,
+    byte_ps: 0,
+    stalls: None,
+    millis: 4_000,
+};
+const NVME: Model = Model {
+    name: "nvme",
+    channels: 48,
+    service_ns: 80_000,
+    jitter: 50,
+    serial_ns: 1_700,
+    byte_ps: 0,
+    stalls: None,
+    millis: 1_000,
+};
+const HDD: Model = Model {
+    name: "hdd",
+    channels: 1,
+    service_ns: 6_000_000,
+    jitter: 70,
+    serial_ns: 0,
+    byte_ps: 0,
+    stalls: None,
+    millis: 200_000,
+};
+
+/// A machine that has something else to do now and then.
+const NOISY: Model = Model {
+    name: "noisy",
+    channels: 4,
+    service_ns: 4_000_000,
+    jitter: 40,
+    serial_ns: 0,
+    byte_ps: 0,
+    stalls: Some((60_000_000, 15_000_000)),
+    millis: 40_000,
+};
 
 #[derive(Clone, Copy)]
 struct Client {
@@ -93,6 +132,7 @@ struct Sim {
     rng: Rng,
     busy_until: Vec<u64>,
     serial_until: u64,
+    next_stall: u64,
     shares: Shares,
     accounts: Vec<Account>,
     window: Window,
@@ -117,6 +157,7 @@ impl Sim {
             rng: Rng::new(seed),
             busy_until: vec![0; model.channels],
             serial_until: 0,
+            next_stall: 0,
             shares,
             accounts: clients.iter().map(|_| Account::default()).collect(),
             window: Window::new(Work(op), Work(512 * op)),
@@ -182,6 +223,12 @@ impl Sim {
     }
 
     fn submit(&mut self, client: usize, arrived: u64, now: u64) {
+        if let Some((every, time)) = self.model.stalls
+            && now >= self.next_stall
+        {
+            self.next_stall = now + self.rng.below(2 * every);
+            self.busy_until.iter_mut().for_each(|channel| *channel = now.max(*channel) + time);
+        }
         let jitter = self.model.service_ns * self.model.jitter / 100;
         let service = self.model.service_ns - jitter + self.rng.below(2 * jitter + 1);
         let channel = self.busy_until.iter_mut().min().unwrap();
@@ -268,7 +315,11 @@ impl Outcome {
 }
 
 fn run(model: &Model, what: &str, clients: &[Client], fair: bool) -> Outcome {
-    let mut got = Sim::new(model, clients, fair, 1).run();
+    run_seeded(model, what, clients, fair, 1)
+}
+
+fn run_seeded(model: &Model, what: &str, clients: &[Client], fair: bool, seed: u64) -> Outcome {
+    let mut got = Sim::new(model, clients, fair, seed).run();
     let total = got.iter().map(|got| got.operations).sum::<u64>() * 2000 / model.millis;
     let (p50, p99) = (got[0].percentile_us(500), got[0].percentile_us(990));
     let outcome = Outcome { got, total };
@@ -297,7 +348,7 @@ fn weights_are_kept_and_little_is_lost() {
 #[test]
 fn shares_count_bytes_as_well_as_operations() {
     let large = Client { bytes: 256 << 10, ..client(64, 100) };
-    let model = Model { byte_ps: 300, millis: 8_000, ..NVME };
+    let model = Model { byte_ps: 300, millis: 4_000, ..NVME };
     let outcome = run(&model, "256 KiB beside 4 KiB", &[large, client(256, 100)], true);
     let [large, small] = [&outcome.got[0], &outcome.got[1]];
     let work = |got: &Got| Work::of_all(got.operations, got.bytes).0;
@@ -329,7 +380,7 @@ fn who_wants_little_gets_it_and_the_rest_is_shared() {
 fn a_latency_target_is_met_at_its_percentile() {
     let target = |target_ns| Client { target_ns, ..client(1, 100) };
     for (model, target_ns) in
-        [(Model { millis: 20_000, ..THROTTLED }, 260_000), (Model { millis: 8_000, ..SATA }, 700_000)]
+        [(Model { millis: 12_000, ..THROTTLED }, 260_000), (Model { millis: 5_000, ..SATA }, 700_000)]
     {
         let mut outcome = run(&model, "target beside 64", &[target(target_ns), client(64, 100)], true);
         let p99 = outcome.got[0].percentile_us(990);
@@ -361,4 +412,16 @@ fn a_queue_of_arrivals_is_first_come_first_served_for_one_client() {
     let account = Account::default();
     let turns: VecDeque<Turn> = (0..100).map(|_| shares.take_turn(&account, Share::default(), Work::of(512))).collect();
     assert!(turns.iter().is_sorted());
+}
+
+#[test]
+fn noise_neither_opens_the_window_nor_closes_it() {
+    let all = run(&NOISY, "64 alone", &[client(64, 100)], true).total;
+    for seed in 1..=3 {
+        let clients = [client(32, 300), client(32, 100)];
+        let outcome = run_seeded(&NOISY, "weights 300 : 100, 32 each", &clients, true, seed);
+        let share = outcome.share(0);
+        assert!(share.abs_diff(750) <= 20, "{share}");
+        assert!(outcome.total * 100 >= all * 88, "{} of {all}", outcome.total);
+    }
 }

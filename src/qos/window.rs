@@ -5,11 +5,15 @@
 //! narrower window take turns. If the wider one gets noticeably more done, both become wider, and if it does not, narrower. Where a
 //! few per cent are still to be gained, they stay.
 //!
-//! With one client there is nobody to protect, and no window. If clients want less than the window allows, it is lowered to a part of
-//! what they had in flight, in order to see whether they need that: a disk that serves few at a time does not.
+//! On a disk that is slowed down now and then by something else such gains are lost in noise. So a window that is far too narrow is tried
+//! from time to time, too. By how much more gets done with the usual one tells how much is needed in flight if operations take as long as
+//! they do when there are few: the *knee*. The window is not made narrower than that, and wider only for gains that are beyond doubt.
+//!
+//! With one client there is nobody to protect, and no window.
 //!
 //! Clients with a *latency target* narrow the window further if more of their requests are late than a percentile allows, for as long as
-//! that is so.
+//! that is so. If the narrowest one hardly helps, the target is beyond the disk: it is given up for a while, because the others would get
+//! little for nothing.
 
 use super::shares::Work;
 use crate::base::clock::Nanos;
@@ -21,9 +25,15 @@ const WIDER: u64 = 30;
 const GROWS: i64 = 100;
 const SHRINKS: i64 = 40;
 
+/// The same where a window is wider than the disk would seem to need.
+const GROWS_ROOMY: i64 = 200;
+
 /// Far above, or far below: larger steps.
-const GROWS_FAST: i64 = 500;
+const GROWS_FAST: i64 = 400;
 const SHRINKS_FAST: i64 = 15;
+
+/// More or less than this is noise. As much on both sides, or noise would seem to be a gain.
+const GAIN_MAX: i64 = 600;
 
 /// What is believed at first: neither.
 const UNKNOWN: i64 = 50;
@@ -39,12 +49,24 @@ const PERIOD_MAX_NS: u64 = 400_000_000;
 /// One operation in so many must have waited if a window is to be judged.
 const HELD_PART: u64 = 8;
 
-/// A window that nobody fills is lowered to this part of what was in flight, in percent.
+/// When clients begin to share a disk, the window begins at this part of what was in flight, in percent.
 const LOWERED: u64 = 75;
 
-/// If that was too low it is not tried again for this long, then twice as long, and so on.
-const RETRY_MIN_NS: u64 = 1_000_000_000;
-const RETRY_MAX_NS: u64 = 60_000_000_000;
+/// A window that is far too narrow is tried after this long, then after twice as long, and so on.
+const PROBE_MIN_NS: u64 = 1_000_000_000;
+const PROBE_MAX_NS: u64 = 10_000_000_000;
+
+/// It is this part of the narrower one.
+const PROBE_PART: u64 = 8;
+
+/// What is in flight before is waited for, but not for longer than this.
+const DRAIN_MAX_NS: u64 = 4_000_000_000;
+
+/// If it got this part of all done, in percent, it was not too narrow.
+const PROBE_IS_MOST: u64 = 85;
+
+/// How much more than the knee a window may be without having gained anything, in percent.
+const ROOM: u64 = 25;
 
 /// Requests of clients with targets that are looked at together, unless so many of them are late.
 const TARGET_SAMPLE: u64 = 250;
@@ -53,6 +75,13 @@ const TARGET_LATE: u64 = 4;
 /// Of a thousand requests with a target: more late ones narrow the window, fewer than the second widen it.
 const LATE_MANY: u64 = 8;
 const LATE_FEW: u64 = 4;
+
+/// If with the narrowest window at least this part of those are late that were before, in percent, and are so often in a row, the target
+/// is given up for so long, then for twice as long, and so on.
+const HELPS_LITTLE: u64 = 50;
+const HOPELESS: u32 = 4;
+const GIVE_UP_MIN_NS: u64 = 30_000_000_000;
+const GIVE_UP_MAX_NS: u64 = 600_000_000_000;
 
 /// After requests were late because it had become wider, it does not for this long, then twice as long, and so on.
 const CALM_MIN_NS: u64 = 500_000_000;
@@ -80,6 +109,17 @@ pub struct Counted {
 /// The two windows, each tried twice, so that a load that rises or falls meanwhile favours neither.
 const TRIALS: [bool; 4] = [false, true, true, false];
 
+/// What is tried just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// See [`TRIALS`].
+    Trial(usize),
+    /// What is in flight ends, until there is as little as in the next phase.
+    Drain,
+    /// A window that is far too narrow.
+    Probe,
+}
+
 /// The window of one disk.
 #[derive(Debug)]
 pub struct Window {
@@ -90,21 +130,33 @@ pub struct Window {
     /// What latency targets allow; `None`: they are met.
     allowed: Option<u64>,
     shared: bool,
-    trial: usize,
+    phase: Phase,
     begun: Nanos,
     counted: Counted,
+    /// Most in flight in this phase.
+    peak: Work,
     rates: [u64; 4],
     judged: bool,
     /// Gain over gain, in thousandths.
     gain: i64,
-    retry_at: Nanos,
-    retry_ns: u64,
+    /// How much in flight gets as much done as there can be, if each takes as long as it does when there is little.
+    knee: Option<u64>,
+    /// What is in flight before a probe takes so long.
+    drain_ns: u64,
+    probe_at: Nanos,
+    probe_ns: u64,
     targeted: u64,
     late: u64,
     /// It became wider after requests were late last.
     has_widened: bool,
     widen_at: Nanos,
     calm_ns: u64,
+    /// Late ones of a thousand before anything was done about it.
+    late_before: u64,
+    /// Looks in a row at which the narrowest window has hardly helped.
+    hopeless: u32,
+    given_up_until: Nanos,
+    give_up_ns: u64,
 }
 
 impl Window {
@@ -117,27 +169,48 @@ impl Window {
             base: max.0,
             allowed: None,
             shared: false,
-            trial: 0,
+            phase: Phase::Trial(0),
             begun: Nanos(0),
             counted: Counted::default(),
+            peak: Work(0),
             rates: [0; 4],
             judged: true,
             gain: UNKNOWN,
-            retry_at: Nanos(0),
-            retry_ns: RETRY_MIN_NS,
+            knee: None,
+            drain_ns: 0,
+            probe_at: Nanos(0),
+            probe_ns: PROBE_MIN_NS,
             targeted: 0,
             late: 0,
             has_widened: false,
             widen_at: Nanos(0),
             calm_ns: CALM_MIN_NS,
+            late_before: 0,
+            hopeless: 0,
+            given_up_until: Nanos(0),
+            give_up_ns: GIVE_UP_MIN_NS,
         }
     }
 
     /// What may be in flight now; `None`: as much as anybody wants.
     #[must_use]
     pub fn now(&self) -> Option<Work> {
-        let wanted = if TRIALS[self.trial] { self.wide() } else { self.base };
+        let wanted = match self.phase {
+            Phase::Trial(trial) if TRIALS[trial] => self.wide(),
+            Phase::Trial(_) => self.base,
+            Phase::Drain | Phase::Probe => self.probe(),
+        };
         self.shared.then_some(Work(self.allowed.map_or(wanted, |allowed| allowed.min(wanted))))
+    }
+
+    /// What gets done in a second.
+    fn most(&self) -> u64 {
+        self.rates.iter().sum::<u64>() / 4
+    }
+
+    /// The window that is far too narrow.
+    fn probe(&self) -> u64 {
+        (self.base / PROBE_PART).max(self.min)
     }
 
     /// The wider window.
@@ -161,9 +234,10 @@ impl Window {
     pub fn look(&mut self, counted: Counted, now: Nanos) {
         let shared = counted.clients > 1;
         if shared && !self.shared {
-            self.lower(counted.peak);
-            (self.gain, self.retry_at, self.retry_ns) = (UNKNOWN, now, RETRY_MIN_NS);
-            self.begin_trial(0, counted, now);
+            self.base = self.base.min(counted.peak.0 / 100 * LOWERED).clamp(self.min, self.max);
+            (self.gain, self.knee) = (UNKNOWN, None);
+            (self.probe_at, self.probe_ns) = (now, PROBE_MIN_NS);
+            self.begin(Phase::Trial(0), counted, now);
         }
         self.shared = shared;
         if !shared {
@@ -171,65 +245,100 @@ impl Window {
             return;
         }
         self.look_at_targets(counted, now);
+        self.peak = self.peak.max(counted.peak);
         let elapsed_ns = now.since(self.begun);
         let operations = counted.operations.saturating_sub(self.counted.operations);
         if elapsed_ns < PERIOD_NS || operations < PERIOD_OPERATIONS && elapsed_ns < PERIOD_MAX_NS {
             return;
         }
         let done = u128::from(counted.done.0.saturating_sub(self.counted.done.0));
-        let rate = done * 1_000_000_000 / u128::from(elapsed_ns);
-        self.rates[self.trial] = u64::try_from(rate).unwrap_or(u64::MAX);
+        let rate = u64::try_from(done * 1_000_000_000 / u128::from(elapsed_ns)).unwrap_or(u64::MAX);
         let held = counted.held.saturating_sub(self.counted.held);
-        self.judged &= TRIALS[self.trial] || held > operations / HELD_PART;
-        let next = (self.trial + 1) % TRIALS.len();
-        self.begin_trial(next, counted, now);
-        if next == 0 {
-            self.judge(counted.peak, now);
-            self.judged = true;
+        let next = match self.phase {
+            Phase::Trial(trial) => {
+                self.rates[trial] = rate;
+                self.judged &= TRIALS[trial] || held > operations / HELD_PART;
+                self.after_trial(trial, now)
+            }
+            Phase::Drain if elapsed_ns < self.drain_ns => return,
+            Phase::Drain => Phase::Probe,
+            Phase::Probe => {
+                self.after_probe(rate, now);
+                Phase::Trial(0)
+            }
+        };
+        self.begin(next, counted, now);
+    }
+
+    fn begin(&mut self, phase: Phase, counted: Counted, now: Nanos) {
+        (self.phase, self.counted, self.begun, self.peak) = (phase, counted, now, Work(0));
+        self.judged |= phase == Phase::Trial(0);
+    }
+
+    fn after_trial(&mut self, trial: usize, now: Nanos) -> Phase {
+        if trial + 1 < TRIALS.len() {
+            return Phase::Trial(trial + 1);
         }
-    }
-
-    fn begin_trial(&mut self, trial: usize, counted: Counted, now: Nanos) {
-        (self.trial, self.counted, self.begun) = (trial, counted, now);
-    }
-
-    /// All windows have been tried.
-    fn judge(&mut self, peak: Work, now: Nanos) {
         if self.is_narrowed() {
-            return;
+            return Phase::Trial(0);
         }
         if self.judged {
-            return self.adjust();
+            self.adjust();
         }
-        // It is wider than anybody wants. Whether less would do is tried now and then.
-        if now >= self.retry_at {
-            if self.gain > GROWS {
-                self.retry_ns = (self.retry_ns * 2).min(RETRY_MAX_NS);
-                self.gain = UNKNOWN;
-            }
-            self.retry_at = Nanos(now.0.saturating_add(self.retry_ns));
-            self.lower(peak);
+        if now < self.probe_at {
+            return Phase::Trial(0);
         }
+        let drains = u128::from(self.peak.0) * 1_000_000_000 / u128::from(self.most().max(1));
+        self.drain_ns = u64::try_from(drains).unwrap_or(u64::MAX).min(DRAIN_MAX_NS);
+        Phase::Drain
     }
 
-    fn lower(&mut self, peak: Work) {
-        self.base = self.base.min(peak.0 / 100 * LOWERED).clamp(self.min, self.max);
+    /// So much got done with so little in flight. As much more as could be done at all, so much more is needed in flight: that is as true
+    /// on a disk that is slowed down now and then, which small differences between windows are not.
+    fn after_probe(&mut self, rate: u64, now: Nanos) {
+        self.probe_at = Nanos(now.0.saturating_add(self.probe_ns));
+        if rate == 0 {
+            return;
+        }
+        let most = self.most();
+        let knee = u128::from(self.peak.0.max(self.min)) * u128::from(most.max(rate)) / u128::from(rate);
+        let knee = u64::try_from(knee).unwrap_or(u64::MAX).min(self.max);
+        // If as much got done as with more, even this was more than is needed, and how much more is to be seen.
+        let is_most = rate >= most / 100 * PROBE_IS_MOST;
+        if is_most {
+            self.probe_ns = PROBE_MIN_NS;
+        }
+        self.probe_at = Nanos(now.0.saturating_add(self.probe_ns));
+        self.probe_ns = (self.probe_ns * 2).min(PROBE_MAX_NS);
+        let knee = self.knee.filter(|_| !is_most).map_or(knee, |before| before / 2 + knee / 2);
+        self.knee = Some(knee);
+        let roomy = knee.saturating_add(knee / 100 * ROOM).clamp(self.min, self.max);
+        if self.base > roomy {
+            // If it has gained something since, there is some truth in it.
+            self.base = if self.judged { self.base / 2 + roomy / 2 } else { roomy };
+            self.gain = UNKNOWN;
+        }
     }
 
     fn adjust(&mut self) {
         let [narrow, wide, wide_again, narrow_again] = self.rates.map(i128::from);
         let (narrow, wide) = ((narrow + narrow_again).max(1), wide + wide_again);
         let gain = (wide - narrow) * 100_000 / (narrow * i128::from(WIDER));
-        let gain = i64::try_from(gain.clamp(-500, 1500)).expect("clamped");
+        let gain = i64::try_from(gain.clamp(-i128::from(GAIN_MAX), i128::from(GAIN_MAX))).expect("clamped");
         self.gain += (gain - self.gain) / TRIAL_WEIGHT;
+        let knee = self.knee.unwrap_or(self.min);
+        let is_roomy = self.knee.is_some() && self.base > knee.saturating_add(knee / 100 * ROOM);
         let percent = match self.gain {
-            gain if gain > GROWS_FAST => 150,
-            gain if gain > GROWS => 108,
+            gain if gain > GROWS_FAST && !is_roomy => 150,
+            gain if gain > GROWS_ROOMY || gain > GROWS && !is_roomy => 108,
             gain if gain < SHRINKS_FAST => 83,
             gain if gain < SHRINKS => 93,
             _ => 100,
         };
-        self.base = (self.base / 100 * percent).clamp(self.min, self.max);
+        let base = self.base / 100 * percent;
+        // What noise says must not take away what the disk is known to need.
+        let least = if percent < 100 { knee.min(self.base) } else { self.min };
+        self.base = base.max(least).clamp(self.min, self.max);
     }
 
     fn look_at_targets(&mut self, counted: Counted, now: Nanos) {
@@ -243,21 +352,38 @@ impl Window {
         }
         let late = self.late * 1000 / self.targeted;
         (self.targeted, self.late) = (0, 0);
+        if now < self.given_up_until {
+            return;
+        }
         if late > LATE_MANY {
-            self.narrow(now);
+            self.narrow(late, now);
         } else if late < LATE_FEW && now >= self.widen_at {
             self.widen();
         }
     }
 
-    fn narrow(&mut self, now: Nanos) {
+    fn narrow(&mut self, late: u64, now: Nanos) {
         let wide = self.wide();
+        if self.allowed.is_none() {
+            self.late_before = late;
+        }
+        let helps_little = self.is_exhausted() && late * 100 >= self.late_before * HELPS_LITTLE;
+        self.hopeless = if helps_little { self.hopeless + 1 } else { 0 };
+        if self.hopeless >= HOPELESS {
+            return self.give_up(now);
+        }
         let allowed = self.allowed.map_or(wide, |allowed| allowed.min(wide));
         self.allowed = Some((allowed / 100 * 88).max(self.min));
         if std::mem::take(&mut self.has_widened) {
             self.calm_ns = (self.calm_ns * 2).min(CALM_MAX_NS);
         }
         self.widen_at = Nanos(now.0.saturating_add(self.calm_ns));
+    }
+
+    fn give_up(&mut self, now: Nanos) {
+        (self.allowed, self.hopeless, self.calm_ns) = (None, 0, CALM_MIN_NS);
+        self.given_up_until = Nanos(now.0.saturating_add(self.give_up_ns));
+        self.give_up_ns = (self.give_up_ns * 2).min(GIVE_UP_MAX_NS);
     }
 
     fn widen(&mut self) {

@@ -376,4 +376,6 @@ pub trait Outbox {
     fn commit(&mut self, request: CommitRequest);
     /// To another reactor.
     fn to_reactor(&mut self, reactor: ReactorId, message: ReactorMessage);
+    /// To the mover: there may be room on a disk for what waits first there, as [`ReactorMessage::Room`].
+    fn room_for_mover(&mut self);
 }

@@ -57,6 +57,9 @@ impl Progress {
 #[allow(clippy::cast_possible_truncation, reason = "at most 64")]
 const REACTORS: u16 = REACTORS_MAX as u16;
 
+/// The mover's number among those who submit to a disk that is shared out: after all reactors.
+pub const MOVER_THREAD: usize = REACTORS_MAX;
+
 /// Shared state of one host disk.
 ///
 /// The rule that everything rests on: a write is covered by a sync only if the sync *began* after the write completed.
@@ -82,7 +85,7 @@ pub struct DiskState {
     progress: Box<[Progress]>,
     /// What the mover has in flight.
     pub copying: Progress,
-    /// How VHDs share it.
+    /// How VHDs and jobs share it.
     pub shares: Shares,
     sync_begun: AtomicU64,
     sync_done: AtomicU64,
@@ -111,7 +114,7 @@ impl DiskState {
             copy_metrics: IoMetrics::default(),
             progress: (0..REACTORS_MAX).map(|_| Progress::default()).collect(),
             copying: Progress::default(),
-            shares: Shares::new(REACTORS_MAX),
+            shares: Shares::new(MOVER_THREAD + 1),
             sync_begun: AtomicU64::new(0),
             sync_done: AtomicU64::new(0),
             failed: Arc::default(),

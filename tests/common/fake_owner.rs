@@ -363,6 +363,7 @@ fn vhd(name: &str, attached: Option<u32>) -> VhdInfo {
             when_full: WhenFull::default(),
             expand: None,
             limits: spanblk::placement::limits::IoLimits::default(),
+            sharing: spanblk::placement::sharing::Sharing::default(),
             created: 0,
             writeback: true,
         },
@@ -371,6 +372,7 @@ fn vhd(name: &str, attached: Option<u32>) -> VhdInfo {
         ready: true,
         slots: [(DiskId(0), 2), (DiskId(1), 1)].into_iter().collect(),
         allocated: 3 << 20,
+        sharing: spanblk::placement::sharing::Settled::default(),
     }
 }
 

@@ -80,6 +80,8 @@ impl Outbox for ToDoubles {
     fn to_reactor(&mut self, reactor: ReactorId, message: ReactorMessage) {
         self.reactors[usize::from(reactor.0)].send(message);
     }
+
+    fn room_for_mover(&mut self) {}
 }
 
 /// An outbox for reactors that have nothing to say.
@@ -93,6 +95,8 @@ impl Outbox for Nowhere {
     fn commit(&mut self, _request: CommitRequest) {}
 
     fn to_reactor(&mut self, _reactor: ReactorId, _message: ReactorMessage) {}
+
+    fn room_for_mover(&mut self) {}
 }
 
 /// Owner and committer in one.
@@ -167,6 +171,8 @@ impl Double {
 pub struct Host {
     /// The disks.
     pub disks: Vec<FileDisk>,
+    /// What everybody may know of them.
+    pub states: Vec<Arc<DiskState>>,
     /// The reactors.
     pub reactors: Vec<ReactorHandle>,
     /// What the doubles saw.
@@ -230,13 +236,13 @@ impl Host {
         let doubles = Double {
             reactors: handles.clone(),
             next_slot: vec![0; states.len()],
-            disks: states,
+            disks: states.clone(),
             vhds: HashMap::new(),
             pending: Vec::new(),
             seen: Arc::clone(&seen),
         };
         std::thread::spawn(move || doubles.run(&messages));
-        Host { disks: files, reactors: handles, seen, busy, threads, double, next_key: 0 }
+        Host { disks: files, states, reactors: handles, seen, busy, threads, double, next_key: 0 }
     }
 
     /// A VHD of `extents` absent extents that are placed on `disks` in turn.

@@ -66,6 +66,7 @@ impl World {
             when_full: if self.rng.chance(1, 2) { WhenFull::Error } else { WhenFull::Queue { secs: 5 } },
             expand: None,
             limits: spanblk::placement::limits::IoLimits::default(),
+            sharing: spanblk::placement::sharing::Sharing::default(),
         };
         self.creating.insert(id, ());
         let mut post = self.post.clone();

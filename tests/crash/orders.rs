@@ -346,6 +346,7 @@ fn vhd_on(disk: String, number: u64) -> CreateVhd {
         when_full: WhenFull::Error,
         expand: None,
         limits: spanblk::placement::limits::IoLimits::default(),
+        sharing: spanblk::placement::sharing::Sharing::default(),
     }
 }
 

@@ -95,6 +95,10 @@ impl Outbox for Post {
     fn to_reactor(&mut self, reactor: ReactorId, message: ReactorMessage) {
         self.queues.borrow_mut().reactors[usize::from(reactor.0)].push_back(message);
     }
+
+    fn room_for_mover(&mut self) {
+        self.queues.borrow_mut().mover.push_back(MoverMessage::Room);
+    }
 }
 
 impl MoverOutbox for Post {

@@ -17,6 +17,7 @@ use spanblk::owner::{OpenError, Owner};
 use spanblk::placement::job::JobRecord;
 use spanblk::placement::record::{Accept, DiskRecord, PoolRecord, VhdRecord};
 use spanblk::placement::vm::VmRecord;
+use spanblk::qos::shares::Work;
 use spanblk::reactor::messages::ReactorMessage;
 use spanblk::reactor::pipeline::{Pipeline, PipelineMessage, Token};
 use spanblk::shared::disk::SyncNumber;
@@ -130,6 +131,17 @@ fn disk_states(disks: u8, slots: u32) -> Vec<Arc<DiskState>> {
     (0..disks).map(state).collect()
 }
 
+/// Every other run shares its disks out, so that requests and jobs wait for their turn: with a window of an operation or two.
+fn share_out(states: &[Arc<DiskState>], seed: u64) {
+    if !seed.is_multiple_of(2) {
+        return;
+    }
+    for (state, operations) in states.iter().zip((1..3).cycle()) {
+        state.shares.switch(true);
+        state.shares.set_window(Work::of_all(operations, operations * 4096));
+    }
+}
+
 fn pool_record(disks: u8, slots: u32) -> PoolRecord {
     let disk = |i: u8| DiskRecord {
         id: DiskId(i),
@@ -174,6 +186,7 @@ impl World {
     ) -> Result<World, OpenError> {
         let states = disk_states(scenario.disks, scenario.slots);
         scenario.dead.iter().for_each(|dead| die(&states[dead.index()], &disks[dead.index()]));
+        share_out(&states, scenario.seed);
         let post = Post::new(usize::from(scenario.reactors), scenario.mutation);
         post.queues.borrow_mut().opened.extend(vhds.iter().map(|(_, state)| Arc::clone(state)));
         let pipelines = (0..scenario.reactors).map(|i| pipeline(ReactorId(i), &disks, &states, &post)).collect();

@@ -48,6 +48,7 @@ fn table_vhds() -> Vec<VhdRecord> {
         when_full: WhenFull::Error,
         expand: None,
         limits: spanblk::placement::limits::IoLimits::default(),
+        sharing: spanblk::placement::sharing::Sharing::default(),
         created: 0,
         writeback: true,
     };

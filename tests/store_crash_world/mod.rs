@@ -121,6 +121,7 @@ fn vhd_record(id: u32) -> VhdRecord {
         when_full: WhenFull::default(),
         expand: None,
         limits: spanblk::placement::limits::IoLimits::default(),
+        sharing: spanblk::placement::sharing::Sharing::default(),
         created: 0,
         writeback: true,
     }

@@ -6,6 +6,7 @@ mod job;
 mod limits;
 mod pool;
 mod serve;
+mod sharing;
 mod values;
 mod vhd;
 mod vm;
@@ -25,6 +26,7 @@ pub use job::{
 pub use limits::{Limit, LimitArgs};
 pub use pool::{PoolCommand, PoolCreateArgs, PoolDestroyArgs};
 pub use serve::ServeArgs;
+pub use sharing::SharingArgs;
 pub use values::{parse_log_level, parse_size_arg, parse_when_full};
 pub use vhd::{AttachTarget, ExpandSetting, ExportArgs, ImportArgs, VhdCommand, VhdCreateArgs, VhdSetArgs};
 pub use vm::{VmCommand, VmCreateArgs, VmSetArgs};

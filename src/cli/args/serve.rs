@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::parse_log_level;
-use crate::control::serve::config::Delay;
+use crate::control::serve::config::{Delay, FairShares};
 use crate::sandbox::{Mode, NoMode};
 
 const SERVE_HELP: &str = "\
@@ -17,7 +17,7 @@ Examples:
 
 DISKs are paths or globs, in any order: disks of the pool are found by their labels. Options win over the configuration
 file, whose keys are: disks (list), pool, control, socket_dir, reactors, pin, poll_max_us, hang_timeout, rebuild_delay,
-metrics_listen, user, sandbox, disk_dirs (list), log_level.
+fair_shares, metrics_listen, user, sandbox, disk_dirs (list), log_level.
 The first SIGTERM or SIGINT finishes what guests have asked for, syncs and stops; the second stops at once. Under systemd with
 FileDescriptorStoreMax= in the unit, frontends stay connected if the unit is restarted.";
 
@@ -57,6 +57,10 @@ pub struct ServeArgs {
     /// wait for it [default: 3600]
     #[arg(long, value_name = "SECS")]
     pub rebuild_delay: Option<Delay>,
+    /// auto: a host disk that several VHDs want at the same time, or VHDs and jobs, is shared out among them by their weights; off: as they
+    /// ask [default: auto]
+    #[arg(long, value_name = "auto|off", value_enum, hide_possible_values = true)]
+    pub fair_shares: Option<FairShares>,
     /// Open a pool without a majority of its placement store: commits that only missing disks have are lost
     #[arg(long)]
     pub accept_stale: bool,

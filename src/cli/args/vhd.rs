@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::{
-    JobOptions, LimitArgs, MigrateArgs, ScrubArgs, SettleArgs, SpanArgs, UnspanArgs, parse_size_arg, parse_when_full,
+    JobOptions, LimitArgs, MigrateArgs, ScrubArgs, SettleArgs, SharingArgs, SpanArgs, UnspanArgs, parse_size_arg,
+    parse_when_full,
 };
 use crate::control::wire::{Expand, Layout, WhenFull};
 
@@ -166,6 +167,9 @@ pub struct VhdCreateArgs {
     /// What it is limited to.
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// What it gets of disks.
+    #[command(flatten)]
+    pub sharing: SharingArgs,
 }
 
 /// Whether a VHD grows by itself, or as the pool says.
@@ -196,10 +200,18 @@ Examples:
   spanblk vhd set vm1 --when-full error
   spanblk vhd set vm1 --iops-limit 500 --bps-limit 100MiB               at once, also while its guest works
   spanblk vhd set vm1 --iops-limit none
+  spanblk vhd set vm1 --weight 300                                      of a busy disk three times as much as others
+  spanblk vhd set db --io-priority high --latency-target 2ms
   spanblk vhd set vm1 --expand auto                                     when its disk is full, on to another one
   spanblk vhd set vm1 --socket-owner libvirt-qemu:kvm --socket-mode 0600
   spanblk vhd set vm1 --vm ''                                           not part of a VM any more
   spanblk vhd set db --replicas 2 --wait                                each extent on two disks, while its guest works
+
+Weight, priority and target count while several VHDs, or VHDs and jobs, want the same host disk: each gets as much of it as its weight is
+of all weights, and what one does not use goes to the others. A priority multiplies the weight: high by 10, low by 1/10, as jobs have it. Who
+says nothing, or 'none', has what the VM says, each VHD for itself; else weight 100, normal, no target. A target is met by giving
+others less; one that the disk misses even then is given up for a while, since what it takes when nobody else wants it is the least. Late
+requests are counted in spanblk_vhd_latency_target_missed_total.
 
 --replicas makes a job that copies; the options from --dry-run on are for that.";
 
@@ -229,11 +241,14 @@ pub struct VhdSetArgs {
     #[arg(long, value_enum)]
     pub expand: Option<ExpandSetting>,
     /// Replicas of each extent, 1 to 3, no two on disks that fail together; alone
-    #[arg(long, value_name = "N", conflicts_with_all = ["vm", "socket_owner", "socket_mode", "when_full", "queues", "expand", "LimitArgs"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["vm", "socket_owner", "socket_mode", "when_full", "queues", "expand", "LimitArgs", "SharingArgs"])]
     pub replicas: Option<u8>,
     /// What it is limited to.
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// What it gets of disks.
+    #[command(flatten)]
+    pub sharing: SharingArgs,
     /// How.
     #[command(flatten)]
     pub options: JobOptions,

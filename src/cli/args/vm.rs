@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::LimitArgs;
+use super::{LimitArgs, SharingArgs};
 
 /// What to do with VMs.
 #[derive(Debug, Subcommand)]
@@ -19,7 +19,7 @@ pub enum VmCommand {
         #[arg(value_name = "VM")]
         vm: String,
     },
-    /// Change its name, labels, owner or limits
+    /// Change its name, labels, owner, limits or shares of disks
     Set(VmSetArgs),
     /// Delete a VM that has no VHDs
     #[command(after_help = DELETE_HELP)]
@@ -70,6 +70,9 @@ pub struct VmCreateArgs {
     /// What its VHDs together are limited to.
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// What each of its VHDs gets of disks that says nothing itself.
+    #[command(flatten)]
+    pub sharing: SharingArgs,
 }
 
 const SET_HELP: &str = "\
@@ -77,6 +80,7 @@ Examples:
   spanblk vm set web --label env=test --label tier=      one label gets another value, one goes
   spanblk vm set web --name shop                         its VHDs belong to 'shop' then
   spanblk vm set web --iops-limit 2000                   all its VHDs together, at once
+  spanblk vm set web --weight 300                        each of its VHDs that says nothing itself: see 'spanblk vhd set --help'
   spanblk vm set web --owner none";
 
 /// Changes a VM.
@@ -98,6 +102,9 @@ pub struct VmSetArgs {
     /// What its VHDs together are limited to.
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// What each of its VHDs gets of disks that says nothing itself.
+    #[command(flatten)]
+    pub sharing: SharingArgs,
 }
 
 /// Only the shape: what keys and values may be is for the daemon to say.

@@ -23,7 +23,7 @@ use super::client::{Client, path_segment};
 use super::output::{Failure, Outcome};
 use super::vhd::map;
 use crate::control::wire::size::human_size;
-use crate::control::wire::{ErrorKind, IoLimits, VhdCreate, VhdDeleted, VhdInfo, VhdResult, WhenFull};
+use crate::control::wire::{ErrorKind, IoLimits, Sharing, VhdCreate, VhdDeleted, VhdInfo, VhdResult, WhenFull};
 
 /// What an import or export did.
 #[derive(Debug, Serialize)]
@@ -189,6 +189,7 @@ fn create(client: &Client, args: &ImportArgs, image_bytes: u64) -> Result<VhdInf
         when_full: WhenFull::default(),
         expand: None,
         limits: IoLimits::default(),
+        sharing: Sharing::default(),
     };
     let result: VhdResult = client.send(Method::POST, "/vhds", &request)?;
     Ok(result.vhd)

@@ -8,7 +8,10 @@ use crate::owner::command::{self, CreateVhd, LayoutRequest, SetVhd};
 use crate::placement::record::{self, PoolRecord, SocketOwner};
 use crate::placement::{Replica, ReplicaState};
 
-use super::{Gone, invalid, io_limits, limits_change, limits_info, vhd_health};
+use super::{
+    Gone, invalid, io_limits, limits_change, limits_info, sharing_change, sharing_in_effect, sharing_info,
+    sharing_record, vhd_health,
+};
 
 /// Virtqueues of a VHD whose creator does not say. Fixed, so that the same command means the same on every host.
 const QUEUES_DEFAULT: u16 = 4;
@@ -41,6 +44,7 @@ pub fn create_vhd(request: VhdCreate, uuid: uuid::Uuid, created: u64) -> Result<
         when_full: when_full_record(request.when_full),
         expand: request.expand.map(Into::into),
         limits: io_limits(request.limits),
+        sharing: sharing_record(request.sharing),
         name: request.name,
     })
 }
@@ -101,6 +105,7 @@ pub fn set_vhd(vhd: String, update: VhdUpdate) -> Result<SetVhd, ErrorInfo> {
         queues: update.queues,
         expand: update.expand.map(|expand| expand.map(Into::into)),
         limits: limits_change(update.limits),
+        sharing: sharing_change(update.sharing),
     })
 }
 
@@ -159,6 +164,8 @@ pub fn vhd_info(vhd: &command::VhdInfo, pool: &PoolRecord, gone: Gone, socket: S
         },
         expand: record.expand.map(Into::into),
         limits: limits_info(record.limits),
+        sharing: sharing_info(record.sharing),
+        sharing_in_effect: sharing_in_effect(vhd.sharing),
         writeback: record.writeback,
         attached: vhd
             .attached

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{io_limits, limits_change, limits_info};
+use super::{io_limits, limits_change, limits_info, sharing_change, sharing_info, sharing_record};
 use crate::control::wire::{VhdHealth, VhdInfo, VmCreate, VmInfo, VmIo, VmIoStats, VmUpdate, VmVhd};
 use crate::metrics::{IoKind, Totals};
 use crate::owner::command::{self, CreateVm, SetVm};
@@ -11,14 +11,16 @@ use crate::owner::command::{self, CreateVm, SetVm};
 #[must_use]
 pub fn create_vm(request: VmCreate, created: u64) -> CreateVm {
     let limits = io_limits(request.limits);
-    CreateVm { name: request.name, created, labels: request.labels, owner: request.owner, limits }
+    let sharing = sharing_record(request.sharing);
+    CreateVm { name: request.name, created, labels: request.labels, owner: request.owner, limits, sharing }
 }
 
 /// The command for new settings of `vm`.
 #[must_use]
 pub fn set_vm(vm: String, update: VmUpdate) -> SetVm {
     let limits = limits_change(update.limits);
-    SetVm { vm, name: update.name, labels: update.labels, owner: update.owner, limits }
+    let sharing = sharing_change(update.sharing);
+    SetVm { vm, name: update.name, labels: update.labels, owner: update.owner, limits, sharing }
 }
 
 /// A VM as the API shows it; `vhds` are its VHDs as the API shows them.
@@ -44,6 +46,7 @@ pub fn vm_info(vm: &command::VmInfo, vhds: &[VhdInfo]) -> VmInfo {
         labels: record.labels.clone(),
         owner: record.owner.clone(),
         limits: limits_info(record.limits),
+        sharing: sharing_info(record.sharing),
         health: vhds.iter().map(|vhd| vhd.health).max().unwrap_or(VhdHealth::Healthy),
         attached: sum(|vhd| u64::from(vhd.attached.is_some())),
         size_bytes: sum(|vhd| vhd.size_bytes),

@@ -4,6 +4,7 @@
 //! constant. Histograms appear with the first request of their kind.
 
 mod limits;
+mod shares;
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,6 +41,7 @@ pub async fn text(State(api): State<Api>) -> Result<impl IntoResponse, ApiError>
         let mut out = render(&pool, &vhds, &host.store_info(), &host.connections());
         vm_gauges(&mut out, &vms);
         limits::limit_metrics(&mut out, &vhds, &vms);
+        shares::share_metrics(&mut out, &pool, &vhds);
         move_metrics(&mut out, &pool, &vhds, &jobs);
         reactor_counters(&mut out, &host.reactors());
         out.text

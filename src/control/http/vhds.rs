@@ -73,7 +73,7 @@ pub async fn create(
     let reply =
         api.owner.ask(Command::CreateVhd(Box::new(create))).await.map_err(|error| match error.code.as_deref() {
             Some("differs") => error.with_hint(
-                "VM, queues, socket owner, socket mode, limits and what happens when the pool is full can be changed: see \
+                "VM, queues, socket owner, socket mode, limits, shares and what happens when the pool is full can be changed: see \
              'spanblk vhd set --help'; the size by 'spanblk vhd resize'; everything else is fixed",
             ),
             _ => error,

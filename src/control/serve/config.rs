@@ -108,6 +108,8 @@ pub struct ConfigFile {
     /// Seconds after which the replicas of a missing disk are made anew.
     #[serde(default, deserialize_with = "delay")]
     pub rebuild_delay: Option<Delay>,
+    /// Whether host disks are shared out.
+    pub fair_shares: Option<FairShares>,
     /// TCP address for metrics.
     pub metrics_listen: Option<SocketAddr>,
     /// User, or user and group, to become.
@@ -120,6 +122,17 @@ pub struct ConfigFile {
     /// How much to log.
     #[serde(default, deserialize_with = "level")]
     pub log_level: Option<LevelFilter>,
+}
+
+/// Whether host disks are shared out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum FairShares {
+    /// Each disk while several VHDs, or VHDs and jobs, want it.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
 }
 
 /// A wait that may never end.
@@ -209,6 +222,8 @@ pub struct Options {
     pub hang_timeout: Option<u32>,
     /// Seconds after which the replicas of a missing disk are made anew.
     pub rebuild_delay: Option<Delay>,
+    /// Whether host disks are shared out.
+    pub fair_shares: Option<FairShares>,
     /// TCP address for metrics.
     pub metrics_listen: Option<SocketAddr>,
     /// Open a pool without a majority of its placement store.
@@ -244,6 +259,8 @@ pub struct Config {
     pub hang_timeout: Option<Duration>,
     /// How long a missing disk is waited for before its replicas are made anew; `None`: for ever.
     pub rebuild_delay: Option<Duration>,
+    /// Whether host disks are shared out.
+    pub fair_shares: FairShares,
     /// TCP address for metrics.
     pub metrics_listen: Option<SocketAddr>,
     /// Open a pool without a majority of its placement store.
@@ -292,6 +309,7 @@ impl Config {
             poll_max: Duration::from_micros(poll_max_us.into()),
             hang_timeout: (hang_timeout > 0).then(|| Duration::from_secs(hang_timeout.into())),
             rebuild_delay: rebuild_delay.duration(),
+            fair_shares: options.fair_shares.or(file.fair_shares).unwrap_or_default(),
             metrics_listen: options.metrics_listen.or(file.metrics_listen),
             accept_stale: options.accept_stale,
             pool: options.pool.or(file.pool),
@@ -344,11 +362,12 @@ mod tests {
         let file = parse(
             "disks = ['/dev/sda', '/dev/disk/by-id/nvme-*']\ncontrol = '/run/a.sock'\nsocket_dir = '/run/v'\n\
              reactors = 4\npin = true\npoll_max_us = 0\nhang_timeout = 5\n\
-             rebuild_delay = 'never'\nmetrics_listen = '127.0.0.1:9464'\nlog_level = 'debug'\n",
+             rebuild_delay = 'never'\nfair_shares = 'off'\nmetrics_listen = '127.0.0.1:9464'\nlog_level = 'debug'\n",
         )
         .unwrap();
         assert_eq!((file.reactors, file.poll_max_us), (Some(4), Some(0)));
         assert_eq!((file.hang_timeout, file.rebuild_delay), (Some(5), Some(Delay::Never)));
+        assert_eq!(file.fair_shares, Some(FairShares::Off));
         let late = parse("rebuild_delay = 600").unwrap();
         assert_eq!(late.rebuild_delay, Some(Delay::Secs(600)));
         assert_eq!(file.log_level, Some(LevelFilter::Debug));

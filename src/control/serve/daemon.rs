@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-use super::config::Config;
+use super::config::{Config, FairShares};
 use super::confine::{self, ControlSocket, Inherited, Opened};
 use super::fd_store::Waiting;
 use super::front::Front;
@@ -31,7 +31,7 @@ use crate::control::error_chain;
 use crate::control::events::EventLog;
 use crate::control::failures::Snapshot;
 use crate::control::http::Bound;
-use crate::control::mover::Mover;
+use crate::control::mover::{Mover, Queue};
 use crate::control::owner_link::Asked;
 use crate::control::owner_thread::{self, Effects, OwnerInput, OwnerSender};
 use crate::control::reactors::{self, Handles, Inboxes};
@@ -130,8 +130,9 @@ impl Daemon {
         let server = Arc::new(start_server(config, &rights, &handles, &owner)?);
         let problems = Arc::new(Problems::default());
         let workers = start_workers(&disks, table.pool.extent_size, &owner)?;
-        let reactors = inboxes.start(engine_threads, config.poll_max, &owner, &store);
-        let mover = Mover::start(mover_thread, &owner, &handles)?;
+        let mover_queue = Queue::new()?;
+        let reactors = inboxes.start(engine_threads, config.poll_max, &owner, &store, &mover_queue.handle());
+        let mover = Mover::start(mover_queue, mover_thread, &owner, &handles)?;
         announce_disks(&states, &disks, &handles, &mover.handle())?;
         let (service, service_thread) =
             service::start(Arc::clone(&server), Arc::clone(&problems)).map_err(system("start the service thread"))?;
@@ -139,6 +140,7 @@ impl Daemon {
             .with_vms(table.vms)?
             .with_jobs(table.jobs)
             .with_patience(config.hang_timeout, config.rebuild_delay)
+            .with_fair_shares(config.fair_shares == FairShares::Auto)
             .with_kept(kept.clone().map(|kept| kept as Arc<dyn Keep>), table.recovered)?;
         report_disks(&pool, table.lost, &core, &store, &events);
         let effects = Effects {

@@ -10,6 +10,7 @@ mod impact;
 mod job;
 mod limits;
 mod pool;
+mod sharing;
 pub mod size;
 mod vhd;
 mod vm;
@@ -31,6 +32,7 @@ pub use job::{
 };
 pub use limits::{IoLimits, IoLimitsUpdate, RateLimit};
 pub use pool::{DomainWarning, MemberHealth, PoolInfo, PoolUpdate, SpaceInfo, StoreInfo, StoreMember};
+pub use sharing::{Sharing, SharingInEffect, SharingPriority, SharingUpdate};
 pub use vhd::{
     Attachment, DiskUse, Expand, Layout, MapRun, VhdCreate, VhdDeleted, VhdHealth, VhdInfo, VhdList, VhdMapInfo,
     VhdRename, VhdResize, VhdResult, VhdUpdate, WhenFull,

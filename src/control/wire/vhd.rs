@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::limits::{IoLimits, IoLimitsUpdate};
+use super::sharing::{Sharing, SharingInEffect, SharingUpdate};
 use crate::base::limits::WHEN_FULL_WAIT_SECS_DEFAULT;
 
 /// What the placement of a VHD should be.
@@ -104,6 +105,9 @@ pub struct VhdCreate {
     /// What it is limited to.
     #[serde(default, skip_serializing_if = "IoLimits::is_none")]
     pub limits: IoLimits,
+    /// What it asks of host disks that others want at the same time.
+    #[serde(default, skip_serializing_if = "Sharing::is_none")]
+    pub sharing: Sharing,
 }
 
 /// Changes settings of a VHD. What is absent stays as it is.
@@ -134,6 +138,9 @@ pub struct VhdUpdate {
     /// What it is limited to.
     #[serde(default, skip_serializing_if = "IoLimitsUpdate::is_none")]
     pub limits: IoLimitsUpdate,
+    /// What it asks of host disks that others want at the same time.
+    #[serde(default, skip_serializing_if = "SharingUpdate::is_none")]
+    pub sharing: SharingUpdate,
 }
 
 /// Tells `null` (clear it) from absent (leave it).
@@ -221,6 +228,12 @@ pub struct VhdInfo {
     /// What it is limited to; absent: nothing. Its VM may be limited, too.
     #[serde(default, skip_serializing_if = "IoLimits::is_none")]
     pub limits: IoLimits,
+    /// What it asks itself of host disks that others want at the same time; absent: nothing.
+    #[serde(default, skip_serializing_if = "Sharing::is_none")]
+    pub sharing: Sharing,
+    /// What holds: what it does not ask itself comes from its VM.
+    #[serde(default)]
+    pub sharing_in_effect: SharingInEffect,
     /// The cache mode that its guest last chose: writeback, or writethrough.
     pub writeback: bool,
     /// The frontend that is connected.

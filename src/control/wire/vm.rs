@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::limits::{IoLimits, IoLimitsUpdate};
+use super::sharing::{Sharing, SharingUpdate};
 use super::vhd::{Attachment, VhdHealth, given};
 
 /// Creates a VM. Creating one that exists with the same labels, owner and limits changes nothing and succeeds. A VHD that names a VM
@@ -26,6 +27,9 @@ pub struct VmCreate {
     /// What its VHDs together are limited to.
     #[serde(default, skip_serializing_if = "IoLimits::is_none")]
     pub limits: IoLimits,
+    /// What each of its VHDs asks of host disks that says nothing itself. They do not share one part of a disk: each has its own.
+    #[serde(default, skip_serializing_if = "Sharing::is_none")]
+    pub sharing: Sharing,
 }
 
 /// Changes settings of a VM. What is absent stays as it is.
@@ -45,6 +49,9 @@ pub struct VmUpdate {
     /// What its VHDs together are limited to.
     #[serde(default, skip_serializing_if = "IoLimitsUpdate::is_none")]
     pub limits: IoLimitsUpdate,
+    /// What each of its VHDs asks of host disks that says nothing itself.
+    #[serde(default, skip_serializing_if = "SharingUpdate::is_none")]
+    pub sharing: SharingUpdate,
 }
 
 /// A VM: a named group of VHDs. Sums are over its VHDs.
@@ -62,6 +69,9 @@ pub struct VmInfo {
     /// What its VHDs together are limited to; absent: nothing.
     #[serde(default, skip_serializing_if = "IoLimits::is_none")]
     pub limits: IoLimits,
+    /// What each of its VHDs asks of host disks that says nothing itself; absent: nothing.
+    #[serde(default, skip_serializing_if = "Sharing::is_none")]
+    pub sharing: Sharing,
     /// Its VHDs, by name.
     pub vhds: Vec<VmVhd>,
     /// The worst of its VHDs; healthy if it has none.

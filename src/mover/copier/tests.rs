@@ -1,3 +1,5 @@
+mod room;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -10,7 +12,7 @@ use crate::base::units::{ExtentIndex, Geometry, SlotIndex};
 use crate::disk::BlockDev;
 use crate::disk::sim::{Fault, FaultKind, OpKind, SimDisk};
 use crate::engine::sim::SimEngine;
-use crate::mover::messages::MoveId;
+use crate::mover::messages::{MoveId, WaveId};
 use crate::placement::view::{Checksum, VhdMap};
 use crate::placement::{Replica, ReplicaSet};
 use crate::reactor::messages::ReactorMessage;

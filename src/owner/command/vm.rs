@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::VhdInfo;
 use crate::placement::limits::{IoLimits, IoLimitsChange};
+use crate::placement::sharing::{Sharing, SharingChange};
 use crate::placement::vm::VmRecord;
 
 /// What a new VM should be.
@@ -19,6 +20,8 @@ pub struct CreateVm {
     pub owner: Option<String>,
     /// What its VHDs together are limited to.
     pub limits: IoLimits,
+    /// What each of its VHDs asks of disks that others want, too, if it says nothing itself.
+    pub sharing: Sharing,
 }
 
 /// New settings of a VM; `None` leaves one as it is.
@@ -34,6 +37,8 @@ pub struct SetVm {
     pub owner: Option<Option<String>>,
     /// What its VHDs together are limited to.
     pub limits: IoLimitsChange,
+    /// See [`CreateVm::sharing`].
+    pub sharing: SharingChange,
 }
 
 /// A VM as it is now.

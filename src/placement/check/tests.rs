@@ -37,6 +37,7 @@ fn vhd(id: u32, name: &str) -> VhdRecord {
         when_full: WhenFull::Error,
         expand: None,
         limits: crate::placement::limits::IoLimits::default(),
+        sharing: crate::placement::sharing::Sharing::default(),
         created: 0,
         writeback: true,
     }

@@ -36,6 +36,7 @@ fn vhd() -> VhdRecord {
         when_full: WhenFull::Queue { secs: 60 },
         expand: None,
         limits: crate::placement::limits::IoLimits::default(),
+        sharing: crate::placement::sharing::Sharing::default(),
         created: 1_700_000_000,
         writeback: true,
     }

@@ -26,6 +26,7 @@ fn vhd(id: u32, vm: Option<&str>) -> VhdRecord {
         when_full: WhenFull::Error,
         expand: None,
         limits: crate::placement::limits::IoLimits::default(),
+        sharing: crate::placement::sharing::Sharing::default(),
         created: 0,
         writeback: true,
     }

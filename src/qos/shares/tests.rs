@@ -1,5 +1,7 @@
 //! Turns and room, step by step. What they come to under load: [`crate::qos::sim`].
 
+use std::sync::atomic::AtomicU32;
+
 use super::*;
 use crate::qos::{Priority, Weight};
 

@@ -13,6 +13,9 @@ fn drive(window: &mut Window, from: Nanos, secs: u64, base: Counted, rate: impl 
         counted.operations += rate(allowed) / 50;
         counted.done.0 += rate(allowed) / 50 * OP;
         counted.held += rate(allowed) / 50;
+        if window.now().is_some() {
+            counted.peak = Work(allowed * OP);
+        }
         now = Nanos(now.0 + PERIOD_NS);
         window.look(counted, now);
     }
@@ -66,12 +69,50 @@ fn late_requests_narrow_it_until_they_are_few() {
     let mut window = Window::new(Work(OP), Work(512 * OP));
     let end = drive(&mut window, Nanos(0), 20, shared(400), |window| window.min(20) * 10_000);
     let throughput = now(&window);
-    let late = Counted { targeted: 100, late: 5, ..shared(400) };
-    let end = drive(&mut window, end, 1, late, |window| window.min(20) * 10_000);
+    // Nearly all of them at first, and fewer as soon as there is less in flight.
+    window.look(Counted { targeted: 100, late: 90, ..shared(400) }, end);
+    let fewer = Counted { targeted: 100, late: 5, ..shared(400) };
+    let end = drive(&mut window, end, 1, fewer, |window| window.min(20) * 10_000);
     assert!(window.is_narrowed() && now(&window) < throughput / 2);
-    let end = drive(&mut window, end, 5, late, |window| window.min(20) * 10_000);
+    let end = drive(&mut window, end, 5, fewer, |window| window.min(20) * 10_000);
     assert!(window.is_exhausted());
     assert!(now(&window) == OP);
     drive(&mut window, end, 30, Counted { targeted: 100, ..shared(400) }, |window| window.min(20) * 10_000);
     assert!(!window.is_narrowed());
+}
+
+#[test]
+fn a_target_that_the_disk_misses_anyway_is_given_up_for_a_while() {
+    let mut window = Window::new(Work(OP), Work(512 * OP));
+    let end = drive(&mut window, Nanos(0), 20, shared(400), |window| window.min(20) * 10_000);
+    let late = Counted { targeted: 100, late: 90, ..shared(400) };
+    let end = drive(&mut window, end, 5, late, |window| window.min(20) * 10_000);
+    assert!(!window.is_narrowed() && now(&window) > 15 * OP);
+    let end = drive(&mut window, end, 24, late, |window| window.min(20) * 10_000);
+    assert!(!window.is_narrowed());
+    let mut narrowed = false;
+    let mut at = end;
+    for _ in 0..10 {
+        at = drive(&mut window, at, 1, late, |window| window.min(20) * 10_000);
+        narrowed |= window.is_narrowed();
+    }
+    assert!(narrowed, "it is tried again");
+}
+
+#[test]
+fn a_window_that_nobody_fills_comes_back_to_the_knee() {
+    let mut window = Window::new(Work(OP), Work(512 * OP));
+    let mut counted = Counted { peak: Work(60 * OP), clients: 2, ..Counted::default() };
+    let mut at = Nanos(0);
+    // Two clients with 30 in flight each, on a disk that serves 20 at a time: nobody ever waits for a window above 60.
+    for _ in 0..20 * 50 {
+        let allowed = window.now().map_or(60, |window| window.0 / OP).clamp(1, 60);
+        counted.operations += allowed.min(20) * 200;
+        counted.done.0 += allowed.min(20) * 200 * OP;
+        counted.held += if allowed < 60 { allowed.min(20) * 200 } else { 0 };
+        counted.peak = Work(allowed * OP);
+        at = Nanos(at.0 + PERIOD_NS);
+        window.look(counted, at);
+    }
+    assert!((16..=32).contains(&(now(&window) / OP)), "{}", now(&window) / OP);
 }

@@ -33,6 +33,7 @@ mod verify;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::base::aligned::AlignedBuf;
 use crate::base::clock::Nanos;
@@ -391,7 +392,11 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             _ => 0,
         };
         if let (Some(kind), Some(vhd)) = (kind, &state.vhd) {
-            vhd.metrics.of(self.id).record(kind, bytes, self.now.since(state.started), status == Status::Ok);
+            let (metrics, latency_ns) = (vhd.metrics.of(self.id), self.now.since(state.started));
+            metrics.record(kind, bytes, latency_ns, status == Status::Ok);
+            if vhd.share.is_late(latency_ns) {
+                metrics.late.fetch_add(1, Ordering::Relaxed);
+            }
         }
         let finished = Finished { token: state.token, status, written, memory_lost: state.memory_lost };
         self.finished.push_back((finished, slot));
@@ -405,7 +410,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let ok = completion.result.is_ok();
         self.disk(disk).metrics.of(self.id).record(operation.kind, operation.bytes, latency_ns, ok);
         self.parking.operation_done(disk);
-        self.end_operation(disk, operation.work);
+        self.end_operation(&operation);
         self.disk(disk).progress_of(self.id).completed();
         match operation.purpose {
             Purpose::Sync { number } => self.sync_done(disk, number, completion.result),

@@ -7,14 +7,17 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::sync::atomic::Ordering;
 
+use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, DiskSet, ReactorId};
 use crate::engine::Engine;
 use crate::qos::Share;
 use crate::qos::shares::{Turn, Work};
 use crate::reactor::messages::{Outbox, ReactorMessage};
+use crate::shared::disk::MOVER_THREAD;
 
-use super::slots::RequestSlot;
+use super::slots::{Operation, Purpose, RequestSlot};
 use super::{Pipeline, Step};
 
 /// Those who wait for room on one disk, by turn; without turns, as they came.
@@ -75,6 +78,8 @@ pub(super) struct Taken {
     share: Share,
     /// The disk counts it as in flight.
     begun: bool,
+    /// When it was taken.
+    since: Nanos,
 }
 
 impl<E: Engine, O: Outbox> Pipeline<E, O> {
@@ -121,7 +126,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let vhd = self.slots.request(slot).vhd();
         let (share, work) = (vhd.share.get(), Work::of(bytes));
         let turn = self.disk(disk).shares.take_turn(vhd.account(disk), share, work);
-        let taken = Taken { disk, turn, work, share, begun: false };
+        let taken = Taken { disk, turn, work, share, begun: false, since: self.now };
         self.slots.request_mut(slot).turn = Some(taken);
         taken
     }
@@ -150,8 +155,15 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if !self.disk(disk).shares.is_on() {
             return Work::default();
         }
+        let now = self.now;
         let state = self.slots.request_mut(slot);
         if let Some(taken) = state.turn.take_if(|taken| taken.begun && taken.disk == disk) {
+            let waited_ns = now.since(taken.since);
+            if waited_ns > 0 {
+                let metrics = state.vhd().metrics.of(self.id);
+                metrics.turn_waits.fetch_add(1, Ordering::Relaxed);
+                metrics.turn_waits_ns.fetch_add(waited_ns, Ordering::Relaxed);
+            }
             return taken.work;
         }
         let (vhd, work) = (self.slots.request(slot).vhd(), Work::of(bytes));
@@ -160,10 +172,20 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         work
     }
 
-    pub(super) fn end_operation(&mut self, disk: DiskId, work: Work) {
-        if work > Work::default() {
-            self.disk(disk).shares.end(work);
-            self.parking.note_ended(disk);
+    /// An operation has completed: what the disk counted it as is not in flight any more.
+    pub(super) fn end_operation(&mut self, operation: &Operation) {
+        let (disk, work) = (operation.disk, operation.work);
+        if work == Work::default() {
+            return;
+        }
+        self.disk(disk).shares.end(work);
+        self.parking.note_ended(disk);
+        let Purpose::Transfer { piece, .. } = operation.purpose else { return };
+        let request = self.slots.piece_mut(piece).request;
+        let state = self.slots.request(request);
+        let share = &state.vhd().share;
+        if share.has_target() {
+            self.disk(disk).shares.count_targeted(share.is_late(self.now.since(state.started)));
         }
     }
 
@@ -198,9 +220,13 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             if !self.parking.line(disk).is_empty() && (first != said || !is_on) {
                 any |= self.resume_line(disk);
             }
-            if let Some(other) = self.disk(disk).shares.call_first(index) {
-                let other = ReactorId(u16::try_from(other).expect("threads are numbered like reactors"));
-                self.outbox.to_reactor(other, ReactorMessage::Room);
+            match self.disk(disk).shares.call_first(index) {
+                Some(MOVER_THREAD) => self.outbox.room_for_mover(),
+                Some(other) => {
+                    let other = ReactorId(u16::try_from(other).expect("threads are numbered like reactors"));
+                    self.outbox.to_reactor(other, ReactorMessage::Room);
+                }
+                None => {}
             }
         }
         any

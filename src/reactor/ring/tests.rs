@@ -50,6 +50,10 @@ impl Outbox for Nobody {
     fn to_reactor(&mut self, _reactor: ReactorId, _message: ReactorMessage) {
         panic!("there is one reactor");
     }
+
+    fn room_for_mover(&mut self) {
+        panic!("there is no mover");
+    }
 }
 
 struct Bench {

@@ -478,6 +478,7 @@ pub(in crate::store) mod samples {
             labels: [("env".to_owned(), "prod".to_owned())].into(),
             owner: None,
             limits: crate::placement::limits::IoLimits::default(),
+            sharing: crate::placement::sharing::Sharing::default(),
             created: 5,
         }
     }
@@ -502,6 +503,7 @@ pub(in crate::store) mod samples {
             when_full: WhenFull::default(),
             expand: None,
             limits: crate::placement::limits::IoLimits::default(),
+            sharing: crate::placement::sharing::Sharing::default(),
             created: 0,
             writeback: true,
         }

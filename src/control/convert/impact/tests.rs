@@ -48,6 +48,7 @@ fn vhd(id: u32, vm: Option<&str>, layout: Layout, on: &[&[u8]], written: impl Fn
         when_full: WhenFull::Error,
         expand: None,
         limits: crate::placement::limits::IoLimits::default(),
+        sharing: crate::placement::sharing::Sharing::default(),
         created: 0,
         writeback: true,
     };
@@ -64,7 +65,7 @@ fn vhd(id: u32, vm: Option<&str>, layout: Layout, on: &[&[u8]], written: impl Fn
         let present = if written(extent) { BlockMask(0xff) } else { BlockMask::NONE };
         state.map.restore(ExtentIndex(u32::try_from(extent).unwrap()), replicas, present, Generation(0));
     }
-    command::VhdInfo { record, state, attached: None, ready: true, slots, allocated: 0 }
+    command::VhdInfo { record, state, attached: None, ready: true, slots, allocated: 0, sharing: Default::default() }
 }
 
 fn isolated(disk: u8) -> Layout {

@@ -135,7 +135,7 @@ impl Run {
             shares.set_window(Work(window));
         }
         let weight = 1 + u32::try_from(self.rng.below(200)).unwrap();
-        self.world.vhd.share.set(Share::new(Weight::new(weight).unwrap(), Priority::Normal));
+        self.world.vhd.share.set(Share::new(Weight::new(weight).unwrap(), Priority::Normal), None);
         for pipeline in &mut self.world.pipelines {
             pipeline.poll(Nanos(0));
         }
@@ -167,7 +167,7 @@ impl Run {
         let all = self.world.read(0, self.model.len());
         assert!(all == self.model, "the disk differs from the model");
         assert!(self.world.disks.iter().all(|disk| disk.shares.in_flight() == Work(0)));
-        assert!(self.world.disks.iter().all(|disk| disk.shares.first_elsewhere(usize::MAX).is_none()));
+        assert!(self.world.disks.iter().all(|disk| disk.shares.waiting().next().is_none()));
     }
 }
 

@@ -66,6 +66,9 @@ impl Outbox for Post {
         // Those who are woken may have ended.
         let _ = self.reactors[usize::from(reactor.0)].send(message);
     }
+    fn room_for_mover(&mut self) {
+        unreachable!("there is no mover");
+    }
 }
 
 struct Reactor {

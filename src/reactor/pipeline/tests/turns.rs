@@ -96,7 +96,7 @@ fn a_disk_serves_by_weight() {
     for reactors in [1, 2] {
         let vhds = [1, 3, 6].map(|weight| {
             let vhd = placed(&options(reactors), &[replica(0, weight)]);
-            vhd.share.set(share(weight));
+            vhd.share.set(share(weight), None);
             vhd
         });
         let mut guests = Guests::new(reactors, vhds.into(), 4);
@@ -240,4 +240,22 @@ fn a_disk_that_hangs_keeps_nobody_from_another_one() {
     for token in &hang[1..] {
         assert_eq!(guests.world.status(*token), Some(Status::IoError));
     }
+}
+
+#[test]
+fn what_waits_and_what_is_late_is_counted() {
+    let vhd = placed(&options(1), &[replica(0, 0)]);
+    vhd.share.set(Share::default(), Some(1_500));
+    let mut guests = Guests::new(1, vec![vhd], 1);
+    let tokens = [guests.read(0, 0), guests.read(0, 0)];
+    for micros in 1..=2 {
+        let pipeline = &mut guests.world.pipelines[0];
+        pipeline.engine.finish(0, Ok(()));
+        pipeline.poll(Nanos(micros * 1000));
+    }
+    tokens.iter().for_each(|token| assert_eq!(guests.world.status(*token), Some(Status::Ok)));
+    let metrics = guests.vhds[0].metrics.of(ReactorId(0));
+    let load = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!((load(&metrics.turn_waits), load(&metrics.turn_waits_ns), load(&metrics.late)), (1, 1000, 1));
+    assert_eq!(guests.world.disks[0].shares.take_targeted(), (2, 1));
 }

@@ -177,6 +177,9 @@ impl Outbox for TestOutbox {
     fn to_reactor(&mut self, reactor: ReactorId, message: ReactorMessage) {
         self.mail.borrow_mut().reactors.push_back((reactor, message));
     }
+    fn room_for_mover(&mut self) {
+        unreachable!("there is no mover");
+    }
 }
 
 pub struct World {

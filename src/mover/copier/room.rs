@@ -1,0 +1,161 @@
+//! Room on disks that are shared out: see [`crate::qos::shares`]. Jobs are one client of each disk, behind guests but not left out.
+//!
+//! A chunk waits for one of its disks, the one with the most to do, before it claims anything: whoever waits here keeps nobody else waiting.
+//! It pays on both, and counts on the source while it is read and on the target while it is written: a source that hangs takes nothing of
+//! its target. The turn on a disk belongs to whichever task gets there first.
+
+use super::{Copier, Task};
+use crate::base::ids::{DiskId, DiskSet, ReactorId};
+use crate::base::limits::{COPY_CHUNK_LEN, DISKS_MAX};
+use crate::engine::Engine;
+use crate::mover::messages::MoverOutbox;
+use crate::qos::Share;
+use crate::qos::shares::{Account, Turn, Work};
+use crate::reactor::messages::ReactorMessage;
+use crate::shared::disk::MOVER_THREAD;
+
+/// What a chunk counts as, whatever its length: most are of this one.
+const CHUNK: Work = Work::of(COPY_CHUNK_LEN);
+
+/// The mover's turn on one disk.
+#[derive(Default)]
+struct Line {
+    account: Account,
+    /// The turn for which somebody waits.
+    turn: Option<Turn>,
+    /// As published.
+    said: Option<Turn>,
+}
+
+/// What the mover waits for on shared disks.
+pub(super) struct Room {
+    lines: [Line; DISKS_MAX],
+    /// Disks for which somebody has been refused in this round.
+    wanted: DiskSet,
+}
+
+impl Room {
+    pub fn new() -> Room {
+        Room { lines: std::array::from_fn(|_| Line::default()), wanted: DiskSet::default() }
+    }
+}
+
+/// What a chunk counts as on its disks.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counted {
+    pub source: Work,
+    pub target: Work,
+}
+
+impl<E: Engine, O: MoverOutbox> Copier<E, O> {
+    /// The next chunk of a task pays on its disks, and counts on the source; `None`: it has to wait for its turn on one of them.
+    pub(super) fn take_room(&mut self, task: &Task) -> Option<Counted> {
+        let copy = &task.copy;
+        let (source, target) = (copy.source.disk, copy.target.disk);
+        let shared = [source, target].into_iter().filter(|disk| self.disk(*disk).shares.is_on());
+        let shared: DiskSet = shared.collect();
+        let in_flight = |disk: &DiskId| self.disk(*disk).shares.in_flight();
+        if !self.paces.is_urgent(copy.job)
+            && let Some(busiest) = shared.iter().max_by_key(in_flight)
+        {
+            if !self.begin_on(busiest) {
+                return None;
+            }
+            shared.iter().filter(|disk| *disk != busiest).for_each(|disk| self.begin_anyway_on(disk));
+        } else {
+            shared.iter().for_each(|disk| self.begin_anyway_on(disk));
+        }
+        let counted = |disk| if shared.contains(disk) { CHUNK } else { Work::default() };
+        let counted = Counted { source: counted(source), target: counted(target) };
+        // One that is only read has one disk.
+        if target == source {
+            return Some(Counted { target: Work::default(), ..counted });
+        }
+        // It has been paid for, and is not in flight yet.
+        self.give_room(target, counted.target);
+        Some(counted)
+    }
+
+    fn disk(&self, disk: DiskId) -> &crate::shared::DiskState {
+        self.disks[disk.index()].as_ref().expect("copies lie on disks of the pool")
+    }
+
+    fn begin_on(&mut self, disk: DiskId) -> bool {
+        let state = self.disks[disk.index()].as_ref().expect("copies lie on disks of the pool");
+        let Line { account, turn, .. } = &mut self.room.lines[disk.index()];
+        let taken = *turn.get_or_insert_with(|| state.shares.take_turn(account, Share::BACKGROUND, CHUNK));
+        let begun = state.shares.begin(MOVER_THREAD, taken, CHUNK);
+        if begun {
+            *turn = None;
+        } else {
+            self.room.wanted.insert(disk);
+        }
+        begun
+    }
+
+    /// The chunk has not begun: what it has paid is given back, too.
+    pub(super) fn take_back(&mut self, task: &Task, counted: Counted) {
+        let (source, target) = (task.copy.source.disk, task.copy.target.disk);
+        for (disk, work) in [(source, counted.source), (target, counted.target)] {
+            if work > Work::default() {
+                let account = &self.room.lines[disk.index()].account;
+                self.disk(disk).shares.give_back_turn(account, Share::BACKGROUND, work);
+            }
+        }
+        self.give_room(source, counted.source);
+    }
+
+    /// What is about to be written counts from now on: it has been paid for.
+    pub(super) fn count_write(&mut self, disk: DiskId, work: Work) {
+        if work > Work::default() {
+            self.disk(disk).shares.begin_anyway(Turn(0), work);
+        }
+    }
+
+    fn begin_anyway_on(&mut self, disk: DiskId) {
+        let shares = &self.disk(disk).shares;
+        let turn = shares.take_turn(&self.room.lines[disk.index()].account, Share::BACKGROUND, CHUNK);
+        shares.begin_anyway(turn, CHUNK);
+    }
+
+    /// What was counted is not in flight any more.
+    pub(super) fn give_room(&mut self, disk: DiskId, work: Work) {
+        if work == Work::default() {
+            return;
+        }
+        self.disk(disk).shares.end(work);
+        self.call_first(disk);
+    }
+
+    /// Wakes the reactor on which somebody waits before the mover.
+    fn call_first(&mut self, disk: DiskId) {
+        if let Some(thread) = self.disk(disk).shares.call_first(MOVER_THREAD) {
+            let reactor = ReactorId(u16::try_from(thread).expect("threads are numbered like reactors"));
+            self.outbox.to_reactor(reactor, ReactorMessage::Room);
+        }
+    }
+
+    /// Tells reactors whether the mover waits. Turns that nobody waits for any more are given back, since others would wait behind them.
+    /// Whether something new has been said: then what has ended before has woken nobody, and somebody must try once more.
+    pub(super) fn announce_turns(&mut self) -> bool {
+        let wanted = std::mem::take(&mut self.room.wanted);
+        let mut is_news = false;
+        for index in 0..DISKS_MAX {
+            let Line { account, turn, said } = &mut self.room.lines[index];
+            let Some(state) = self.disks[index].as_ref().filter(|_| turn.is_some() || said.is_some()) else { continue };
+            if turn.is_some() && !wanted.contains(state.id) {
+                *turn = None;
+                state.shares.give_back_turn(account, Share::BACKGROUND, CHUNK);
+            }
+            if *turn == *said {
+                continue;
+            }
+            state.shares.publish(MOVER_THREAD, *said, *turn);
+            *said = *turn;
+            is_news |= turn.is_some();
+            let id = state.id;
+            self.call_first(id);
+        }
+        is_news
+    }
+}

@@ -1,0 +1,203 @@
+//! Host disks that several clients want at the same time are shared out among them. The others are not: that would cost, and nobody would
+//! have anything of it. Clients are VHDs, and jobs, which are one client together.
+//!
+//! The owner looks at what disks and VHDs have done: now and then as long as nothing is shared out, and often where something is, because
+//! the window of a disk has to be found (see [`crate::qos::window`]). Reactors and the mover are told only of room that nobody else tells
+//! them of.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::Owner;
+use super::outbox::OwnerOutbox;
+use crate::base::clock::Nanos;
+use crate::base::ids::{DiskId, ReactorId, VhdId};
+use crate::base::limits::{CLIENT_QUIET_SECS, DISKS_MAX, SHARES_COUNT_MILLIS, SHARES_LOOK_MILLIS, SHARES_WINDOW_MAX};
+use crate::metrics::{IoKind, IoMetrics};
+use crate::mover::messages::MoverMessage;
+use crate::placement::record::VhdRecord;
+use crate::placement::sharing::{Settled, Sharing};
+use crate::qos::shares::Work;
+use crate::qos::window::{Counted, Window};
+use crate::reactor::messages::ReactorMessage;
+use crate::shared::DiskState;
+use crate::shared::disk::MOVER_THREAD;
+
+/// What is in flight says nothing before: what had begun when a disk began to be shared out is not counted.
+const SETTLES: Duration = Duration::from_millis(300);
+
+/// What has been seen of a client.
+#[derive(Debug)]
+struct Seen {
+    operations: u64,
+    /// When it had last got something; `None`: never.
+    busy: Option<Nanos>,
+}
+
+impl Seen {
+    /// Whether it has got something lately, with so many operations so far.
+    fn is_busy(&mut self, operations: u64, now: Nanos) -> bool {
+        if operations != self.operations {
+            (self.operations, self.busy) = (operations, Some(now));
+        }
+        self.busy.is_some_and(|busy| now < busy.after(Duration::from_secs(CLIENT_QUIET_SECS)))
+    }
+}
+
+/// A disk that is shared out.
+#[derive(Debug)]
+struct SharedDisk {
+    since: Nanos,
+    window: Window,
+    clients: usize,
+}
+
+/// What is known of disks and clients.
+#[derive(Debug, Default)]
+pub(super) struct Governor {
+    /// Whether disks may be shared out at all.
+    pub enabled: bool,
+    looked: Nanos,
+    counted: Option<Nanos>,
+    vhds: BTreeMap<VhdId, Seen>,
+    jobs: BTreeMap<DiskId, Seen>,
+    disks: BTreeMap<DiskId, SharedDisk>,
+}
+
+impl Governor {
+    /// When [`Owner::govern`] has something to do.
+    pub fn due(&self) -> Option<Nanos> {
+        let millis = if self.disks.is_empty() { SHARES_COUNT_MILLIS } else { SHARES_LOOK_MILLIS };
+        self.enabled.then(|| self.looked.after(Duration::from_millis(millis)))
+    }
+}
+
+impl Owner {
+    /// Whether disks are shared out among those who want them at the same time. Before [`Owner::start`].
+    #[must_use]
+    pub fn with_fair_shares(mut self, enabled: bool) -> Owner {
+        self.governor.enabled = enabled;
+        self
+    }
+
+    /// What holds for a VHD: its VM says what it does not say itself.
+    #[must_use]
+    pub(super) fn sharing_of(&self, record: &VhdRecord) -> Settled {
+        let vm = record.vm.as_deref().and_then(|vm| self.vms.named(vm));
+        record.sharing.settled(vm.map_or(Sharing::default(), |vm| vm.sharing))
+    }
+
+    /// A VHD, or its VM, may have another share.
+    pub(super) fn renew_share(&self, id: VhdId) {
+        let Some(vhd) = self.vhds.get(id) else { return };
+        let settled = self.sharing_of(&vhd.record);
+        vhd.state.share.set(settled.share(), settled.target_ns());
+    }
+
+    /// Looks at who wants what.
+    pub(super) fn govern(&mut self, now: Nanos, out: &mut impl OwnerOutbox) {
+        if self.governor.due().is_none_or(|due| due > now) {
+            return;
+        }
+        self.governor.looked = now;
+        let span = Duration::from_millis(SHARES_COUNT_MILLIS);
+        if self.governor.counted.is_none_or(|counted| now >= counted.after(span)) {
+            self.governor.counted = Some(now);
+            self.count_clients(now, out);
+        }
+        for (id, shared) in &mut self.governor.disks {
+            let Some(disk) = self.space.get(*id) else { continue };
+            let clients = if now < shared.since.after(SETTLES) { 1 } else { shared.clients };
+            let before = disk.state.shares.window();
+            shared.window.look(Counted { clients, ..counted(&disk.state, self.reactors) }, now);
+            let window = shared.window.now().unwrap_or(Work(u64::MAX));
+            disk.state.shares.set_window(window);
+            if window > before {
+                tell_waiting(&disk.state, out);
+            }
+        }
+    }
+
+    /// Begins to share out disks that several want by now, and ends it where they do not any more.
+    fn count_clients(&mut self, now: Nanos, out: &mut impl OwnerOutbox) {
+        let clients = self.clients(now);
+        for disk in self.space.iter() {
+            let (id, state) = (disk.state.id, &disk.state);
+            let clients = if disk.left || state.is_failed() { 0 } else { clients[id.index()] };
+            match self.governor.disks.get_mut(&id) {
+                Some(shared) if clients > 1 => shared.clients = clients,
+                Some(_) => {
+                    self.governor.disks.remove(&id);
+                    state.shares.switch(false);
+                    tell_waiting(state, out);
+                }
+                None if clients > 1 => {
+                    state.shares.switch(true);
+                    state.shares.take_peak();
+                    let window = Window::new(Work::of(4096), Work(SHARES_WINDOW_MAX));
+                    self.governor.disks.insert(id, SharedDisk { since: now, window, clients });
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// How many want something of each disk. A VHD that is busy counts on all disks on which it has something.
+    fn clients(&mut self, now: Nanos) -> [usize; DISKS_MAX] {
+        let mut clients = [0; DISKS_MAX];
+        let Governor { vhds, jobs, .. } = &mut self.governor;
+        vhds.retain(|id, _| self.vhds.get(*id).is_some());
+        for vhd in self.vhds.iter() {
+            let operations = vhd.state.metrics.iter().map(transfers).sum();
+            let seen = vhds.entry(vhd.record.id).or_insert(Seen { operations, busy: None });
+            if seen.is_busy(operations, now) {
+                clients
+                    .iter_mut()
+                    .zip(vhd.counts.iter())
+                    .for_each(|(clients, count)| *clients += usize::from(*count > 0));
+            }
+        }
+        for disk in self.space.iter().map(|disk| &disk.state) {
+            let operations = transfers(&disk.copy_metrics);
+            let seen = jobs.entry(disk.id).or_insert(Seen { operations, busy: None });
+            clients[disk.id.index()] += usize::from(seen.is_busy(operations, now));
+        }
+        clients
+    }
+}
+
+/// Reads and writes.
+fn transfers(metrics: &IoMetrics) -> u64 {
+    [IoKind::Read, IoKind::Write].map(|kind| metrics.kind(kind).requests.load(Ordering::Relaxed)).iter().sum()
+}
+
+/// What has been counted on a disk, but for its clients.
+fn counted(disk: &DiskState, reactors: u16) -> Counted {
+    let (mut operations, mut bytes) = (0_u64, 0_u64);
+    // Nobody writes to the counters of reactors that do not run.
+    for metrics in disk.metrics.iter().take(reactors.into()).chain([&disk.copy_metrics]) {
+        for kind in [IoKind::Read, IoKind::Write].map(|kind| metrics.kind(kind)) {
+            operations += kind.requests.load(Ordering::Relaxed);
+            bytes += kind.bytes.load(Ordering::Relaxed);
+        }
+    }
+    let shares = &disk.shares;
+    let (targeted, late) = shares.take_targeted();
+    let (held, peak) = (shares.held(), shares.take_peak());
+    Counted { done: Work::of_all(operations, bytes), operations, held, peak, targeted, late, clients: 0 }
+}
+
+/// Whoever waits may find room now.
+fn tell_waiting(disk: &DiskState, out: &mut impl OwnerOutbox) {
+    for thread in disk.shares.waiting() {
+        if thread == MOVER_THREAD {
+            out.to_mover(MoverMessage::Room);
+        } else {
+            out.to_reactor(
+                ReactorId(u16::try_from(thread).expect("threads are numbered like reactors")),
+                ReactorMessage::Room,
+            );
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Disks that several clients want: when they are shared out, and who is told.
+
+use super::*;
+use crate::metrics::IoKind;
+use crate::owner::command::{CreateVm, SetVhd, SetVm};
+use crate::placement::sharing::{Sharing, SharingChange, SharingError};
+use crate::qos::shares::{Account, Turn, Work};
+use crate::qos::{Priority, Share, Weight};
+use crate::shared::disk::MOVER_THREAD;
+
+const ISOLATED_ON: fn(&str) -> LayoutRequest = |disk| LayoutRequest::Isolated { disk: Some(disk.to_owned()) };
+
+/// Two disks and three VHDs: `a` and `b` on the first disk, `c` on the second one.
+fn world() -> (World, [VhdInfo; 3]) {
+    let mut world = World::new(&[20, 20], 2);
+    world.owner.governor.enabled = true;
+    let vhds = [("a", "d0"), ("b", "d0"), ("c", "d1")].map(|(name, disk)| {
+        let vhd = world.create(create(name, 4, ISOLATED_ON(disk)));
+        assert_eq!(world.allocate(&vhd, 0), Some(Ok(())));
+        vhd
+    });
+    world.mail.reactors.clear();
+    (world, vhds)
+}
+
+fn reads(vhd: &VhdInfo) {
+    vhd.state.metrics.of(ReactorId(1)).record(IoKind::Read, 4096, 1000, true);
+}
+
+/// Time passes, and these VHDs have got something.
+fn pass(world: &mut World, millis: u64, busy: &[&VhdInfo]) {
+    for _ in 0..millis / 20 {
+        busy.iter().for_each(|vhd| reads(vhd));
+        world.advance(20);
+    }
+}
+
+fn shared(world: &World) -> [bool; 2] {
+    [0, 1].map(|disk| world.owner.space.disk(DiskId(disk)).state.shares.is_on())
+}
+
+#[test]
+fn a_disk_is_shared_out_as_long_as_several_want_it() {
+    let (mut world, [a, b, c]) = world();
+    pass(&mut world, 1000, &[&a, &c]);
+    assert_eq!(shared(&world), [false, false], "each has a disk of its own");
+    pass(&mut world, 400, &[&a, &b, &c]);
+    assert_eq!(shared(&world), [true, false]);
+    pass(&mut world, 4000, &[&a]);
+    assert_eq!(shared(&world), [true, false], "the other one may have had to wait");
+    pass(&mut world, 2000, &[&a]);
+    assert_eq!(shared(&world), [false, false]);
+    pass(&mut world, 400, &[&a, &b]);
+    let disk = Arc::clone(&world.owner.space.disk(DiskId(0)).state);
+    assert!(disk.shares.is_on());
+    disk.fail();
+    pass(&mut world, 400, &[&a, &b]);
+    assert!(!disk.shares.is_on());
+}
+
+#[test]
+fn jobs_are_a_client_and_nothing_is_shared_out_if_it_is_switched_off() {
+    let (mut world, [a, b, _]) = world();
+    let disk = Arc::clone(&world.owner.space.disk(DiskId(0)).state);
+    for _ in 0..20 {
+        disk.copy_metrics.record(IoKind::Read, 4096, 1000, true);
+        pass(&mut world, 20, &[&a]);
+    }
+    assert_eq!(shared(&world), [true, false]);
+    let mut world = World::new(&[20, 20], 2);
+    assert!(world.owner.next_deadline().is_none());
+    pass(&mut world, 1000, &[&a, &b]);
+    assert_eq!(shared(&world), [false, false]);
+}
+
+#[test]
+fn whoever_waits_is_told_when_there_may_be_room() {
+    let (mut world, [a, b, _]) = world();
+    pass(&mut world, 400, &[&a, &b]);
+    let disk = Arc::clone(&world.owner.space.disk(DiskId(0)).state);
+    let turn = disk.shares.take_turn(&Account::default(), Share::default(), Work::of(4096));
+    disk.shares.publish(1, None, Some(turn));
+    disk.shares.publish(MOVER_THREAD, None, Some(Turn(turn.0 + 1)));
+    world.mail.reactors.clear();
+    pass(&mut world, 6000, &[&a]);
+    assert!(!disk.shares.is_on());
+    let told = |(to, message): &(ReactorId, ReactorMessage)| {
+        assert!(matches!(message, ReactorMessage::Room) && *to == ReactorId(1));
+    };
+    assert!(!world.mail.reactors.is_empty());
+    world.mail.reactors.iter().for_each(told);
+    assert!(world.mail.mover.iter().any(|message| matches!(message, MoverMessage::Room)));
+}
+
+#[test]
+fn a_window_is_looked_for_once_what_is_in_flight_is_counted() {
+    let (mut world, [a, b, _]) = world();
+    let disk = Arc::clone(&world.owner.space.disk(DiskId(0)).state);
+    pass(&mut world, 400, &[&a, &b]);
+    assert_eq!(disk.shares.window(), Work(u64::MAX));
+    disk.shares.begin_anyway(Turn(0), Work::of(1 << 20));
+    pass(&mut world, 400, &[&a, &b]);
+    assert!(disk.shares.window() < Work::of(1 << 20) && disk.shares.window() > Work::of(1 << 18));
+}
+
+fn weight(weight: u32) -> Sharing {
+    Sharing { weight: Some(weight), ..Sharing::default() }
+}
+
+fn change(weight: Option<u32>) -> SharingChange {
+    SharingChange { weight: Some(weight), ..SharingChange::default() }
+}
+
+fn share(weight: u32, priority: Priority) -> Share {
+    Share::new(Weight::new(weight).unwrap(), priority)
+}
+
+#[test]
+fn shares_of_a_vhd_hold_as_soon_as_they_are_durable_and_its_vm_says_the_rest() {
+    let (mut world, [a, ..]) = world();
+    assert_eq!(a.state.share.get(), Share::default());
+    let set = |change| Command::SetVhd(Box::new(SetVhd { vhd: "a".to_owned(), sharing: change, ..SetVhd::default() }));
+    world.command(set(change(Some(300))));
+    assert_eq!(a.state.share.get(), Share::default(), "not yet");
+    world.commit_edits();
+    assert_eq!(a.state.share.get(), share(300, Priority::Normal));
+    let vm = Sharing { priority: Some(Priority::High), latency_target_us: Some(2000), ..weight(7) };
+    world.run(Command::CreateVm(CreateVm { name: "web".to_owned(), sharing: vm, ..CreateVm::default() })).unwrap();
+    let join = SetVhd { vhd: "a".to_owned(), vm: Some(Some("web".to_owned())), ..SetVhd::default() };
+    world.run(Command::SetVhd(Box::new(join))).unwrap();
+    assert_eq!(a.state.share.get(), share(300, Priority::High));
+    assert!(a.state.share.is_late(2_000_001));
+    world.run(set(change(None))).unwrap();
+    assert_eq!(a.state.share.get(), share(7, Priority::High));
+    let slow = SharingChange { priority: Some(Some(Priority::Low)), latency_target_us: Some(None), ..change(None) };
+    world.run(Command::SetVm(SetVm { vm: "web".to_owned(), sharing: slow, ..SetVm::default() })).unwrap();
+    assert_eq!(a.state.share.get(), share(100, Priority::Low));
+    assert!(!a.state.share.has_target());
+    world.check();
+}
+
+#[test]
+fn shares_that_make_no_sense_are_refused() {
+    let (mut world, _) = world();
+    let set = SetVhd { vhd: "a".to_owned(), sharing: change(Some(0)), ..SetVhd::default() };
+    let error = world.refuse(Command::SetVhd(Box::new(set)));
+    assert_eq!(error, CommandError::InvalidSharing(SharingError::Weight { asked: 0 }));
+    assert_eq!(error.code(), "invalid_sharing");
+    let soon = Sharing { latency_target_us: Some(1), ..Sharing::default() };
+    world.refuse(Command::CreateVm(CreateVm { name: "v".to_owned(), sharing: soon, ..CreateVm::default() }));
+    let again = CreateVhd { sharing: weight(5), ..create("a", 4, ISOLATED_ON("d0")) };
+    let differs = world.refuse(Command::CreateVhd(Box::new(again)));
+    assert!(matches!(differs, CommandError::Conflict { field: "share of disks", .. }), "{differs:?}");
+}
