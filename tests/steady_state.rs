@@ -21,6 +21,7 @@ use spanblk::base::ids::DiskId;
 use spanblk::base::rng::Rng;
 use spanblk::base::units::{BlockMask, ExtentIndex, Generation, SlotIndex};
 use spanblk::placement::{Replica, ReplicaSet, ReplicaState};
+use spanblk::qos::shares::Work;
 use spanblk::reactor::messages::RingConfig;
 
 /// Reactors of a host.
@@ -178,6 +179,8 @@ struct Case {
     blocking_call: bool,
     /// Reactors wait for each other's claims, and are told of their release: by messages, for which there is room in lots.
     messages: bool,
+    /// Disks are shared out, so that requests wait for their turn.
+    shared: bool,
 }
 
 /// Messages that a queue between reactors has room for after one allocation (`crossbeam_channel`, unbounded).
@@ -192,6 +195,7 @@ const CASES: &[Case] = &[
         writeback: true,
         blocking_call: false,
         messages: false,
+        shared: false,
     },
     Case {
         name: "isolated, writethrough, with a call descriptor that can make us wait",
@@ -201,6 +205,7 @@ const CASES: &[Case] = &[
         writeback: false,
         blocking_call: true,
         messages: false,
+        shared: false,
     },
     Case {
         name: "spanned",
@@ -210,6 +215,7 @@ const CASES: &[Case] = &[
         writeback: true,
         blocking_call: false,
         messages: false,
+        shared: false,
     },
     Case {
         name: "spanned, two copies",
@@ -219,6 +225,7 @@ const CASES: &[Case] = &[
         writeback: true,
         blocking_call: false,
         messages: false,
+        shared: false,
     },
     Case {
         name: "spanned, two copies, on two reactors that write to the same blocks",
@@ -228,6 +235,7 @@ const CASES: &[Case] = &[
         writeback: true,
         blocking_call: false,
         messages: true,
+        shared: false,
     },
     Case {
         name: "three copies, writethrough",
@@ -237,6 +245,7 @@ const CASES: &[Case] = &[
         writeback: false,
         blocking_call: false,
         messages: false,
+        shared: false,
     },
     Case {
         name: "spanned, while every extent is being moved",
@@ -249,6 +258,37 @@ const CASES: &[Case] = &[
         writeback: true,
         blocking_call: false,
         messages: false,
+        shared: false,
+    },
+    Case {
+        name: "isolated, on a disk that is shared out",
+        copies: |extent| copies(0, extent, &[ReplicaState::InSync]),
+        reactors: 1,
+        event_idx: true,
+        writeback: true,
+        blocking_call: false,
+        messages: false,
+        shared: true,
+    },
+    Case {
+        name: "spanned, two copies, on disks that are shared out",
+        copies: |extent| copies(extent, extent, &[ReplicaState::InSync; 2]),
+        reactors: 1,
+        event_idx: true,
+        writeback: true,
+        blocking_call: false,
+        messages: false,
+        shared: true,
+    },
+    Case {
+        name: "isolated, on a disk that two reactors share",
+        copies: |extent| copies(0, extent, &[ReplicaState::InSync]),
+        reactors: 2,
+        event_idx: true,
+        writeback: true,
+        blocking_call: false,
+        messages: true,
+        shared: true,
     },
 ];
 
@@ -263,6 +303,12 @@ fn copies(disk: u32, slot: u32, states: &[ReplicaState]) -> ReplicaSet {
 }
 
 fn connect(host: &mut Host, case: &Case) -> Vec<Connection> {
+    if case.shared {
+        for disk in &host.states {
+            disk.shares.switch(true);
+            disk.shares.set_window(Work::of_all(2, 8192));
+        }
+    }
     let vhd = host.vhd(1, PLACED + 1, &[0]);
     for extent in 0..PLACED {
         vhd.map.restore(ExtentIndex(extent), (case.copies)(extent), BlockMask::ALL, Generation(0));
@@ -308,7 +354,7 @@ fn the_io_path_allocates_nothing() {
             requests += 800 * u64::from(case.reactors);
         }
         let count = ALLOCATIONS.load(Ordering::SeqCst) - before;
-        // One message a request at most: the release of what it had claimed.
+        // One message a request at most: the release of what it had claimed, or that it is the turn of another one.
         let allowed = if case.messages { requests / MESSAGES_PER_ALLOCATION } else { 0 };
         assert!(count <= allowed, "{count} allocations for {requests} requests ({})", case.name);
         // The counter counts: starting a ring does allocate.
