@@ -63,6 +63,7 @@ fn vhd(id: u32, size: u32, thinness: u32, mirrored: bool) -> VhdInfo {
         expand: None,
         limits: spanblk::placement::limits::IoLimits::default(),
         sharing: spanblk::placement::sharing::Sharing::default(),
+        capacity: spanblk::placement::capacity::Capacity::default(),
         created: 0,
         writeback: true,
     };
@@ -78,7 +79,16 @@ fn vhd(id: u32, size: u32, thinness: u32, mirrored: bool) -> VhdInfo {
         }
         state.map.restore(ExtentIndex(extent), replicas, BlockMask(u32::MAX >> (extent % 31)), Generation(0));
     }
-    VhdInfo { record, state, attached: None, ready: true, slots, allocated: 0, sharing: Default::default() }
+    VhdInfo {
+        record,
+        state,
+        attached: None,
+        ready: true,
+        slots,
+        allocated: 0,
+        sharing: Default::default(),
+        capacity: spanblk::owner::command::CapacityUse::default(),
+    }
 }
 
 fn main() {

@@ -131,6 +131,22 @@ async fn creating_what_exists_says_that_nothing_changed() {
 }
 
 #[tokio::test]
+async fn quotas_and_reservations_are_given_and_shown() {
+    let mut body = minimal();
+    body["quota_bytes"] = json!(8 << 20);
+    let (_, result) = call(Method::POST, "/api/v1/vhds", Some(body)).await;
+    let capacity = &result["vhd"]["capacity"];
+    assert_eq!((&capacity["quota_bytes"], capacity.get("reservation_bytes")), (&json!(8 << 20), None), "{result}");
+    assert_eq!((&capacity["charged_bytes"], &capacity["short_bytes"]), (&json!(3 << 20), &json!(0)));
+    for (limit, accepted) in [(json!(null), true), (json!(1 << 20), true), (json!("1MiB"), false), (json!(-1), false)] {
+        for path in ["/api/v1/vhds/old", "/api/v1/vms/web"] {
+            let (status, answer) = call(Method::PATCH, path, Some(json!({ "reservation_bytes": limit }))).await;
+            assert_eq!(status == StatusCode::OK, accepted, "{path} {limit}: {answer}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_resize_says_what_it_did_or_what_it_would_lose() {
     let resize = |body: Value| call(Method::POST, "/api/v1/vhds/old/resize", Some(body));
     let (status, result) = resize(json!({ "size_bytes": 2_u64 << 30 })).await;

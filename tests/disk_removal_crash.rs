@@ -101,6 +101,7 @@ fn vhd(id: u32) -> VhdRecord {
         expand: None,
         limits: spanblk::placement::limits::IoLimits::default(),
         sharing: spanblk::placement::sharing::Sharing::default(),
+        capacity: spanblk::placement::capacity::Capacity::default(),
         created: 0,
         writeback: true,
     }

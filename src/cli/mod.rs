@@ -8,6 +8,7 @@
 pub mod args;
 mod attach;
 pub mod blk_client;
+mod capacity;
 pub mod client;
 mod disk;
 mod docs;

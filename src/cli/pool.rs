@@ -57,7 +57,7 @@ fn describe(pool: &PoolInfo, jobs: &[JobInfo]) -> String {
         ("Extent size", human_size(pool.extent_bytes)),
         ("Capacity", human_size(space.total_bytes)),
         ("Allocated", format!("{} ({} %)", human_size(space.allocated_bytes), space.used_percent)),
-        ("Reserved", human_size(space.reserved_bytes)),
+        ("Reserved", format!("{} (not free to others)", human_size(space.reserved_bytes))),
         ("Being freed", human_size(space.freeing_bytes)),
         ("Free", human_size(space.free_bytes)),
         ("Written", human_size(space.written_bytes)),

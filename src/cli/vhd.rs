@@ -7,7 +7,7 @@ use super::args::{ExpandSetting, JobOptions, ScrubArgs, VhdCommand, VhdCreateArg
 use super::client::path_segment;
 use super::output::{Failure, Outcome, Table, facts};
 use super::sharing::in_effect_text;
-use super::{Session, attach, image, job};
+use super::{Session, attach, capacity, image, job};
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
     Attachment, ErrorKind, Expand, IoLimits, JobInfo, JobWish, Layout, RateLimit, VhdCreate, VhdDeleted, VhdHealth,
@@ -119,11 +119,13 @@ fn create(session: &Session, args: VhdCreateArgs) -> Outcome {
         expand: args.expand,
         limits: args.limits.limits()?,
         sharing: args.sharing.sharing(),
+        quota_bytes: capacity::given(args.quota).flatten(),
+        reservation_bytes: capacity::given(args.reservation).flatten(),
     };
     let result: VhdResult = session.client()?.send(Method::POST, "/vhds", &request)?;
     session.output().show(&result, |r| {
         let socket = if r.changed { format!("socket: {}\n", r.vhd.socket) } else { String::new() };
-        said(r, "created") + &socket
+        said(r, "created") + &capacity::remarks(args.quota, args.reservation, &r.vhd.capacity) + &socket
     })?;
     served(&result)
 }
@@ -154,13 +156,16 @@ fn set(session: &Session, args: VhdSetArgs) -> Outcome {
         expand: args.expand.map(ExpandSetting::expand),
         limits: args.limits.update()?,
         sharing: args.sharing.update(),
+        quota_bytes: capacity::given(args.quota),
+        reservation_bytes: capacity::given(args.reservation),
     };
     if request == VhdUpdate::default() {
         return Err(Failure::new(ErrorKind::Invalid, "nothing to set").hint("see 'spanblk vhd set --help'"));
     }
     let path = format!("/vhds/{}", path_segment(&args.vhd));
     let result: VhdResult = session.client()?.send(Method::PATCH, &path, &request)?;
-    session.output().show(&result, |r| said(r, "changed"))?;
+    let remarks = capacity::remarks(args.quota, args.reservation, &result.vhd.capacity);
+    session.output().show(&result, |r| said(r, "changed") + &remarks)?;
     served(&result)
 }
 
@@ -181,8 +186,20 @@ fn layout_word(layout: Layout) -> &'static str {
 }
 
 fn table(list: &VhdList, jobs: &[JobInfo]) -> String {
-    let mut table =
-        Table::new(&["Name", "State", ">Size", ">Allocated", ">Written", "Layout", "Disks", "VM", "Attached"]);
+    let headers = [
+        "Name",
+        "State",
+        ">Size",
+        ">Allocated",
+        ">Written",
+        ">Quota",
+        ">Reserved",
+        "Layout",
+        "Disks",
+        "VM",
+        "Attached",
+    ];
+    let mut table = Table::new(&headers);
     for vhd in &list.vhds {
         let attached = match (&vhd.attached, &vhd.socket_problem) {
             (Some(Attachment { pid: Some(pid), .. }), _) => format!("pid {pid}"),
@@ -196,6 +213,8 @@ fn table(list: &VhdList, jobs: &[JobInfo]) -> String {
             human_size(vhd.size_bytes),
             human_size(vhd.allocated_bytes),
             human_size(vhd.written_bytes),
+            capacity::brief(vhd.capacity.quota_bytes),
+            capacity::brief(vhd.capacity.reservation_bytes),
             layout_word(vhd.layout).to_owned(),
             disks_text(vhd, job::about(jobs, &vhd.name)),
             vhd.vm.clone().unwrap_or_else(|| "-".to_owned()),
@@ -307,6 +326,8 @@ fn details(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
         ("Expand", expand.to_owned()),
         ("Limits", limits_text(&vhd.limits)),
         ("Share of disks", in_effect_text(vhd)),
+        ("Quota", capacity::quota_text(&vhd.capacity)),
+        ("Reservation", capacity::reservation_text(&vhd.capacity)),
         ("Cache mode", if vhd.writeback { "writeback" } else { "writethrough" }.to_owned()),
         ("Socket", vhd.socket.clone()),
         ("Socket problem", vhd.socket_problem.clone().unwrap_or_else(|| "none".to_owned())),

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use hyper::Method;
 
-use super::Session;
 use super::args::{VmCommand, VmCreateArgs, VmSetArgs};
 use super::client::path_segment;
 use super::output::{Failure, Outcome, Table, facts};
 use super::sharing::sharing_text;
 use super::vhd::{health_word, limits_text};
+use super::{Session, capacity};
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
     Attachment, ErrorKind, VmCreate, VmDeleted, VmInfo, VmIoStats, VmList, VmResult, VmUpdate, VmVhd,
@@ -51,9 +51,12 @@ fn create(session: &Session, args: VmCreateArgs) -> Outcome {
         owner: args.owner,
         limits: args.limits.limits()?,
         sharing: args.sharing.sharing(),
+        quota_bytes: capacity::given(args.quota).flatten(),
+        reservation_bytes: capacity::given(args.reservation).flatten(),
     };
     let result: VmResult = session.client()?.send(Method::POST, "/vms", &request)?;
-    session.output().show(&result, |r| said(r, "created"))
+    let remarks = capacity::remarks(args.quota, args.reservation, &result.vm.capacity);
+    session.output().show(&result, |r| said(r, "created") + &remarks)
 }
 
 fn set(session: &Session, args: VmSetArgs) -> Outcome {
@@ -65,12 +68,15 @@ fn set(session: &Session, args: VmSetArgs) -> Outcome {
         owner: args.owner.map(or_none),
         limits: args.limits.update()?,
         sharing: args.sharing.update(),
+        quota_bytes: capacity::given(args.quota),
+        reservation_bytes: capacity::given(args.reservation),
     };
     if request == VmUpdate::default() {
         return Err(Failure::new(ErrorKind::Invalid, "nothing to set").hint("see 'spanblk vm set --help'"));
     }
     let result: VmResult = session.client()?.send(Method::PATCH, &path(&args.vm), &request)?;
-    session.output().show(&result, |r| said(r, "changed"))
+    let remarks = capacity::remarks(args.quota, args.reservation, &result.vm.capacity);
+    session.output().show(&result, |r| said(r, "changed") + &remarks)
 }
 
 /// Which of two values of one label is meant, nobody can say.
@@ -104,8 +110,20 @@ fn disks_text(vm: &VmInfo) -> String {
 }
 
 fn table(list: &VmList) -> String {
-    let headers =
-        ["Name", "State", ">VHDs", ">Attached", ">Size", ">Allocated", ">Written", "Disks", "Owner", "Labels"];
+    let headers = [
+        "Name",
+        "State",
+        ">VHDs",
+        ">Attached",
+        ">Size",
+        ">Allocated",
+        ">Written",
+        ">Quota",
+        ">Reserved",
+        "Disks",
+        "Owner",
+        "Labels",
+    ];
     let mut table = Table::new(&headers);
     for vm in &list.vms {
         table.row(vec![
@@ -116,6 +134,8 @@ fn table(list: &VmList) -> String {
             human_size(vm.size_bytes),
             human_size(vm.allocated_bytes),
             human_size(vm.written_bytes),
+            capacity::brief(vm.capacity.quota_bytes),
+            capacity::brief(vm.capacity.reservation_bytes),
             disks_text(vm),
             vm.owner.clone().unwrap_or_else(|| "-".to_owned()),
             labels_text(vm),
@@ -143,6 +163,8 @@ fn details(vm: &VmInfo) -> String {
         ("Allocated", human_size(vm.allocated_bytes)),
         ("Written", human_size(vm.written_bytes)),
         ("Disks", disks_text(vm)),
+        ("Quota", capacity::quota_text(&vm.capacity)),
+        ("Reservation", capacity::reservation_text(&vm.capacity)),
         ("Reads", io_text(&vm.io.read)),
         ("Writes", io_text(&vm.io.write)),
         ("Flushes", io_text(&vm.io.flush)),

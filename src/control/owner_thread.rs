@@ -412,6 +412,7 @@ mod tests {
             expand: None,
             limits: crate::placement::limits::IoLimits::default(),
             sharing: crate::placement::sharing::Sharing::default(),
+            capacity: crate::placement::capacity::Capacity::default(),
             created: 0,
             writeback: true,
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Owner;
 use super::moves::wave::Fault;
 use super::outbox::{Event, OwnerOutbox, SlotRun};
+use super::quota::Reached;
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, DiskSet, ReactorId, VhdId};
 use crate::base::limits::RECLAIM_WAIT_MILLIS;
@@ -28,6 +29,7 @@ pub(super) struct Waiter {
 enum Attempt {
     Answer(Result<(), AllocateError>),
     NoRoom,
+    Quota(Reached),
 }
 
 impl Owner {
@@ -35,11 +37,15 @@ impl Owner {
         match self.try_place(&request, out) {
             Attempt::Answer(result) => answer(&request, result, out),
             Attempt::NoRoom => self.wait_for_room(request, now, out),
+            Attempt::Quota(reached) => {
+                self.tell_quota(request.vhd, reached, out);
+                self.wait_for_quota(request, now, out);
+            }
         }
     }
 
     fn try_place(&mut self, request: &Waiter, out: &mut impl OwnerOutbox) -> Attempt {
-        let Some(vhd) = self.vhds.get_mut(request.vhd) else {
+        let Some(vhd) = self.vhds.get(request.vhd) else {
             return Attempt::Answer(Err(AllocateError::Deleted));
         };
         // Requests are checked against the size of their VHD; but one that its ring has given up may be answered here only after
@@ -53,14 +59,12 @@ impl Owner {
         if self.metadata.low {
             return Attempt::Answer(Err(AllocateError::MetadataFull));
         }
-        let placed = vhd.place(request.extent, &mut self.space, None);
-        let (replicas, grown) = match placed {
-            Some(replicas) => (replicas, None),
-            None => match vhd.place_beyond(request.extent, &mut self.space, self.pool.expand) {
-                Some((replicas, disk, first)) => (replicas, first.then_some(disk)),
-                None => return Attempt::NoRoom,
-            },
-        };
+        if let Some(reached) = self.quota_against_extent(request.vhd) {
+            return Attempt::Quota(reached);
+        }
+        let Some((replicas, grown)) = self.place_extent(request.vhd, request.extent) else { return Attempt::NoRoom };
+        self.quota_let_pass(request.vhd);
+        let vhd = self.vhds.get_mut(request.vhd).expect("just placed");
         vhd.told_out_of_room = false;
         if let Some(disk) = grown {
             out.event(Event::VhdExpanded { vhd: vhd.record.name.clone(), disk: self.pool.disk_name(disk) });
@@ -93,6 +97,18 @@ impl Owner {
         self.reuse.ask_for_commit(now, true, out);
     }
 
+    /// As [`Owner::wait_for_room`], but nothing that is on its way back helps.
+    fn wait_for_quota(&mut self, mut request: Waiter, now: Nanos, out: &mut impl OwnerOutbox) {
+        let Some(vhd) = self.vhds.get(request.vhd) else { return };
+        match vhd.record.when_full {
+            WhenFull::Queue { secs } if secs > 0 => {
+                request.deadline = now.after(Duration::from_secs(secs));
+                self.waiters.push(request);
+            }
+            WhenFull::Queue { .. } | WhenFull::Error => answer(&request, Err(AllocateError::NoSpace), out),
+        }
+    }
+
     fn out_of_room(&mut self, request: &Waiter, out: &mut impl OwnerOutbox) {
         answer(request, Err(AllocateError::NoSpace), out);
         let Some(vhd) = self.vhds.get_mut(request.vhd) else { return };
@@ -103,22 +119,33 @@ impl Owner {
 
     /// Tries all who wait, in the order in which they came.
     pub(super) fn retry_waiters(&mut self, out: &mut impl OwnerOutbox) {
+        self.refill_holds(out);
         if self.waiters.is_empty() {
             return;
         }
         let waiting = std::mem::take(&mut self.waiters);
+        let mut with_room = self.space.with_room();
         for request in waiting {
             let expands = |vhd: &super::vhds::Vhd| vhd.expands(self.pool.expand);
-            let disks = self.vhds.get(request.vhd).filter(|vhd| !expands(vhd));
+            let vhd = self.vhds.get(request.vhd);
+            let disks = vhd.filter(|vhd| !expands(vhd));
             let disks = disks.map_or(DiskSet(u64::MAX), |vhd| vhd.record.layout.disks());
             let placed = || Some(!self.vhds.get(request.vhd)?.state.map.lookup(request.extent).replicas.is_absent());
-            if disks.0 & self.space.with_room().0 == 0 && !self.metadata.low && placed() == Some(false) {
+            let is_held = vhd.is_some_and(|vhd| self.holders_of(vhd).next().is_some());
+            if disks.0 & with_room.0 == 0 && !is_held && !self.metadata.low && placed() == Some(false) {
                 self.waiters.push(request);
                 continue;
             }
             match self.try_place(&request, out) {
-                Attempt::Answer(result) => answer(&request, result, out),
+                Attempt::Answer(result) => {
+                    answer(&request, result, out);
+                    with_room = self.space.with_room();
+                }
                 Attempt::NoRoom => self.waiters.push(request),
+                Attempt::Quota(reached) => {
+                    self.tell_quota(request.vhd, reached, out);
+                    self.waiters.push(request);
+                }
             }
         }
         self.note_waiting();
@@ -139,8 +166,10 @@ impl Owner {
     /// VHDs of which nothing waits any more may be reported again.
     fn note_waiting(&mut self) {
         let waiting: std::collections::HashSet<VhdId> = self.waiters.iter().map(|request| request.vhd).collect();
-        for vhd in self.vhds.iter_mut().filter(|vhd| vhd.told_waiting) {
-            vhd.told_waiting = waiting.contains(&vhd.record.id);
+        let silent = |vhd: &&super::vhds::Vhd| vhd.told_waiting && !waiting.contains(&vhd.record.id);
+        let silent: Vec<VhdId> = self.vhds.iter().filter(silent).map(|vhd| vhd.record.id).collect();
+        for id in silent {
+            self.vhds.get_mut(id).expect("just looked up").told_waiting = false;
         }
     }
 
@@ -148,6 +177,9 @@ impl Owner {
         if self.drop_claimed(id, extent, out) {
             self.reuse.handed_over(now);
             self.reuse.ask_for_commit(now, !self.waiters.is_empty(), out);
+            if !self.waiters.is_empty() && self.vhds.get(id).is_some_and(|vhd| self.has_quota(vhd)) {
+                self.retry_waiters(out);
+            }
         }
     }
 
@@ -168,6 +200,7 @@ impl Owner {
         }
         let state = vhd.state.clone();
         vhd.state.map.drop_extent(extent);
+        vhd.note_dropped(before.replicas);
         let generation = vhd.state.map.lookup(extent).generation;
         for replica in before.replicas.iter() {
             if !replica.state.is_moving() {
@@ -182,6 +215,7 @@ impl Owner {
             state.change_handed_over();
             out.change(Change { vhd: id, extent, generation, kind: ChangeKind::Freed { freed: vacated } });
         }
+        self.hold_again(id);
         true
     }
 

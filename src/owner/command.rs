@@ -3,6 +3,7 @@
 //! Commands are idempotent: asking again for what is already so succeeds and says that nothing changed. Deleting is not:
 //! whoever mistypes a name must hear that there is no such VHD or VM.
 
+mod capacity;
 mod job;
 mod vm;
 
@@ -10,13 +11,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::base::ids::{DiskId, JobId, VhdId};
+use crate::placement::capacity::Capacity;
 use crate::placement::check::CheckReport;
 use crate::placement::limits::{IoLimits, IoLimitsChange};
 use crate::placement::record::{Accept, DiskRecord, Expand, PoolRecord, SocketOwner, VhdRecord, WhenFull};
 use crate::placement::sharing::{Settled, Sharing, SharingChange};
 use crate::shared::{DiskState, VhdState};
 
-pub use super::error::{CommandError, ErrorKind};
+pub use super::error::{CapacityError, CommandError, ErrorKind};
+pub use capacity::{CapacityUse, SetCapacity};
 pub use job::{
     DiskShare, JobInfo, JobRequest, JoiningDisk, LostData, PlanInfo, PlannedVhd, Replacement, SetJob, StartJob,
 };
@@ -207,6 +210,8 @@ pub struct CreateVhd {
     pub limits: IoLimits,
     /// What it asks of disks that others want, too.
     pub sharing: Sharing,
+    /// Its quota and reservation; rounded up to whole extents.
+    pub capacity: Capacity,
 }
 
 /// A new size of a VHD.
@@ -241,6 +246,8 @@ pub struct SetVhd {
     pub sharing: SharingChange,
     /// Virtqueues; refused while a frontend is attached.
     pub queues: Option<u16>,
+    /// Its quota and reservation.
+    pub capacity: SetCapacity,
 }
 
 /// A step of taking a disk out of the pool.
@@ -370,6 +377,8 @@ pub struct VhdInfo {
     pub allocated: u64,
     /// What it asks of disks that others want, with what its VM says.
     pub sharing: Settled,
+    /// How much of its quota and reservation is used.
+    pub capacity: CapacityUse,
 }
 
 impl std::fmt::Debug for VhdInfo {
@@ -390,7 +399,7 @@ pub struct Space {
     pub capacity: u64,
     /// Slots that hold an extent.
     pub allocated: u64,
-    /// Slots promised to thick VHDs that are being made.
+    /// Slots promised: to thick VHDs that are being made, and to reservations for what they do not use yet.
     pub reserved: u64,
     /// Slots given back that may not be used again yet.
     pub reclaiming: u64,

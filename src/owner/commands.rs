@@ -8,6 +8,7 @@ use super::command::{AddDisk, Command, CommandError, CommandId, Outcome, Reply, 
 use super::create::Creation;
 use super::jobs::commands::JobStart;
 use super::outbox::{Event, OwnerOutbox};
+use super::quota::vhd_subject;
 use super::resize::{Resize, give_back_from};
 use super::reuse::Reached;
 use super::vms::{NewVm, VmChange};
@@ -138,7 +139,10 @@ impl Owner {
                         self.leave_jobs(vhd, out);
                     }
                 }
-                Err(error) => out.reply(command, Err(error)),
+                Err(error) => {
+                    self.settle_reservations(out);
+                    out.reply(command, Err(error));
+                }
             }
         }
     }
@@ -236,9 +240,12 @@ impl Owner {
                 return Err(CommandError::Attached { vhd: record.name, pid, hint: " to change its queues" });
             }
         }
+        record.capacity = self.new_capacity(|| vhd_subject(&vhd.record.name), record.capacity, set.capacity)?;
         if record == vhd.record {
             return Ok(Step::Done(self.vhd_reply(vhd, Outcome::Unchanged)));
         }
+        self.check_capacity(&record)?;
+        self.hold_for(std::slice::from_ref(&record), None, None)?;
         let event = Event::VhdChanged { vhd: record.name.clone() };
         Ok(change_vhd(record, event, new_vm))
     }
@@ -322,8 +329,12 @@ impl Owner {
             }
             return;
         };
+        self.capacity.coming = None;
         match result {
-            Ok(()) => self.apply(command, action, out),
+            Ok(()) => {
+                self.apply(command, action, out);
+                self.settle_reservations(out);
+            }
             Err(failed) => {
                 match action {
                     Action::Create(creation) => self.cancel_creation(&creation),
@@ -331,7 +342,7 @@ impl Owner {
                     Action::RemoveDisk { disk, .. } => self.space.disk_mut(disk).open = true,
                     _ => {}
                 }
-                self.retry_waiters(out);
+                self.settle_reservations(out);
                 out.reply(command, Err(failed.into()));
             }
         }
@@ -448,6 +459,9 @@ impl Owner {
         self.usage.update(&self.space, reached.disk, out);
         let current = self.current.take().expect("a disk is opened by the command in progress");
         assert!(matches!(current.action, Action::OpenDisk { disk } if disk == reached.disk));
+        // Reservations that are short come before who waits for room.
+        self.settle_reservations(out);
+        self.run_jobs(out);
         out.reply(current.command, Ok(self.disk_reply(reached.disk, Outcome::Created)));
     }
 }

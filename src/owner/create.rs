@@ -4,15 +4,17 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Owner;
-use super::command::{CommandError, CommandId, CreateVhd, LayoutRequest, Outcome, Reply};
+use super::command::{CommandError, CommandId, CreateVhd, LayoutRequest, Outcome, Reply, SetCapacity};
 use super::commands::{Action, Step, check_mode, check_queues, not_found};
 use super::fill::{Fill, quota_for};
 use super::outbox::{Event, OwnerOutbox};
+use super::quota::{Coming, size_text, vhd_subject};
 use super::vhds::{PerDisk, Vhd, vhd_state};
 use super::vms::check_vm_name;
 use crate::base::ids::{DiskId, VhdId, check_name};
 use crate::base::limits::{BOUNCE_LEN, VHD_SIZE_MAX};
 use crate::base::units::Geometry;
+use crate::placement::capacity::Capacity;
 use crate::placement::layout::{self, DiskRoom, LayoutError, LayoutWish};
 use crate::placement::record::{Expand, Layout, PoolRecord, RECORD_VERSION, SocketOwner, VhdRecord, WhenFull};
 use crate::placement::vm::VmRecord;
@@ -51,10 +53,11 @@ impl Owner {
         let layout =
             layout::plan(&wish, &self.rooms()).map_err(|error| self.layout_error(error, word(&create.layout)))?;
         self.check_replicas(&create.name, create.replicas, &layout)?;
-        let record = record_of(create, self.pool.next_vhd_id, layout);
+        let mut record = record_of(create, self.pool.next_vhd_id, layout);
+        record.capacity = self.capacity_of(create)?;
         let mut pool = self.pool.clone();
         let vm = self.vm_to_make(&mut pool, record.vm.as_deref(), create.created)?;
-        let quota = if record.thick { Some(self.reserve_all(&record)?) } else { None };
+        let quota = self.reserve_for(&record, |owner| owner.reserve_all(&record))?;
         pool.next_vhd_id = VhdId(pool.next_vhd_id.0.checked_add(1).expect("4 billion VHDs in one pool"));
         let mut rows = vec![StoreEdit::PutPool(pool.clone())];
         rows.extend(vm.iter().cloned().map(StoreEdit::PutVm));
@@ -62,9 +65,39 @@ impl Owner {
         Ok(Step::Commit { rows, action: Action::Create(Box::new(Creation { pool, record, vm, quota })) })
     }
 
+    fn capacity_of(&self, create: &CreateVhd) -> Result<Capacity, CommandError> {
+        self.new_capacity(|| vhd_subject(&create.name), Capacity::default(), SetCapacity::to(create.capacity))
+    }
+
+    /// Makes sure that the VHD can have this record: within quotas, with room for it (`all`, of a thick one) and for what is reserved.
+    pub(super) fn reserve_for(
+        &mut self,
+        record: &VhdRecord,
+        all: impl FnOnce(&mut Owner) -> Result<PerDisk, CommandError>,
+    ) -> Result<Option<PerDisk>, CommandError> {
+        self.check_capacity(record)?;
+        if !record.thick {
+            return self.hold_for(std::slice::from_ref(record), None, None).map(|()| None);
+        }
+        self.lend_holds(record);
+        let held = all(self).and_then(|quota| match self.hold_for(std::slice::from_ref(record), None, None) {
+            Ok(()) => Ok(quota),
+            Err(error) => {
+                self.unreserve(&quota);
+                Err(error)
+            }
+        });
+        self.refresh_holds();
+        let quota = held?;
+        let slots = quota.iter().map(|count| u64::from(*count)).sum();
+        self.capacity.coming = Some(Coming { vhd: record.id, vm: record.vm.clone(), slots });
+        Ok(Some(quota))
+    }
+
     /// Reserves room for all extents of a thick VHD.
     fn reserve_all(&mut self, record: &VhdRecord) -> Result<PerDisk, CommandError> {
         let needed = record.extents(self.geometry);
+        self.make_room(&[(record.id, record.layout.disks(), needed, record.replicas)]);
         let quota = quota_for(&self.space, record.layout.disks(), needed, record.replicas).map_err(|free| {
             let needed = u64::from(needed) * u64::from(record.replicas);
             CommandError::NoRoom {
@@ -144,7 +177,7 @@ impl Owner {
             disk: disk.state.id,
             accept: disk.accepts(),
             failed: disk.state.is_failed(),
-            free: u64::from(disk.free()) + u64::from(disk.slots().limbo()) + u64::from(disk.reserved),
+            free: u64::from(disk.free()) + u64::from(disk.slots().limbo()) + u64::from(disk.promised()),
             promised: promised(disk.state.id),
         };
         self.space.iter().map(room).collect()
@@ -192,7 +225,10 @@ impl Owner {
         same(is, "when-full setting", &when_full_text(is.when_full), &when_full_text(asked.when_full))?;
         same(is, "expand setting", &expand_text(is.expand), &expand_text(asked.expand))?;
         same(is, "set of limits", &is.limits, &asked.limits)?;
-        same(is, "share of disks", &is.sharing, &asked.sharing)
+        same(is, "share of disks", &is.sharing, &asked.sharing)?;
+        let capacity = self.capacity_of(asked)?;
+        same(is, "quota", &size_text(is.capacity.quota), &size_text(capacity.quota))?;
+        same(is, "reservation", &size_text(is.capacity.reservation), &size_text(capacity.reservation))
     }
 
     /// The disks that the user named, in words.
@@ -332,6 +368,7 @@ fn record_of(create: &CreateVhd, id: VhdId, layout: Layout) -> VhdRecord {
         expand: create.expand,
         limits: create.limits,
         sharing: create.sharing,
+        capacity: Capacity::default(),
         created: create.created,
         writeback: true,
     }

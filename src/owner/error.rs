@@ -1,5 +1,7 @@
 //! Why a command was refused. The text is what a user sees: what is wrong, and what to do next.
 
+mod capacity;
+
 use crate::base::ids::NameError;
 use crate::base::limits::{COMMANDS_WAITING_MAX, DISKS_MAX, GROWTHS_MAX, QUEUES_MAX, REPLICAS_MAX, VHD_SIZE_MAX};
 use crate::placement::limits::LimitError;
@@ -7,6 +9,8 @@ use crate::placement::record::Accept;
 use crate::placement::sharing::SharingError;
 use crate::placement::vm::LabelError;
 use crate::store::edit::EditFailed;
+
+pub use capacity::CapacityError;
 
 /// What kind of refusal it is: decides exit codes and HTTP status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -249,6 +253,9 @@ pub enum CommandError {
     /// Disks cannot be shared out that way.
     #[error(transparent)]
     InvalidSharing(#[from] SharingError),
+    /// A quota or reservation is in the way, or cannot be had.
+    #[error(transparent)]
+    Capacity(#[from] CapacityError),
     /// VHDs belong to the VM.
     #[error(
         "VM '{vm}' has VHDs: {}; delete them (`spanblk vhd delete NAME`), or take them out of it (`spanblk vhd set NAME --vm ''`), then \
@@ -293,6 +300,7 @@ impl CommandError {
     pub fn kind(&self) -> ErrorKind {
         use CommandError as E;
         match self {
+            E::Capacity(error) => error.kind(),
             E::NotFound { .. } | E::NoJob { .. } => ErrorKind::NotFound,
             E::Conflict { .. }
             | E::VmConflict { .. }
@@ -356,6 +364,7 @@ impl CommandError {
     pub fn code(&self) -> &'static str {
         use CommandError as E;
         match self {
+            E::Capacity(error) => error.code(),
             E::NotFound { .. } => "not_found",
             E::Conflict { .. } | E::VmConflict { .. } => "differs",
             E::InvalidLabels(_) => "invalid_labels",

@@ -5,6 +5,7 @@
 use super::Owner;
 use super::command::{CommandError, CommandId, Outcome};
 use super::outbox::{Event, OwnerOutbox};
+use super::place::Purse;
 use super::space::{DiskSpace, Space};
 use super::vhds::PerDisk;
 use crate::base::ids::{DiskId, DiskSet, VhdId};
@@ -104,8 +105,12 @@ impl Owner {
     pub(super) fn resume_fill(&mut self, id: VhdId, out: &mut impl OwnerOutbox) {
         let vhd = self.vhds.get(id).expect("a VHD that wants room");
         let missing = u32::try_from(vhd.absent()).expect("at most all extents");
-        let quota = quota_for_some(&self.space, vhd.record.layout.disks(), missing, vhd.record.replicas);
+        let (disks, replicas) = (vhd.record.layout.disks(), vhd.record.replicas);
+        self.lend_holds_of(id);
+        self.make_room(&[(id, disks, missing, replicas)]);
+        let quota = quota_for_some(&self.space, disks, missing, replicas);
         self.reserve(&quota);
+        self.refresh_holds();
         self.fills.insert(id, Fill::new(quota, Vec::new()));
         self.continue_fill(id, out);
     }
@@ -129,7 +134,7 @@ impl Owner {
             if !before.replicas.is_absent() || *generation.get_or_insert(before.generation) != before.generation {
                 break;
             }
-            let Some(placed) = vhd.place(extent, &mut self.space, Some(&mut fill.quota)) else { break };
+            let Some(placed) = vhd.place(extent, &mut self.space, Purse::Fill(&mut fill.quota)) else { break };
             replicas.push(placed);
             fill.next += 1;
         }

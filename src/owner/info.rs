@@ -8,6 +8,7 @@ use crate::base::ids::DiskId;
 use crate::base::units::{ExtentIndex, SlotIndex};
 use crate::placement::allocator::SlotState;
 use crate::placement::check::{CheckReport, Checker, TableExtent, Violation};
+use crate::placement::holds::Holder;
 
 impl Owner {
     pub(super) fn vhd_info(&self, vhd: &Vhd) -> VhdInfo {
@@ -19,6 +20,7 @@ impl Owner {
             slots: vhd.slots(),
             allocated: vhd.slots_used() * self.geometry.extent_size(),
             sharing: self.sharing_of(&vhd.record),
+            capacity: self.capacity_use(Holder::Vhd(vhd.record.id), self.charged(vhd)),
         }
     }
 
@@ -57,9 +59,9 @@ impl Owner {
         Space {
             capacity: bytes(disk.capacity()),
             allocated: bytes(slots.used()),
-            reserved: bytes(disk.reserved),
+            reserved: bytes(disk.promised()),
             reclaiming: bytes(slots.limbo()),
-            free: if disk.state.is_failed() { 0 } else { bytes(slots.free() - disk.reserved) },
+            free: if disk.state.is_failed() { 0 } else { bytes(slots.free() - disk.promised()) },
             provisioned: provisioned * self.geometry.extent_size(),
         }
     }

@@ -4,7 +4,7 @@
 //! * `allocate`: requests of reactors. `reuse`: how freed slots become free. `space`, `vhds`: what there is.
 //! * `moves`: extents on their way to other disks. `replicas`: those that missed something. `jobs`: what moves them, and why.
 //! * `hang`: disks that do not answer. `governor`: disks that are shared out.
-//! * `vms`: groups of VHDs, and commands about them.
+//! * `vms`: groups of VHDs, and commands about them. `quota`, `reservation`: how much room VHDs and VMs may have, and always can.
 //! * `commands`, `create`, `resize`, `fill`, `remove`, `fail`: commands step by step. `info`: answers to questions. `usage`,
 //!   `health`: warnings.
 //!
@@ -36,11 +36,14 @@ mod limits;
 mod moves;
 pub mod outbox;
 mod place;
+mod quota;
 mod remove;
 mod replicas;
+mod reservation;
 mod resize;
 mod reuse;
 mod space;
+mod sums;
 mod usage;
 mod vhds;
 mod vms;
@@ -74,6 +77,7 @@ use limits::VmBuckets;
 use moves::wave::{Missed, Waves};
 use outbox::{Event, OwnerOutbox};
 use replicas::{Intents, Repairs, Restore, Stale};
+use reservation::Capacities;
 use reuse::Reuse;
 use space::Space;
 use usage::Usage;
@@ -153,6 +157,7 @@ pub struct Owner {
     space: Space,
     reuse: Reuse,
     usage: Usage,
+    capacity: Capacities,
     waiters: Vec<Waiter>,
     waves: Waves,
     stale: Stale,
@@ -207,6 +212,7 @@ impl Owner {
             space,
             reuse: Reuse::new(reactors),
             usage: Usage::new(geometry),
+            capacity: Capacities::default(),
             waiters: Vec::new(),
             waves: Waves::default(),
             stale: Stale::default(),
@@ -314,11 +320,13 @@ impl Owner {
         for record in &self.pool.disks {
             self.usage.update(&self.space, record.id, out);
         }
+        self.refresh_holds();
         let wanting = |vhd: &&Vhd| vhd.record.thick && vhd.absent() > 0;
         let wanting: Vec<VhdId> = self.vhds.iter().filter(wanting).map(|vhd| vhd.record.id).collect();
         for id in wanting {
             self.resume_fill(id, out);
         }
+        self.tell_reservations(out);
         self.look_for_doubt(out);
         self.look_at_redundancy(None);
         self.resume_jobs(out);

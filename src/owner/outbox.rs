@@ -82,6 +82,15 @@ pub trait OwnerOutbox {
     fn event(&mut self, event: Event);
 }
 
+/// Whose reservation it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReservationOf {
+    /// Of the VHD of this name.
+    Vhd(String),
+    /// Of the VM of this name.
+    Vm(String),
+}
+
 /// What happened, for the log and for subscribers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -283,6 +292,29 @@ pub enum Event {
         reason: Option<String>,
         /// Names of the VHDs that it is about, the first [`EVENT_VHDS_MAX`](crate::base::limits::EVENT_VHDS_MAX) of them.
         vhds: Vec<String>,
+    },
+    /// A write of this VHD was to take more than its quota, or that of its VM, allows. Sent once until there is room again.
+    QuotaReached {
+        /// The VHD.
+        vhd: String,
+        /// Its VM, if it is the VM's quota.
+        vm: Option<String>,
+        /// The quota, in bytes of slots.
+        quota: u64,
+        /// What is used of it; of a VM's, maybe with what its VHDs have reserved for themselves.
+        used: u64,
+    },
+    /// A reservation cannot be kept. Sent once until it can be.
+    ReservationShort {
+        /// Whose.
+        of: ReservationOf,
+        /// Bytes of slots that cannot be kept free for it.
+        short: u64,
+    },
+    /// A reservation can be kept again.
+    ReservationKept {
+        /// Whose.
+        of: ReservationOf,
     },
     /// A thick VHD could not be given all its room: it is served as if it were thin.
     ThickIncomplete {

@@ -1,11 +1,12 @@
 //! Giving an absent extent of a VHD its replicas: on disks of its layout or, if it may grow, on others, and never two where they
 //! would fail together.
 
-use super::space::Space;
+use super::space::{Source, Space};
 use super::vhds::{PerDisk, Vhd};
 use crate::base::ids::{DiskId, DiskSet};
 use crate::base::limits::REPLICAS_MAX;
 use crate::base::units::ExtentIndex;
+use crate::placement::holds::Holder;
 use crate::placement::layout::{Candidate, choose_disk};
 use crate::placement::record::{Expand, Layout};
 use crate::placement::{Replica, ReplicaSet, ReplicaState};
@@ -35,16 +36,47 @@ impl Chosen {
     }
 }
 
+/// What an extent is placed from.
+pub(super) enum Purse<'a> {
+    /// Slots that are free to anybody.
+    Free,
+    /// Slots promised to a thick VHD that is being given its room, per disk.
+    Fill(&'a mut PerDisk),
+    /// Slots held for a reservation: those that the VHD can use, per disk.
+    Held(Holder, PerDisk),
+}
+
+impl Purse<'_> {
+    fn slots(&self) -> Option<&PerDisk> {
+        match self {
+            Purse::Free => None,
+            Purse::Fill(slots) => Some(slots),
+            Purse::Held(_, slots) => Some(slots),
+        }
+    }
+
+    fn source(&self) -> Source {
+        match self {
+            Purse::Free => Source::Free,
+            Purse::Fill(_) => Source::Fill,
+            Purse::Held(holder, _) => Source::Held(*holder),
+        }
+    }
+
+    fn spend(&mut self, disk: DiskId) {
+        match self {
+            Purse::Free => {}
+            Purse::Fill(slots) => slots[disk.index()] -= 1,
+            Purse::Held(_, slots) => slots[disk.index()] -= 1,
+        }
+    }
+}
+
 impl Vhd {
-    /// Gives an absent extent its slots and publishes them; `None` if there is no room. `quota`: take from what was reserved.
-    pub fn place(
-        &mut self,
-        extent: ExtentIndex,
-        space: &mut Space,
-        mut quota: Option<&mut PerDisk>,
-    ) -> Option<ReplicaSet> {
+    /// Gives an absent extent its slots and publishes them; `None` if there is no room.
+    pub fn place(&mut self, extent: ExtentIndex, space: &mut Space, mut purse: Purse<'_>) -> Option<ReplicaSet> {
         // What was reserved before the layout changed is on the disks it had then.
-        let reserved = quota.as_ref().map_or(0, |quota| {
+        let reserved = purse.slots().map_or(0, |quota| {
             quota.iter().enumerate().filter(|(_, count)| **count > 0).fold(0, |set, (disk, _)| set | 1 << disk)
         });
         let within = DiskSet(self.record.layout.disks().0 | reserved);
@@ -52,13 +84,21 @@ impl Vhd {
         loop {
             let mut chosen = Chosen::default();
             for _ in 0..wanted {
-                chosen.push(self.disk_within(extent, within, chosen, space, quota.as_deref())?);
+                chosen.push(self.disk_within(extent, within, chosen, space, purse.slots())?);
             }
             // Without a slot a disk has failed just now, and is no candidate any more.
-            if let Some(replicas) = self.take_slots(extent, chosen, space, quota.as_deref_mut()) {
+            if let Some(replicas) = self.take_slots(extent, chosen, space, &mut purse) {
                 return Some(replicas);
             }
         }
+    }
+
+    /// As [`Vhd::place`], from what is held for a reservation.
+    pub fn place_held(&mut self, extent: ExtentIndex, space: &mut Space, holder: Holder) -> Option<ReplicaSet> {
+        let mut slots = space.holds().held(holder)?.clone();
+        let within = space.usable(self.record.layout.disks());
+        slots.iter_mut().enumerate().filter(|(disk, _)| within.0 >> disk & 1 == 0).for_each(|(_, count)| *count = 0);
+        self.place(extent, space, Purse::Held(holder, slots))
     }
 
     /// Whether it grows onto other disks, if `of_pool` is what the pool says.
@@ -98,7 +138,7 @@ impl Vhd {
             }
             let first = chosen.set().iter().find(|disk| beyond.contains(*disk))?;
             let is_new = self.counts[first.index()] == 0;
-            if let Some(replicas) = self.take_slots(extent, chosen, space, None) {
+            if let Some(replicas) = self.take_slots(extent, chosen, space, &mut Purse::Free) {
                 return Some((replicas, first, is_new));
             }
         }
@@ -147,13 +187,13 @@ impl Vhd {
         extent: ExtentIndex,
         chosen: Chosen,
         space: &mut Space,
-        quota: Option<&mut PerDisk>,
+        purse: &mut Purse<'_>,
     ) -> Option<ReplicaSet> {
         let mut replicas = ReplicaSet::ABSENT;
         for disk in chosen.shuffled(extent).disks.into_iter().flatten() {
             let ideal = self.ideal(extent, disk, space);
-            let Some(slot) = space.take(disk, &ideal, quota.is_some()) else {
-                assert!(quota.is_none(), "what is reserved is there");
+            let Some(slot) = space.take(disk, &ideal, purse.source()) else {
+                assert!(purse.slots().is_none(), "what is promised is there");
                 replicas.iter().for_each(|taken| space.put_back(taken.disk, taken.slot));
                 return None;
             };
@@ -161,10 +201,9 @@ impl Vhd {
         }
         for disk in replicas.iter().map(|replica| replica.disk) {
             self.counts[disk.index()] += 1;
+            purse.spend(disk);
         }
-        if let Some(quota) = quota {
-            replicas.iter().for_each(|replica| quota[replica.disk.index()] -= 1);
-        }
+        self.note_placed(replicas);
         self.state.map.place(extent, replicas);
         Some(replicas)
     }

@@ -66,7 +66,7 @@ impl Owner {
         }
         let space = self.space.disk(id);
         let moves = self.waves.iter().any(|(_, wave)| wave.moves.iter().any(|moved| moved.touches(id)));
-        if moves || space.reserved > 0 || space.slots().used() > 0 || space.slots().limbo() > 0 {
+        if moves || space.promised() > 0 || space.slots().used() > 0 || space.slots().limbo() > 0 {
             return Err(CommandError::DiskBusy { disk });
         }
         Ok(())
@@ -78,7 +78,7 @@ impl Owner {
         self.pool = pool;
         let space = self.space.disk_mut(disk);
         // Else its label would be wiped with something on it.
-        assert!(!space.open && space.slots().used() == 0 && space.slots().limbo() == 0 && space.reserved == 0);
+        assert!(!space.open && space.slots().used() == 0 && space.slots().limbo() == 0 && space.promised() == 0);
         space.left = true;
         out.event(Event::DiskRemoved { disk: name.clone() });
         if let Some(reached) = self.reuse.close_disk(disk, out) {

@@ -6,6 +6,8 @@
 //! Shrinking takes data away, so nobody may use the VHD: its door is closed from the first check until all is done. Record and
 //! rows go in one commit, the slots then take the way of all slots (`reuse`).
 
+use std::sync::Arc;
+
 use super::Owner;
 use super::command::{CommandError, CommandId, Outcome, ResizeVhd};
 use super::commands::{Action, Step, not_found};
@@ -62,6 +64,7 @@ impl Owner {
         let quota = if resize.size > old_bytes {
             self.reserve_growth(&record, old_bytes)?
         } else {
+            self.check_reservable(&record)?;
             rows.push(self.close_to_shrink(vhd, &record, resize.force)?);
             None
         };
@@ -73,26 +76,28 @@ impl Owner {
         let vhd = self.vhds.get(record.id).expect("just found");
         let (before, after) = (vhd.state.map.extents(), record.extents(self.geometry));
         let name = || record.name.clone();
-        let quota = if record.thick {
-            if self.metadata.low {
-                return Err(CommandError::MetadataFull { used: self.metadata.used, size: self.metadata.size });
-            }
-            let bytes = |extents: u64| extents * self.geometry.extent_size();
-            let quota = quota_for(&self.space, record.layout.disks(), after - before, record.replicas);
-            Some(quota.map_err(|free| CommandError::NoRoomToGrow {
+        if record.thick && self.metadata.low {
+            return Err(CommandError::MetadataFull { used: self.metadata.used, size: self.metadata.size });
+        }
+        let state = Arc::clone(&vhd.state);
+        let grow = || state.map.reserve(after).map_err(|_| CommandError::GrownTooOften { vhd: name() });
+        if !record.thick {
+            return grow().map(|()| None);
+        }
+        self.reserve_for(record, |owner| {
+            owner.make_room(&[(record.id, record.layout.disks(), after - before, record.replicas)]);
+            let bytes = |extents: u64| extents * owner.geometry.extent_size();
+            let quota = quota_for(&owner.space, record.layout.disks(), after - before, record.replicas);
+            let quota = quota.map_err(|free| CommandError::NoRoomToGrow {
                 vhd: name(),
                 by: record.size - old_bytes,
                 needed: bytes(u64::from(after - before) * u64::from(record.replicas)),
                 free: bytes(free),
-            })?)
-        } else {
-            None
-        };
-        vhd.state.map.reserve(after).map_err(|_| CommandError::GrownTooOften { vhd: name() })?;
-        if let Some(quota) = &quota {
-            self.reserve(quota);
-        }
-        Ok(quota)
+            })?;
+            grow()?;
+            owner.reserve(&quota);
+            Ok(quota)
+        })
     }
 
     /// Makes sure that the VHD can shrink, and that nobody uses it until it has. Returns what the store is to forget.
@@ -179,6 +184,7 @@ impl Owner {
         }
         vhd.frozen = false;
         vhd.state.map.shrink(extents, last);
+        vhd.recount();
         vhd.state.set_size(vhd.record.size);
         vhd.state.door.open();
         self.forget_pages_beyond(id, extents);

@@ -11,6 +11,7 @@ use crate::base::limits::{BAD_PLACES_MAX, DISKS_MAX};
 use crate::base::units::SlotIndex;
 use crate::engine::IoError;
 use crate::placement::allocator::{SlotAllocator, SlotState};
+use crate::placement::holds::{Holder, Holds, Room};
 use crate::placement::homes::Homes;
 use crate::placement::record::{Accept, DiskRecord};
 use crate::plan::{Goal, GoalDisk};
@@ -38,6 +39,8 @@ pub(super) struct DiskSpace {
     bad: BTreeSet<SlotIndex>,
     /// Slots promised to thick VHDs that are being given their room.
     pub reserved: u32,
+    /// Slots held for reservations.
+    held: u32,
     /// Whether extents may be placed on it: not before every reactor knows it, and not while it is about to leave the pool.
     pub open: bool,
     /// It has left the pool: it is known, and counts nowhere.
@@ -49,12 +52,17 @@ pub(super) struct DiskSpace {
 impl DiskSpace {
     /// Slots that can be given out to anybody. May become 0 at any time: reactors notice when a disk fails.
     pub fn free(&self) -> u32 {
-        if self.is_closed() { 0 } else { self.slots.free() - self.reserved }
+        if self.is_closed() { 0 } else { self.slots.free() - self.promised() }
     }
 
     /// Whether nothing can come to it, however many of its slots are free.
     pub fn is_closed(&self) -> bool {
         !self.open || self.left || self.state.is_failed()
+    }
+
+    /// Slots that are free, but not for anybody: for thick VHDs that are being given their room, and for reservations.
+    pub fn promised(&self) -> u32 {
+        self.reserved + self.held
     }
 
     /// Its role for what is to come.
@@ -64,12 +72,12 @@ impl DiskSpace {
 
     /// As [`DiskSpace::free`], with slots that are on their way back.
     pub fn free_soon(&self) -> u32 {
-        if self.is_closed() { 0 } else { self.slots.free() - self.reserved + self.slots.limbo() }
+        if self.is_closed() { 0 } else { self.free() + self.slots.limbo() }
     }
 
     /// Slots that hold something, or can. A disk that has failed has no room.
     pub fn capacity(&self) -> u32 {
-        let empty = if self.state.is_failed() { self.slots.free() - self.reserved } else { 0 };
+        let empty = if self.state.is_failed() { self.slots.free() - self.promised() } else { 0 };
         self.slots.slots() - empty
     }
 
@@ -106,6 +114,17 @@ impl DiskSpace {
     }
 }
 
+/// Whose slots are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Those that are free to anybody.
+    Free,
+    /// Those promised to a thick VHD that is being given its room.
+    Fill,
+    /// Those held for a reservation.
+    Held(Holder),
+}
+
 /// Where a VHD's extent would ideally go on one disk.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ideal {
@@ -121,11 +140,12 @@ pub(super) struct Ideal {
 #[derive(Debug)]
 pub(super) struct Space {
     disks: Vec<Option<Box<DiskSpace>>>,
+    holds: Holds,
 }
 
 impl Space {
     pub fn new() -> Space {
-        Space { disks: (0..DISKS_MAX).map(|_| None).collect() }
+        Space { disks: (0..DISKS_MAX).map(|_| None).collect(), holds: Holds::default() }
     }
 
     /// Adds a disk with all its slots free.
@@ -141,6 +161,7 @@ impl Space {
             last_error: None,
             bad: BTreeSet::new(),
             reserved: 0,
+            held: 0,
             open,
             left: false,
             slots: SlotAllocator::new(state.slots),
@@ -210,9 +231,12 @@ impl Space {
         Goal { disks: disks.collect(), replicas: usize::from(replicas) }
     }
 
-    /// The disks with a slot to give out.
+    /// The disks with a slot to give out, or where one can be made free.
     pub fn with_room(&self) -> DiskSet {
-        self.iter().filter(|disk| disk.free() > 0).map(|disk| disk.state.id).collect()
+        if self.holds.is_empty() {
+            return self.iter().filter(|disk| disk.free() > 0).map(|disk| disk.state.id).collect();
+        }
+        self.holds.with_room(&self.room(DiskSpace::free))
     }
 
     /// Whether slots of these disks are on their way back.
@@ -223,15 +247,16 @@ impl Space {
         })
     }
 
-    /// Takes a free slot of the disk, ideally at the VHD's home there. `None` if no slot is free. `reserved`: out of what
-    /// was reserved, else out of what is free to anybody.
-    pub fn take(&mut self, disk: DiskId, ideal: &Ideal, reserved: bool) -> Option<SlotIndex> {
-        let disk = self.disk_mut(disk);
-        if reserved {
-            assert!(disk.reserved > 0 && disk.slots.free() >= disk.reserved, "what is reserved is free");
-        } else if disk.free() == 0 {
-            return None;
-        }
+    /// Takes a free slot of the disk, ideally at the VHD's home there. `None` if no slot is free to anybody, and none was promised.
+    pub fn take(&mut self, id: DiskId, ideal: &Ideal, source: Source) -> Option<SlotIndex> {
+        let disk = self.disk_mut(id);
+        let promised = match source {
+            Source::Free if disk.free() == 0 => return None,
+            Source::Free => 1,
+            Source::Fill => disk.reserved,
+            Source::Held(_) => disk.held,
+        };
+        assert!(promised > 0 && disk.slots.free() >= disk.promised(), "what is promised is free");
         let home = disk.homes.slot(&disk.slots, ideal.vhd, ideal.position, ideal.len);
         let after = ideal.after.map(|slot| SlotIndex(slot.0.saturating_add(1)));
         let slot = match (home, after) {
@@ -240,8 +265,13 @@ impl Space {
             (home, after) => disk.slots.take_near(home.or(after).unwrap_or_default())?,
         };
         let slot = disk.rather_not_bad(slot);
-        if reserved {
-            disk.reserved -= 1;
+        match source {
+            Source::Free => {}
+            Source::Fill => disk.reserved -= 1,
+            Source::Held(holder) => {
+                disk.held -= 1;
+                self.holds.take(holder, id);
+            }
         }
         Some(slot)
     }
@@ -250,17 +280,6 @@ impl Space {
     pub fn note_bad(&mut self, disk: DiskId, slot: SlotIndex) -> Option<usize> {
         let bad = &mut self.disk_mut(disk).bad;
         (bad.len() < BAD_PLACES_MAX && bad.insert(slot)).then_some(bad.len())
-    }
-
-    /// Takes another slot than `bad` for what was to be there. `None` if there is none that is known to be good.
-    pub fn take_instead(&mut self, disk: DiskId, bad: SlotIndex, ideal: &Ideal) -> Option<SlotIndex> {
-        let slot = self.take(disk, ideal, false)?;
-        if self.disk(disk).bad.contains(&slot) {
-            self.put_back(disk, slot);
-            return None;
-        }
-        self.give_back(disk, bad);
-        Some(slot)
     }
 
     /// Takes a slot back that was given back, and that nobody has had since.
@@ -301,10 +320,76 @@ impl Space {
         run.iter().for_each(|slot| disk.slots.release(slot));
     }
 
+    /// What is held for reservations.
+    pub fn holds(&self) -> &Holds {
+        &self.holds
+    }
+
+    /// The disks as places for what is held; `free`: their room.
+    pub fn room(&self, free: fn(&DiskSpace) -> u32) -> Room {
+        let usable = self.iter().filter(|disk| !disk.is_closed()).map(|disk| disk.state.id).collect();
+        let mut room = Room { free: Box::new([0; DISKS_MAX]), domain: [0; DISKS_MAX], usable };
+        let mut domains: Vec<&str> = Vec::new();
+        for disk in self.iter() {
+            let index = disk.state.id.index();
+            room.free[index] = free(disk);
+            let known = domains.iter().position(|known| *known == disk.failure_domain);
+            room.domain[index] = u8::try_from(known.unwrap_or(domains.len())).expect("at most 64 disks");
+            if known.is_none() {
+                domains.push(&disk.failure_domain);
+            }
+        }
+        room
+    }
+
+    /// Changes what is held; `change` has to account for each slot in the room that it is given.
+    pub fn change_holds(&mut self, change: impl FnOnce(&mut Holds, &mut Room)) {
+        let mut room = self.room(DiskSpace::free);
+        change(&mut self.holds, &mut room);
+        for disk in self.disks.iter_mut().flatten() {
+            disk.held = self.holds.on_disk(disk.state.id);
+        }
+    }
+
+    /// Gives those who lack something what they can have without keeping others from what is on its way back to them: slots that are on
+    /// their way are held, too, and whoever has one of them waits. Otherwise one that could wait for any disk would use up the only disk
+    /// of another one.
+    pub fn hold_for_short(&mut self) {
+        if !self.holds.is_short() {
+            return;
+        }
+        let now = self.room(DiskSpace::free);
+        let mut soon = self.room(DiskSpace::free_soon);
+        let mut there = now.free;
+        there.iter_mut().enumerate().for_each(|(disk, free)| *free += self.disks[disk].as_ref().map_or(0, |d| d.held));
+        self.holds.fill_short(&mut soon);
+        self.holds.keep_at_most(&there);
+        for disk in self.disks.iter_mut().flatten() {
+            disk.held = self.holds.on_disk(disk.state.id);
+        }
+    }
+
+    /// Slots of the disk that are held for one.
+    pub fn held_on(&self, holder: Holder, disk: DiskId) -> u32 {
+        self.holds.held(holder).map_or(0, |slots| slots[disk.index()])
+    }
+
+    /// Makes `wanted` slots of the disk free, as far as what is held there can be held elsewhere.
+    pub fn clear(&mut self, disk: DiskId, wanted: u32) {
+        if !self.holds.is_empty() && !self.disk(disk).is_closed() {
+            self.change_holds(|holds, room| holds.clear(disk, wanted, room));
+        }
+    }
+
+    /// Those of the disks on which something may be placed.
+    pub fn usable(&self, disks: DiskSet) -> DiskSet {
+        disks.iter().filter(|disk| self.get(*disk).is_some_and(|disk| !disk.is_closed())).collect()
+    }
+
     /// Promises `count` slots of a disk to a thick VHD.
     pub fn reserve(&mut self, disk: DiskId, count: u32) {
         let disk = self.disk_mut(disk);
-        assert!(disk.slots.free() - disk.reserved >= count);
+        assert!(disk.slots.free() - disk.promised() >= count);
         disk.reserved += count;
     }
 

@@ -3,6 +3,7 @@
 mod allocation;
 mod bad_places;
 mod cache_mode;
+mod capacity;
 mod checked;
 mod closed;
 mod degraded;
@@ -160,6 +161,7 @@ fn create(name: &str, extents: u64, layout: LayoutRequest) -> CreateVhd {
         expand: None,
         limits: crate::placement::limits::IoLimits::default(),
         sharing: crate::placement::sharing::Sharing::default(),
+        capacity: crate::placement::capacity::Capacity::default(),
     }
 }
 

@@ -18,7 +18,7 @@ pub(super) struct Usage {
 }
 
 fn taken(disk: &DiskSpace) -> u64 {
-    u64::from(disk.slots().used()) + u64::from(disk.reserved)
+    u64::from(disk.slots().used()) + u64::from(disk.promised())
 }
 
 impl Usage {

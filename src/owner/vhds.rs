@@ -4,19 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::space::{Ideal, Space};
+use super::sums::{Sum, Sums};
 use crate::base::ids::{DiskId, DiskSet, VhdId};
 use crate::base::limits::DISKS_MAX;
 use crate::base::units::{ExtentIndex, Geometry};
-use crate::placement::Replica;
 use crate::placement::record::{Layout, VhdRecord};
 use crate::placement::view::{Keep, VhdMap};
+use crate::placement::{Replica, ReplicaSet};
 use crate::qos::Admission;
 use crate::shared::VhdState;
 use crate::shared::last_active::LastActive;
 use crate::shared::vhd::VhdSettings;
 
 /// Slots per disk.
-pub(super) type PerDisk = Box<[u32; DISKS_MAX]>;
+pub(super) type PerDisk = crate::placement::holds::Slots;
 
 /// Shared state for a VHD with all extents absent: for the owner when it creates one, for the daemon when it opens the pool.
 /// `keep`: where its map is kept for the next daemon, should this one be killed.
@@ -60,6 +61,12 @@ pub(super) struct Vhd {
     pub counts: PerDisk,
     /// What its rates are limited by.
     pub admission: Option<Arc<Admission>>,
+    /// Extents that have a place.
+    pub placed: u32,
+    /// Those of them that have no replica on the disks of the layout. Not kept up to date while a job moves the VHD.
+    outside: u32,
+    /// Whether a job moves it, or is to.
+    pub in_job: bool,
     /// Slots of all disks of the layout.
     layout_slots: u64,
 }
@@ -78,6 +85,9 @@ impl Vhd {
             told_degraded: DiskSet::default(),
             counts: Box::new([0; DISKS_MAX]),
             admission: None,
+            placed: 0,
+            outside: 0,
+            in_job: false,
             layout_slots,
         }
     }
@@ -90,6 +100,63 @@ impl Vhd {
     /// Slots in use.
     pub fn slots_used(&self) -> u64 {
         self.counts.iter().map(|count| u64::from(*count)).sum()
+    }
+
+    /// Slots that the VHD is due with such a record: of extents that have a place (of a thick one, of all) and the replicas that they
+    /// should have. Neither copies that jobs make count, nor replicas on their way out, nor that some are missing.
+    pub fn due(&self, record: &VhdRecord) -> u64 {
+        let extents = if record.thick { record.extents(self.state.settings.geometry) } else { self.placed };
+        u64::from(extents) * u64::from(record.replicas)
+    }
+
+    /// Slots that count against quotas: those it is due or, while it has more than that, those it has.
+    pub fn charged(&self) -> u64 {
+        self.due(&self.record).max(self.slots_used())
+    }
+
+    /// Slots of a reservation that the VHD uses with such a record: of extents that are on the disks of its layout. What it has grown
+    /// onto elsewhere uses none; what a job is about to bring there does. An extent that is there in part counts as a whole, because
+    /// what is held for the others has to be in as many failure domains as each of them has replicas.
+    pub fn used(&self, record: &VhdRecord) -> u64 {
+        let moves = record.layout != self.record.layout || record.replicas != self.record.replicas || self.in_job;
+        if record.thick || moves {
+            return self.due(record);
+        }
+        u64::from(self.placed.saturating_sub(self.outside)) * u64::from(record.replicas)
+    }
+
+    /// What it adds to the sums of its VM.
+    pub fn sum(&self) -> Sum {
+        let reserved = self.record.capacity.reservation.unwrap_or(0) / self.state.settings.geometry.extent_size();
+        let charged = self.charged();
+        Sum { charged, spoken_for: charged.max(reserved), claimed: self.used(&self.record).max(reserved) }
+    }
+
+    fn is_outside(&self, replicas: ReplicaSet) -> bool {
+        let layout = self.record.layout.disks();
+        !replicas.is_absent() && !replicas.iter().any(|replica| layout.contains(replica.disk))
+    }
+
+    /// An extent got a place.
+    pub fn note_placed(&mut self, replicas: ReplicaSet) {
+        self.placed += 1;
+        self.outside += u32::from(self.is_outside(replicas));
+    }
+
+    /// An extent has no place any more.
+    pub fn note_dropped(&mut self, replicas: ReplicaSet) {
+        self.placed -= 1;
+        self.outside = self.outside.saturating_sub(u32::from(self.is_outside(replicas)));
+    }
+
+    /// Counts the placed extents anew, after many have changed. Reads the map.
+    pub fn recount(&mut self) {
+        let (mut placed, mut outside) = (0, 0);
+        for extent in self.state.map.placed_from(ExtentIndex(0)) {
+            placed += 1;
+            outside += u32::from(self.is_outside(self.state.map.lookup(extent).replicas));
+        }
+        (self.placed, self.outside) = (placed, outside);
     }
 
     /// Extents without a place. Reads the map.
@@ -144,7 +211,9 @@ impl Vhd {
         let state = Arc::clone(&self.state);
         let mut at_home = DiskSet::default();
         for extent in state.map.placed_from(ExtentIndex(0)) {
-            for replica in state.map.lookup(extent).replicas.iter() {
+            let replicas = state.map.lookup(extent).replicas;
+            self.note_placed(replicas);
+            for replica in replicas.iter() {
                 if !space.adopt(replica.disk, replica.slot) {
                     return Err((extent, replica));
                 }
@@ -175,18 +244,21 @@ fn layout_slots(layout: &Layout, space: &Space) -> u64 {
 pub(super) struct Vhds {
     vhds: BTreeMap<VhdId, Vhd>,
     names: BTreeMap<String, VhdId>,
+    sums: Sums,
 }
 
 impl Vhds {
     pub fn insert(&mut self, vhd: Vhd) {
         let before = self.names.insert(vhd.record.name.clone(), vhd.record.id);
         assert!(before.is_none(), "names are unique");
+        self.sums.touch(vhd.record.id);
         self.vhds.insert(vhd.record.id, vhd);
     }
 
     pub fn remove(&mut self, id: VhdId) -> Option<Vhd> {
         let vhd = self.vhds.remove(&id)?;
         self.names.remove(&vhd.record.name);
+        self.sums.touch(id);
         Some(vhd)
     }
 
@@ -196,7 +268,12 @@ impl Vhds {
         self.names.remove(&vhd.record.name);
         self.names.insert(record.name.clone(), record.id);
         vhd.layout_slots = layout_slots(&record.layout, space);
+        let moves = vhd.record.layout.disks() != record.layout.disks();
+        self.sums.touch(record.id);
         vhd.record = record;
+        if moves {
+            vhd.recount();
+        }
     }
 
     pub fn get(&self, id: VhdId) -> Option<&Vhd> {
@@ -204,7 +281,17 @@ impl Vhds {
     }
 
     pub fn get_mut(&mut self, id: VhdId) -> Option<&mut Vhd> {
-        self.vhds.get_mut(&id)
+        let vhd = self.vhds.get_mut(&id)?;
+        if vhd.record.vm.is_some() {
+            self.sums.touch(id);
+        }
+        Some(vhd)
+    }
+
+    /// What the VHDs of a VM come to. Looks at those that have changed since it was asked last.
+    pub fn sum_of_vm(&mut self, vm: &str) -> Sum {
+        let Vhds { vhds, sums, .. } = self;
+        sums.of_vm(vm, |id| vhds.get(&id).and_then(|vhd| Some((vhd.record.vm.as_deref()?, vhd.sum()))))
     }
 
     pub fn id_of(&self, name: &str) -> Option<VhdId> {
@@ -223,11 +310,6 @@ impl Vhds {
     /// By identifier.
     pub fn iter(&self) -> impl Iterator<Item = &Vhd> {
         self.vhds.values()
-    }
-
-    /// By identifier.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Vhd> {
-        self.vhds.values_mut()
     }
 
     /// By name.

@@ -3,12 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use super::command::{CommandError, CommandId, CreateVm, Outcome, Reply, SetVm, VmInfo};
+use super::command::{CommandError, CommandId, CreateVm, Outcome, Reply, SetCapacity, SetVm, VhdInfo, VmInfo};
 use super::commands::{Action, Step, not_found};
 use super::outbox::{Event, OwnerOutbox};
+use super::quota::{size_text, vm_subject};
 use super::vhds::Vhd;
 use super::{OpenError, Owner};
 use crate::base::ids::{VmId, check_name};
+use crate::placement::holds::Holder;
 use crate::placement::record::{PoolRecord, VhdRecord};
 use crate::placement::vm::{VmRecord, check_key};
 use crate::store::edit::StoreEdit;
@@ -54,6 +56,15 @@ impl Vms {
     /// By name.
     fn by_name(&self) -> impl Iterator<Item = &VmRecord> {
         self.names.values().filter_map(|id| self.vms.get(id))
+    }
+
+    pub fn get(&self, id: VmId) -> Option<&VmRecord> {
+        self.vms.get(&id)
+    }
+
+    /// By identifier.
+    pub fn iter(&self) -> impl Iterator<Item = &VmRecord> {
+        self.vms.values()
     }
 
     /// By identifier.
@@ -142,8 +153,10 @@ impl Owner {
         record.check()?;
         record.limits.check()?;
         record.sharing.check()?;
+        let set = SetCapacity::to(create.capacity);
+        record.capacity = self.new_capacity(|| vm_subject(&create.name), record.capacity, set)?;
         if let Some(existing) = self.vms.named(&create.name) {
-            check_same(existing, create)?;
+            check_same(existing, &record)?;
             return Ok(Step::Done(self.vm_reply(existing, Outcome::Unchanged)));
         }
         self.check_metadata()?;
@@ -171,6 +184,7 @@ impl Owner {
         record.limits.check()?;
         record.sharing = record.sharing.with(set.sharing);
         record.sharing.check()?;
+        record.capacity = self.new_capacity(|| vm_subject(&before.name), record.capacity, set.capacity)?;
         let mut events = Vec::new();
         if record != *before {
             events.push(Event::VmChanged { vm: set.name.as_ref().unwrap_or(&record.name).clone() });
@@ -192,6 +206,10 @@ impl Owner {
         if record.encode().len() > before.encode().len() {
             self.check_metadata()?;
         }
+        if record.capacity.quota != before.capacity.quota {
+            self.check_quota_of_vm(&record, &before.name)?;
+        }
+        self.hold_for(&vhds, Some(&record), None)?;
         let mut rows = vec![StoreEdit::PutVm(record.clone())];
         rows.extend(vhds.iter().cloned().map(StoreEdit::PutVhd));
         let change = VmChange { pool: None, record, vhds, events };
@@ -248,13 +266,18 @@ impl Owner {
                 vhds.entry(vm).or_default().push(self.vhd_info(vhd));
             }
         }
-        let info = |vm: &VmRecord| VmInfo { vhds: vhds.remove(&vm.name[..]).unwrap_or_default(), record: vm.clone() };
+        let info = |vm: &VmRecord| self.vm_info(vm, vhds.remove(&vm.name[..]).unwrap_or_default());
         self.vms.by_name().map(info).collect()
     }
 
     fn vm_reply(&self, vm: &VmRecord, outcome: Outcome) -> Reply {
         let vhds = self.vhds_of(&vm.name).map(|vhd| self.vhd_info(vhd)).collect();
-        Reply::Vm { outcome, vm: Box::new(VmInfo { record: vm.clone(), vhds }) }
+        Reply::Vm { outcome, vm: Box::new(self.vm_info(vm, vhds)) }
+    }
+
+    fn vm_info(&self, vm: &VmRecord, vhds: Vec<VhdInfo>) -> VmInfo {
+        let charged = vhds.iter().map(|vhd| vhd.capacity.charged).sum::<u64>() / self.geometry.extent_size();
+        VmInfo { record: vm.clone(), vhds, capacity: self.capacity_use(Holder::Vm(vm.id), charged) }
     }
 
     /// By name.
@@ -282,7 +305,7 @@ pub(super) fn check_vm_name(name: &str) -> Result<(), CommandError> {
 }
 
 /// Whether the VM that exists is the one that is asked for.
-fn check_same(is: &VmRecord, asked: &CreateVm) -> Result<(), CommandError> {
+fn check_same(is: &VmRecord, asked: &VmRecord) -> Result<(), CommandError> {
     let labels = |labels: &BTreeMap<String, String>| match labels.len() {
         0 => "none".to_owned(),
         _ => labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(","),
@@ -294,8 +317,13 @@ fn check_same(is: &VmRecord, asked: &CreateVm) -> Result<(), CommandError> {
         Some(("owner", owner(&is.owner), owner(&asked.owner)))
     } else if is.limits != asked.limits {
         Some(("limits", is.limits.to_string(), asked.limits.to_string()))
+    } else if is.sharing != asked.sharing {
+        Some(("share of disks", is.sharing.to_string(), asked.sharing.to_string()))
+    } else if is.capacity.quota != asked.capacity.quota {
+        Some(("quota", size_text(is.capacity.quota), size_text(asked.capacity.quota)))
     } else {
-        (is.sharing != asked.sharing).then(|| ("share of disks", is.sharing.to_string(), asked.sharing.to_string()))
+        let (is, asked) = (is.capacity.reservation, asked.capacity.reservation);
+        (is != asked).then(|| ("reservation", size_text(is), size_text(asked)))
     };
     match differs {
         Some((field, existing, asked)) => Err(CommandError::VmConflict { vm: is.name.clone(), field, existing, asked }),

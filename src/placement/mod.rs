@@ -6,7 +6,9 @@
 //! Uses `base` and `qos`.
 
 pub mod allocator;
+pub mod capacity;
 pub mod check;
+pub mod holds;
 pub mod homes;
 pub mod impact;
 pub mod job;

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::capacity::Capacity;
 use super::limits::IoLimits;
 use super::sharing::Sharing;
 use crate::base::ids::{self, DiskId, DiskSet, JobId, NameError, VhdId, VmId};
@@ -386,6 +387,9 @@ pub struct VhdRecord {
     /// What it asks of disks that others want, too. Left out where it is nothing, as limits are.
     #[serde(default, skip_serializing_if = "Sharing::is_none")]
     pub sharing: Sharing,
+    /// Its quota and reservation.
+    #[serde(default, skip_serializing_if = "Capacity::is_unset")]
+    pub capacity: Capacity,
     /// When it was created, in seconds since the Unix epoch.
     pub created: u64,
     /// The cache mode that its guest last chose; true is writeback. It outlives the daemon, so that a guest which chose
@@ -467,6 +471,7 @@ impl VhdRecord {
         }
         self.limits.check().map_err(|error| impossible(&self.name, "limit", error))?;
         self.sharing.check().map_err(|error| impossible(&self.name, "share", error))?;
+        self.capacity.check(&self.name)?;
         self.layout.check(&self.name)
     }
 }

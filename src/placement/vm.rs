@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::capacity::Capacity;
 use super::limits::IoLimits;
 use super::record::{PoolRecord, RECORD_VERSION, RecordError, VhdRecord, decode, impossible};
 use super::sharing::Sharing;
@@ -79,6 +80,9 @@ pub struct VmRecord {
     /// What each of its VHDs asks of disks that others want, too, if it says nothing itself.
     #[serde(default, skip_serializing_if = "Sharing::is_none")]
     pub sharing: Sharing,
+    /// Quota and reservation of its VHDs together.
+    #[serde(default, skip_serializing_if = "Capacity::is_unset")]
+    pub capacity: Capacity,
     /// When it was created, in seconds since the Unix epoch. Of one that was adopted: when that was.
     pub created: u64,
 }
@@ -93,8 +97,9 @@ impl VmRecord {
         let id = pool.next_vm_id;
         pool.next_vm_id = VmId(id.0.checked_add(1).expect("4 billion VMs in one pool"));
         let (uuid, name) = (uuid_of(pool.uuid, id), name.to_owned());
-        let (version, labels, limits) = (RECORD_VERSION, BTreeMap::new(), IoLimits::default());
-        VmRecord { version, id, uuid, name, labels, owner: None, limits, sharing: Sharing::default(), created }
+        let (version, labels) = (RECORD_VERSION, BTreeMap::new());
+        let (limits, sharing, capacity) = (IoLimits::default(), Sharing::default(), Capacity::default());
+        VmRecord { version, id, uuid, name, labels, owner: None, limits, sharing, capacity, created }
     }
 
     /// The bytes for the store.
@@ -116,6 +121,7 @@ impl VmRecord {
         })?;
         record.limits.check().map_err(|error| impossible(&record.name, "limit", error))?;
         record.sharing.check().map_err(|error| impossible(&record.name, "share", error))?;
+        record.capacity.check(&record.name)?;
         Ok(record)
     }
 

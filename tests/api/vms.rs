@@ -46,6 +46,14 @@ async fn vms_are_created_changed_and_deleted() {
     let (status, result) = call(Method::PATCH, WEB, Some(update)).await;
     assert_eq!((status, &result["vm"]["labels"]), (StatusCode::OK, &json!({"tier": "a"})), "{result}");
     assert_eq!((&result["vm"]["name"], result["vm"].get("owner")), (&json!("shop"), None));
+    let limits = json!({"quota_bytes": 5 << 20, "reservation_bytes": 1});
+    let (_, result) = call(Method::PATCH, WEB, Some(limits)).await;
+    let capacity = &result["vm"]["capacity"];
+    assert_eq!(
+        (&capacity["quota_bytes"], &capacity["reservation_bytes"]),
+        (&json!(5 << 20), &json!(1 << 20)),
+        "{result}"
+    );
     let (status, error) = call(Method::DELETE, WEB, None).await;
     assert_eq!((status, &error["error"]["code"]), (StatusCode::CONFLICT, &json!("vm_not_empty")), "{error}");
     assert!(error["error"]["message"].as_str().unwrap().contains("old, busy"), "{error}");

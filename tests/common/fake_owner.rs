@@ -16,8 +16,8 @@ use spanblk::control::http::{Api, Connections, Host};
 use spanblk::control::owner_link::OwnerLink;
 use spanblk::control::wire::{DiskAdd, ErrorInfo, ErrorKind, StoreInfo};
 use spanblk::owner::command::{
-    AddDisk, Command, CommandError, DiskInfo, DiskShare, JobInfo, JobRequest, JoiningDisk, LostData, Outcome, PlanInfo,
-    PlannedVhd, PoolInfo, RemovalStep, Replacement, Reply, Space, StartJob, VhdInfo,
+    AddDisk, CapacityUse, Command, CommandError, DiskInfo, DiskShare, JobInfo, JobRequest, JoiningDisk, LostData,
+    Outcome, PlanInfo, PlannedVhd, PoolInfo, RemovalStep, Replacement, Reply, Space, StartJob, VhdInfo,
 };
 use spanblk::placement::ReplicaSet;
 use spanblk::placement::check::CheckReport;
@@ -96,6 +96,7 @@ fn answer(command: Command, script: Script) -> Result<Reply, CommandError> {
                 new.record.queues = create.queues;
                 new.record.socket_mode = create.socket_mode;
                 new.record.when_full = create.when_full;
+                new.record.capacity = create.capacity;
                 one(Outcome::Created, new)
             }
         },
@@ -364,6 +365,7 @@ fn vhd(name: &str, attached: Option<u32>) -> VhdInfo {
             expand: None,
             limits: spanblk::placement::limits::IoLimits::default(),
             sharing: spanblk::placement::sharing::Sharing::default(),
+            capacity: spanblk::placement::capacity::Capacity::default(),
             created: 0,
             writeback: true,
         },
@@ -373,6 +375,7 @@ fn vhd(name: &str, attached: Option<u32>) -> VhdInfo {
         slots: [(DiskId(0), 2), (DiskId(1), 1)].into_iter().collect(),
         allocated: 3 << 20,
         sharing: spanblk::placement::sharing::Settled::default(),
+        capacity: CapacityUse { charged: 3 << 20, ..CapacityUse::default() },
     }
 }
 

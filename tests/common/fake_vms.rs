@@ -1,6 +1,6 @@
 //! VMs of the fake owner: `web`, with the VHDs `old` and `busy`, and `idle`, with none.
 
-use spanblk::owner::command::{Command, CommandError, Outcome, Reply, VhdInfo, VmInfo};
+use spanblk::owner::command::{CapacityUse, Command, CommandError, Outcome, Reply, VhdInfo, VmInfo};
 use spanblk::placement::record::PoolRecord;
 use spanblk::placement::vm::VmRecord;
 
@@ -8,8 +8,9 @@ use spanblk::placement::vm::VmRecord;
 pub fn answer(command: Command, pool: &mut PoolRecord, vhds: Vec<VhdInfo>) -> Result<Reply, CommandError> {
     let mut web = VmRecord::next(pool, "web", 7);
     web.labels.insert("env".to_owned(), "prod".to_owned());
-    let mut known =
-        vec![VmInfo { record: web, vhds }, VmInfo { record: VmRecord::next(pool, "idle", 8), vhds: Vec::new() }];
+    let capacity = CapacityUse::default();
+    let idle = VmInfo { record: VmRecord::next(pool, "idle", 8), vhds: Vec::new(), capacity };
+    let mut known = vec![VmInfo { record: web, vhds, capacity }, idle];
     let mut find = |name: &str| {
         let at = known.iter().position(|vm| vm.record.name == name || vm.record.uuid.to_string() == name);
         at.map(|at| known.remove(at)).ok_or(CommandError::NotFound { what: "VM", name: name.to_owned() })
@@ -27,10 +28,11 @@ pub fn answer(command: Command, pool: &mut PoolRecord, vhds: Vec<VhdInfo>) -> Re
             }),
             Err(_) => {
                 let mut record = VmRecord::next(pool, &create.name, create.created);
-                (record.labels, record.owner, record.limits) = (create.labels, create.owner, create.limits);
+                (record.labels, record.owner) = (create.labels, create.owner);
+                (record.limits, record.capacity) = (create.limits, create.capacity);
                 record.check()?;
                 record.limits.check()?;
-                one(Outcome::Created, VmInfo { record, vhds: Vec::new() })
+                one(Outcome::Created, VmInfo { record, vhds: Vec::new(), capacity })
             }
         },
         Command::SetVm(set) => {
@@ -43,13 +45,14 @@ pub fn answer(command: Command, pool: &mut PoolRecord, vhds: Vec<VhdInfo>) -> Re
                 };
             }
             vm.record.owner = set.owner.unwrap_or(vm.record.owner);
+            vm.record.capacity = set.capacity.of(vm.record.capacity, 1 << 20);
             vm.record.check()?;
             vm.record.limits = vm.record.limits.with(set.limits);
             vm.record.limits.check()?;
             one(Outcome::Changed, vm)
         }
         Command::DeleteVm { vm } => {
-            let VmInfo { record, vhds } = find(&vm)?;
+            let VmInfo { record, vhds, .. } = find(&vm)?;
             let vhds: Vec<String> = vhds.into_iter().map(|vhd| vhd.record.name).collect();
             let vm = record.name;
             if vhds.is_empty() { Ok(Reply::VmDeleted { name: vm }) } else { Err(CommandError::VmNotEmpty { vm, vhds }) }

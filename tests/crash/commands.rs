@@ -67,6 +67,7 @@ impl World {
             expand: None,
             limits: spanblk::placement::limits::IoLimits::default(),
             sharing: spanblk::placement::sharing::Sharing::default(),
+            capacity: spanblk::placement::capacity::Capacity::default(),
         };
         self.creating.insert(id, ());
         let mut post = self.post.clone();

@@ -347,6 +347,7 @@ fn vhd_on(disk: String, number: u64) -> CreateVhd {
         expand: None,
         limits: spanblk::placement::limits::IoLimits::default(),
         sharing: spanblk::placement::sharing::Sharing::default(),
+        capacity: spanblk::placement::capacity::Capacity::default(),
     }
 }
 

@@ -49,6 +49,7 @@ fn table_vhds() -> Vec<VhdRecord> {
         expand: None,
         limits: spanblk::placement::limits::IoLimits::default(),
         sharing: spanblk::placement::sharing::Sharing::default(),
+        capacity: spanblk::placement::capacity::Capacity::default(),
         created: 0,
         writeback: true,
     };

@@ -27,7 +27,7 @@ pub use limits::{Limit, LimitArgs};
 pub use pool::{PoolCommand, PoolCreateArgs, PoolDestroyArgs};
 pub use serve::ServeArgs;
 pub use sharing::SharingArgs;
-pub use values::{parse_log_level, parse_size_arg, parse_when_full};
+pub use values::{SizeOrNone, parse_log_level, parse_size_arg, parse_size_or_none, parse_when_full};
 pub use vhd::{AttachTarget, ExpandSetting, ExportArgs, ImportArgs, VhdCommand, VhdCreateArgs, VhdSetArgs};
 pub use vm::{VmCommand, VmCreateArgs, VmSetArgs};
 

@@ -12,6 +12,18 @@ pub fn parse_size_arg(text: &str) -> Result<u64, SizeError> {
     parse_size(text)
 }
 
+/// A size, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SizeOrNone(pub Option<u64>);
+
+/// A size or `none` for clap.
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn parse_size_or_none(text: &str) -> Result<SizeOrNone, SizeError> {
+    if text == "none" { Ok(SizeOrNone(None)) } else { parse_size(text).map(|size| SizeOrNone(Some(size))) }
+}
+
 /// A log level.
 ///
 /// # Errors
@@ -49,6 +61,13 @@ fn parse_secs(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_are_sizes_or_none() {
+        assert_eq!(parse_size_or_none("none"), Ok(SizeOrNone(None)));
+        assert_eq!(parse_size_or_none("2MiB"), Ok(SizeOrNone(Some(2 << 20))));
+        assert!(parse_size_or_none("some").is_err());
+    }
 
     #[test]
     fn when_full_is_read() {

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::{
-    JobOptions, LimitArgs, MigrateArgs, ScrubArgs, SettleArgs, SharingArgs, SpanArgs, UnspanArgs, parse_size_arg,
-    parse_when_full,
+    JobOptions, LimitArgs, MigrateArgs, ScrubArgs, SettleArgs, SharingArgs, SizeOrNone, SpanArgs, UnspanArgs,
+    parse_size_arg, parse_size_or_none, parse_when_full,
 };
 use crate::control::wire::{Expand, Layout, WhenFull};
 
@@ -106,11 +106,16 @@ Examples:
   spanblk vhd create db  --size 2TiB  --layout spanned --width 3        over three disks, chosen
   spanblk vhd create db  --size 2TiB  --layout spanned --replicas 2     each extent on two of them
   spanblk vhd create vm1 --size 20GiB --layout isolated --socket-owner libvirt-qemu:kvm
+  spanblk vhd create log --size 1TiB  --layout isolated --quota 100GiB --reservation 20GiB
 
 VHDs are thin unless --thick: room is taken as the guest writes.
 
 --checksums cannot be changed later. It costs: each read reads whole blocks (32 KiB if extents are 1 MiB), a write of less than a
-block reads the block first, and each TiB takes 128 MiB of memory.";
+block reads the block first, and each TiB takes 128 MiB of memory.
+
+--quota and --reservation are raw: with two replicas, each extent takes two. Both are rounded up to whole extents. A write beyond the
+quota finds no room, as if the disks were full. What is reserved is kept free on the disks of its layout, and others cannot take it; it
+is part of the quota of its VM, and no more than the VHD can place (its size, times its replicas).";
 
 /// Creates a VHD.
 #[derive(Debug, Args)]
@@ -170,6 +175,12 @@ pub struct VhdCreateArgs {
     /// What it gets of disks.
     #[command(flatten)]
     pub sharing: SharingArgs,
+    /// The most room on host disks that it may take, all replicas counted [default: none]
+    #[arg(long, value_name = "SIZE|none", value_parser = parse_size_or_none)]
+    pub quota: Option<SizeOrNone>,
+    /// Room on host disks that it can always take, whatever others take, all replicas counted [default: none]
+    #[arg(long, value_name = "SIZE|none", value_parser = parse_size_or_none)]
+    pub reservation: Option<SizeOrNone>,
 }
 
 /// Whether a VHD grows by itself, or as the pool says.
@@ -206,6 +217,14 @@ Examples:
   spanblk vhd set vm1 --socket-owner libvirt-qemu:kvm --socket-mode 0600
   spanblk vhd set vm1 --vm ''                                           not part of a VM any more
   spanblk vhd set db --replicas 2 --wait                                each extent on two disks, while its guest works
+  spanblk vhd set log --quota 200GiB                                    writes that wait for its quota go on
+  spanblk vhd set log --quota none --reservation none
+
+--replicas makes a job that copies; the options from --dry-run on are for that.
+
+--quota and --reservation are raw: with two replicas, each extent takes two. Both are rounded up to whole extents. A write beyond the
+quota finds no room, as if the disks were full; what is more already stays. What is reserved is kept free on the disks of its layout,
+and others cannot take it; it is part of the quota of its VM, and no more than the VHD can place (its size, times its replicas).
 
 Weight, priority and target count while several VHDs, or VHDs and jobs, want the same host disk: each gets as much of it as its weight is
 of all weights, and what one does not use goes to the others. A priority multiplies the weight: high by 10, low by 1/10, as jobs have it. Who
@@ -240,8 +259,16 @@ pub struct VhdSetArgs {
     /// Whether it grows onto other disks when its own are full
     #[arg(long, value_enum)]
     pub expand: Option<ExpandSetting>,
+    /// The most room on host disks that it may take, all replicas counted
+    #[arg(long, value_name = "SIZE|none", value_parser = parse_size_or_none)]
+    pub quota: Option<SizeOrNone>,
+    /// Room on host disks that it can always take, whatever others take, all replicas counted
+    #[arg(long, value_name = "SIZE|none", value_parser = parse_size_or_none)]
+    pub reservation: Option<SizeOrNone>,
     /// Replicas of each extent, 1 to 3, no two on disks that fail together; alone
-    #[arg(long, value_name = "N", conflicts_with_all = ["vm", "socket_owner", "socket_mode", "when_full", "queues", "expand", "LimitArgs", "SharingArgs"])]
+    #[arg(long, value_name = "N", conflicts_with_all = [
+        "vm", "socket_owner", "socket_mode", "when_full", "queues", "expand", "quota", "reservation", "LimitArgs", "SharingArgs",
+    ])]
     pub replicas: Option<u8>,
     /// What it is limited to.
     #[command(flatten)]

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::{LimitArgs, SharingArgs};
+use super::{LimitArgs, SharingArgs, SizeOrNone, parse_size_or_none};
 
 /// What to do with VMs.
 #[derive(Debug, Subcommand)]
@@ -19,7 +19,7 @@ pub enum VmCommand {
         #[arg(value_name = "VM")]
         vm: String,
     },
-    /// Change its name, labels, owner, limits or shares of disks
+    /// Change its name, labels, owner, limits, shares of disks, quota or reservation
     Set(VmSetArgs),
     /// Delete a VM that has no VHDs
     #[command(after_help = DELETE_HELP)]
@@ -52,7 +52,11 @@ Examples:
   spanblk vm create web --label env=prod --label tier=front --owner ops@example.org
   spanblk vhd create web-root --size 20GiB --layout isolated --vm web
 
-A VHD belongs to a VM by '--vm'. Naming a VM that does not exist makes it, without labels and owner.";
+A VHD belongs to a VM by '--vm'. Naming a VM that does not exist makes it, without labels and owner.
+
+--quota and --reservation are for its VHDs together, and raw: with two replicas, each extent takes two. Both are rounded up to whole
+extents. What is reserved is kept free on the disks of its VHDs as a whole, not on each of them; what a VHD has reserved for itself
+is part of it, and of the quota: other VHDs of the VM cannot take that. A VM without VHDs has no disks, and nothing is kept free for it.";
 
 /// Creates a VM.
 #[derive(Debug, Args)]
@@ -73,6 +77,12 @@ pub struct VmCreateArgs {
     /// What each of its VHDs gets of disks that says nothing itself.
     #[command(flatten)]
     pub sharing: SharingArgs,
+    /// The most room on host disks that its VHDs may take together, all replicas counted [default: none]
+    #[arg(long, value_name = "SIZE|none", value_parser = parse_size_or_none)]
+    pub quota: Option<SizeOrNone>,
+    /// Room on host disks that its VHDs together can always take, whatever others take, all replicas counted [default: none]
+    #[arg(long, value_name = "SIZE|none", value_parser = parse_size_or_none)]
+    pub reservation: Option<SizeOrNone>,
 }
 
 const SET_HELP: &str = "\
@@ -81,7 +91,12 @@ Examples:
   spanblk vm set web --name shop                         its VHDs belong to 'shop' then
   spanblk vm set web --iops-limit 2000                   all its VHDs together, at once
   spanblk vm set web --weight 300                        each of its VHDs that says nothing itself: see 'spanblk vhd set --help'
-  spanblk vm set web --owner none";
+  spanblk vm set web --owner none
+  spanblk vm set web --quota 500GiB --reservation 100GiB
+
+--quota and --reservation are for its VHDs together, and raw: with two replicas, each extent takes two. Both are rounded up to whole
+extents. What is reserved is kept free on the disks of its VHDs as a whole, not on each of them; what a VHD has reserved for itself
+is part of it, and of the quota: other VHDs of the VM cannot take that. A VM without VHDs has no disks, and nothing is kept free for it.";
 
 /// Changes a VM.
 #[derive(Debug, Args)]
@@ -105,6 +120,12 @@ pub struct VmSetArgs {
     /// What each of its VHDs gets of disks that says nothing itself.
     #[command(flatten)]
     pub sharing: SharingArgs,
+    /// The most room on host disks that its VHDs may take together, all replicas counted
+    #[arg(long, value_name = "SIZE|none", value_parser = parse_size_or_none)]
+    pub quota: Option<SizeOrNone>,
+    /// Room on host disks that its VHDs together can always take, whatever others take, all replicas counted
+    #[arg(long, value_name = "SIZE|none", value_parser = parse_size_or_none)]
+    pub reservation: Option<SizeOrNone>,
 }
 
 /// Only the shape: what keys and values may be is for the daemon to say.

@@ -190,6 +190,8 @@ fn create(client: &Client, args: &ImportArgs, image_bytes: u64) -> Result<VhdInf
         expand: None,
         limits: IoLimits::default(),
         sharing: Sharing::default(),
+        quota_bytes: None,
+        reservation_bytes: None,
     };
     let result: VhdResult = client.send(Method::POST, "/vhds", &request)?;
     Ok(result.vhd)

@@ -1,7 +1,7 @@
 //! Events of the owner as the API tells them.
 
 use crate::control::wire::{EventDetail, Severity};
-use crate::owner::outbox::Event;
+use crate::owner::outbox::{Event, ReservationOf};
 use crate::placement::job::JobState;
 
 /// What the API tells of an event, and how bad it is. What the failure of a disk means is for the caller to add.
@@ -56,6 +56,25 @@ pub fn event_detail(event: Event) -> (Severity, EventDetail) {
             let severity = if state == JobState::Stopped { Error } else { Info };
             (severity, D::Job { job: job.0, kind: kind.to_owned(), state: state.word().to_owned(), reason, vhds })
         }
+        Event::QuotaReached { vhd, vm, quota, used } => {
+            (Warning, D::QuotaReached { vhd, vm, quota_bytes: quota, used_bytes: used })
+        }
+        Event::ReservationShort { of, short } => {
+            let (vhd, vm) = names(of);
+            (Error, D::ReservationShort { vhd, vm, short_bytes: short })
+        }
+        Event::ReservationKept { of } => {
+            let (vhd, vm) = names(of);
+            (Info, D::ReservationKept { vhd, vm })
+        }
         Event::ThickIncomplete { vhd, missing } => (Warning, D::ThickIncomplete { vhd, missing_extents: missing }),
+    }
+}
+
+/// The VHD or the VM.
+fn names(of: ReservationOf) -> (Option<String>, Option<String>) {
+    match of {
+        ReservationOf::Vhd(vhd) => (Some(vhd), None),
+        ReservationOf::Vm(vm) => (None, Some(vm)),
     }
 }

@@ -2,9 +2,10 @@
 
 use crate::base::units::ExtentIndex;
 use crate::control::wire::{
-    Attachment, DiskUse, ErrorInfo, Layout, MapRun, VhdCreate, VhdInfo, VhdMapInfo, VhdUpdate, WhenFull,
+    Attachment, CapacityInfo, DiskUse, ErrorInfo, Layout, MapRun, VhdCreate, VhdInfo, VhdMapInfo, VhdUpdate, WhenFull,
 };
-use crate::owner::command::{self, CreateVhd, LayoutRequest, SetVhd};
+use crate::owner::command::{self, CapacityUse, CreateVhd, LayoutRequest, SetCapacity, SetVhd};
+use crate::placement::capacity::Capacity;
 use crate::placement::record::{self, PoolRecord, SocketOwner};
 use crate::placement::{Replica, ReplicaState};
 
@@ -45,6 +46,7 @@ pub fn create_vhd(request: VhdCreate, uuid: uuid::Uuid, created: u64) -> Result<
         expand: request.expand.map(Into::into),
         limits: io_limits(request.limits),
         sharing: sharing_record(request.sharing),
+        capacity: Capacity { quota: request.quota_bytes, reservation: request.reservation_bytes },
         name: request.name,
     })
 }
@@ -106,7 +108,20 @@ pub fn set_vhd(vhd: String, update: VhdUpdate) -> Result<SetVhd, ErrorInfo> {
         expand: update.expand.map(|expand| expand.map(Into::into)),
         limits: limits_change(update.limits),
         sharing: sharing_change(update.sharing),
+        capacity: SetCapacity { quota: update.quota_bytes, reservation: update.reservation_bytes },
     })
+}
+
+/// Quota and reservation as the API shows them.
+#[must_use]
+pub fn capacity_info(limits: Capacity, used: CapacityUse) -> CapacityInfo {
+    CapacityInfo {
+        quota_bytes: limits.quota,
+        reservation_bytes: limits.reservation,
+        charged_bytes: used.charged,
+        held_bytes: used.held,
+        short_bytes: used.short,
+    }
 }
 
 /// The layout as the API shows it.
@@ -172,6 +187,7 @@ pub fn vhd_info(vhd: &command::VhdInfo, pool: &PoolRecord, gone: Gone, socket: S
             .map(|pid| Attachment { pid: (pid != 0).then_some(pid), waiting: vhd.state.door.waiting() }),
         allocated_bytes: vhd.allocated,
         written_bytes: vhd.state.map.present_blocks() * block_bytes,
+        capacity: capacity_info(record.capacity, vhd.capacity),
         placement: vhd
             .slots
             .iter()

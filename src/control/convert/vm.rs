@@ -5,14 +5,16 @@ use std::collections::BTreeSet;
 use super::{io_limits, limits_change, limits_info, sharing_change, sharing_info, sharing_record};
 use crate::control::wire::{VhdHealth, VhdInfo, VmCreate, VmInfo, VmIo, VmIoStats, VmUpdate, VmVhd};
 use crate::metrics::{IoKind, Totals};
-use crate::owner::command::{self, CreateVm, SetVm};
+use crate::owner::command::{self, CreateVm, SetCapacity, SetVm};
+use crate::placement::capacity::Capacity;
 
 /// The command for a new VM. The time of creation is an argument.
 #[must_use]
 pub fn create_vm(request: VmCreate, created: u64) -> CreateVm {
     let limits = io_limits(request.limits);
     let sharing = sharing_record(request.sharing);
-    CreateVm { name: request.name, created, labels: request.labels, owner: request.owner, limits, sharing }
+    let capacity = Capacity { quota: request.quota_bytes, reservation: request.reservation_bytes };
+    CreateVm { name: request.name, created, labels: request.labels, owner: request.owner, limits, sharing, capacity }
 }
 
 /// The command for new settings of `vm`.
@@ -20,7 +22,8 @@ pub fn create_vm(request: VmCreate, created: u64) -> CreateVm {
 pub fn set_vm(vm: String, update: VmUpdate) -> SetVm {
     let limits = limits_change(update.limits);
     let sharing = sharing_change(update.sharing);
-    SetVm { vm, name: update.name, labels: update.labels, owner: update.owner, limits, sharing }
+    let capacity = SetCapacity { quota: update.quota_bytes, reservation: update.reservation_bytes };
+    SetVm { vm, name: update.name, labels: update.labels, owner: update.owner, limits, sharing, capacity }
 }
 
 /// A VM as the API shows it; `vhds` are its VHDs as the API shows them.
@@ -52,6 +55,7 @@ pub fn vm_info(vm: &command::VmInfo, vhds: &[VhdInfo]) -> VmInfo {
         size_bytes: sum(|vhd| vhd.size_bytes),
         allocated_bytes: sum(|vhd| vhd.allocated_bytes),
         written_bytes: sum(|vhd| vhd.written_bytes),
+        capacity: super::vhd::capacity_info(record.capacity, vm.capacity),
         degraded_extents: sum(|vhd| vhd.degraded_extents),
         vhds: vhds.iter().map(vm_vhd).collect(),
         disks: disks.into_iter().collect(),

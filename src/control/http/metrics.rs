@@ -55,6 +55,7 @@ fn render(pool: &PoolInfo, vhds: &[VhdInfo], store: &StoreInfo, connections: &[C
     pool_gauges(&mut out, pool, store);
     disk_gauges(&mut out, pool);
     vhd_gauges(&mut out, vhds);
+    vhd_capacity_gauges(&mut out, vhds);
     connection_counters(&mut out, connections);
     let of_vhds: Vec<(&str, &IoMetricsSet)> =
         vhds.iter().map(|vhd| (vhd.record.name.as_str(), &vhd.state.metrics)).collect();
@@ -103,7 +104,11 @@ fn pool_gauges(out: &mut Exposition, pool: &PoolInfo, store: &StoreInfo) {
     let space = &pool.space;
     out.gauge("spanblk_pool_capacity_bytes", "Room for extents on all disks.", space.capacity);
     out.gauge("spanblk_pool_allocated_bytes", "Room taken by extents.", space.allocated);
-    out.gauge("spanblk_pool_reserved_bytes", "Room promised to thick VHDs being made.", space.reserved);
+    out.gauge(
+        "spanblk_pool_reserved_bytes",
+        "Room promised to thick VHDs being made and to reservations.",
+        space.reserved,
+    );
     out.gauge("spanblk_pool_reclaiming_bytes", "Room given back and not allocatable yet.", space.reclaiming);
     out.gauge("spanblk_pool_free_bytes", "Room that can be allocated now.", space.free);
     out.gauge("spanblk_pool_provisioned_bytes", "Sizes of all VHDs together.", space.provisioned);
@@ -236,6 +241,25 @@ fn vhd_gauges(out: &mut Exposition, vhds: &[VhdInfo]) {
     );
 }
 
+fn vhd_capacity_gauges(out: &mut Exposition, vhds: &[VhdInfo]) {
+    let families: [Family<VhdInfo>; 4] = [
+        ("spanblk_vhd_quota_bytes", "Slots that the VHD may take at most.", |vhd| vhd.record.capacity.quota),
+        ("spanblk_vhd_charged_bytes", "Slots that count against the quota of the VHD.", |vhd| {
+            vhd.record.capacity.quota.map(|_| vhd.capacity.charged)
+        }),
+        ("spanblk_vhd_reservation_bytes", "Slots that the VHD can always take.", |vhd| vhd.record.capacity.reservation),
+        (
+            "spanblk_vhd_reservation_short_bytes",
+            "Slots that cannot be kept free for the reservation of the VHD.",
+            |vhd| vhd.record.capacity.reservation.map(|_| vhd.capacity.short),
+        ),
+    ];
+    for (name, help, field) in families {
+        let set = vhds.iter().filter_map(|vhd| Some((vhd.record.name.as_str(), field(vhd)?)));
+        out.labelled((name, "gauge", help), "vhd", set);
+    }
+}
+
 /// A VHD's numbers are its VM's, too: whoever wants sums joins them by what `/api/v1/vms` says.
 fn vm_gauges(out: &mut Exposition, vms: &[VmInfo]) {
     out.labelled(
@@ -243,6 +267,22 @@ fn vm_gauges(out: &mut Exposition, vms: &[VmInfo]) {
         "vm",
         vms.iter().map(|vm| (vm.record.name.as_str(), vm.vhds.len() as u64)),
     );
+    let families: [Family<VmInfo>; 4] = [
+        ("spanblk_vm_quota_bytes", "Slots that the VHDs of the VM may take at most.", |vm| vm.record.capacity.quota),
+        ("spanblk_vm_charged_bytes", "Slots that count against the quota of the VM.", |vm| {
+            vm.record.capacity.quota.map(|_| vm.capacity.charged)
+        }),
+        ("spanblk_vm_reservation_bytes", "Slots that the VHDs of the VM can always take together.", |vm| {
+            vm.record.capacity.reservation
+        }),
+        ("spanblk_vm_reservation_short_bytes", "Slots that cannot be kept free for the reservation of the VM.", |vm| {
+            vm.record.capacity.reservation.map(|_| vm.capacity.short)
+        }),
+    ];
+    for (name, help, field) in families {
+        let set = vms.iter().filter_map(|vm| Some((vm.record.name.as_str(), field(vm)?)));
+        out.labelled((name, "gauge", help), "vm", set);
+    }
 }
 
 fn reactor_counters(out: &mut Exposition, reactors: &ReactorStatus) {
@@ -268,6 +308,9 @@ fn connection_counters(out: &mut Exposition, connections: &[Connections]) {
         out.labelled((name, "counter", help), "vhd", connections.iter().map(|c| (c.vhd.as_str(), value(c))));
     }
 }
+
+/// Name, help text, and where the number is, if there is one.
+type Family<T> = (&'static str, &'static str, fn(&T) -> Option<u64>);
 
 /// Name, help text, and where the number is.
 type Counter<T> = (&'static str, &'static str, fn(&T) -> u64);

@@ -141,6 +141,40 @@ pub enum EventDetail {
         /// Name of the VHD.
         vhd: String,
     },
+    /// A write was to take more slots than the VHD's quota allows, or its VM's: it waits or fails, as the VHD's `when_full` says. Sent once
+    /// until there is room again.
+    QuotaReached {
+        /// Name of the VHD.
+        vhd: String,
+        /// Name of its VM, if it is the VM's quota.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        vm: Option<String>,
+        /// The quota.
+        quota_bytes: u64,
+        /// What is used of it; of a VM's quota, with what its VHDs have reserved for themselves, if that is in the way.
+        used_bytes: u64,
+    },
+    /// A reservation cannot be kept any more, because disks have failed, or replicas that they had were made anew where it was kept. Sent
+    /// once until it can be.
+    ReservationShort {
+        /// Name of the VHD whose it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        vhd: Option<String>,
+        /// Name of the VM whose it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        vm: Option<String>,
+        /// What cannot be kept free for it.
+        short_bytes: u64,
+    },
+    /// A reservation can be kept again.
+    ReservationKept {
+        /// Name of the VHD whose it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        vhd: Option<String>,
+        /// Name of the VM whose it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        vm: Option<String>,
+    },
     /// A thick VHD could not be given all its room: it is served as if it were thin.
     ThickIncomplete {
         /// Name of the VHD.

@@ -34,8 +34,8 @@ pub use limits::{IoLimits, IoLimitsUpdate, RateLimit};
 pub use pool::{DomainWarning, MemberHealth, PoolInfo, PoolUpdate, SpaceInfo, StoreInfo, StoreMember};
 pub use sharing::{Sharing, SharingInEffect, SharingPriority, SharingUpdate};
 pub use vhd::{
-    Attachment, DiskUse, Expand, Layout, MapRun, VhdCreate, VhdDeleted, VhdHealth, VhdInfo, VhdList, VhdMapInfo,
-    VhdRename, VhdResize, VhdResult, VhdUpdate, WhenFull,
+    Attachment, CapacityInfo, DiskUse, Expand, Layout, MapRun, VhdCreate, VhdDeleted, VhdHealth, VhdInfo, VhdList,
+    VhdMapInfo, VhdRename, VhdResize, VhdResult, VhdUpdate, WhenFull,
 };
 pub use vm::{VmCreate, VmDeleted, VmInfo, VmIo, VmIoStats, VmList, VmResult, VmUpdate, VmVhd};
 

@@ -53,7 +53,7 @@ pub struct SpaceInfo {
     pub total_bytes: u64,
     /// Room taken by extents, whole extents counted.
     pub allocated_bytes: u64,
-    /// Room promised to thick VHDs that are being made.
+    /// Room promised: to thick VHDs that are being made, and to reservations for what they do not use yet.
     pub reserved_bytes: u64,
     /// Room that can be allocated now.
     pub free_bytes: u64,

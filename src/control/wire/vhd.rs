@@ -108,6 +108,13 @@ pub struct VhdCreate {
     /// What it asks of host disks that others want at the same time.
     #[serde(default, skip_serializing_if = "Sharing::is_none")]
     pub sharing: Sharing,
+    /// The most slots that it may take, in bytes, rounded up to whole extents: with two replicas each extent takes two. A write beyond it
+    /// finds no room. No limit when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota_bytes: Option<u64>,
+    /// Slots that it can always take on its disks, whatever others take, in bytes, rounded up to whole extents. Nothing when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservation_bytes: Option<u64>,
 }
 
 /// Changes settings of a VHD. What is absent stays as it is.
@@ -141,6 +148,14 @@ pub struct VhdUpdate {
     /// What it asks of host disks that others want at the same time.
     #[serde(default, skip_serializing_if = "SharingUpdate::is_none")]
     pub sharing: SharingUpdate,
+    /// The most slots that it may take, in bytes, rounded up to whole extents; `null` for no limit. What is more already stays.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
+    pub quota_bytes: Option<Option<u64>>,
+    /// Slots that it can always take on its disks, in bytes, rounded up to whole extents; `null` for none.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
+    pub reservation_bytes: Option<Option<u64>>,
 }
 
 /// Tells `null` (clear it) from absent (leave it).
@@ -243,10 +258,31 @@ pub struct VhdInfo {
     pub allocated_bytes: u64,
     /// Blocks written, whole blocks counted.
     pub written_bytes: u64,
+    /// Its quota and reservation, and how much of them is used.
+    #[serde(default)]
+    pub capacity: CapacityInfo,
     /// Where its extents are now.
     pub placement: Vec<DiskUse>,
     /// When it was created, seconds since 1970.
     pub created_secs: u64,
+}
+
+/// Quota and reservation of a VHD, or of all VHDs of a VM together. Bytes of slots, all replicas counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CapacityInfo {
+    /// The most that may be taken; absent: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota_bytes: Option<u64>,
+    /// What can always be taken; absent: nothing is promised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservation_bytes: Option<u64>,
+    /// What counts against the quota: extents that have room (of a thick VHD all) with all the replicas that they should have. Copies that
+    /// jobs make do not count.
+    pub charged_bytes: u64,
+    /// What is kept free for the part of the reservation that is not used.
+    pub held_bytes: u64,
+    /// What should be kept free as well, and cannot: disks have failed, or replicas that they had were made anew where it was kept.
+    pub short_bytes: u64,
 }
 
 /// Whether all of a VHD can be read and written. In ascending order of how bad it is.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::limits::{IoLimits, IoLimitsUpdate};
 use super::sharing::{Sharing, SharingUpdate};
-use super::vhd::{Attachment, VhdHealth, given};
+use super::vhd::{Attachment, CapacityInfo, VhdHealth, given};
 
 /// Creates a VM. Creating one that exists with the same labels, owner and limits changes nothing and succeeds. A VHD that names a VM
 /// that does not exist makes it, too.
@@ -30,6 +30,13 @@ pub struct VmCreate {
     /// What each of its VHDs asks of host disks that says nothing itself. They do not share one part of a disk: each has its own.
     #[serde(default, skip_serializing_if = "Sharing::is_none")]
     pub sharing: Sharing,
+    /// The most slots that its VHDs may take together, in bytes, rounded up to whole extents. No limit when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota_bytes: Option<u64>,
+    /// Slots that its VHDs together can always take on their disks, in bytes, rounded up to whole extents. What they have reserved for
+    /// themselves counts. Nothing when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservation_bytes: Option<u64>,
 }
 
 /// Changes settings of a VM. What is absent stays as it is.
@@ -52,6 +59,15 @@ pub struct VmUpdate {
     /// What each of its VHDs asks of host disks that says nothing itself.
     #[serde(default, skip_serializing_if = "SharingUpdate::is_none")]
     pub sharing: SharingUpdate,
+    /// The most slots that its VHDs may take together, in bytes, rounded up to whole extents; `null` for no limit. What is more already
+    /// stays.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
+    pub quota_bytes: Option<Option<u64>>,
+    /// Slots that its VHDs together can always take on their disks, in bytes, rounded up to whole extents; `null` for none.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
+    pub reservation_bytes: Option<Option<u64>>,
 }
 
 /// A VM: a named group of VHDs. Sums are over its VHDs.
@@ -84,6 +100,9 @@ pub struct VmInfo {
     pub allocated_bytes: u64,
     /// Blocks written, whole blocks counted.
     pub written_bytes: u64,
+    /// Quota and reservation of its VHDs together, and how much of them is used.
+    #[serde(default)]
+    pub capacity: CapacityInfo,
     /// Extents that have fewer readable replicas than they should.
     pub degraded_extents: u64,
     /// Names of the host disks that its VHDs have extents on, or may have.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::VhdInfo;
+use super::{CapacityUse, SetCapacity, VhdInfo};
+use crate::placement::capacity::Capacity;
 use crate::placement::limits::{IoLimits, IoLimitsChange};
 use crate::placement::sharing::{Sharing, SharingChange};
 use crate::placement::vm::VmRecord;
@@ -22,6 +23,8 @@ pub struct CreateVm {
     pub limits: IoLimits,
     /// What each of its VHDs asks of disks that others want, too, if it says nothing itself.
     pub sharing: Sharing,
+    /// Quota and reservation of its VHDs together; rounded up to whole extents.
+    pub capacity: Capacity,
 }
 
 /// New settings of a VM; `None` leaves one as it is.
@@ -39,6 +42,8 @@ pub struct SetVm {
     pub limits: IoLimitsChange,
     /// See [`CreateVm::sharing`].
     pub sharing: SharingChange,
+    /// Quota and reservation of its VHDs together.
+    pub capacity: SetCapacity,
 }
 
 /// A VM as it is now.
@@ -48,4 +53,6 @@ pub struct VmInfo {
     pub record: VmRecord,
     /// Its VHDs, by name.
     pub vhds: Vec<VhdInfo>,
+    /// How much of its quota and reservation is used.
+    pub capacity: CapacityUse,
 }

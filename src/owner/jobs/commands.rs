@@ -10,7 +10,7 @@ use super::super::outbox::OwnerOutbox;
 use super::super::space::DiskSpace;
 use super::Job;
 use super::goal::{Outlook, Wanted};
-use crate::base::ids::{DiskId, JobId};
+use crate::base::ids::{DiskId, JobId, VhdId};
 use crate::base::units::ExtentIndex;
 use crate::mover::messages::MoverMessage;
 use crate::placement::job::{JobKind, JobRecord, JobState};
@@ -43,7 +43,12 @@ impl Owner {
             _ => None,
         };
         let lost = self.lost_of(&kind, &wanted);
-        let plans = self.plans(&kind, &wanted, &lost, joining)?;
+        // What is held for the VHDs that are moved is room for them.
+        wanted.iter().for_each(|wanted| self.lend_holds_of(wanted.vhd));
+        self.make_room_for(&wanted);
+        let plans = self.plans(&kind, &wanted, &lost, joining);
+        self.refresh_holds();
+        let plans = plans?;
         let plan = |owner: &Owner| Step::Done(Reply::Plan(Box::new(owner.plan_info(&wanted, &plans, &lost, joining))));
         if start.dry_run {
             return Ok(plan(self));
@@ -67,10 +72,21 @@ impl Owner {
         if nothing_to_do && !is_lost && has_only_moves {
             return Ok(plan(self));
         }
+        let makes_good = matches!(kind, JobKind::Rebuild { .. } | JobKind::Resync { .. });
         let start = self.job_start(start, kind, wanted);
+        if !makes_good {
+            self.hold_for_job(&start.vhds, &plans)?;
+        }
         let mut rows = vec![StoreEdit::PutPool(start.pool.clone()), StoreEdit::PutJob(start.record.clone())];
         rows.extend(start.vhds.iter().cloned().map(StoreEdit::PutVhd));
         Ok(Step::Commit { rows, action: Action::StartJob(Box::new(start)) })
+    }
+
+    /// What is held for others goes where it is not in the way of the VHDs that are moved, if it can.
+    fn make_room_for(&mut self, wanted: &[Wanted]) {
+        let placed = |vhd: VhdId| self.vhds.get(vhd).map_or(0, |vhd| vhd.placed);
+        let wanted: Vec<_> = wanted.iter().map(|w| (w.vhd, w.layout.disks(), placed(w.vhd), w.replicas)).collect();
+        self.make_room(&wanted);
     }
 
     pub(super) fn job_start(&self, start: &StartJob, kind: JobKind, wanted: Vec<Wanted>) -> JobStart {
@@ -207,6 +223,7 @@ impl Owner {
         job.waits_before = waits_before;
         self.jobs.insert(job);
         self.tell_job(id, out);
+        self.refresh_holds();
         self.retry_waiters(out);
         self.run_jobs(out);
         Reply::Job { outcome: Outcome::Created, job: Box::new(self.job_info(id)) }

@@ -65,6 +65,7 @@ impl Owner {
         (job.passes, job.begun) = (0, 0);
         job.rate = 0;
         self.restoring_ended(id);
+        self.refresh_holds();
         self.save_job(id, out);
         self.tell_job(id, out);
         if self.waves.of_job(id) == 0 {

@@ -151,6 +151,12 @@ impl Jobs {
         self.unended(vhd).find(|job| !job.is_scrub())
     }
 
+    /// All VHDs that jobs move, or are to.
+    pub fn moved(&self) -> BTreeSet<VhdId> {
+        let unended = self.0.values().filter(|job| !job.record.is_ended() && !job.is_scrub());
+        unended.flat_map(|job| &job.record.vhds).copied().collect()
+    }
+
     /// The one among them that reads it.
     pub fn scrub_of(&self, vhd: VhdId) -> Option<&Job> {
         self.unended(vhd).find(|job| job.is_scrub())

@@ -72,7 +72,10 @@ impl Owner {
                 gone.insert(extent, sorted.gone);
             }
         }
-        let size = |disk: &DiskSpace| (disk.slots().slots(), (outlook.free)(disk));
+        // What a VHD has lost is made good from what is held for it, too, if there is nothing else.
+        let makes_good = matches!(kind, JobKind::Rebuild { .. });
+        let held = |disk: &DiskSpace| if makes_good { self.held_for(vhd, disk.state.id) } else { 0 };
+        let size = |disk: &DiskSpace| (disk.slots().slots(), (outlook.free)(disk) + held(disk));
         let mut plan = plan(&placed, &self.space.goal(layout.disks(), replicas, outlook.joining, size))?;
         // What goes elsewhere, or goes, need not be filled before.
         let goes: HashSet<(ExtentIndex, DiskId)> =

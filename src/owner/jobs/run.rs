@@ -113,6 +113,7 @@ impl Owner {
                 return self.job_waits(id);
             }
             self.give_up_lost(id, vhd, out);
+            self.make_room_again(vhd);
             match self.plan_for(id, vhd) {
                 Ok(plan) if plan.is_empty() => {
                     self.forget_unwritable(id, vhd);

@@ -8,6 +8,7 @@ use crate::engine::IoError;
 use crate::mover::messages::{CopyTask, MoveId, MoverMessage, MoverReport, WaveId};
 use crate::owner::Owner;
 use crate::owner::outbox::OwnerOutbox;
+use crate::placement::job::JobKind;
 use crate::placement::{Replica, ReplicaSet, ReplicaState};
 use crate::plan::Relocation;
 use crate::store::edit::{EditFailed, EditId, MovedExtent, StoreEdit};
@@ -55,7 +56,7 @@ impl Owner {
         planned: &[Planned],
         out: &mut impl OwnerOutbox,
     ) -> usize {
-        let moves: Vec<Move> = planned.iter().filter_map(|planned| self.begin_move(id, planned, out)).collect();
+        let moves: Vec<Move> = planned.iter().filter_map(|planned| self.begin_move(job, id, planned, out)).collect();
         let count = moves.len();
         if count == 0 {
             return 0;
@@ -84,8 +85,14 @@ impl Owner {
         self.vhds.get(id).is_none_or(|vhd| vhd.state.map.lookup(extent).generation != planned.generation)
     }
 
+    /// Whether a copy that the job makes is for a replica that is lost.
+    pub(in crate::owner) fn makes_good(&self, job: JobId, from: Option<DiskId>) -> bool {
+        let rebuilds = self.jobs.get(job).is_some_and(|job| matches!(job.record.kind, JobKind::Rebuild { .. }));
+        rebuilds || from.is_some_and(|from| self.space.disk(from).state.is_failed())
+    }
+
     /// Takes a slot and publishes the copy.
-    fn begin_move(&mut self, id: VhdId, planned: &Planned, out: &mut impl OwnerOutbox) -> Option<Move> {
+    fn begin_move(&mut self, job: JobId, id: VhdId, planned: &Planned, out: &mut impl OwnerOutbox) -> Option<Move> {
         let Planned { relocation: planned, generation } = *planned;
         let vhd = self.vhds.get(id)?;
         let seen = vhd.state.map.lookup(planned.extent);
@@ -118,7 +125,8 @@ impl Owner {
             vacates = (replica.slot != stale.slot).then_some(stale.slot);
         } else if let Some(disk) = planned.to {
             let ideal = vhd.ideal(planned.extent, disk, &self.space);
-            let slot = self.space.take(disk, &ideal, false)?;
+            let makes_good = self.makes_good(job, planned.from);
+            let slot = self.take_for_copy(id, disk, &ideal, makes_good)?;
             let replica = Replica { disk, slot, state: ReplicaState::Syncing };
             let mut copies = seen.replicas;
             copies.push(replica);
@@ -143,7 +151,14 @@ impl Owner {
         }
         let ideal = self.vhds.get(id)?.ideal(extent, stale.disk, &self.space);
         // Without another one, it may have been an error that passes.
-        self.space.take_instead(stale.disk, stale.slot, &ideal).or(Some(stale.slot))
+        let Some(slot) = self.take_for_copy(id, stale.disk, &ideal, true) else { return Some(stale.slot) };
+        if self.space.disk(stale.disk).bad().contains(&slot) {
+            self.space.put_back(stale.disk, slot);
+            self.hold_again(id);
+            return Some(stale.slot);
+        }
+        self.space.give_back(stale.disk, stale.slot);
+        Some(slot)
     }
 
     /// Whether a replica that can be read is left once the move is done.

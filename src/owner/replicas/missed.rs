@@ -208,6 +208,8 @@ impl Owner {
             }
         }
         self.make_stale(out);
+        self.refresh_holds();
+        self.tell_reservations(out);
         self.look_at_redundancy(Some(disk));
     }
 

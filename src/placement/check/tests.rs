@@ -38,6 +38,7 @@ fn vhd(id: u32, name: &str) -> VhdRecord {
         expand: None,
         limits: crate::placement::limits::IoLimits::default(),
         sharing: crate::placement::sharing::Sharing::default(),
+        capacity: crate::placement::capacity::Capacity::default(),
         created: 0,
         writeback: true,
     }

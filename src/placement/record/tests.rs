@@ -37,6 +37,7 @@ fn vhd() -> VhdRecord {
         expand: None,
         limits: crate::placement::limits::IoLimits::default(),
         sharing: crate::placement::sharing::Sharing::default(),
+        capacity: Capacity::default(),
         created: 1_700_000_000,
         writeback: true,
     }
@@ -80,6 +81,19 @@ fn only_writethrough_is_written_down() {
     let other = VhdRecord { writeback: false, ..vhd() };
     assert!(String::from_utf8(other.encode()).unwrap().contains("\"writeback\":false"));
     assert_eq!(VhdRecord::decode(&other.encode()).unwrap(), other);
+}
+
+#[test]
+fn only_quotas_and_reservations_that_are_set_are_written_down() {
+    let text = String::from_utf8(vhd().encode()).unwrap();
+    assert!(!text.contains("capacity"));
+    let limited = |quota, reservation| VhdRecord { capacity: Capacity { quota, reservation }, ..vhd() };
+    let other = limited(Some(8 << 20), None);
+    assert!(String::from_utf8(other.encode()).unwrap().contains("\"capacity\":{\"quota\":8388608}"));
+    assert_eq!(VhdRecord::decode(&other.encode()).unwrap(), other);
+    for impossible in [limited(Some(0), None), limited(None, Some(0)), limited(Some(1), Some(2))] {
+        assert!(matches!(VhdRecord::decode(&impossible.encode()), Err(RecordError::Impossible { .. })));
+    }
 }
 
 #[test]

@@ -27,6 +27,7 @@ fn vhd(id: u32, vm: Option<&str>) -> VhdRecord {
         expand: None,
         limits: crate::placement::limits::IoLimits::default(),
         sharing: crate::placement::sharing::Sharing::default(),
+        capacity: Capacity::default(),
         created: 0,
         writeback: true,
     }
@@ -52,6 +53,15 @@ fn records_survive_encoding_and_their_form_does_not_drift() {
         r#"{"version":1,"id":1,"uuid":"9e3779b9-7f4a-4c15-b39c-c0605cedc832","name":"web","created":1700000000}"#;
     assert_eq!(String::from_utf8(plain.encode()).unwrap(), text);
     assert_eq!(VmRecord::decode(text.as_bytes()).unwrap(), plain);
+}
+
+#[test]
+fn quotas_and_reservations_are_written_down_where_they_are_set() {
+    let limited = |quota, reservation| VmRecord { capacity: Capacity { quota, reservation }, ..vm() };
+    let both = limited(Some(2), Some(1));
+    assert!(String::from_utf8(both.encode()).unwrap().contains("\"capacity\":{\"quota\":2,\"reservation\":1}"));
+    assert_eq!(VmRecord::decode(&both.encode()).unwrap(), both);
+    assert!(matches!(VmRecord::decode(&limited(Some(1), Some(2)).encode()), Err(RecordError::Impossible { .. })));
 }
 
 #[test]

@@ -479,6 +479,7 @@ pub(in crate::store) mod samples {
             owner: None,
             limits: crate::placement::limits::IoLimits::default(),
             sharing: crate::placement::sharing::Sharing::default(),
+            capacity: crate::placement::capacity::Capacity::default(),
             created: 5,
         }
     }
@@ -504,6 +505,7 @@ pub(in crate::store) mod samples {
             expand: None,
             limits: crate::placement::limits::IoLimits::default(),
             sharing: crate::placement::sharing::Sharing::default(),
+            capacity: crate::placement::capacity::Capacity::default(),
             created: 0,
             writeback: true,
         }

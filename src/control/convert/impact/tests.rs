@@ -49,6 +49,7 @@ fn vhd(id: u32, vm: Option<&str>, layout: Layout, on: &[&[u8]], written: impl Fn
         expand: None,
         limits: crate::placement::limits::IoLimits::default(),
         sharing: crate::placement::sharing::Sharing::default(),
+        capacity: crate::placement::capacity::Capacity::default(),
         created: 0,
         writeback: true,
     };
@@ -65,7 +66,16 @@ fn vhd(id: u32, vm: Option<&str>, layout: Layout, on: &[&[u8]], written: impl Fn
         let present = if written(extent) { BlockMask(0xff) } else { BlockMask::NONE };
         state.map.restore(ExtentIndex(u32::try_from(extent).unwrap()), replicas, present, Generation(0));
     }
-    command::VhdInfo { record, state, attached: None, ready: true, slots, allocated: 0, sharing: Default::default() }
+    command::VhdInfo {
+        record,
+        state,
+        attached: None,
+        ready: true,
+        slots,
+        allocated: 0,
+        sharing: Default::default(),
+        capacity: command::CapacityUse::default(),
+    }
 }
 
 fn isolated(disk: u8) -> Layout {
