@@ -8,6 +8,8 @@ mod events;
 mod fake_owner;
 #[path = "api/sockets.rs"]
 mod sockets;
+#[path = "api/stats.rs"]
+mod stats;
 #[path = "api/vms.rs"]
 mod vms;
 

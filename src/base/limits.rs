@@ -41,6 +41,21 @@ pub const NOTES_PER_COMMIT_MAX: usize = 8;
 /// Notes that wait to be taken along. Beyond it the oldest are given up.
 pub const NOTES_WAITING_MAX: usize = 4096;
 
+/// Bytes of samples and heat that go along with one commit, so that no FLUSH waits for more.
+pub const HISTORY_BYTES_PER_COMMIT_MAX: usize = 64 << 10;
+
+/// Bytes of samples and heat that wait for commits.
+pub const HISTORY_BYTES_WAITING_MAX: usize = 16 << 20;
+
+/// Samples and heat take one part in so many of a metadata region at most.
+pub const HISTORY_REGION_SHARE: u64 = 16;
+
+/// Seconds of the longest time that can be asked for what was done in it: a year, and what its samples have more.
+pub const STATS_WINDOW_SECS_MAX: u64 = 372 * 86_400;
+
+/// Extents of a VHD that are named as its hottest.
+pub const HOTTEST_EXTENTS: usize = 16;
+
 /// Milliseconds between two commits of what nobody asked to commit.
 pub const STORE_COMMIT_INTERVAL_MILLIS: u64 = 1000;
 

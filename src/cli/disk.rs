@@ -7,12 +7,12 @@ use std::path::Path;
 
 use hyper::Method;
 
-use super::Session;
 use super::args::{DiskAddArgs, DiskCommand, DiskSetArgs, NewDiskArgs};
 use super::client::path_segment;
 use super::job;
 use super::output::{Failure, Outcome, Table, facts, warn};
 use super::pool::format;
+use super::{Session, stats};
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
     Accept, DiskAdd, DiskHealth, DiskInfo, DiskList, DiskRemoved, DiskResult, DiskUpdate, ErrorKind, IoStats, JobWish,
@@ -30,6 +30,7 @@ pub fn run(session: &Session, command: DiskCommand) -> Outcome {
             let info: DiskInfo = session.client()?.get(&format!("/disks/{}", path_segment(&disk)))?;
             session.output().show(&info, details)
         }
+        DiskCommand::Stats(args) => stats::one(session, "disks", &args.name, args.time),
         DiskCommand::Wipe(args) => format::wipe_disk(session, &args.disk, args.yes),
         DiskCommand::Set(args) => set(session, args),
         DiskCommand::Remove { disk } => remove(session, &disk),

@@ -19,6 +19,7 @@ pub mod output;
 mod pool;
 mod serve;
 mod sharing;
+mod stats;
 mod vhd;
 mod vm;
 

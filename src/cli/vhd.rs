@@ -7,7 +7,7 @@ use super::args::{ExpandSetting, JobOptions, ScrubArgs, VhdCommand, VhdCreateArg
 use super::client::path_segment;
 use super::output::{Failure, Outcome, Table, facts};
 use super::sharing::in_effect_text;
-use super::{Session, attach, capacity, image, job};
+use super::{Session, attach, capacity, image, job, stats};
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
     Attachment, ErrorKind, Expand, IoLimits, JobInfo, JobWish, Layout, RateLimit, VhdCreate, VhdDeleted, VhdHealth,
@@ -36,6 +36,7 @@ pub fn run(session: &Session, command: VhdCommand) -> Outcome {
             let map = map::fetch(&session.client()?, &vhd)?;
             session.output().show(&map, map::picture)
         }
+        VhdCommand::Stats(args) => stats::vhds(session, &args),
         VhdCommand::Span(args) => {
             let disks = (!args.disks.is_empty()).then_some(args.disks);
             job::start(session, JobWish::Span { vhd: args.vhd, disks, width: args.width }, &args.options)

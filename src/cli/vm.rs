@@ -9,7 +9,7 @@ use super::client::path_segment;
 use super::output::{Failure, Outcome, Table, facts};
 use super::sharing::sharing_text;
 use super::vhd::{health_word, limits_text};
-use super::{Session, capacity};
+use super::{Session, capacity, stats};
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
     Attachment, ErrorKind, VmCreate, VmDeleted, VmInfo, VmIoStats, VmList, VmResult, VmUpdate, VmVhd,
@@ -27,6 +27,7 @@ pub fn run(session: &Session, command: VmCommand) -> Outcome {
             let info: VmInfo = session.client()?.get(&path(&vm))?;
             session.output().show(&info, details)
         }
+        VmCommand::Stats(args) => stats::one(session, "vms", &args.name, args.time),
         VmCommand::Set(args) => set(session, args),
         VmCommand::Delete { vm } => {
             let deleted: VmDeleted = session.client()?.delete(&path(&vm))?;

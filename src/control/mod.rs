@@ -22,6 +22,7 @@ pub mod owner_thread;
 mod reactors;
 pub mod serve;
 mod service;
+pub mod stats;
 pub mod view_files;
 pub mod wire;
 

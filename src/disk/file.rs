@@ -23,6 +23,7 @@ use super::identity::{DiskIdentity, Host};
 use super::sys;
 use crate::base::aligned::{AlignedBuf, DIRECT_IO_ALIGNMENT};
 use crate::base::clock;
+use crate::metrics::Work;
 use crate::shared::Failure;
 
 pub use error::OpenError;
@@ -62,6 +63,7 @@ pub struct FileDisk {
     failed: Arc<Failure>,
     /// Calls of the kernel under way, and [`RETIRED`].
     uses: AtomicU32,
+    work: Arc<Work>,
 }
 
 /// Nothing may be begun any more.
@@ -193,6 +195,7 @@ impl FileDisk {
             edges: Mutex::new(()),
             failed: Arc::default(),
             uses: AtomicU32::new(0),
+            work: Arc::default(),
         })
     }
 
@@ -200,6 +203,12 @@ impl FileDisk {
     #[must_use]
     pub fn fd(&self) -> &Arc<OwnedFd> {
         &self.fd
+    }
+
+    /// Counts what is read and written here: the placement store and labels, since what guests and jobs do goes past it.
+    #[must_use]
+    pub fn work(&self) -> &Arc<Work> {
+        &self.work
     }
 
     /// Set once a sync of the disk has failed; every later sync fails, too.

@@ -1,11 +1,21 @@
 //! Counters and latency histograms. Relaxed atomics, one set per (subject, reactor) so that reactors never share a cache
 //! line; summed when somebody asks.
 //!
+//! * `transfers`: where the time of reads and writes goes. `background`: what the daemon does for itself.
+//! * `heat`: which extents are used. `history`: what subjects did in the last hour, week and year.
+//!
 //! Uses `base` only.
+
+mod background;
+pub mod heat;
+pub mod history;
+mod transfers;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::base::ids::ReactorId;
+pub use background::Work;
+pub use transfers::{SIZE_BUCKETS, STAGES, Stage, TransferTotals, Transfers, size_bucket};
 
 /// What a guest request did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +59,12 @@ pub struct KindMetrics {
 #[repr(align(128))]
 pub struct IoMetrics {
     kinds: [KindMetrics; 5],
+    /// Reads and writes.
+    transfers: [Transfers; 2],
+    /// Extents that were touched for the first time in a window of heat.
+    pub touched: AtomicU64,
+    /// How long reads and writes were in virtqueues that were not popped from, in nanoseconds; not part of any latency.
+    pub held_ns: AtomicU64,
     /// Requests that waited for a claim, for room or for an engine slot.
     pub waits: AtomicU64,
     /// Writes that waited for a block that was being copied by a move, or for the copier to have its turn.
@@ -79,6 +95,26 @@ impl IoMetrics {
         }
         metrics.latency_ns_sum.add_alone(latency_ns);
         metrics.latency_buckets[latency_bucket(latency_ns)].add_alone(1);
+    }
+
+    /// What is counted of reads or writes only; `None`: of other kinds.
+    #[must_use]
+    pub fn transfers(&self, kind: IoKind) -> Option<&Transfers> {
+        match kind {
+            IoKind::Read => Some(&self.transfers[0]),
+            IoKind::Write => Some(&self.transfers[1]),
+            IoKind::Flush | IoKind::Discard | IoKind::WriteZeroes => None,
+        }
+    }
+
+    /// An extent is touched for the first time in its window. Only the reactor that these counters belong to may say so.
+    pub fn count_touched(&self) {
+        self.touched.add_alone(1);
+    }
+
+    /// A read or write was in a virtqueue that was not popped from for so long. Only the reactor that these counters belong to may say so.
+    pub fn count_held(&self, ns: u64) {
+        self.held_ns.add_alone(ns);
     }
 
     /// The counters of all kinds.

@@ -395,7 +395,11 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         let (disk, kind) = if chunk.writing { (target, IoKind::Write) } else { (source, IoKind::Read) };
         let state = self.disks[disk.index()].as_ref().expect("it was submitted there");
         state.copying.completed();
-        state.copy_metrics.record(kind, chunk.len, now.since(chunk.begun), completion.result.is_ok());
+        if copy.only_reads() {
+            completion.result.iter().for_each(|()| state.scrub_work.read(chunk.len));
+        } else {
+            state.copy_metrics.record(kind, chunk.len, now.since(chunk.begun), completion.result.is_ok());
+        }
         if !chunk.writing {
             let counted = chunk.counted.source;
             self.fences[source.index()].leave(chunk.source_epoch);

@@ -8,6 +8,7 @@
 //! way round, old present bits could be combined with a new slot that holds a stranger's bytes.
 
 mod checksums;
+mod heat;
 mod keep;
 mod pages;
 mod scan;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::failure::Failure;
 use crate::base::ids::{DiskId, ReactorId};
 use crate::base::limits::REACTORS_MAX;
-use crate::metrics::{IoMetrics, IoMetricsSet};
+use crate::metrics::{IoMetrics, IoMetricsSet, Work};
 use crate::qos::shares::Shares;
 
 /// Number of a sync of one host disk, counted in the order in which they begin. 0 comes before the first.
@@ -79,8 +79,12 @@ pub struct DiskState {
     pub memory_alignment: u32,
     /// What was done on it for guests, per reactor; a sync counts as a flush.
     pub metrics: IoMetricsSet,
-    /// What the mover did on it.
+    /// What the mover copied from it and to it.
     pub copy_metrics: IoMetrics,
+    /// What the mover only read, to compare it.
+    pub scrub_work: Work,
+    /// What was done on it for the placement store and for labels.
+    pub metadata_work: Arc<Work>,
     /// What each reactor has in flight.
     progress: Box<[Progress]>,
     /// What the mover has in flight.
@@ -112,6 +116,8 @@ impl DiskState {
             memory_alignment,
             metrics: IoMetricsSet::new(REACTORS),
             copy_metrics: IoMetrics::default(),
+            scrub_work: Work::default(),
+            metadata_work: Arc::default(),
             progress: (0..REACTORS_MAX).map(|_| Progress::default()).collect(),
             copying: Progress::default(),
             shares: Shares::new(MOVER_THREAD + 1),
@@ -125,6 +131,13 @@ impl DiskState {
     #[must_use]
     pub fn failing_with(mut self, failed: &Arc<Failure>) -> DiskState {
         self.failed = Arc::clone(failed);
+        self
+    }
+
+    /// What is done for the placement store and for labels is counted there: see `disk::file::FileDisk::work`.
+    #[must_use]
+    pub fn with_metadata_work(mut self, work: &Arc<Work>) -> DiskState {
+        self.metadata_work = Arc::clone(work);
         self
     }
 

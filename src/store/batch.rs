@@ -6,6 +6,7 @@ use crate::base::units::{BlockMask, Generation, SlotIndex};
 use crate::placement::ReplicaSet;
 
 use super::edit::{MovedExtent, StoreEdit};
+use super::history::HistoryRow;
 use super::page::{ExtentRow, PageKey, Stamp};
 
 /// What a commit does to one extent: everything that happened to it since the last one, merged. In this order: free, clear,
@@ -86,6 +87,8 @@ pub enum Step {
     Extents(Vec<ExtentEdit>),
     /// An edit of the owner.
     Edit(StoreEdit),
+    /// Samples and heat.
+    History(Vec<HistoryRow>),
 }
 
 /// One commit.
@@ -104,6 +107,7 @@ impl Batch {
         let rows = |step: &Step| match step {
             Step::Extents(edits) => edits.chunk_by(|a, b| a.key == b.key).count(),
             Step::Edit(edit) => edit.rows(),
+            Step::History(rows) => rows.iter().map(HistoryRow::rows).sum(),
         };
         self.steps.iter().map(rows).sum()
     }

@@ -7,13 +7,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::base::ids::{DiskId, DiskSet, VhdId};
-use crate::base::limits::{NOTES_PER_COMMIT_MAX, NOTES_WAITING_MAX};
+use crate::base::limits::{
+    HISTORY_BYTES_PER_COMMIT_MAX, HISTORY_BYTES_WAITING_MAX, NOTES_PER_COMMIT_MAX, NOTES_WAITING_MAX,
+};
 use crate::base::units::SlotIndex;
 use crate::shared::disk::SyncPoint;
 
 use super::batch::{Batch, Committable, ExtentEdit, Step, rows_max};
 use super::change::{Change, CommitRequest};
 use super::edit::{EditFailed, EditId, StoreEdit};
+use super::history::{HistoryRow, Subject};
 use super::mirror::{Applied, Dropped, Members};
 use super::note::Note;
 use super::page::Stamp;
@@ -63,6 +66,10 @@ pub struct Committer {
     pending: Pending,
     queue: Vec<Queued>,
     notes: VecDeque<Note>,
+    /// Goes along with commits, a little at a time.
+    history: VecDeque<HistoryRow>,
+    history_bytes: usize,
+    history_per_commit: usize,
     requests: Vec<CommitRequest>,
     failed: bool,
 }
@@ -77,6 +84,9 @@ impl Committer {
             pending: Pending::new(),
             queue: Vec::new(),
             notes: VecDeque::new(),
+            history: VecDeque::new(),
+            history_bytes: 0,
+            history_per_commit: HISTORY_BYTES_PER_COMMIT_MAX,
             requests: Vec::new(),
             failed: false,
         }
@@ -109,6 +119,7 @@ impl Committer {
         for row in &rows {
             if let StoreEdit::DeleteVhd(vhd) = row {
                 self.pending.delete_vhd(*vhd);
+                self.forget_history(|row| row.subject == Subject::Vhd(*vhd));
             }
             if let StoreEdit::Shrink { vhd, extents, last } = row {
                 self.pending.shrink(*vhd, *extents, *last);
@@ -141,6 +152,52 @@ impl Committer {
         self.pending.excuse(vhd, point);
     }
 
+    /// Takes in rows of samples and heat. Nobody waits for them: those of one key replace each other, and what is too much is dropped.
+    pub fn history(&mut self, rows: Vec<HistoryRow>) {
+        for row in rows {
+            self.forget_history(|old| old.key() == row.key());
+            if self.history_bytes + row.bytes.len() <= HISTORY_BYTES_WAITING_MAX {
+                self.history_bytes += row.bytes.len();
+                self.history.push_back(row);
+            }
+        }
+    }
+
+    /// Drops all rows of samples and heat: there is no room for them.
+    pub fn drop_history(&mut self) {
+        self.forget_history(|_| true);
+    }
+
+    /// Nobody waits for commits any more: they may have as much of it as there is.
+    pub fn hurry_history(&mut self) {
+        self.history_per_commit = HISTORY_BYTES_WAITING_MAX;
+    }
+
+    fn forget_history(&mut self, is: impl Fn(&HistoryRow) -> bool) {
+        self.history.retain(|row| !is(row));
+        self.history_bytes = self.history.iter().map(|row| row.bytes.len()).sum();
+    }
+
+    /// What of it goes along with one commit.
+    fn take_history(&mut self) -> Vec<HistoryRow> {
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = self.history.front() {
+            bytes += row.bytes.len();
+            if bytes > self.history_per_commit && !taken.is_empty() {
+                break;
+            }
+            self.history_bytes -= row.bytes.len();
+            taken.extend(self.history.pop_front());
+        }
+        taken
+    }
+
+    /// Whether there are rows of samples and heat to be written.
+    #[must_use]
+    pub fn has_history(&self) -> bool {
+        !self.history.is_empty()
+    }
+
     /// Whether somebody waits for a commit.
     #[must_use]
     pub fn is_urgent(&self) -> bool {
@@ -171,9 +228,16 @@ impl Committer {
         self.take_committable(is_synced);
         let mut outcome = Outcome::default();
         let mut drafts = drafts(std::mem::take(&mut self.queue), self.rows_max);
+        if self.failed {
+            self.drop_history();
+        }
         // With the last of them: whoever waits for a commit hardly waits longer.
         if let Some(last) = drafts.last_mut() {
             last.steps.extend(self.take_notes().into_iter().map(|note| Step::Edit(StoreEdit::Note(note))));
+            let history = self.take_history();
+            if !history.is_empty() {
+                last.steps.push(Step::History(history));
+            }
         }
         for draft in drafts {
             self.commit_draft(draft, members, &mut outcome);

@@ -115,7 +115,7 @@ impl StoreEdit {
 }
 
 /// A row of 64 extents with a replica or two is about as long.
-const BYTES_PER_ROW: usize = 1024;
+pub(super) const BYTES_PER_ROW: usize = 1024;
 
 /// So many labels, as long as they can be, are about as long as a row of 64 extents with a replica or two.
 const LABELS_PER_ROW: usize = 4;

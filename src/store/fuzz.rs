@@ -14,6 +14,7 @@ use crate::disk::BlockDev;
 use crate::disk::geometry::{LABEL_A_OFFSET, label_b_offset};
 use crate::disk::label::copies;
 use crate::disk::sim::SimDisk;
+use crate::metrics::history;
 use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, VhdRecord};
 use crate::placement::vm::VmRecord;
@@ -23,6 +24,8 @@ const REGION: RegionPlace = RegionPlace { offset: 1 << 20, len: REGION_LEN_MIN }
 const LABEL_CRC_AT: usize = 8;
 const HEADER_CRC_AT: usize = 12;
 const SLOT_LEN: usize = 4096;
+/// The kind of blocks of samples.
+const SAMPLES: u8 = 0x7f;
 /// A sequence number that can be raised twice.
 const LAST_BUT_ONE: u64 = u64::MAX - 3;
 
@@ -33,6 +36,10 @@ const LAST_BUT_ONE: u64 = u64::MAX - 3;
 pub fn run(data: &[u8]) -> bool {
     let Some((&kind, bytes)) = data.split_first() else { return false };
     let repair = kind & 0x80 != 0;
+    // A byte of its own, so that committed inputs mean what they meant.
+    if kind & 0x7f == SAMPLES {
+        return samples(bytes, repair);
+    }
     match kind % 7 {
         0 => label(bytes, repair),
         1 => region(bytes, repair),
@@ -59,6 +66,14 @@ fn block(bytes: &[u8], crc_at: usize, repair: bool) -> Vec<u8> {
         block[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
     }
     block
+}
+
+fn samples(bytes: &[u8], repair: bool) -> bool {
+    let mut block = bytes.to_vec();
+    if repair {
+        block.extend_from_slice(&crc32c::crc32c(bytes).to_le_bytes());
+    }
+    history::fuzz(&block)
 }
 
 fn label(bytes: &[u8], repair: bool) -> bool {

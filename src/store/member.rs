@@ -11,9 +11,10 @@
 //! | `pages` | (VHD, page) | a row, see [`super::page`] |
 //! | `checksums` | (VHD, page) | a row, see [`super::checksums`] |
 //! | `notes` | (kind, number) | a note, sealed, see [`super::note`] |
+//! | `history` | (VHD or disk, part) | samples or heat, see [`super::history`] |
 //!
-//! A database has no table `jobs` until a job is written, no table `vms` until a VM is, and no tables `checksums` and `notes` until they
-//! are: that says the same as an empty one.
+//! A database has no table `jobs` until a job is written, no table `vms` until a VM is, and no tables `checksums`, `notes` and `history`
+//! until they are: that says the same as an empty one.
 //!
 //! Sealed: followed by its CRC-32C. `redb` has checksums of its own, but looks at them only when it repairs a file.
 //!
@@ -55,6 +56,7 @@ const VMS: TableDefinition<u32, &[u8]> = TableDefinition::new("vms");
 const PAGES: TableDefinition<(u32, u32), &[u8]> = TableDefinition::new("pages");
 const CHECKSUMS: TableDefinition<(u32, u32), &[u8]> = TableDefinition::new("checksums");
 const NOTES: TableDefinition<(u32, u32), &[u8]> = TableDefinition::new("notes");
+const HISTORY: TableDefinition<(u32, u32), &[u8]> = TableDefinition::new("history");
 
 const STATE: &str = "state";
 const POOL: &str = "pool";
@@ -65,7 +67,7 @@ const DOUBTED: &str = "doubted";
 type MetaTable<'a> = Table<'a, &'static str, &'static [u8]>;
 /// `vhds`, `jobs` or `vms`.
 type RecordTable<'a> = Table<'a, u32, &'static [u8]>;
-/// `pages`, `checksums` or `notes`.
+/// `pages`, `checksums`, `notes` or `history`.
 type PageTable<'a> = Table<'a, (u32, u32), &'static [u8]>;
 
 /// Why a member cannot be used (any more).

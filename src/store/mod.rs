@@ -3,7 +3,7 @@
 //! One `redb` database per member region, up to three regions on different host disks. The committer turns pending
 //! [`change::Change`]s into batches, hands each batch to every member's thread, and a commit counts when a majority has it.
 //!
-//! Uses `base`, `placement`, `shared` and `disk`.
+//! Uses `base`, `metrics`, `placement`, `shared` and `disk`.
 
 pub mod batch;
 pub mod change;
@@ -14,6 +14,7 @@ pub mod edit;
 pub mod fill;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod history;
 pub mod member;
 pub mod mirror;
 pub mod note;

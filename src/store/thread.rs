@@ -25,6 +25,7 @@ use super::committer::{Committer, Outcome};
 use super::dump::DumpError;
 use super::edit::{EditId, StoreEdit, StoreReport};
 use super::fill::Fill;
+use super::history::HistoryRow;
 use super::mirror::threads::MemberThreads;
 use super::mirror::threads::change::ChangeError;
 use super::mirror::{self, Dropped, MemberStatus, Members};
@@ -56,6 +57,7 @@ enum Message {
     Edit(EditId, Vec<StoreEdit>),
     Excuse(VhdId, SyncPoint),
     Note(Note),
+    History(Vec<HistoryRow>),
     CommitSoon,
     OpenVhd(Weak<VhdState>),
     CloseVhd(VhdId),
@@ -103,6 +105,11 @@ impl StoreHandle {
     /// Hands over rows to write in one commit, to be answered.
     pub fn edit(&self, id: EditId, rows: Vec<StoreEdit>) {
         self.send(Message::Edit(id, rows));
+    }
+
+    /// Hands over samples and heat, to be written when there is a commit, or nobody needs one: see [`super::history`].
+    pub fn history(&self, rows: Vec<HistoryRow>) {
+        self.send(Message::History(rows));
     }
 
     /// See [`Committer::excuse`].
@@ -228,7 +235,8 @@ impl<R: Replies> Shell<R> {
         let mut due = clock::now().after(interval);
         self.tell_fill();
         while !self.stop {
-            let message = if self.committer.has_pending() || self.committer.has_notes() {
+            let spare = self.committer.has_notes() || self.committer.has_history();
+            let message = if self.committer.has_pending() || spare {
                 queue.recv_timeout(Duration::from_nanos(due.since(clock::now())))
             } else {
                 // A daemon whose guests are quiet sleeps. What wakes it may wait for others, as always.
@@ -249,7 +257,7 @@ impl<R: Replies> Shell<R> {
             }
         }
         // Nobody else comes any more. Each commit takes some of them along, also if it fails.
-        while self.committer.has_notes() {
+        while self.committer.has_notes() || self.committer.has_history() {
             self.commit();
         }
     }
@@ -263,6 +271,7 @@ impl<R: Replies> Shell<R> {
             // What the table needs comes first.
             Message::Note(note) if note.key.kind.is_forgone() && note.bytes.is_some() && self.is_half_full() => {}
             Message::Note(note) => self.committer.note(note),
+            Message::History(rows) => self.committer.history(rows),
             Message::CommitSoon => self.soon = true,
             Message::OpenVhd(vhd) => {
                 if let Some(state) = vhd.upgrade() {
@@ -285,7 +294,10 @@ impl<R: Replies> Shell<R> {
             }
             // There is room for one answer; whoever asked may have given up.
             Message::Alive(answer) => drop(answer.try_send(())),
-            Message::Stop => self.stop = true,
+            Message::Stop => {
+                self.stop = true;
+                self.committer.hurry_history();
+            }
         }
     }
 
@@ -295,6 +307,10 @@ impl<R: Replies> Shell<R> {
 
     fn commit(&mut self) {
         self.soon = false;
+        if self.is_half_full() {
+            // What the table needs comes first.
+            self.committer.drop_history();
+        }
         let outcome = self.committer.commit(&mut self.members, |point| is_synced(&self.disks, point));
         self.tell(outcome);
     }

@@ -72,6 +72,7 @@ pub fn api_with(change: impl FnOnce(&mut Script)) -> Api {
         socket_dir: PathBuf::from("/run/spanblk/vhost"),
         changing_disks: Arc::default(),
         takeovers: tokio::sync::mpsc::channel(1).0,
+        stats: Arc::default(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{EvacuateArgs, JobOptions, parse_size_arg};
+use super::{EvacuateArgs, JobOptions, StatsArgs, parse_size_arg};
 use crate::control::wire::Accept;
 
 /// What to do with host disks.
@@ -20,6 +20,8 @@ pub enum DiskCommand {
         #[arg(value_name = "DISK")]
         disk: String,
     },
+    /// What guests did there lately, and the daemon for itself
+    Stats(StatsArgs),
     /// Wipe the label of a disk that nobody serves
     Wipe(DiskWipeArgs),
     /// Change what a disk takes

@@ -1,8 +1,9 @@
 //! Values that are read from text.
 
-use crate::base::limits::WHEN_FULL_WAIT_SECS_DEFAULT;
+use crate::base::limits::{STATS_WINDOW_SECS_MAX, WHEN_FULL_WAIT_SECS_DEFAULT};
 use crate::control::wire::WhenFull;
 use crate::control::wire::size::{SizeError, parse_size};
+use crate::metrics::history::Tier;
 
 /// A size for clap.
 ///
@@ -47,6 +48,32 @@ pub fn parse_when_full(text: &str) -> Result<WhenFull, String> {
     }
 }
 
+/// `10m`, `1h`, `7d`: of the last so many minutes, hours or days, in seconds.
+///
+/// # Errors
+/// What is wrong with the text, and what would be right.
+pub fn parse_since(text: &str) -> Result<u64, String> {
+    let units = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
+    let found = units.into_iter().find_map(|(unit, secs)| Some((text.strip_suffix(unit)?, secs)));
+    let secs = found.and_then(|(digits, secs)| digits.parse::<u64>().ok()?.checked_mul(secs));
+    let possible = Tier::Seconds.secs()..=STATS_WINDOW_SECS_MAX;
+    secs.filter(|secs| possible.contains(secs)).ok_or_else(|| {
+        format!("'{text}' is no time that samples are kept for: write 10s to 365d, such as 10m, 1h or 7d")
+    })
+}
+
+/// `10s`, `5m`, `1h`: the length of a sample, in seconds.
+///
+/// # Errors
+/// What would be right.
+pub fn parse_resolution(text: &str) -> Result<u64, String> {
+    let lengths = [("10s", Tier::Seconds), ("5m", Tier::Minutes), ("1h", Tier::Hours)];
+    let found = lengths.into_iter().find(|(length, _)| *length == text);
+    found
+        .map(|(_, tier)| tier.secs())
+        .ok_or_else(|| format!("there are no samples of '{text}': use 10s (of the last hour), 5m (week) or 1h (year)"))
+}
+
 fn parse_secs(text: &str) -> Result<u64, String> {
     let (digits, factor) = match text.strip_suffix('m') {
         Some(minutes) => (minutes, 60),
@@ -67,6 +94,19 @@ mod tests {
         assert_eq!(parse_size_or_none("none"), Ok(SizeOrNone(None)));
         assert_eq!(parse_size_or_none("2MiB"), Ok(SizeOrNone(Some(2 << 20))));
         assert!(parse_size_or_none("some").is_err());
+    }
+
+    #[test]
+    fn times_of_samples_are_read() {
+        assert_eq!(
+            ["10s", "10m", "1h", "7d", "365d"].map(parse_since).map(Result::unwrap),
+            [10, 600, 3600, 604_800, 31_536_000]
+        );
+        for wrong in ["", "h", "1", "1w", "9s", "400d", "-1h", "99999999999999999999d"] {
+            assert!(parse_since(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(["10s", "5m", "1h"].map(parse_resolution).map(Result::unwrap), [10, 300, 3600]);
+        assert!(parse_resolution("1m").unwrap_err().contains("5m (week)"));
     }
 
     #[test]

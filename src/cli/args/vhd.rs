@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::{
     JobOptions, LimitArgs, MigrateArgs, ScrubArgs, SettleArgs, SharingArgs, SizeOrNone, SpanArgs, UnspanArgs,
-    parse_size_arg, parse_size_or_none, parse_when_full,
+    VhdStatsArgs, parse_size_arg, parse_size_or_none, parse_when_full,
 };
 use crate::control::wire::{Expand, Layout, WhenFull};
 
@@ -37,6 +37,8 @@ pub enum VhdCommand {
         #[arg(value_name = "VHD")]
         vhd: String,
     },
+    /// What it did lately, or all of them, the busiest first
+    Stats(VhdStatsArgs),
     /// Move it onto more disks, while its guest works
     Span(SpanArgs),
     /// Move it onto fewer disks, or one, while its guest works

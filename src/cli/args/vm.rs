@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::{LimitArgs, SharingArgs, SizeOrNone, parse_size_or_none};
+use super::{LimitArgs, SharingArgs, SizeOrNone, StatsArgs, parse_size_or_none};
 
 /// What to do with VMs.
 #[derive(Debug, Subcommand)]
@@ -19,6 +19,8 @@ pub enum VmCommand {
         #[arg(value_name = "VM")]
         vm: String,
     },
+    /// What its VHDs did lately, together
+    Stats(StatsArgs),
     /// Change its name, labels, owner, limits, shares of disks, quota or reservation
     Set(VmSetArgs),
     /// Delete a VM that has no VHDs

@@ -10,6 +10,7 @@ mod job;
 mod limits;
 mod pool;
 mod sharing;
+mod stats;
 mod vhd;
 mod vm;
 
@@ -19,6 +20,7 @@ pub use job::{job_info, plan_info, set_job, start_job};
 pub use limits::{io_limits, limits_change, limits_info};
 pub use pool::{OpenDisk, OpenDisks, check_report, disk_info, pool_info, set_disk};
 pub use sharing::{sharing_change, sharing_in_effect, sharing_info, sharing_record};
+pub use stats::stats_sample;
 pub use vhd::{SocketInfo, create_vhd, layout_of, map_info, set_vhd, vhd_info};
 pub use vm::{create_vm, set_vm, vm_info};
 

@@ -5,6 +5,7 @@
 
 mod limits;
 mod shares;
+mod stages;
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,6 +43,7 @@ pub async fn text(State(api): State<Api>) -> Result<impl IntoResponse, ApiError>
         vm_gauges(&mut out, &vms);
         limits::limit_metrics(&mut out, &vhds, &vms);
         shares::share_metrics(&mut out, &pool, &vhds);
+        stages::transfer_metrics(&mut out, &pool, &vhds);
         move_metrics(&mut out, &pool, &vhds, &jobs);
         reactor_counters(&mut out, &host.reactors());
         out.text

@@ -14,6 +14,7 @@ pub mod openapi;
 mod pool;
 mod replace;
 mod request;
+mod stats;
 mod takeover;
 mod vhds;
 mod vms;
@@ -38,6 +39,7 @@ use super::convert::impact::Votes;
 use super::convert::{OpenDisks, SocketInfo};
 use super::events::EventLog;
 use super::owner_link::OwnerLink;
+use super::stats::StatsBook;
 use super::wire::{API_PREFIX, DiskAdd, ErrorInfo, ErrorKind, StoreInfo};
 use crate::base::ids::{DiskId, VhdId};
 use crate::base::limits::API_BODY_MAX;
@@ -163,6 +165,8 @@ pub struct Api {
     pub changing_disks: Arc<tokio::sync::Mutex<()>>,
     /// To the daemon: the process at the other end wants to take over.
     pub takeovers: tokio::sync::mpsc::Sender<UnixStream>,
+    /// What VHDs and disks did.
+    pub stats: Arc<StatsBook>,
 }
 
 impl Api {
@@ -194,7 +198,11 @@ pub fn router(api: Api) -> Router {
         .route("/vms/{vm}", get(vms::show).patch(vms::set).delete(vms::delete))
         .route("/vhds/{vhd}/rename", post(vhds::rename))
         .route("/vhds/{vhd}/resize", post(vhds::resize))
-        .route("/vhds/{vhd}/map", get(vhds::map));
+        .route("/vhds/{vhd}/map", get(vhds::map))
+        .route("/stats", get(stats::list))
+        .route("/vhds/{vhd}/stats", get(stats::vhd))
+        .route("/vms/{vm}/stats", get(stats::vm))
+        .route("/disks/{disk}/stats", get(stats::disk));
     Router::new()
         .nest(API_PREFIX, v1)
         .route("/healthz", get(pool::health))

@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{disks, events, impact, jobs, metrics, pool, replace, vhds, vms};
+use super::{disks, events, impact, jobs, metrics, pool, replace, stats, vhds, vms};
 
 /// The API.
 #[derive(OpenApi)]
@@ -44,6 +44,10 @@ use super::{disks, events, impact, jobs, metrics, pool, replace, vhds, vms};
         vms::create,
         vms::set,
         vms::delete,
+        stats::list,
+        stats::vhd,
+        stats::vm,
+        stats::disk,
         events::stream,
         metrics::text,
         pool::health,

@@ -36,6 +36,7 @@ use crate::control::owner_link::Asked;
 use crate::control::owner_thread::{self, Effects, OwnerInput, OwnerSender};
 use crate::control::reactors::{self, Handles, Inboxes};
 use crate::control::service::{self, Problems};
+use crate::control::stats::{Sampler, StatsBook};
 use crate::control::wire::{EventDetail, Severity};
 use crate::disk::BlockDev;
 use crate::disk::file::FileDisk;
@@ -74,6 +75,7 @@ pub struct Daemon {
     pub(super) takeovers: mpsc::Receiver<UnixStream>,
     pub(super) server: Arc<VhostUserServer>,
     pub(super) works: Works,
+    pub(super) sampler: Sampler,
     pub(super) host: Arc<DaemonHost>,
     pub(super) events: Arc<EventLog>,
     pub(super) kept: Option<Arc<ViewDir>>,
@@ -116,7 +118,7 @@ impl Daemon {
         let (owner, queue) = OwnerSender::channel();
         let inboxes = Inboxes::new(config.reactors).map_err(system("make the reactors' queues"))?;
         let handles = inboxes.handles();
-        let kept = table.kept;
+        let (kept, stats) = (table.kept, Arc::new(StatsBook::load(&table.members, &table.vhds)));
         let replies = StoreReplies { owner: owner.clone(), reactors: handles.clone(), kept: kept.clone() };
         let committer = Committer::new(table.state.stamp, table.region_len);
         let members = MemberThreads::start(table.members, table.total).map_err(system("start the store's threads"))?;
@@ -151,7 +153,7 @@ impl Daemon {
             service: service.clone(),
             events: Arc::clone(&events),
         };
-        let front = Front { control, rights, pool, disks, server, problems, kept, events, uuid };
+        let front = Front { control, rights, pool, disks, server, problems, kept, events, uuid, stats };
         let mut ready = front.prepare(bound, metrics, &owner, &store, config)?;
         // All threads are there that need rings; nobody from outside has been heard yet, and nothing decided.
         if !is_confined {
@@ -207,7 +209,7 @@ impl Daemon {
         let waiting = Waiting::hold(&self.server, manager, &self.rights.sockets, DRAIN_PATIENCE);
         let drained = waiting.is_some() || disconnect(&self.server, DRAIN_PATIENCE);
         let Finished { clean, store, .. } =
-            self.works.finish(&self.events, drained, &self.host.usable_disks(), END_PATIENCE);
+            self.works.finish(&self.events, self.sampler, drained, &self.host.usable_disks(), END_PATIENCE);
         // A thread that waits for a hung disk must not keep the process.
         self.runtime.shutdown_background();
         if !clean {
@@ -260,7 +262,7 @@ fn disks_of(record: &PoolRecord, pool: &OpenPool<FileDisk>) -> (Vec<Arc<DiskStat
             state.fail();
             return Arc::new(state);
         };
-        let state = Arc::new(state.failing_with(found.dev.failed()));
+        let state = Arc::new(state.failing_with(found.dev.failed()).with_metadata_work(found.dev.work()));
         if state.is_failed() {
             log::error!("disk '{}' has failed: its label could not be synced", disk.name);
         }

@@ -22,6 +22,7 @@ use crate::control::events::EventLog;
 use crate::control::http::{self, Api, Bound};
 use crate::control::owner_thread::OwnerSender;
 use crate::control::service::{self, Problems};
+use crate::control::stats::{Sampler, StatsBook};
 use crate::disk::file::FileDisk;
 use crate::disk::pool::OpenPool;
 use crate::placement::record::VhdRecord;
@@ -40,6 +41,7 @@ pub struct Front {
     pub kept: Option<Arc<ViewDir>>,
     pub events: Arc<EventLog>,
     pub uuid: Uuid,
+    pub stats: Arc<StatsBook>,
 }
 
 /// A VHD of the table.
@@ -63,6 +65,7 @@ pub struct Ready {
     host: Arc<DaemonHost>,
     api: Api,
     takeovers: mpsc::Receiver<UnixStream>,
+    sampler: Sampler,
 }
 
 impl Front {
@@ -78,7 +81,7 @@ impl Front {
         store: &StoreHandle,
         config: &Config,
     ) -> Result<Ready, ServeError> {
-        let Front { control, rights, pool, disks, server, problems, kept, events, uuid } = self;
+        let Front { control, rights, pool, disks, server, problems, kept, events, uuid, stats } = self;
         let listeners = Listeners {
             control: bound.try_clone().map_err(system("keep the control socket"))?,
             metrics: metrics
@@ -96,6 +99,8 @@ impl Front {
         let host =
             DaemonHost::new(pool, disks, owner.clone(), store.clone(), Arc::clone(&server), Arc::clone(&problems));
         let host = Arc::new(host.with_paths(Arc::clone(&rights.disks)).with_views(kept.clone()));
+        let sampler = Sampler::start(Arc::clone(&stats), owner.clone(), store.clone())
+            .map_err(system("start the thread that takes samples"))?;
         let (asked, takeovers) = mpsc::channel(1);
         let api = Api {
             owner: owner.link(),
@@ -104,6 +109,7 @@ impl Front {
             socket_dir: config.socket_dir.clone(),
             changing_disks: Arc::default(),
             takeovers: asked,
+            stats,
         };
         Ok(Ready {
             server,
@@ -120,6 +126,7 @@ impl Front {
             host,
             api,
             takeovers,
+            sampler,
         })
     }
 }
@@ -172,7 +179,20 @@ impl Ready {
     /// The API answers from now on.
     pub fn open(self, works: Works) -> Daemon {
         let Ready {
-            server, control, rights, kept, events, uuid, listeners, bound, metrics, runtime, host, api, ..
+            server,
+            control,
+            rights,
+            kept,
+            events,
+            uuid,
+            listeners,
+            bound,
+            metrics,
+            runtime,
+            host,
+            api,
+            sampler,
+            ..
         } = self;
         let changing_disks = Arc::clone(&api.changing_disks);
         let stop_api = start_api(&runtime, api, bound, metrics);
@@ -187,6 +207,7 @@ impl Ready {
             takeovers: self.takeovers,
             server,
             works,
+            sampler,
             host,
             events,
             kept,

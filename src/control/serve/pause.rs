@@ -104,7 +104,8 @@ impl Daemon {
         let devices = labels.devices();
         self.stop_api.send_replace(true);
         let reminder = Reminder::begin();
-        let Finished { engines, .. } = self.works.finish(&self.events, true, &self.host.usable_disks(), DISK_PATIENCE);
+        let Finished { engines, .. } =
+            self.works.finish(&self.events, self.sampler, true, &self.host.usable_disks(), DISK_PATIENCE);
         // Whatever is left somewhere finds no disk any more.
         let retired = devices.iter().all(|device| device.retire(DISK_PATIENCE));
         drop((reminder, labels, turn));

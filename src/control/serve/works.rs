@@ -14,6 +14,7 @@ use crate::control::mover::Mover;
 use crate::control::owner_thread::{OwnerInput, OwnerSender};
 use crate::control::reactors::{Threads, join_until};
 use crate::control::service::Service;
+use crate::control::stats::Sampler;
 use crate::disk::BlockDev;
 use crate::disk::file::FileDisk;
 use crate::engine::uring::thread::EngineThread;
@@ -66,15 +67,23 @@ impl Works {
     }
 
     /// Ends everything, each step with a limit. `drained`: no guest has a request in flight.
-    pub fn finish(self, events: &EventLog, drained: bool, disks: &[UsableDisk], patience: Duration) -> Finished {
+    pub fn finish(
+        self,
+        events: &EventLog,
+        sampler: Sampler,
+        drained: bool,
+        disks: &[UsableDisk],
+        patience: Duration,
+    ) -> Finished {
         let mover = self.mover.finish(patience);
         let reactors = self.reactors.finish(patience);
         let mut clean = drained && mover.is_some() && reactors.is_some();
         clean &= sync_all(disks, patience);
+        let mut ended = sampler.finish(patience);
         self.owner.send(OwnerInput::Stop { quiet: clean });
         let deadline = clock::now().after(patience);
         let workers = join_until(self.owner_thread, deadline);
-        let mut ended = workers.is_some();
+        ended &= workers.is_some();
         // They finish what they are at, and may be left alone.
         workers.into_iter().flatten().for_each(|worker| drop(worker.leave()));
         // The answers of the last commands pass through it.

@@ -12,6 +12,7 @@ mod limits;
 mod pool;
 mod sharing;
 pub mod size;
+mod stats;
 mod vhd;
 mod vm;
 
@@ -33,6 +34,7 @@ pub use job::{
 pub use limits::{IoLimits, IoLimitsUpdate, RateLimit};
 pub use pool::{DomainWarning, MemberHealth, PoolInfo, PoolUpdate, SpaceInfo, StoreInfo, StoreMember};
 pub use sharing::{Sharing, SharingInEffect, SharingPriority, SharingUpdate};
+pub use stats::{HotExtent, StatsInfo, StatsList, StatsSample};
 pub use vhd::{
     Attachment, CapacityInfo, DiskUse, Expand, Layout, MapRun, VhdCreate, VhdDeleted, VhdHealth, VhdInfo, VhdList,
     VhdMapInfo, VhdRename, VhdResize, VhdResult, VhdUpdate, WhenFull,

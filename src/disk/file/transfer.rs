@@ -35,6 +35,7 @@ impl FileDisk {
                 Err(e) => return Err(e),
             }
         }
+        self.work.read(into.len() as u64);
         Ok(())
     }
 
@@ -48,6 +49,7 @@ impl FileDisk {
                 Err(e) => return Err(e),
             }
         }
+        self.work.written(from.len() as u64);
         Ok(())
     }
 
@@ -134,7 +136,7 @@ impl BlockDev for FileDisk {
 
     fn sync(&self) -> io::Result<()> {
         let _in_use = self.begin()?;
-        self.synced(sys::fdatasync(self.fd.as_fd()))
+        self.synced(sys::fdatasync(self.fd.as_fd())).inspect(|()| self.work.synced())
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -58,6 +58,8 @@ pub(super) struct Segment {
     pub pages: Box<[AtomicU8]>,
     /// Checksums of blocks, if the VHD has them: see [`super::checksums`].
     pub checksums: Option<Box<[AtomicU32]>>,
+    /// How hot extents are: see [`super::heat`].
+    pub heat: Box<[AtomicU32]>,
     /// Which parts an extent was ever placed in, and what of them has memory. The rest is zeros and must not be looked at where the
     /// arrays are kept: that would take memory, or end the process if there is none.
     parts: Box<[AtomicU8]>,
@@ -79,7 +81,8 @@ impl Segment {
         let parts = parts(len, if kept.is_some() { 0 } else { ALL_COPIES });
         // Untouched zero pages cost nothing.
         let checksums = checked.then(|| bytemuck::zeroed_slice_box(len as usize * checksums::WORDS));
-        let segment = Segment { start, len, replicas, bits, versions, pages: pages(len), checksums, parts, kept };
+        let (pages, heat) = (pages(len), bytemuck::zeroed_slice_box(len as usize));
+        let segment = Segment { start, len, replicas, bits, versions, pages, checksums, heat, parts, kept };
         segment.words(0);
         segment
     }

@@ -265,6 +265,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         bounce: Option<Bounced>,
     ) -> PieceSlot {
         self.slots.request_mut(slot).outstanding += 1;
+        self.note_piece(slot, plan.chunk.extent);
         self.slots.add_piece(Piece {
             request: slot,
             extent: plan.chunk.extent,
@@ -322,6 +323,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         // SAFETY: the buffers are guest memory, which the ring keeps mapped until the request has finished; the zero
         // buffer, which lives as long as the pipeline; or a bounce buffer, which the piece owns until its completion.
         unsafe { self.engine.submit(op, tag) }.expect("room in the engine was checked");
+        self.disk(disk).metrics.of(self.id).transfers(kind).into_iter().for_each(|of| of.begun(offset, bytes));
         self.parking.operation_begun(disk);
         self.disk(disk).progress_of(self.id).begun();
     }
@@ -335,8 +337,10 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     ) -> Option<RequestSlot> {
         // Asked after the completion: the sync to come begins after it, too.
         let point = self.disk(id).sync_needed();
+        let request = self.slots.piece_mut(slot).request;
+        self.slots.request_mut(request).times.come_back(self.now);
         let piece = self.slots.piece_mut(slot);
-        let (request, filling) = (piece.request, piece.filling);
+        let filling = piece.filling;
         piece.outstanding -= 1;
         match result {
             Ok(()) if piece.is_write && !filling => self.note_written(slot, point),

@@ -9,6 +9,7 @@
 //! * `moving`: writes to extents that have several copies. `hung`: when one of them does not answer.
 //! * `failover`: reads that another replica has to answer.
 //! * `park`: waiting. `turns`: for room on a disk that VHDs share.
+//! * `stages`: what metrics ask of all of them.
 //! * `gather`: from a byte range of a request to buffers; pure.
 //!
 //! A request is a cursor over what it asks for. Each step looks up the extent under the cursor and submits one *piece* (one
@@ -26,6 +27,7 @@ mod hung;
 mod moving;
 mod park;
 mod slots;
+mod stages;
 #[cfg(test)]
 mod tests;
 mod turns;
@@ -69,6 +71,8 @@ pub struct Finished {
     pub written: u32,
     /// The kernel has found some of the guest's buffers missing: its frontend took them away.
     pub memory_lost: bool,
+    /// How long ago the last part of it came back from a host disk, in nanoseconds; 0: in this turn.
+    pub back_ns: u64,
 }
 
 /// What the owner, the committer and other reactors tell a pipeline.
@@ -249,6 +253,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if vhd.is_deleted() {
             state.fail(Status::IoError);
         }
+        self.note_started(slot);
         self.run(slot);
     }
 
@@ -357,6 +362,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 
     /// Everything of this phase is done: goes on to the next one, or finishes the request (and returns false).
     fn next_phase(&mut self, slot: RequestSlot) -> bool {
+        let now = self.now;
         let state = self.slots.request_mut(slot);
         assert!(state.outstanding == 0);
         let flushes = match state.request.kind {
@@ -366,7 +372,10 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         };
         match state.phase {
             Phase::Work if flushes && state.failed.is_none() => state.begin_sync(),
-            Phase::Sync if state.failed.is_none() => state.phase = Phase::Commit,
+            Phase::Sync if state.failed.is_none() => {
+                state.times.come_back(now);
+                state.phase = Phase::Commit;
+            }
             Phase::Work | Phase::Sync | Phase::Commit => {
                 self.finish(slot);
                 return false;
@@ -391,14 +400,16 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             (Status::Ok, RequestKind::GetId) => GET_ID_LEN,
             _ => 0,
         };
+        let mut back_ns = 0;
         if let (Some(kind), Some(vhd)) = (kind, &state.vhd) {
             let (metrics, latency_ns) = (vhd.metrics.of(self.id), self.now.since(state.started));
             metrics.record(kind, bytes, latency_ns, status == Status::Ok);
             if vhd.share.is_late(latency_ns) {
                 metrics.late.fetch_add(1, Ordering::Relaxed);
             }
+            back_ns = state.times.count(metrics, kind, state.started, self.now);
         }
-        let finished = Finished { token: state.token, status, written, memory_lost: state.memory_lost };
+        let finished = Finished { token: state.token, status, written, memory_lost: state.memory_lost, back_ns };
         self.finished.push_back((finished, slot));
         self.slots.end_request(slot);
     }

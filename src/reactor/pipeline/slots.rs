@@ -17,6 +17,7 @@ use crate::virtio::request::{Request, RequestKind, Status};
 use super::Token;
 use super::bounce::BounceBuffer;
 use super::data::Fill;
+use super::stages::Times;
 use super::turns::Taken;
 use super::verify::Whole;
 
@@ -57,6 +58,8 @@ pub(super) struct RequestState {
     pub vhd: Option<Arc<VhdState>>,
     pub token: Token,
     pub started: Nanos,
+    /// What became of it since.
+    pub times: Times,
     pub writethrough: bool,
     pub phase: Phase,
     /// Bytes of the current range that have been dealt with.
@@ -101,6 +104,7 @@ impl RequestState {
             vhd: None,
             token: Token(0),
             started: Nanos(0),
+            times: Times::default(),
             writethrough: false,
             phase: Phase::Work,
             cursor: 0,
@@ -328,6 +332,7 @@ impl Slots {
         assert!(!state.used);
         state.used = true;
         state.vhd = None;
+        state.times = Times::default();
         Some(RequestSlot(slot))
     }
 

@@ -14,6 +14,7 @@ mod replay;
 #[cfg(test)]
 mod tests;
 mod used;
+mod waits;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,6 +39,7 @@ use place::{check_addresses, host_address};
 pub(super) use pop::Popped;
 use replay::Replay;
 use used::UsedRing;
+use waits::Waits;
 
 /// A chain that the guest is owed.
 #[derive(Clone, Copy)]
@@ -90,6 +92,8 @@ pub(super) struct Ring {
     load: Arc<Load>,
     /// What its VHD is limited to.
     known: Known,
+    /// What waits while it is not popped from.
+    waits: Waits,
     /// What the request that was started last took of that.
     last_cost: Cost,
     malformed: Option<Malformed>,
@@ -148,6 +152,7 @@ impl Ring {
             replay,
             load: Arc::clone(&config.load),
             known: Known::default(),
+            waits: Waits::default(),
             last_cost: Cost::default(),
             malformed: None,
             armed: true,

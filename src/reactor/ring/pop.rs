@@ -77,7 +77,7 @@ impl Ring {
             let memory = replay.memory();
             let chain = replay.next(&memory)?;
             let is_last = replay.is_done();
-            bytes = bytes.saturating_sub(self.pop_one(pipeline, reactor, chain, &token, now)?);
+            bytes = bytes.saturating_sub(self.pop_one(pipeline, reactor, chain, &token, 0, now)?);
             budget -= 1;
             if is_last {
                 self.replay = None;
@@ -111,7 +111,9 @@ impl Ring {
             let (mut left, mut fault) = (count, None);
             for chain in chains.into_iter().flatten() {
                 left -= 1;
-                match self.pop_one(pipeline, reactor, chain, &token, now) {
+                let index = self.queue.next_avail().wrapping_sub(left + 1);
+                let waited_ns = self.waits.popped(index, now);
+                match self.pop_one(pipeline, reactor, chain, &token, waited_ns, now) {
                     Ok(cost) => bytes = bytes.saturating_sub(cost),
                     Err(error) => fault = Some(error),
                 }
@@ -129,6 +131,9 @@ impl Ring {
         }
         self.load.add((POP_BATCH - budget) as u64);
         let after_turn = budget < POP_BATCH;
+        if hold.is_some() || budget == 0 || bytes == 0 || self.is_full() {
+            self.note_waiting(now);
+        }
         // A ring without chains waits for its guest, not for a limit.
         let hold = hold.filter(|_| self.has_available());
         if std::mem::take(&mut self.announced) && !after_turn && hold.is_none() {
@@ -139,6 +144,14 @@ impl Ring {
             None if budget == 0 || bytes == 0 => Popped::More,
             None => Popped::All,
         })
+    }
+
+    /// Popping stops, though there may be more.
+    fn note_waiting(&mut self, now: Nanos) {
+        // Nonsense is found when it is popped.
+        if let Ok(available) = self.queue.avail_idx(&*self.memory, Ordering::Acquire) {
+            self.waits.note(self.queue.next_avail(), available.0, now);
+        }
     }
 
     /// Whether a limit holds back the next request.
@@ -189,6 +202,7 @@ impl Ring {
         reactor: ReactorId,
         chain: Chain<'_>,
         token: &impl Fn(u16) -> Token,
+        waited_ns: u64,
         now: Nanos,
     ) -> Result<u64, RingFault> {
         let head = chain.head_index();
@@ -200,6 +214,9 @@ impl Ring {
         // As many chains are in flight as there are descriptors.
         let slot = if self.in_flight < self.size { pipeline.prepare() } else { None };
         let slot = slot.ok_or(RingFault::AvailableIndex)?;
+        if waited_ns > 0 {
+            pipeline.waited(slot, waited_ns);
+        }
         if let (Some(inflight), None) = (&mut self.inflight, &self.replay) {
             inflight.popped(head);
         }

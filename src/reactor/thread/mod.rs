@@ -167,11 +167,11 @@ impl<O: Outbox> Reactor<O> {
             }
             // Once nothing is in flight any more, the next that comes is a guest.
             let look = self.pipeline.engine.in_flight() == 0 && self.polling.pays(For::Guests);
-            self.rings.deliver(&mut self.pipeline, look, now);
+            let shown = self.rings.deliver(&mut self.pipeline, look, now);
             if self.leaving && self.pipeline.is_idle() && !self.pipeline.has_ready() {
                 break;
             }
-            self.wait(messages_left, now);
+            self.wait(messages_left, now, shown);
         }
         self.pipeline.engine.unwatch(INBOX);
         self.pipeline.engine.finish();
@@ -187,14 +187,14 @@ impl<O: Outbox> Reactor<O> {
         (self.counted, self.cpu_ns) = (now, cpu_ns);
     }
 
-    /// Submits the batch, and blocks if nothing is left to do.
-    fn wait(&mut self, messages_left: bool, now: Nanos) {
+    /// Submits the batch, and blocks if nothing is left to do. `shown`: the time a moment ago, if somebody has looked at the clock.
+    fn wait(&mut self, messages_left: bool, now: Nanos, shown: Option<Nanos>) {
         let busy = messages_left || self.rings.has_ready() || self.pipeline.has_ready();
         if busy {
             return self.pipeline.engine.wait(Wait::No);
         }
         let what = For::in_flight(self.pipeline.engine.in_flight());
-        if self.look(what) {
+        if self.look(what, shown) {
             return;
         }
         let begun = clock::now();
@@ -203,11 +203,11 @@ impl<O: Outbox> Reactor<O> {
     }
 
     /// Looks for something to do for a while, if that mostly comes to something. Whether it has.
-    fn look(&mut self, what: For) -> bool {
+    fn look(&mut self, what: For, shown: Option<Nanos>) -> bool {
         if self.rings.are_many() {
             return false;
         }
-        let begun = clock::now();
+        let begun = shown.unwrap_or_else(clock::now);
         let Some(limit_ns) = self.polling.look(what, begun) else { return false };
         self.pipeline.engine.wait(Wait::No);
         let submitted = clock::now();

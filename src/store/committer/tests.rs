@@ -245,3 +245,56 @@ fn notes_are_taken_along_and_never_waited_for() {
     let oldest = u32::try_from(NOTES_WAITING_MAX).unwrap();
     assert_eq!(take(&mut committer)[0], (oldest, 3), "the oldest are given up");
 }
+
+fn history_row(vhd: u32, block: u32, len: usize) -> HistoryRow {
+    let part = crate::store::history::Part::Samples(crate::metrics::history::Tier::Seconds, block);
+    HistoryRow { subject: Subject::Vhd(VhdId(vhd)), part, bytes: vec![0; len], kept: (0, block) }
+}
+
+fn history_in(batch: &Batch) -> usize {
+    let rows = |step: &Step| if let Step::History(rows) = step { rows.len() } else { 0 };
+    batch.steps.iter().map(rows).sum()
+}
+
+#[test]
+fn history_goes_along_a_little_at_a_time_and_nobody_hurries_for_it() {
+    let (mut committer, mut members) = (Committer::new(EPOCH, 1 << 30), Recorder::default());
+    committer.history((0..10).map(|block| history_row(1, block, HISTORY_BYTES_PER_COMMIT_MAX / 4)).collect());
+    // The same row again takes the place of the one that waits.
+    committer.history(vec![history_row(1, 3, HISTORY_BYTES_PER_COMMIT_MAX / 4)]);
+    assert!(committer.has_history() && !committer.is_urgent() && !committer.has_pending());
+    committer.request(request(1));
+    let outcome = committer.commit(&mut members, |_| true);
+    assert_eq!((outcome.requests.len(), outcome.commits), (1, 1));
+    let mut commits = 1;
+    while committer.has_history() {
+        committer.commit(&mut members, |_| true);
+        commits += 1;
+    }
+    assert_eq!(commits, 3);
+    assert_eq!(members.batches.iter().map(|batch| history_in(batch)).collect::<Vec<_>>(), [4, 4, 2]);
+    // A row that is longer than that is no obstacle.
+    committer.history(vec![history_row(1, 1, 2 * HISTORY_BYTES_PER_COMMIT_MAX)]);
+    committer.commit(&mut members, |_| true);
+    assert!(!committer.has_history());
+}
+
+#[test]
+fn history_of_a_vhd_that_is_deleted_and_what_is_too_much_is_dropped() {
+    let (mut committer, mut members) = (Committer::new(EPOCH, 1 << 30), Recorder::default());
+    committer.history(vec![history_row(1, 1, 10), history_row(2, 1, 10)]);
+    committer.edit(EditId(1), vec![StoreEdit::DeleteVhd(VhdId(1))], |_| true);
+    committer.commit(&mut members, |_| true);
+    assert_eq!(history_in(&members.batches[0]), 1);
+    committer.history((0..9).map(|block| history_row(1, block, HISTORY_BYTES_WAITING_MAX / 8)).collect());
+    committer.drop_history();
+    assert!(!committer.has_history());
+    committer.history((0..20).map(|block| history_row(1, block, HISTORY_BYTES_WAITING_MAX / 8)).collect());
+    let waiting: usize = committer.history.iter().map(|row| row.bytes.len()).sum();
+    assert_eq!((waiting, committer.history_bytes), (HISTORY_BYTES_WAITING_MAX, HISTORY_BYTES_WAITING_MAX));
+    // Of a store that has failed nothing is kept for ever.
+    members.fails_from = Some(0);
+    committer.commit(&mut members, |_| true);
+    committer.commit(&mut members, |_| true);
+    assert!(!committer.has_history());
+}

@@ -8,12 +8,13 @@ use redb::{
 
 use super::codec::unseal;
 use super::{
-    CHECKSUMS, JOBS, META, Member, MemberError, MemberState, NOTES, PAGES, POLICY, POOL, PageTable, RecordTable, VHDS,
-    VMS, db_error, put_doubted, put_state, table_if_any,
+    CHECKSUMS, HISTORY, JOBS, META, Member, MemberError, MemberState, NOTES, PAGES, POLICY, POOL, PageTable,
+    RecordTable, VHDS, VMS, db_error, put_doubted, put_state, table_if_any,
 };
 use crate::base::ids::VhdId;
 use crate::disk::BlockDev;
 use crate::store::checksums::PageChecksums;
+use crate::store::history;
 use crate::store::page::{self, ExtentRow, PageKey};
 
 /// What it took to bring a member up.
@@ -92,6 +93,20 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
         Ok(found.map(|bytes| bytes.value().to_vec()))
     }
 
+    /// Shows every row of samples and heat as it is stored, in the order of keys.
+    ///
+    /// # Errors
+    /// The database's. Rows before have been shown.
+    pub fn for_each_history(&self, mut each: impl FnMut((u32, u32), &[u8])) -> Result<(), MemberError> {
+        let txn = self.db.begin_read().map_err(db_error)?;
+        let Some(table) = table_if_any(&txn, HISTORY)? else { return Ok(()) };
+        for row in table.iter().map_err(db_error)? {
+            let (key, bytes) = row.map_err(db_error)?;
+            each(key.value(), bytes.value());
+        }
+        Ok(())
+    }
+
     /// Shows every extent that the table says anything about, in the order of VHDs and extents.
     ///
     /// # Errors
@@ -129,7 +144,8 @@ impl<D: BlockDev + ?Sized + 'static> Member<D> {
     pub fn copy_from_all(&mut self, sources: &[Snapshot]) -> Result<Copied, MemberError> {
         let source = &sources[0];
         let mine = self.snapshot()?;
-        let kinds: [(Pages, Check); 3] = [(PAGES, check_page), (CHECKSUMS, check_checksums), (NOTES, check_note)];
+        let kinds: [(Pages, Check); 4] =
+            [(PAGES, check_page), (CHECKSUMS, check_checksums), (NOTES, check_note), (HISTORY, check_history)];
         let differences = kinds.map(|(table, check)| Differences::between(table, check, &mine, source));
         let differences: Vec<Differences> = differences.into_iter().collect::<Result<_, MemberError>>()?;
         let count = |count: fn(&Differences) -> usize| differences.iter().map(|of| count(of) as u64).sum();
@@ -179,6 +195,11 @@ fn check_checksums(_: Key, row: &[u8]) -> Result<(), Rotten> {
 /// Nobody's data depends on a note.
 fn check_note(_: Key, row: &[u8]) -> Result<(), Rotten> {
     unseal(row).map(drop).ok_or(Rotten::Forgotten)
+}
+
+/// A row of samples or heat that is damaged is missing to nobody who could not do without it.
+fn check_history(_: Key, row: &[u8]) -> Result<(), Rotten> {
+    history::is_whole(row).then_some(()).ok_or(Rotten::Forgotten)
 }
 
 /// How a table differs from that of another member.

@@ -3,8 +3,8 @@
 use redb::{ReadableTable, WriteTransaction};
 
 use super::{
-    CHECKSUMS, DOUBTED, JOBS, META, MemberError, MemberState, MetaTable, NOTES, PAGES, POLICY, POOL, PageTable,
-    RecordTable, STATE, VHDS, VMS, codec, db_error,
+    CHECKSUMS, DOUBTED, HISTORY, JOBS, META, MemberError, MemberState, MetaTable, NOTES, PAGES, POLICY, POOL,
+    PageTable, RecordTable, STATE, VHDS, VMS, codec, db_error,
 };
 use crate::base::ids::VhdId;
 use crate::base::units::{BlockMask, ExtentIndex, Generation};
@@ -12,6 +12,7 @@ use crate::placement::ReplicaSet;
 use crate::store::batch::{ExtentEdit, Step, apply_move};
 use crate::store::checksums::PageChecksums;
 use crate::store::edit::StoreEdit;
+use crate::store::history::{HistoryRow, Subject};
 use crate::store::note::Note;
 use crate::store::page::{ExtentRow, PageKey, PageRow, Stamp};
 
@@ -36,6 +37,8 @@ pub(super) fn apply_step(txn: &WriteTransaction, stamp: Stamp, step: &Step) -> R
         Step::Edit(StoreEdit::PutPool(record)) => {
             let mut meta: MetaTable<'_> = txn.open_table(META).map_err(db_error)?;
             meta.insert(POOL, codec::seal(record.encode()).as_slice()).map_err(db_error)?;
+            let is_of = |disk| record.disks.iter().any(|of_pool| of_pool.id == disk);
+            delete_history(txn, |subject| matches!(subject, Subject::Disk(disk) if !is_of(disk)), Subject::DISKS)?;
             Ok(0)
         }
         Step::Edit(StoreEdit::PutPolicy(text)) => {
@@ -53,6 +56,7 @@ pub(super) fn apply_step(txn: &WriteTransaction, stamp: Stamp, step: &Step) -> R
             let mut pages: PageTable<'_> = txn.open_table(PAGES).map_err(db_error)?;
             delete_pages(&mut pages, *vhd, 0)?;
             delete_pages(&mut txn.open_table(CHECKSUMS).map_err(db_error)?, *vhd, 0)?;
+            delete_pages(&mut txn.open_table(HISTORY).map_err(db_error)?, *vhd, 0)?;
             Ok(0)
         }
         Step::Edit(StoreEdit::Shrink { vhd, extents, last }) => shrink(txn, stamp, *vhd, *extents, *last),
@@ -86,7 +90,39 @@ pub(super) fn apply_step(txn: &WriteTransaction, stamp: Stamp, step: &Step) -> R
         Step::Edit(StoreEdit::Checksums { vhd, page, checksums }) => {
             put_checksums(&mut txn.open_table(CHECKSUMS).map_err(db_error)?, (vhd.0, *page), checksums)
         }
+        Step::History(rows) => put_history(txn, rows),
     }
+}
+
+/// Samples and heat of whoever is there; late ones of a VHD that has been deleted are dropped. Returns by how many bytes rows have grown.
+fn put_history(txn: &WriteTransaction, rows: &[HistoryRow]) -> Result<u64, MemberError> {
+    let vhds: RecordTable<'_> = txn.open_table(VHDS).map_err(db_error)?;
+    let mut table: PageTable<'_> = txn.open_table(HISTORY).map_err(db_error)?;
+    let mut grown = 0;
+    for row in rows {
+        if let Subject::Vhd(vhd) = row.subject
+            && vhds.get(vhd.0).map_err(db_error)?.is_none()
+        {
+            continue;
+        }
+        let old = table.insert(row.key(), row.bytes.as_slice()).map_err(db_error)?;
+        let old_len = old.map_or(0, |old| old.value().len());
+        grown += row.bytes.len().saturating_sub(old_len) as u64;
+        let [all, kept] = row.ranges();
+        table.retain_in(all, |key, _| kept.contains(&key)).map_err(db_error)?;
+    }
+    Ok(grown)
+}
+
+/// Deletes samples and heat of some of the subjects whose codes are in a range.
+fn delete_history(
+    txn: &WriteTransaction,
+    is_gone: impl Fn(Subject) -> bool,
+    codes: std::ops::RangeInclusive<u32>,
+) -> Result<(), MemberError> {
+    let mut table: PageTable<'_> = txn.open_table(HISTORY).map_err(db_error)?;
+    let range = (*codes.start(), 0)..=(*codes.end(), u32::MAX);
+    table.retain_in(range, |(code, _), _| !is_gone(Subject::of_code(code))).map_err(db_error)
 }
 
 /// Deletes what lies beyond the last extent that stays. Rows do not grow by that.

@@ -3,6 +3,7 @@
 mod checksums;
 mod damage;
 mod doubt;
+mod history;
 mod notes;
 mod restored;
 mod vms;

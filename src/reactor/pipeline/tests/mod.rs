@@ -7,6 +7,7 @@ mod guest;
 mod model;
 mod moving;
 mod replicas;
+mod stages;
 mod threads;
 mod turns;
 mod waiting;

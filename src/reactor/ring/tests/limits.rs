@@ -103,3 +103,17 @@ fn what_somebody_else_popped_is_charged_and_not_held_back() {
     bench.finish_all();
     assert_eq!(bench.guest.completed_count(), 5);
 }
+
+#[test]
+fn how_long_requests_were_held_back_is_part_of_their_admission() {
+    let mut bench = Bench::new(8, true, 65_534);
+    limit(&bench.ring.vhd, iops(10, 1));
+    (0..4).for_each(|slot| bench.guest.submit(slot, READ, 0, 512, 0));
+    let popped = [0, 100, 200, 300].map(|at| pop_at(&mut bench, at));
+    assert_eq!(popped[3], Popped::All);
+    let vhd = Arc::clone(&bench.ring.vhd);
+    bench.finish_all();
+    let reads = vhd.metrics.of(REACTOR).transfers(crate::metrics::IoKind::Read).unwrap();
+    let admission = reads.stage(crate::metrics::Stage::Admission).ns_sum.load(Ordering::Relaxed);
+    assert_eq!(admission / MILLI, 100 + 200 + 300);
+}

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use vm_memory::GuestMemoryMmap;
 
 use super::super::signal::{CallFd, is_eventfd, may_block};
-use super::{FLUSH, Mode, Rings, Served, TAG_PLACE_BITS, TOKEN_PLACE_SHIFT, UringPipeline};
+use super::{Done, FLUSH, Mode, Rings, Served, TAG_PLACE_BITS, TOKEN_PLACE_SHIFT, UringPipeline};
 use crate::base::clock::Nanos;
 use crate::engine::uring::{EventTag, UringEngine};
 use crate::reactor::messages::{Outbox, RingCommand, RingConfig, RingKey, RingLog, RingStopped};
@@ -117,6 +117,7 @@ impl Rings {
             log_call: None,
             queued: false,
             unpublished: false,
+            done: Done::default(),
             held: None,
             turn: None,
             hot: false,

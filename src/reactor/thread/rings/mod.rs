@@ -2,6 +2,7 @@
 //! connections want of them. `held`: those that a limit holds back.
 
 mod commands;
+mod done;
 mod held;
 
 use std::collections::{HashMap, VecDeque};
@@ -18,6 +19,7 @@ use crate::reactor::messages::{Outbox, RingKey, RingStopped};
 use crate::reactor::pipeline::{Finished, Pipeline, Token};
 use crate::reactor::ring::{Malformed, Popped, Ring, RingFault};
 use crate::virtio::request::{Request, Status};
+use done::Done;
 use held::{Held, HeldRings, Turn};
 
 /// The pipeline that runs in production.
@@ -58,6 +60,8 @@ struct Served {
     queued: bool,
     /// In the list of rings with something to publish.
     unpublished: bool,
+    /// What it has to publish.
+    done: Done,
     /// A limit holds back what its guest has made available: nobody looks, and the guest need not kick.
     held: Option<Held>,
     /// Its turn among those, as long as it has not been popped from since it got it.
@@ -312,8 +316,9 @@ impl Rings {
     }
 
     /// Gives back every chain whose request is done, and interrupts the guests that want to know. `look`: somebody will look for
-    /// what they ask for next, so they need not kick.
-    pub fn deliver<O: Outbox>(&mut self, pipeline: &mut UringPipeline<O>, look: bool, now: Nanos) {
+    /// what they ask for next, so they need not kick. Returns when the last one was shown what is done.
+    pub fn deliver<O: Outbox>(&mut self, pipeline: &mut UringPipeline<O>, look: bool, now: Nanos) -> Option<Nanos> {
+        let mut shown = None;
         while let Some(finished) = pipeline.next_finished_with(|finished, request| self.note_data(finished, request)) {
             let place = place_of(finished.token);
             if finished.token.0 & FLUSH == 0 {
@@ -325,7 +330,9 @@ impl Rings {
         while let Some(place) = self.unpublished.pop() {
             let Some(served) = &mut self.places[place as usize] else { continue };
             served.unpublished = false;
-            match served.ring.publish() {
+            let published = served.ring.publish();
+            shown = served.done.shown(served.ring.vhd.metrics.of(self.reactor), now).or(shown);
+            match published {
                 Ok(true) => served.call.iter_mut().for_each(|call| call.signal(&mut pipeline.engine)),
                 Ok(false) => {}
                 Err(fault) => self.break_ring(place, &fault, &mut pipeline.engine, now),
@@ -338,12 +345,18 @@ impl Rings {
             }
             self.settle(place, pipeline, now);
         }
+        shown
     }
 
     /// Notes what a request of a guest has written to its memory, if somebody wants to know.
     fn note_data(&mut self, finished: &Finished, request: &Request) {
         if finished.token.0 & FLUSH == 0 {
-            self.served(place_of(finished.token)).ring.note_data(request);
+            let reactor = self.reactor;
+            let served = self.served(place_of(finished.token));
+            served.ring.note_data(request);
+            if let Some(kind) = Finished::transfer(request.kind) {
+                served.done.add(kind, finished.back_ns, served.ring.vhd.metrics.of(reactor));
+            }
         }
     }
 

@@ -1,0 +1,227 @@
+//! What VHDs and host disks did: their histories, in memory, for the API and for whoever decides something by them.
+//!
+//! * `reading`: from counters to a reading. `sampler`: the thread that takes one every ten seconds, and has the store keep them.
+//!
+//! **Whoever decides by it** asks [`StatsBook::window`] for plain numbers of one VHD or disk, and [`Summary::join`]s those of the VHDs of a
+//! VM. How hot an extent is, its map says ([`heat`](crate::placement::view::VhdMap::heat)).
+//!
+//! **Room.** All rows together take a sixteenth of the smallest metadata region at most, each subject the same part of it: then older blocks
+//! are not stored, those of the coarsest resolution last. Heat takes a quarter of a subject's part at most, or is not stored.
+
+mod reading;
+mod sampler;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::base::clock::{self, Nanos};
+use crate::base::ids::{DiskId, VhdId};
+use crate::base::limits::HISTORY_REGION_SHARE;
+use crate::disk::BlockDev;
+use crate::metrics::heat::{self, ROW_EXTENTS, Window};
+use crate::metrics::history::{History, Row, Sample, Summary, Tier};
+use crate::owner::command::{DiskInfo, VhdInfo};
+use crate::placement::record::VhdRecord;
+use crate::shared::VhdState;
+use crate::store::history::{HistoryRow, Part, Subject};
+use crate::store::member::Member;
+use reading::{Touched, disk_reading, vhd_reading};
+pub use sampler::Sampler;
+
+/// Extents of a row of heat.
+#[allow(clippy::cast_possible_truncation, reason = "a small constant")]
+const HEAT_ROW: u32 = ROW_EXTENTS as u32;
+
+/// A quarter of what a subject has room for may be heat.
+const HEAT_PART: u64 = 4;
+
+/// The histories of all VHDs and disks.
+#[derive(Debug, Default)]
+pub struct StatsBook {
+    subjects: Mutex<BTreeMap<Subject, Known>>,
+}
+
+/// What is known of one subject.
+#[derive(Debug, Default)]
+struct Known {
+    history: History,
+    touched: Touched,
+    /// Rows of heat as they were stored last: their checksums and lengths.
+    heat: HashMap<u32, (u32, usize)>,
+}
+
+impl StatsBook {
+    /// What the store has kept. What is damaged is logged and left out, and so is what is of nobody.
+    #[must_use]
+    pub fn load<D: BlockDev + ?Sized + 'static>(
+        members: &[(DiskId, Member<D>)],
+        vhds: &[(VhdRecord, Arc<VhdState>)],
+    ) -> StatsBook {
+        let book = StatsBook::default();
+        let states: HashMap<VhdId, &Arc<VhdState>> = vhds.iter().map(|(record, state)| (record.id, state)).collect();
+        for (disk, member) in members {
+            let mut last = None;
+            let loaded = member.for_each_history(|key, bytes| {
+                if last.is_none_or(|last| last < key) {
+                    book.take_row(&states, key, bytes);
+                    last = Some(key);
+                }
+            });
+            match loaded {
+                Ok(()) => break,
+                Err(error) => log::warn!("disk #{}: history cannot be read, and is left out: {error}", disk.0),
+            }
+        }
+        book
+    }
+
+    fn take_row(&self, states: &HashMap<VhdId, &Arc<VhdState>>, (subject, part): (u32, u32), bytes: &[u8]) {
+        let (subject, part) = (Subject::of_code(subject), Part::of_code(part));
+        let state = match subject {
+            Subject::Vhd(vhd) => match states.get(&vhd) {
+                Some(state) => Some(*state),
+                None => return,
+            },
+            Subject::Disk(_) => None,
+        };
+        let mut subjects = self.subjects();
+        let known = subjects.entry(subject).or_default();
+        let taken = match (part, state) {
+            (Part::Samples(tier, block), _) => {
+                known.history.restore(tier, block, bytes).map_err(|error| error.to_string())
+            }
+            (Part::Heat(row), Some(state)) => known.take_heat(row, bytes, state),
+            (Part::Heat(_), None) => Ok(()),
+        };
+        if let Err(error) = taken {
+            log::warn!("a part of the history of {subject:?} is left out: {error}");
+        }
+    }
+
+    fn subjects(&self) -> MutexGuard<'_, BTreeMap<Subject, Known>> {
+        self.subjects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what the counters of all VHDs and disks say now. Those that are not among them any more are forgotten.
+    pub fn record(&self, vhds: &[VhdInfo], disks: &[DiskInfo], now: Nanos, wall_secs: u64) {
+        let mut subjects = self.subjects();
+        let is_there = |subject: &Subject| match subject {
+            Subject::Vhd(id) => vhds.iter().any(|vhd| vhd.record.id == *id),
+            Subject::Disk(id) => disks.iter().any(|disk| disk.record.id == *id),
+        };
+        subjects.retain(|subject, _| is_there(subject));
+        for vhd in vhds {
+            let known = subjects.entry(Subject::Vhd(vhd.record.id)).or_default();
+            let reading = vhd_reading(vhd, &mut known.touched, now);
+            known.history.record(&reading, wall_secs);
+        }
+        for disk in disks {
+            let known = subjects.entry(Subject::Disk(disk.record.id)).or_default();
+            known.history.record(&disk_reading(disk, now), wall_secs);
+        }
+    }
+
+    /// What a subject did between two points in time, in seconds since the Unix epoch: plain numbers. `None` if nobody knows of it yet.
+    #[must_use]
+    pub fn window(&self, subject: Subject, from: u64, to: u64) -> Option<Summary> {
+        Some(self.subjects().get(&subject)?.history.window(from, to))
+    }
+
+    /// As [`StatsBook::window`], from samples of one resolution.
+    #[must_use]
+    pub fn window_in(&self, subject: Subject, tier: Tier, from: u64, to: u64) -> Option<Summary> {
+        Some(self.subjects().get(&subject)?.history.window_in(tier, from, to))
+    }
+
+    /// The finest resolution that reaches back so far.
+    #[must_use]
+    pub fn resolution(&self, subject: Subject, from: u64) -> Option<Tier> {
+        Some(self.subjects().get(&subject)?.history.tier_since(from))
+    }
+
+    /// Its samples in that time, each by itself with its beginning, in one resolution; `None`: the finest one that reaches back so far.
+    #[must_use]
+    pub fn samples(&self, subject: Subject, tier: Option<Tier>, from: u64, to: u64) -> Vec<Summary> {
+        let subjects = self.subjects();
+        let Some(history) = subjects.get(&subject).map(|known| &known.history) else { return Vec::new() };
+        let tier = tier.unwrap_or_else(|| history.tier_since(from));
+        let one = |(begins, sample): (u64, Sample)| Summary::of_sample(begins, tier, &sample);
+        history.samples(tier, from, to).map(one).collect()
+    }
+
+    /// Rows to be stored of the subjects among the `vhds` and disks for which `is_due`. `region_len`: bytes of the smallest metadata region.
+    fn rows(&self, vhds: &[VhdInfo], region_len: u64, is_due: impl Fn(Subject) -> Due) -> Vec<HistoryRow> {
+        let mut subjects = self.subjects();
+        let room = region_len / HISTORY_REGION_SHARE / (subjects.len() as u64).max(1);
+        let mut rows = Vec::new();
+        for (subject, known) in subjects.iter_mut() {
+            let due = is_due(*subject);
+            let state = vhds.iter().find(|vhd| Subject::Vhd(vhd.record.id) == *subject).map(|vhd| &vhd.state);
+            let mut samples_room = room;
+            if let (true, Some(state)) = (due.heat, state) {
+                rows.extend(known.heat_rows(*subject, state, room / HEAT_PART));
+            }
+            samples_room = samples_room.saturating_sub(known.heat_bytes());
+            if due.samples {
+                let room = usize::try_from(samples_room).unwrap_or(usize::MAX);
+                let row = |Row { tier, block, bytes, kept }| HistoryRow {
+                    subject: *subject,
+                    part: Part::Samples(tier, block),
+                    bytes,
+                    kept,
+                };
+                rows.extend(known.history.take_unsaved(room).into_iter().map(row));
+            }
+        }
+        rows
+    }
+}
+
+/// What of a subject is to be stored now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Due {
+    samples: bool,
+    heat: bool,
+}
+
+impl Known {
+    fn take_heat(&mut self, row: u32, bytes: &[u8], state: &VhdState) -> Result<(), String> {
+        let heats = heat::decode(row, bytes).map_err(|error| error.to_string())?;
+        let first = row.checked_mul(HEAT_ROW).ok_or("it is of extents that no VHD has")?;
+        state.map.restore_heat(first, &heats, Window::at(clock::now().0));
+        self.heat.insert(row, (crc32c::crc32c(bytes), bytes.len()));
+        Ok(())
+    }
+
+    fn heat_bytes(&self) -> u64 {
+        self.heat.values().map(|(_, len)| *len as u64).sum()
+    }
+
+    /// The rows of heat that have changed, as far as there is room for them. What is not hot any more is let go of in any case.
+    fn heat_rows(&mut self, subject: Subject, state: &VhdState, room: u64) -> Vec<HistoryRow> {
+        let (window, extents) = (Window::at(clock::now().0), state.map.extents());
+        let last = extents.saturating_sub(1) / HEAT_ROW;
+        self.heat.retain(|row, _| *row <= last);
+        let mut rows = Vec::new();
+        for row in 0..=last {
+            let first = row * HEAT_ROW;
+            let heats = state.map.sweep_heat(first..first.saturating_add(HEAT_ROW), window);
+            let bytes = heat::encode(row, heats);
+            let stored = self.heat.get(&row).copied();
+            if stored.is_none() && heat::is_cold(&bytes) || stored.is_some_and(|(crc, _)| crc == crc32c::crc32c(&bytes))
+            {
+                continue;
+            }
+            let others = self.heat_bytes() - stored.map_or(0, |(_, len)| len as u64);
+            if others + bytes.len() as u64 > room && !heat::is_cold(&bytes) {
+                continue;
+            }
+            self.heat.insert(row, (crc32c::crc32c(&bytes), bytes.len()));
+            rows.push(HistoryRow { subject, part: Part::Heat(row), bytes, kept: (0, last) });
+        }
+        rows
+    }
+}
+
+#[cfg(test)]
+mod tests;

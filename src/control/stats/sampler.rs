@@ -1,0 +1,119 @@
+//! The thread that takes a sample every ten seconds and now and then has the store keep them: each subject's every five minutes, not all at
+//! once, and all of them when the daemon stops. What is lost when it is killed are the last minutes.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use tokio::sync::oneshot;
+
+use super::{Due, StatsBook};
+use crate::base::clock;
+use crate::control::owner_link::Asked;
+use crate::control::owner_thread::{OwnerInput, OwnerSender};
+use crate::control::reactors::join_until;
+use crate::metrics::history::Tier;
+use crate::owner::command::{Command, DiskInfo, Reply, VhdInfo};
+use crate::store::history::Subject;
+use crate::store::thread::StoreHandle;
+
+/// Samples after which those of a subject are stored: five minutes.
+const STORE_EVERY: u64 = 30;
+
+/// And its heat: an hour.
+const STORE_HEAT_EVERY: u64 = 360;
+
+/// The thread. It ends when this is dropped.
+pub struct Sampler {
+    stop: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Sampler {
+    /// Starts it. Nothing is asked of the owner before the first sample is due.
+    ///
+    /// # Errors
+    /// No thread.
+    pub fn start(book: Arc<StatsBook>, owner: OwnerSender, store: StoreHandle) -> std::io::Result<Sampler> {
+        let (stop, stopped) = crossbeam_channel::bounded(0);
+        let work = Work { book, owner, store, vhds: Vec::new(), disks: Vec::new(), ticks: 0 };
+        let thread = std::thread::Builder::new().name("spanblk-stats".to_owned()).spawn(move || work.run(&stopped))?;
+        Ok(Sampler { stop, thread })
+    }
+
+    /// Takes a last sample and hands everything to the store. Whether that has ended in time. Call while the owner and the store work, and
+    /// once guests do not any more.
+    pub fn finish(self, at_most: Duration) -> bool {
+        drop(self.stop);
+        join_until(self.thread, clock::now().after(at_most)).is_some()
+    }
+}
+
+struct Work {
+    book: Arc<StatsBook>,
+    owner: OwnerSender,
+    store: StoreHandle,
+    /// As they were last.
+    vhds: Vec<VhdInfo>,
+    disks: Vec<DiskInfo>,
+    ticks: u64,
+}
+
+impl Work {
+    fn run(mut self, stopped: &Receiver<()>) {
+        loop {
+            let every = Tier::Seconds.secs();
+            let pause = Duration::from_secs(every - clock::wall_secs() % every);
+            match stopped.recv_timeout(pause) {
+                Err(RecvTimeoutError::Timeout) => self.tick(),
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        // Unless the daemon never began.
+        if self.ticks > 0 {
+            self.look_again();
+            self.record();
+        }
+        self.hand_over(|_| Due { samples: true, heat: true });
+    }
+
+    fn tick(&mut self) {
+        self.ticks += 1;
+        self.look_again();
+        self.record();
+        let turn = |subject: Subject, every| (self.ticks + u64::from(subject.code())).is_multiple_of(every);
+        let due = |subject| Due { samples: turn(subject, STORE_EVERY), heat: turn(subject, STORE_HEAT_EVERY) };
+        self.hand_over(due);
+    }
+
+    fn record(&self) {
+        self.book.record(&self.vhds, &self.disks, clock::now(), clock::wall_secs());
+    }
+
+    fn hand_over(&self, due: impl Fn(Subject) -> Due) {
+        let status = self.store.status();
+        let members = status.members.iter().filter(|member| member.lost.is_none());
+        let region_len = members.map(|member| member.region_len).min().unwrap_or(0);
+        let rows = self.book.rows(&self.vhds, region_len, due);
+        if !rows.is_empty() {
+            self.store.history(rows);
+        }
+    }
+
+    /// Which VHDs and disks there are. An owner that stops leaves it at what was known.
+    fn look_again(&mut self) {
+        if let Some(Reply::Vhds(vhds)) = self.ask(Command::ListVhds) {
+            self.vhds = vhds;
+        }
+        if let Some(Reply::Pool(pool)) = self.ask(Command::ShowPool) {
+            self.disks = pool.disks;
+        }
+    }
+
+    fn ask(&self, command: Command) -> Option<Reply> {
+        let (answer, waiting) = oneshot::channel();
+        self.owner.send(OwnerInput::Command(Asked { command, answer }));
+        waiting.blocking_recv().ok()?.ok()
+    }
+}
