@@ -10,6 +10,7 @@ pub mod mover;
 pub mod owner;
 pub mod placement;
 pub mod plan;
+pub mod policy;
 pub mod qos;
 pub mod reactor;
 pub mod sandbox;

@@ -361,6 +361,24 @@ pub const SLOW_BUCKET: usize = 24;
 /// would make every later change look older than what is durable).
 pub const GENERATION_MAX: u32 = 1 << 28;
 
+/// Seconds by which the policy's own time goes on at most between two looks, whatever the clock of the host says.
+pub const POLICY_STEP_SECS_MAX: u64 = 900;
+
+/// Seconds for which what the policy has moved counts among its budget.
+pub const POLICY_BUDGET_SECS: u64 = 24 * 3600;
+
+/// Seconds after the end of a change until it is looked at what came of it.
+pub const POLICY_OUTCOME_SECS: u64 = 1800;
+
+/// Changes whose outcome is remembered.
+pub const POLICY_OUTCOMES_MAX: usize = 256;
+
+/// Entries of each kind in the state of the policy.
+pub const POLICY_ENTRIES_MAX: usize = 1 << 16;
+
+/// Proposals that are open at the same time: more than anybody reads.
+pub const POLICY_PROPOSALS_MAX: usize = 256;
+
 /// Seconds that a write into a full pool waits for room, unless the VHD says otherwise.
 pub const WHEN_FULL_WAIT_SECS_DEFAULT: u64 = 60;
 

@@ -12,4 +12,5 @@ pub mod limits;
 pub mod log_gate;
 pub mod prefetch;
 pub mod rng;
+pub mod size;
 pub mod units;

@@ -11,10 +11,11 @@ mod job;
 mod limits;
 mod pool;
 mod sharing;
-pub mod size;
 mod stats;
 mod vhd;
 mod vm;
+
+pub use crate::base::size;
 
 pub use check::CheckReport;
 pub use disk::{

@@ -1,0 +1,43 @@
+use super::super::judge::tests::pool::{busy_vhd, disk, pool, vhd};
+use super::super::observe::Health;
+use super::*;
+use crate::placement::record::Accept;
+
+const NEW: NewVhd = NewVhd { vm: None, size: 100 << 20, used: 0, replicas: 1 };
+
+fn isolated(disk: u8) -> Option<Layout> {
+    Some(Layout::Isolated { disk: DiskId(disk), chosen: false })
+}
+
+#[test]
+fn a_new_vhd_goes_where_its_vm_is_or_where_most_is_to_spare() {
+    let rules = Rules::default();
+    let disks: Vec<_> = (0..3).map(disk).collect();
+    let there = vec![vhd(1, Some(1), &[(0, 300)]), busy_vhd(2, None, &[(1, 10)], 0.5)];
+    let seen = pool(disks, there.clone());
+    assert_eq!(place(&seen, &rules, NEW), isolated(2));
+    assert_eq!(place(&seen, &rules, NewVhd { vm: Some(VmId(1)), ..NEW }), isolated(0));
+    // Where its VM is there is no room, or no time.
+    let large = NewVhd { vm: Some(VmId(1)), size: 400 << 20, ..NEW };
+    assert_eq!(place(&seen, &rules, large), isolated(2));
+    let busy = pool((0..3).map(disk).collect(), vec![busy_vhd(1, Some(1), &[(0, 300)], 0.8)]);
+    assert_ne!(place(&busy, &rules, NewVhd { vm: Some(VmId(1)), ..NEW }), isolated(0));
+}
+
+#[test]
+fn a_large_one_is_spread_and_what_nobody_can_take_is_placed_nowhere() {
+    let rules = Rules::default();
+    let mut seen = pool((0..4).map(disk).collect(), vec![]);
+    let wide = place(&seen, &rules, NewVhd { size: 900 << 20, ..NEW }).unwrap();
+    assert_eq!(wide.width(), 2);
+    let huge = place(&seen, &rules, NewVhd { size: 1 << 40, ..NEW }).unwrap();
+    assert_eq!(huge.width(), 4, "thin: it may never be written");
+    let mirrored = place(&seen, &rules, NewVhd { replicas: 2, ..NEW }).unwrap();
+    assert_eq!(mirrored.width(), 2);
+    seen.disks.iter_mut().for_each(|disk| disk.domain = 0);
+    assert_eq!(place(&seen, &rules, NewVhd { replicas: 2, ..NEW }), None, "all fail together");
+    seen.disks.iter_mut().for_each(|disk| disk.health = Health::Failed);
+    assert_eq!(place(&seen, &rules, NEW), None);
+    seen.disks.iter_mut().for_each(|disk| (disk.health, disk.accept) = (Health::Works, Accept::None));
+    assert_eq!(place(&seen, &rules, NEW), None);
+}
