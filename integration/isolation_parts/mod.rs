@@ -2,6 +2,7 @@
 
 pub mod guests;
 pub mod neighbours;
+pub mod weights;
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -34,9 +35,10 @@ const JOB_LIMIT: Duration = Duration::from_secs(120);
 /// A measurement: its name for `LAB_BENCH_ONLY`, its title.
 type Part = (&'static str, &'static str, fn(&mut Bench) -> Result<()>);
 
-pub const PARTS: [Part; 2] = [
+pub const PARTS: [Part; 3] = [
     ("reads", "a victim that reads", neighbours::reads),
     ("flushes", "a victim that writes where nothing was, with a FLUSH after each", neighbours::first_writes),
+    ("weights", "two guests that both want all of a disk", weights::measure),
 ];
 
 /// The disks, how a run is made, and what has been found.
@@ -80,7 +82,7 @@ impl<'a> Bench<'a> {
     ///
     /// # Errors
     /// What spanblk says.
-    pub fn pool(&mut self) -> Result<Pool> {
+    pub fn pool(&mut self, shares: Shares) -> Result<Pool> {
         self.pools += 1;
         let sockets = self.dir.sockets().join(format!("pool{}", self.pools));
         fs::create_dir(&sockets)?;
@@ -88,7 +90,7 @@ impl<'a> Bench<'a> {
         let mut options = vec!["--force"];
         names.iter().for_each(|name| options.extend(["--name", name]));
         let mut pool = Pool::create(&sockets, self.disks.devices.clone(), &options)?;
-        pool.serve_all()?;
+        serve(&mut pool, shares)?;
         Ok(pool)
     }
 
@@ -124,6 +126,25 @@ impl<'a> Bench<'a> {
         });
         outputs::save("isolation.json", &serde_json::to_string_pretty(&all)?)
     }
+}
+
+/// Whether the daemon shares out disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shares {
+    /// It leaves that to the disks.
+    Off,
+    /// As it comes.
+    On,
+}
+
+/// Starts the daemon of a pool.
+///
+/// # Errors
+/// What spanblk says.
+pub fn serve(pool: &mut Pool, shares: Shares) -> Result<()> {
+    let order: Vec<usize> = (0..DISKS).collect();
+    let options: &[&str] = if shares == Shares::Off { &["--fair-shares", "off"] } else { &[] };
+    pool.serve(&order, options).map(drop)
 }
 
 /// Has a job done; how long it took, and how many bytes it moved.

@@ -364,6 +364,12 @@ pub const GENERATION_MAX: u32 = 1 << 28;
 /// Seconds by which the policy's own time goes on at most between two looks, whatever the clock of the host says.
 pub const POLICY_STEP_SECS_MAX: u64 = 900;
 
+/// Seconds between two looks of the policy.
+pub const POLICY_LOOK_SECS: u64 = 30;
+
+/// Seconds after which what the policy remembers is kept again if nothing has happened.
+pub const POLICY_KEEP_SECS: u64 = 600;
+
 /// Seconds for which what the policy has moved counts among its budget.
 pub const POLICY_BUDGET_SECS: u64 = 24 * 3600;
 

@@ -16,6 +16,7 @@ mod events;
 mod image;
 mod job;
 pub mod output;
+mod policy;
 mod pool;
 mod serve;
 mod sharing;
@@ -86,6 +87,11 @@ fn dispatch(cli: Cli) -> Outcome {
             pool::restore(&session, &file, &disks, force)
         }
         Command::Check { disks } => pool::check(&session, &disks),
+        Command::Policy(command) => policy::run(&session, command),
+        Command::Advise(_) => policy::advise(&session),
+        Command::Apply { proposal } => policy::apply(&session, proposal),
+        Command::Dismiss { proposal } => policy::dismiss(&session, proposal),
+        Command::Why { vhd } => policy::why(&session, &vhd),
         Command::Events(args) => events::run(&session, &args),
         Command::Metrics => output::print(&session.client()?.get_text("/metrics")?),
         Command::Serve(args) => serve::run(&session, args),

@@ -19,6 +19,7 @@ pub mod http;
 mod mover;
 pub mod owner_link;
 pub mod owner_thread;
+pub mod policy;
 mod reactors;
 pub mod serve;
 mod service;

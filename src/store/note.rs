@@ -12,6 +12,8 @@ pub enum NoteKind {
     Events = 1,
     /// Up to which number events have been given theirs.
     EventNumbers = 2,
+    /// What the policy remembers: see `control::policy`.
+    Policy = 3,
 }
 
 impl NoteKind {

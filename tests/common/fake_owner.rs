@@ -14,6 +14,7 @@ use spanblk::control::convert::{OpenDisk, OpenDisks};
 use spanblk::control::events::EventLog;
 use spanblk::control::http::{Api, Connections, Host};
 use spanblk::control::owner_link::OwnerLink;
+use spanblk::control::policy::Desk;
 use spanblk::control::wire::{DiskAdd, ErrorInfo, ErrorKind, StoreInfo};
 use spanblk::owner::command::{
     AddDisk, CapacityUse, Command, CommandError, DiskInfo, DiskShare, JobInfo, JobRequest, JoiningDisk, LostData,
@@ -73,6 +74,8 @@ pub fn api_with(change: impl FnOnce(&mut Script)) -> Api {
         changing_disks: Arc::default(),
         takeovers: tokio::sync::mpsc::channel(1).0,
         stats: Arc::default(),
+        policy: Arc::new(Desk::new(None, Vec::new(), Arc::default(), Arc::default(), None)),
+        changing_policy: Arc::default(),
     }
 }
 

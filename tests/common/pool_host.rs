@@ -6,6 +6,7 @@ use super::daemon_host::Host;
 
 impl Host {
     /// Names of the disks that carry the placement table.
+    #[allow(dead_code, reason = "not every test that uses this file")]
     pub fn members(&self) -> Vec<String> {
         let pool = self.json(&["pool", "show"]);
         let members = pool["store"]["members"].as_array().unwrap().iter();
@@ -15,6 +16,7 @@ impl Host {
     }
 
     /// Names of the disks of the pool.
+    #[allow(dead_code, reason = "not every test that uses this file")]
     pub fn disks(&self) -> Vec<String> {
         let list = self.json(&["disk", "list"]);
         list["disks"].as_array().unwrap().iter().map(|disk| disk["name"].as_str().unwrap().to_owned()).collect()

@@ -4,6 +4,7 @@ mod disk;
 mod events;
 mod job;
 mod limits;
+mod policy;
 mod pool;
 mod serve;
 mod sharing;
@@ -25,6 +26,7 @@ pub use job::{
     EvacuateArgs, JobCommand, JobOptions, MigrateArgs, Priority, Rate, ScrubArgs, SettleArgs, SpanArgs, UnspanArgs,
 };
 pub use limits::{Limit, LimitArgs};
+pub use policy::{AdviseArgs, PolicyCommand, PolicySetArgs};
 pub use pool::{PoolCommand, PoolCreateArgs, PoolDestroyArgs};
 pub use serve::ServeArgs;
 pub use sharing::SharingArgs;
@@ -102,6 +104,29 @@ pub enum Command {
         /// All disks of the pool; without any, the daemon checks the pool that it serves
         #[arg(value_name = "DISK")]
         disks: Vec<PathBuf>,
+    },
+    /// What is wanted of the policy that moves VHDs by itself
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// What the policy proposes, and what came of its proposals
+    Advise(AdviseArgs),
+    /// Carry a proposal of the policy out
+    Apply {
+        /// Its number, as 'spanblk advise' shows it
+        #[arg(value_name = "N")]
+        proposal: u32,
+    },
+    /// Have a proposal of the policy not made again, unless what was observed changes by a fifth
+    Dismiss {
+        /// Its number, as 'spanblk advise' shows it
+        #[arg(value_name = "N")]
+        proposal: u32,
+    },
+    /// Why a VHD lies where it lies
+    Why {
+        /// Name or UUID
+        #[arg(value_name = "VHD")]
+        vhd: String,
     },
     /// What happened lately
     Events(EventsArgs),

@@ -11,6 +11,7 @@ mod jobs;
 mod listen;
 mod metrics;
 pub mod openapi;
+mod policy;
 mod pool;
 mod replace;
 mod request;
@@ -32,6 +33,7 @@ use axum::routing::{get, post};
 
 pub use error::ApiError;
 pub use listen::{Bound, ListenError, bind_control, bind_metrics, serve};
+pub use policy::run as run_policy;
 pub use replace::remove_replaced;
 pub use takeover::{TAKEOVER_PATH, TAKEOVER_PROTOCOL};
 
@@ -39,6 +41,7 @@ use super::convert::impact::Votes;
 use super::convert::{OpenDisks, SocketInfo};
 use super::events::EventLog;
 use super::owner_link::OwnerLink;
+use super::policy::Desk;
 use super::stats::StatsBook;
 use super::wire::{API_PREFIX, DiskAdd, ErrorInfo, ErrorKind, StoreInfo};
 use crate::base::ids::{DiskId, VhdId};
@@ -163,6 +166,10 @@ pub struct Api {
     pub socket_dir: PathBuf,
     /// Disks come and go one at a time, so that each gets the next place in the pool's disk table.
     pub changing_disks: Arc<tokio::sync::Mutex<()>>,
+    /// What is wanted of the policy, and what it remembers.
+    pub policy: Arc<Desk>,
+    /// Wishes change one at a time: each is checked with all others.
+    pub changing_policy: Arc<tokio::sync::Mutex<()>>,
     /// To the daemon: the process at the other end wants to take over.
     pub takeovers: tokio::sync::mpsc::Sender<UnixStream>,
     /// What VHDs and disks did.
@@ -199,6 +206,11 @@ pub fn router(api: Api) -> Router {
         .route("/vhds/{vhd}/rename", post(vhds::rename))
         .route("/vhds/{vhd}/resize", post(vhds::resize))
         .route("/vhds/{vhd}/map", get(vhds::map))
+        .route("/vhds/{vhd}/why", get(policy::why))
+        .route("/policy", get(policy::show).patch(policy::set))
+        .route("/advice", get(policy::advice))
+        .route("/advice/{proposal}/apply", post(policy::apply))
+        .route("/advice/{proposal}/dismiss", post(policy::dismiss))
         .route("/stats", get(stats::list))
         .route("/vhds/{vhd}/stats", get(stats::vhd))
         .route("/vms/{vm}/stats", get(stats::vm))

@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{disks, events, impact, jobs, metrics, pool, replace, stats, vhds, vms};
+use super::{disks, events, impact, jobs, metrics, policy, pool, replace, stats, vhds, vms};
 
 /// The API.
 #[derive(OpenApi)]
@@ -48,6 +48,12 @@ use super::{disks, events, impact, jobs, metrics, pool, replace, stats, vhds, vm
         stats::vhd,
         stats::vm,
         stats::disk,
+        policy::show,
+        policy::set,
+        policy::advice,
+        policy::apply,
+        policy::dismiss,
+        policy::why,
         events::stream,
         metrics::text,
         pool::health,

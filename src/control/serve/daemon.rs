@@ -18,6 +18,7 @@ use super::fd_store::Waiting;
 use super::front::Front;
 use super::host::DaemonHost;
 use super::manager::{Manager, Probe};
+use super::memory::Memory;
 use super::table::open_table;
 use super::views::ViewDir;
 use super::works::{END_PATIENCE, Finished, Works};
@@ -59,9 +60,6 @@ use crate::vhost_user::{Removal, ServerEvents, VhostUserServer};
 
 /// How long guests' requests may take to finish when the daemon stops.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
-
-/// Events may take this part of a metadata region.
-const EVENTS_PART_OF_REGION: u64 = 8;
 
 /// A daemon that serves.
 pub struct Daemon {
@@ -118,14 +116,13 @@ impl Daemon {
         let (owner, queue) = OwnerSender::channel();
         let inboxes = Inboxes::new(config.reactors).map_err(system("make the reactors' queues"))?;
         let handles = inboxes.handles();
-        let (kept, stats) = (table.kept, Arc::new(StatsBook::load(&table.members, &table.vhds)));
+        let (kept, stats) = (table.kept, StatsBook::load(&table.members, &table.vhds));
         let replies = StoreReplies { owner: owner.clone(), reactors: handles.clone(), kept: kept.clone() };
         let committer = Committer::new(table.state.stamp, table.region_len);
         let members = MemberThreads::start(table.members, table.total).map_err(system("start the store's threads"))?;
         let (store, store_thread) =
             thread::start(committer, members, replies).map_err(system("start the committer"))?;
-        let events =
-            Arc::new(EventLog::restored(table.events, table.region_len / EVENTS_PART_OF_REGION, store.clone()));
+        let memory = Memory::recall(table.noted, stats, table.region_len, &store);
         states.iter().for_each(|disk| store.add_disk(disk));
         table.vhds.iter().for_each(|(_, vhd)| store.open_vhd(vhd));
 
@@ -144,16 +141,16 @@ impl Daemon {
             .with_patience(config.hang_timeout, config.rebuild_delay)
             .with_fair_shares(config.fair_shares == FairShares::Auto)
             .with_kept(kept.clone().map(|kept| kept as Arc<dyn Keep>), table.recovered)?;
-        report_disks(&pool, table.lost, &core, &store, &events);
+        report_disks(&pool, table.lost, &core, &store, &memory.events);
         let effects = Effects {
             reactors: handles,
             mover: mover.handle(),
             store: store.clone(),
             workers,
             service: service.clone(),
-            events: Arc::clone(&events),
+            events: Arc::clone(&memory.events),
         };
-        let front = Front { control, rights, pool, disks, server, problems, kept, events, uuid, stats };
+        let front = Front { control, rights, pool, disks, server, problems, kept, memory, uuid };
         let mut ready = front.prepare(bound, metrics, &owner, &store, config)?;
         // All threads are there that need rings; nobody from outside has been heard yet, and nothing decided.
         if !is_confined {

@@ -13,6 +13,7 @@ use super::config::Config;
 use super::confine::ControlSocket;
 use super::daemon::{Daemon, Listeners, UsableDisk, system};
 use super::host::DaemonHost;
+use super::memory::Memory;
 use super::takeover::TakeoverError;
 use super::views::ViewDir;
 use super::works::Works;
@@ -22,7 +23,7 @@ use crate::control::events::EventLog;
 use crate::control::http::{self, Api, Bound};
 use crate::control::owner_thread::OwnerSender;
 use crate::control::service::{self, Problems};
-use crate::control::stats::{Sampler, StatsBook};
+use crate::control::stats::Sampler;
 use crate::disk::file::FileDisk;
 use crate::disk::pool::OpenPool;
 use crate::placement::record::VhdRecord;
@@ -39,9 +40,8 @@ pub struct Front {
     pub server: Arc<VhostUserServer>,
     pub problems: Arc<Problems>,
     pub kept: Option<Arc<ViewDir>>,
-    pub events: Arc<EventLog>,
+    pub memory: Memory,
     pub uuid: Uuid,
-    pub stats: Arc<StatsBook>,
 }
 
 /// A VHD of the table.
@@ -81,7 +81,8 @@ impl Front {
         store: &StoreHandle,
         config: &Config,
     ) -> Result<Ready, ServeError> {
-        let Front { control, rights, pool, disks, server, problems, kept, events, uuid, stats } = self;
+        let Front { control, rights, pool, disks, server, problems, kept, memory, uuid } = self;
+        let Memory { events, stats, policy } = memory;
         let listeners = Listeners {
             control: bound.try_clone().map_err(system("keep the control socket"))?,
             metrics: metrics
@@ -110,6 +111,8 @@ impl Front {
             changing_disks: Arc::default(),
             takeovers: asked,
             stats,
+            policy,
+            changing_policy: Arc::default(),
         };
         Ok(Ready {
             server,
@@ -221,6 +224,13 @@ fn start_api(runtime: &Runtime, api: Api, control: Bound, metrics: Option<Bound>
     runtime.spawn(async move {
         tokio::select! {
             () = http::remove_replaced(following) => {}
+            _ = ends.wait_for(|ends| *ends) => {}
+        }
+    });
+    let (looking, mut ends) = (api.clone(), stopped.clone());
+    runtime.spawn(async move {
+        tokio::select! {
+            () = http::run_policy(looking) => {}
             _ = ends.wait_for(|ends| *ends) => {}
         }
     });

@@ -15,6 +15,7 @@ mod front;
 mod host;
 pub mod manager;
 mod members;
+mod memory;
 mod pause;
 mod recover;
 pub mod serving;

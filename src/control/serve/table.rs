@@ -7,6 +7,7 @@ use std::thread;
 
 use uuid::Uuid;
 
+use super::memory::Noted;
 use super::views::{ViewDir, Views};
 
 use crate::base::clock;
@@ -100,8 +101,8 @@ pub struct Table {
     pub recovered: Vec<Change>,
     /// What of that is lost, for people.
     pub lost: Vec<String>,
-    /// What is noted of events, and of their numbers.
-    pub events: [Vec<(u32, Vec<u8>)>; 2],
+    /// What is noted there besides.
+    pub noted: Noted,
 }
 
 /// Where the members of a pool's store are. `wrap` makes of each disk what the store is to use.
@@ -191,10 +192,11 @@ pub fn open_table(
     }
     views.remove_others(lineage);
     let (record, jobs, vms) = (store.pool.clone(), store.jobs.clone(), store.vms.clone());
+    let policy = store.policy.clone();
     // Nothing depends on it.
-    let events = [NoteKind::Events, NoteKind::EventNumbers].map(|kind| {
+    let notes = [NoteKind::Events, NoteKind::EventNumbers, NoteKind::Policy].map(|kind| {
         store.notes(kind).unwrap_or_else(|error| {
-            log::warn!("what happened before this start is not known: {error}");
+            log::warn!("what was noted before this start is not known: {error}");
             Vec::new()
         })
     });
@@ -204,7 +206,20 @@ pub fn open_table(
     // Pages of a large table, each for a moment, in between what stays.
     heap::give_back();
     let recovered = recovered.changes;
-    Ok(Table { pool: record, vhds, jobs, vms, members, total, state, region_len, kept, recovered, lost, events })
+    Ok(Table {
+        pool: record,
+        vhds,
+        jobs,
+        vms,
+        members,
+        total,
+        state,
+        region_len,
+        kept,
+        recovered,
+        lost,
+        noted: Noted { notes, policy },
+    })
 }
 
 /// Makes the records of VMs that a pool lacks which has been served by programs that knew only names of VMs. Returns what is to be written

@@ -277,6 +277,39 @@ pub enum EventDetail {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         vhds: Vec<String>,
     },
+    /// The policy proposes something it has not proposed before. 'spanblk advise' shows it with all that speaks for it.
+    Proposal {
+        /// Its number.
+        proposal: u32,
+        /// Name of the VHD that would be moved.
+        vhd: String,
+        /// What to do.
+        what: String,
+        /// What was observed.
+        because: String,
+        /// The command that does it.
+        command: String,
+        /// Whether it waits: for an administrator, the budget, other moves or the end of the quiet hours.
+        waits: bool,
+    },
+    /// It has been measured what a change brought that the policy proposed.
+    ProposalMeasured {
+        /// Number of the proposal.
+        proposal: u32,
+        /// Name of the VHD that was moved.
+        vhd: String,
+        /// What was promised, and what came.
+        message: String,
+    },
+    /// A VHD is served too slowly because another one takes so much of a disk.
+    NoisyNeighbour {
+        /// Name of the VHD that suffers.
+        vhd: String,
+        /// Name of the VHD that takes so much.
+        aggressor: String,
+        /// Name of the disk.
+        disk: String,
+    },
     /// The metadata region passed its low-water mark, in either direction.
     MetadataLow {
         /// Whether no extent can be placed now.

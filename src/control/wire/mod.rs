@@ -9,6 +9,7 @@ mod event;
 mod impact;
 mod job;
 mod limits;
+mod policy;
 mod pool;
 mod sharing;
 mod stats;
@@ -33,6 +34,7 @@ pub use job::{
     PlannedVhd, Scrubbed,
 };
 pub use limits::{IoLimits, IoLimitsUpdate, RateLimit};
+pub use policy::{AdviceInfo, AdviceResult, OutcomeInfo, PolicyInfo, PolicyUpdate, ProposalInfo, WhyDisk, WhyInfo};
 pub use pool::{DomainWarning, MemberHealth, PoolInfo, PoolUpdate, SpaceInfo, StoreInfo, StoreMember};
 pub use sharing::{Sharing, SharingInEffect, SharingPriority, SharingUpdate};
 pub use stats::{HotExtent, StatsInfo, StatsList, StatsSample};

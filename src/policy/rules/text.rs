@@ -1,5 +1,7 @@
 //! Settings as people write them: a name, and a value with its unit.
 
+use std::collections::BTreeMap;
+
 use super::{Mode, Quiet, Rules, Wish};
 use crate::base::ids::{VhdId, VmId};
 
@@ -79,6 +81,54 @@ impl Rules {
         done.ok_or_else(|| SettingError::Value { name, meaning, form, value: value.to_owned() })
     }
 
+    /// Takes a setting back: as the level above says, or the default.
+    ///
+    /// # Errors
+    /// If there is no such setting.
+    pub fn unset(&mut self, scope: Scope, name: &str) -> Result<(), SettingError> {
+        let default = Rules::default().settings(Scope::Pool);
+        match default.get(name) {
+            // What is of the pool alone has a default that can be set.
+            Some(value) => self.set(scope, name, value),
+            None => {
+                let unknown = || SettingError::Unknown { name: name.to_owned() };
+                SETTINGS.into_iter().find(|known| known.0 == name).ok_or_else(unknown)?;
+                self.wish_mut(scope).unset(name);
+                Ok(())
+            }
+        }
+    }
+
+    /// The settings that are there, as they are written.
+    #[must_use]
+    pub fn settings(&self, scope: Scope) -> BTreeMap<&'static str, String> {
+        let own = match scope {
+            Scope::Pool => Some(self.all),
+            Scope::Vm(vm) => self.vms.get(&vm).copied(),
+            Scope::Vhd(vhd) => self.vhds.get(&vhd).copied(),
+        };
+        let mut settings = own.unwrap_or_default().settings();
+        if scope == Scope::Pool {
+            let percent = |part: f64| format!("{}%", part * 100.0);
+            let quiet = |quiet: Quiet| {
+                let time = |minute: u16| format!("{:02}:{:02}", minute / 60, minute % 60);
+                format!("{}-{}", time(quiet.from), time(quiet.to))
+            };
+            settings.extend([
+                ("space", percent(self.space)),
+                ("difference", percent(self.difference)),
+                ("imbalance", percent(self.imbalance)),
+                ("hold", format!("{}s", self.hold_secs)),
+                ("comfort-hold", format!("{}s", self.comfort_hold_secs)),
+                ("rest", format!("{}s", self.rest_secs)),
+                ("moved-a-day", percent(self.moved_a_day)),
+                ("moves", self.moves_max.to_string()),
+                ("quiet", self.quiet.map_or_else(|| "none".to_owned(), quiet)),
+            ]);
+        }
+        settings
+    }
+
     fn wish_mut(&mut self, scope: Scope) -> &mut Wish {
         match scope {
             Scope::Pool => &mut self.all,
@@ -104,6 +154,34 @@ impl Rules {
 }
 
 impl Wish {
+    fn settings(self) -> BTreeMap<&'static str, String> {
+        let time = |nanos: u64| format!("{}us", nanos / 1000);
+        let mode = |mode: Mode| {
+            let word = match mode {
+                Mode::Off => "off",
+                Mode::Advise => "advise",
+                Mode::Auto => "auto",
+            };
+            word.to_owned()
+        };
+        let all = [
+            ("mode", self.mode.map(mode)),
+            ("latency", self.latency_ns.map(time)),
+            ("iops", self.iops.map(|iops| iops.to_string())),
+            ("survives", self.survives.map(|survives| survives.to_string())),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
+    fn unset(&mut self, name: &str) {
+        match name {
+            "mode" => self.mode = None,
+            "latency" => self.latency_ns = None,
+            "iops" => self.iops = None,
+            _ => self.survives = None,
+        }
+    }
+
     fn set(&mut self, name: &str, value: &str) -> Option<()> {
         match name {
             "mode" => {

@@ -116,6 +116,7 @@ pub struct MemberThreads {
     rule: Rule,
     timeout: Duration,
     queue: usize,
+    rows_behind_max: usize,
 }
 
 impl MemberThreads {
@@ -150,7 +151,16 @@ impl MemberThreads {
                 .spawn(move || run(index, disk, member, &receiver, &answer))?;
             links.push(Some(Link::new(status, orders, fuse, Some(thread))));
         }
-        Ok(MemberThreads { links, gone: Vec::new(), answer, answers, rule, timeout, queue })
+        Ok(MemberThreads {
+            links,
+            gone: Vec::new(),
+            answer,
+            answers,
+            rule,
+            timeout,
+            queue,
+            rows_behind_max: STORE_ROWS_BEHIND_MAX,
+        })
     }
 
     /// Those that have not left.
@@ -185,7 +195,7 @@ impl MemberThreads {
     fn send_to(&mut self, index: usize, batch: &Arc<Batch>, have: &mut DiskSet, dropped: &mut Vec<Dropped>) -> bool {
         let Some(link) = self.links[index].as_mut().filter(|link| link.status.lost.is_none()) else { return true };
         let rows = batch.rows();
-        if link.rows_behind > 0 && link.rows_behind + rows > STORE_ROWS_BEHIND_MAX && !link.filling {
+        if link.rows_behind > 0 && link.rows_behind + rows > self.rows_behind_max && !link.filling {
             return false;
         }
         match link.orders.try_send(Order::Apply(Arc::clone(batch))) {
@@ -243,7 +253,7 @@ impl MemberThreads {
             Some(_) => {
                 link.rows_behind -= link.sent.pop_front().map_or(0, |sent| sent.rows);
                 link.answered = clock::now();
-                if link.sent.len() <= self.queue / 2 && link.rows_behind <= STORE_ROWS_BEHIND_MAX / 2 {
+                if link.sent.len() <= self.queue / 2 && link.rows_behind <= self.rows_behind_max / 2 {
                     link.held_up = Duration::ZERO;
                 }
             }

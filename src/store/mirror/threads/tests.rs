@@ -297,12 +297,13 @@ fn a_member_puts_as_much_together_as_it_gets_done_in_a_second() {
 #[test]
 fn commits_wait_for_a_member_with_too_many_rows_to_do() {
     let mut store = Store::new(3, Duration::from_secs(3), 4096);
+    store.members.rows_behind_max = 40;
     assert!(store.commit(1).committed);
     store.settle();
     store.disks[2].set_paused(true);
     let mut dropped = Vec::new();
     for vhd in 2..20 {
-        let applied = store.commit_rows(vhd, STORE_ROWS_BEHIND_MAX / 4);
+        let applied = store.commit_rows(vhd, 10);
         assert!(applied.committed);
         dropped.extend(applied.dropped);
         if !dropped.is_empty() {

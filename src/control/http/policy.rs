@@ -1,0 +1,191 @@
+//! `/api/v1/policy`, `/api/v1/advice` and `/api/v1/vhds/{vhd}/why`.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use tokio::time::MissedTickBehavior;
+
+use super::Api;
+use super::error::{ApiError, wrong_reply};
+use super::pool::{ask_pool, blocking};
+use super::request::{JsonBody, Name};
+use crate::base::clock;
+use crate::base::limits::POLICY_LOOK_SECS;
+use crate::control::convert;
+use crate::control::policy::{Answers, Order};
+use crate::control::wire::{
+    AdviceInfo, AdviceResult, ErrorBody, ErrorInfo, ErrorKind, PolicyInfo, PolicyUpdate, WhyInfo,
+};
+use crate::owner::command::{Command, Reply};
+use crate::policy::rules::{Rules, Scope};
+
+/// Looks at the pool every half minute, and carries out what the policy may. Never returns.
+pub async fn run(api: Api) {
+    let mut tick = tokio::time::interval(Duration::from_secs(POLICY_LOOK_SECS));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        // Whatever is wrong now may be right the next time.
+        if let Err(error) = look(&api).await {
+            log::debug!("the policy did not look at the pool: {}", error.0.message);
+        }
+    }
+}
+
+async fn look(api: &Api) -> Result<(), ApiError> {
+    let answers = answers(api).await?;
+    let desk = api.policy.clone();
+    let orders = blocking(move || desk.look(&answers, clock::wall_secs())).await?;
+    for order in orders {
+        let number = order.number;
+        if let Err(error) = carry_out(api, order).await {
+            api.policy.refused(number, &error.0.message, clock::wall_secs());
+        }
+    }
+    Ok(())
+}
+
+async fn answers(api: &Api) -> Result<Answers, ApiError> {
+    let pool = ask_pool(api).await?;
+    let Reply::Vhds(vhds) = api.owner.ask(Command::ListVhds).await? else { return Err(wrong_reply()) };
+    let Reply::Vms(vms) = api.owner.ask(Command::ListVms).await? else { return Err(wrong_reply()) };
+    let Reply::Jobs(jobs) = api.owner.ask(Command::ListJobs).await? else { return Err(wrong_reply()) };
+    Ok(Answers { pool: *pool, vhds, vms, jobs, open: api.host.open_disks() })
+}
+
+async fn carry_out(api: &Api, order: Order) -> Result<Reply, ApiError> {
+    let gone = || ApiError(ErrorInfo::new(ErrorKind::Conflict, "the VHD or the disk that it is about is gone"));
+    let start = order.start.ok_or_else(gone)?;
+    Ok(api.owner.ask(Command::StartJob(Box::new(start))).await?)
+}
+
+/// What is wanted of the policy: for the pool, for VMs, for VHDs.
+#[utoipa::path(get, path = "/api/v1/policy", tag = "policy",
+    responses((status = 200, body = PolicyInfo), (status = "default", body = ErrorBody)))]
+pub async fn show(State(api): State<Api>) -> Result<Json<PolicyInfo>, ApiError> {
+    let answers = answers(&api).await?;
+    Ok(Json(convert::policy_info(&api.policy.rules(), &answers)))
+}
+
+/// Changes what is wanted, of the pool, or of one VM or VHD. Refused with the numbers if that contradicts itself, or can never be met.
+#[utoipa::path(patch, path = "/api/v1/policy", tag = "policy", request_body = PolicyUpdate,
+    responses((status = 200, body = PolicyInfo), (status = "default", body = ErrorBody)))]
+pub async fn set(
+    State(api): State<Api>,
+    JsonBody(update): JsonBody<PolicyUpdate>,
+) -> Result<Json<PolicyInfo>, ApiError> {
+    let _turn = api.changing_policy.lock().await;
+    let answers = answers(&api).await?;
+    let scope = scope(&update, &answers)?;
+    let mut rules = api.policy.rules();
+    forget_gone(&mut rules, &answers);
+    for (name, value) in &update.settings {
+        let invalid = |error: &dyn std::error::Error| ApiError(ErrorInfo::new(ErrorKind::Invalid, error.to_string()));
+        match value {
+            Some(value) => rules.set(scope, name, value).map_err(|error| invalid(&error))?,
+            None => rules.unset(scope, name).map_err(|error| invalid(&error))?,
+        }
+    }
+    let (desk, wanted) = (api.policy.clone(), rules.clone());
+    let (checked, answers) = blocking(move || {
+        let pool = desk.observe(&answers, clock::wall_secs());
+        (wanted.check(&pool), answers)
+    })
+    .await?;
+    checked.map_err(|error| ApiError(ErrorInfo::new(ErrorKind::Conflict, error.to_string()).with_code("policy")))?;
+    let text = serde_json::to_string(&rules).expect("rules are plain data");
+    match api.owner.ask(Command::KeepPolicy(text)).await? {
+        Reply::PolicyKept => {}
+        _ => return Err(wrong_reply()),
+    }
+    api.policy.set_rules(rules.clone());
+    // Whoever wants something else need not wait for what comes of it.
+    look(&api).await?;
+    Ok(Json(convert::policy_info(&rules, &answers)))
+}
+
+fn scope(update: &PolicyUpdate, answers: &Answers) -> Result<Scope, ApiError> {
+    let unknown =
+        |what: &str, name: &str| ApiError(ErrorInfo::new(ErrorKind::NotFound, format!("there is no {what} '{name}'")));
+    match (&update.vm, &update.vhd) {
+        (None, None) => Ok(Scope::Pool),
+        (Some(name), None) => {
+            let is_it =
+                |vm: &&crate::owner::command::VmInfo| vm.record.name == *name || vm.record.uuid.to_string() == *name;
+            answers.vms.iter().find(is_it).map(|vm| Scope::Vm(vm.record.id)).ok_or_else(|| unknown("VM", name))
+        }
+        (None, Some(name)) => {
+            let is_it = |vhd: &&crate::owner::command::VhdInfo| {
+                vhd.record.name == *name || vhd.record.uuid.to_string() == *name
+            };
+            answers.vhds.iter().find(is_it).map(|vhd| Scope::Vhd(vhd.record.id)).ok_or_else(|| unknown("VHD", name))
+        }
+        (Some(_), Some(_)) => {
+            let message = "give 'vm' or 'vhd', not both: each has settings of its own";
+            Err(ApiError(ErrorInfo::new(ErrorKind::Invalid, message)))
+        }
+    }
+}
+
+/// Wishes for what is gone would stay for ever.
+fn forget_gone(rules: &mut Rules, answers: &Answers) {
+    rules.vhds.retain(|id, _| answers.vhds.iter().any(|vhd| vhd.record.id == *id));
+    rules.vms.retain(|id, _| answers.vms.iter().any(|vm| vm.record.id == *id));
+}
+
+/// What the policy proposes, with what it observed, and what came of what was carried out.
+#[utoipa::path(get, path = "/api/v1/advice", tag = "policy",
+    responses((status = 200, body = AdviceInfo), (status = "default", body = ErrorBody)))]
+pub async fn advice(State(api): State<Api>) -> Result<Json<AdviceInfo>, ApiError> {
+    Ok(Json(convert::advice_info(api.policy.advice())))
+}
+
+/// Carries a proposal out.
+#[utoipa::path(post, path = "/api/v1/advice/{proposal}/apply", tag = "policy",
+    params(("proposal" = u32, Path, description = "Its number")),
+    responses((status = 200, body = AdviceResult), (status = "default", body = ErrorBody)))]
+pub async fn apply(State(api): State<Api>, Name(proposal): Name) -> Result<Json<AdviceResult>, ApiError> {
+    let number = number(&proposal)?;
+    let order = api.policy.apply(number, clock::wall_secs()).map_err(|error| no_proposal(&error))?;
+    match carry_out(&api, order).await {
+        Ok(Reply::Job { job, .. }) => Ok(Json(AdviceResult { proposal: number, job: Some(convert::job_info(*job)) })),
+        Ok(Reply::Plan(_)) => Ok(Json(AdviceResult { proposal: number, job: None })),
+        Ok(_) => Err(wrong_reply()),
+        Err(error) => {
+            api.policy.refused(number, &error.0.message, clock::wall_secs());
+            Err(error)
+        }
+    }
+}
+
+/// Dismisses a proposal: the same is not made again until what was observed has changed by a fifth.
+#[utoipa::path(post, path = "/api/v1/advice/{proposal}/dismiss", tag = "policy",
+    params(("proposal" = u32, Path, description = "Its number")),
+    responses((status = 200, body = AdviceResult), (status = "default", body = ErrorBody)))]
+pub async fn dismiss(State(api): State<Api>, Name(proposal): Name) -> Result<Json<AdviceResult>, ApiError> {
+    let number = number(&proposal)?;
+    api.policy.dismiss(number, clock::wall_secs()).map_err(|error| no_proposal(&error))?;
+    Ok(Json(AdviceResult { proposal: number, job: None }))
+}
+
+fn number(text: &str) -> Result<u32, ApiError> {
+    text.parse().map_err(|_| ApiError(ErrorInfo::new(ErrorKind::NotFound, format!("there is no proposal '{text}'"))))
+}
+
+fn no_proposal(error: &crate::policy::state::NoProposal) -> ApiError {
+    ApiError(ErrorInfo::new(ErrorKind::NotFound, error.to_string()))
+}
+
+/// Why a VHD lies where it lies.
+#[utoipa::path(get, path = "/api/v1/vhds/{vhd}/why", tag = "policy",
+    params(("vhd" = String, Path, description = "Name or UUID")),
+    responses((status = 200, body = WhyInfo), (status = "default", body = ErrorBody)))]
+pub async fn why(State(api): State<Api>, Name(vhd): Name) -> Result<Json<WhyInfo>, ApiError> {
+    let Reply::Vhd { vhd, .. } = api.owner.ask(Command::ShowVhd { vhd }).await? else { return Err(wrong_reply()) };
+    let answers = answers(&api).await?;
+    let (desk, id, name) = (api.policy.clone(), vhd.record.id, vhd.record.name.clone());
+    let why = blocking(move || desk.why(&desk.observe(&answers, clock::wall_secs()), id)).await?;
+    let gone = || ApiError(ErrorInfo::new(ErrorKind::NotFound, format!("there is no VHD '{name}'")));
+    why.map(|why| Json(convert::why_info(why))).ok_or_else(gone)
+}

@@ -1,0 +1,251 @@
+//! The policy at work: a desk with what is wanted and what is remembered, which looks at the pool every half minute.
+//!
+//! `observe`: what it is told. `carry`: from a proposal to an order. `keep`: what it remembers, as notes. What is decided, and why, is
+//! all in [`crate::policy`].
+//!
+//! A look asks the owner for what is, as anybody could, and orders as anybody could: a policy that is wrong is slow, never unsafe.
+
+mod carry;
+mod keep;
+mod kind;
+mod observe;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::events::EventLog;
+use super::stats::StatsBook;
+use super::wire::{EventDetail, Severity};
+use crate::base::ids::VhdId;
+use crate::base::limits::POLICY_KEEP_SECS;
+use crate::owner::command::StartJob;
+use crate::policy::judge::judge;
+use crate::policy::observe::Pool;
+use crate::policy::proposal::{Proposal, Rule, Standing, Subject};
+use crate::policy::rules::Rules;
+use crate::policy::say::{Names, Said};
+use crate::policy::state::{NoProposal, State};
+use crate::policy::why::{Why, why};
+use crate::store::thread::StoreHandle;
+
+pub use observe::Answers;
+
+/// What is wanted, what is remembered, and what was seen last.
+pub struct Desk {
+    inner: Mutex<Inner>,
+    stats: Arc<StatsBook>,
+    events: Arc<EventLog>,
+    store: Option<StoreHandle>,
+}
+
+struct Inner {
+    rules: Rules,
+    state: State,
+    seen: Option<Pool>,
+    edition: u64,
+    /// When the state was kept last, by the wall clock.
+    kept: u64,
+}
+
+/// A proposal that is to be carried out now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Order {
+    /// Its number.
+    pub number: u32,
+    /// What to tell the owner; `None` if what it is about is gone.
+    pub start: Option<StartJob>,
+}
+
+/// What the policy has to say.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Advice {
+    /// Proposals, each with what it is and how it is said.
+    pub proposals: Vec<(Proposal, Said)>,
+    /// What came of those that were carried out, the last one first.
+    pub outcomes: Vec<(u32, String)>,
+    /// Bytes whose moves were started in the last 24 hours.
+    pub spent_bytes: u64,
+    /// Bytes that may be moved in 24 hours.
+    pub budget_bytes: u64,
+}
+
+impl Desk {
+    /// With what has been kept. What cannot be read of it is logged, and forgotten.
+    #[must_use]
+    pub fn new(
+        rules: Option<&str>,
+        notes: Vec<(u32, Vec<u8>)>,
+        stats: Arc<StatsBook>,
+        events: Arc<EventLog>,
+        store: Option<StoreHandle>,
+    ) -> Desk {
+        let rules = rules.map_or_else(Rules::default, |text| {
+            serde_json::from_str(text).unwrap_or_else(|error| {
+                log::error!(
+                    "what is wanted of the policy cannot be read, and is as if nobody had said anything: {error}"
+                );
+                Rules::default()
+            })
+        });
+        let (edition, bytes) = keep::last_of(notes).unwrap_or_default();
+        let state = if bytes.is_empty() { Ok(State::default()) } else { State::decode(&bytes) };
+        let state = state.unwrap_or_else(|error| {
+            log::warn!("what the policy remembers cannot be read, and is forgotten: {error}");
+            State::default()
+        });
+        let inner = Inner { rules, state, seen: None, edition, kept: 0 };
+        Desk { inner: Mutex::new(inner), stats, events, store }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic aborts the process.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is wanted.
+    #[must_use]
+    pub fn rules(&self) -> Rules {
+        self.lock().rules.clone()
+    }
+
+    /// From now on this is wanted; it is durable already.
+    pub fn set_rules(&self, rules: Rules) {
+        self.lock().rules = rules;
+    }
+
+    /// What is there now, for whoever only wants to know. Reads maps: takes a while.
+    #[must_use]
+    pub fn observe(&self, answers: &Answers, wall_secs: u64) -> Pool {
+        answers.observe(&self.stats, wall_secs)
+    }
+
+    /// Looks at the pool, and tells what has been found. Returns what is to be carried out now.
+    pub fn look(&self, answers: &Answers, wall_secs: u64) -> Vec<Order> {
+        let pool = answers.observe(&self.stats, wall_secs);
+        let mut inner = self.lock();
+        let before = std::mem::take(&mut inner.state);
+        let judgement = judge(&pool, &inner.rules, &before);
+        inner.state = judgement.state;
+        self.tell(&pool, &before, &inner.state);
+        let rest = inner.rules.rest_secs;
+        let mut orders = Vec::new();
+        for number in judgement.start {
+            if let Ok(proposal) = inner.state.apply(number, rest) {
+                orders.push(Order { number, start: carry::order(&proposal.action, &pool, wall_secs) });
+            }
+        }
+        inner.seen = Some(pool);
+        let is_due = !orders.is_empty() || wall_secs.abs_diff(inner.kept) >= POLICY_KEEP_SECS;
+        if is_due {
+            self.keep(&mut inner, wall_secs);
+        }
+        orders
+    }
+
+    /// Takes a proposal that an administrator wants to be carried out.
+    ///
+    /// # Errors
+    /// There is none of this number.
+    pub fn apply(&self, number: u32, wall_secs: u64) -> Result<Order, NoProposal> {
+        let mut inner = self.lock();
+        let rest = inner.rules.rest_secs;
+        let proposal = inner.state.apply(number, rest)?;
+        let start = inner.seen.as_ref().and_then(|pool| carry::order(&proposal.action, pool, wall_secs));
+        self.keep(&mut inner, wall_secs);
+        Ok(Order { number, start })
+    }
+
+    /// The proposal could not be carried out.
+    pub fn refused(&self, number: u32, why: &str, wall_secs: u64) {
+        let mut inner = self.lock();
+        inner.state.refused(number);
+        self.keep(&mut inner, wall_secs);
+        drop(inner);
+        let message = format!("proposal {number} of the policy could not be carried out: {why}");
+        self.events.record(Severity::Warning, EventDetail::Note { message });
+    }
+
+    /// A proposal is not wanted.
+    ///
+    /// # Errors
+    /// There is none of this number.
+    pub fn dismiss(&self, number: u32, wall_secs: u64) -> Result<Proposal, NoProposal> {
+        let mut inner = self.lock();
+        let proposal = inner.state.dismiss(number)?;
+        self.keep(&mut inner, wall_secs);
+        Ok(proposal)
+    }
+
+    /// What there is to say.
+    #[must_use]
+    pub fn advice(&self) -> Advice {
+        let inner = self.lock();
+        let Some(pool) = &inner.seen else { return Advice::default() };
+        let names = Names(pool);
+        let open = inner.state.open.iter();
+        let applied = inner.state.applied.iter().rev();
+        Advice {
+            proposals: open.map(|proposal| (proposal.clone(), names.proposal(proposal))).collect(),
+            outcomes: applied.map(|applied| (applied.number, names.outcome(applied))).collect(),
+            spent_bytes: inner.state.spent_bytes(),
+            budget_bytes: crate::policy::judge::budget(pool, &inner.rules),
+        }
+    }
+
+    /// Why a VHD lies where it lies; `None` if there is none of this number.
+    #[must_use]
+    pub fn why(&self, pool: &Pool, vhd: VhdId) -> Option<Why> {
+        let inner = self.lock();
+        why(pool, &inner.rules, &inner.state, vhd)
+    }
+
+    fn keep(&self, inner: &mut Inner, wall_secs: u64) {
+        inner.kept = wall_secs;
+        if let Some(store) = &self.store {
+            inner.edition += 1;
+            store.note(keep::notes_of(inner.edition, &inner.state.encode()));
+        }
+    }
+
+    /// Tells of proposals that are new, and of promises that have been measured.
+    fn tell(&self, pool: &Pool, before: &State, after: &State) {
+        let names = Names(pool);
+        for proposal in after.open.iter().filter(|proposal| proposal.number > before.proposed) {
+            let said = names.proposal(proposal);
+            let waits = proposal.standing != Standing::Start;
+            let detail = EventDetail::Proposal {
+                proposal: proposal.number,
+                vhd: names.vhd(proposal.action.vhd()),
+                what: said.what,
+                because: said.because,
+                command: said.command,
+                waits,
+            };
+            self.events.record(Severity::Info, detail);
+            if let (Rule::Neighbour, Some(aggressor), Subject::Vhd(victim)) =
+                (proposal.rule, proposal.aggressor, proposal.subject)
+            {
+                let disk = common_disk(pool, aggressor, victim).map(|disk| names.disk(disk)).unwrap_or_default();
+                let (vhd, aggressor) = (names.vhd(victim), names.vhd(aggressor));
+                self.events.record(Severity::Warning, EventDetail::NoisyNeighbour { vhd, aggressor, disk });
+            }
+        }
+        let measured = |applied: &&crate::policy::outcome::Applied| {
+            let old = before.applied.iter().find(|old| old.number == applied.number);
+            applied.measured.is_some() && old.is_some_and(|old| old.measured.is_none())
+        };
+        for applied in after.applied.iter().filter(measured) {
+            let (proposal, vhd) = (applied.number, names.vhd(applied.action.vhd()));
+            let message = names.outcome(applied);
+            self.events.record(Severity::Info, EventDetail::ProposalMeasured { proposal, vhd, message });
+        }
+    }
+}
+
+/// The busiest disk that has something of both.
+fn common_disk(pool: &Pool, one: VhdId, other: VhdId) -> Option<crate::base::ids::DiskId> {
+    let on = |vhd: VhdId| pool.vhds.iter().find(|known| known.id == vhd).map(|known| &known.extents);
+    let (one, other) = (on(one)?, on(other)?);
+    let both = one.iter().map(|(disk, _)| *disk).filter(|disk| other.iter().any(|(with, _)| with == disk));
+    let busy = |id| pool.disks.iter().find(|disk| disk.id == id).map_or(0.0, |disk| disk.busy);
+    both.max_by(|a, b| busy(*a).total_cmp(&busy(*b)))
+}

@@ -1,0 +1,218 @@
+//! What the policy is told: the owner's answers and the histories, put together.
+
+use std::collections::BTreeMap;
+
+use super::kind::kind_of;
+use crate::base::ids::{DiskId, DiskSet, VhdId, VmId};
+use crate::base::limits::POLICY_BUDGET_SECS;
+use crate::base::units::ExtentIndex;
+use crate::control::convert::OpenDisks;
+use crate::control::stats::StatsBook;
+use crate::metrics::history::Summary;
+use crate::owner::command::{DiskInfo, JobInfo, PoolInfo, VhdInfo, VmInfo};
+use crate::placement::ReplicaState;
+use crate::policy::observe::{Disk, Flow, Health, Latency, Moment, Pool, Vhd};
+use crate::store::history::Subject;
+
+/// What the policy calls "now": the last minutes.
+const NOW_SECS: u64 = 300;
+
+/// What it calls usual: the last day.
+const USUAL_SECS: u64 = 24 * 3600;
+
+const NANOS_PER_MICRO: f64 = 1000.0;
+const NANOS_PER_SEC: f64 = 1e9;
+
+/// The owner's answers of one moment.
+pub struct Answers {
+    /// The pool.
+    pub pool: PoolInfo,
+    /// The VHDs.
+    pub vhds: Vec<VhdInfo>,
+    /// The VMs.
+    pub vms: Vec<VmInfo>,
+    /// The jobs that are remembered.
+    pub jobs: Vec<JobInfo>,
+    /// Where disks are.
+    pub open: OpenDisks,
+}
+
+impl Answers {
+    /// The pool as the policy sees it. Reads the maps of VHDs with several replicas: not for the owner's thread.
+    #[must_use]
+    pub fn observe(&self, stats: &StatsBook, wall_secs: u64) -> Pool {
+        let seen = Seen { answers: self, stats, now: wall_secs, failed: self.failed() };
+        let jobs = self.jobs.iter().filter(|job| !job.record.is_ended());
+        Pool {
+            at: Moment { unix_secs: wall_secs, minute_of_day: minute_of_day(wall_secs) },
+            extent_size: self.pool.record.extent_size,
+            disks: self.pool.disks.iter().map(|disk| seen.disk(disk)).collect(),
+            vhds: self.vhds.iter().filter(|vhd| vhd.ready).map(|vhd| seen.vhd(vhd)).collect(),
+            jobs: jobs.flat_map(|job| job.record.vhds.iter().copied()).collect(),
+            moved_bytes: self.moved_bytes(wall_secs),
+        }
+    }
+
+    /// Disks that have failed or are missing.
+    fn failed(&self) -> DiskSet {
+        let is_failed = |disk: &&DiskInfo| disk.state.is_failed() || !self.open.contains_key(&disk.record.id);
+        self.pool.disks.iter().filter(is_failed).map(|disk| disk.record.id).collect()
+    }
+
+    /// Bytes that jobs moved which are running or ended in the last 24 hours. A clock that was set back makes them count for longer.
+    fn moved_bytes(&self, wall_secs: u64) -> u64 {
+        let oldest = wall_secs.saturating_sub(POLICY_BUDGET_SECS);
+        let lately = self.jobs.iter().filter(|job| job.record.ended.is_none_or(|ended| ended >= oldest));
+        lately.fold(0, |sum, job| sum.saturating_add(job.record.bytes_moved))
+    }
+
+    /// The VM of a name.
+    fn vm(&self, name: &str) -> Option<VmId> {
+        self.vms.iter().find(|vm| vm.record.name == name).map(|vm| vm.record.id)
+    }
+}
+
+/// Minutes since midnight, UTC: a confined daemon cannot look up another time zone.
+#[allow(clippy::cast_possible_truncation, reason = "less than 1440")]
+fn minute_of_day(wall_secs: u64) -> u16 {
+    (wall_secs / 60 % (24 * 60)) as u16
+}
+
+struct Seen<'a> {
+    answers: &'a Answers,
+    stats: &'a StatsBook,
+    now: u64,
+    failed: DiskSet,
+}
+
+impl Seen<'_> {
+    fn window(&self, subject: Subject, secs: u64) -> Option<Summary> {
+        let summary = self.stats.window(subject, self.now.saturating_sub(secs), self.now)?;
+        (summary.covered_secs > 0.0).then_some(summary)
+    }
+
+    fn disk(&self, disk: &DiskInfo) -> Disk {
+        let record = &disk.record;
+        let now = self.window(Subject::Disk(record.id), NOW_SECS);
+        let domains: BTreeMap<&str, u32> =
+            self.answers.pool.record.disks.iter().map(|disk| disk.failure_domain.as_str()).zip(0..).collect();
+        let health = match (self.failed.contains(record.id), &disk.suspicion) {
+            (true, _) => Health::Failed,
+            (false, Some(_)) => Health::Suspect,
+            (false, None) => Health::Works,
+        };
+        let path = self.answers.open.get(&record.id).map(|open| open.path.as_str());
+        let extent = self.answers.pool.record.extent_size;
+        Disk {
+            id: record.id,
+            name: record.name.clone(),
+            domain: domains.get(record.failure_domain.as_str()).copied().unwrap_or_default(),
+            slots: record.slots,
+            free: u32::try_from(disk.space.free / extent).unwrap_or(u32::MAX),
+            health,
+            accept: record.accept,
+            kind: kind_of(path),
+            busy: now.as_ref().map_or(0.0, busy),
+            queue_depth: now.as_ref().map_or(0.0, |now| now.queue_depth),
+            latency: now.as_ref().map(latency).unwrap_or_default(),
+            guests: now.as_ref().map(flow).unwrap_or_default(),
+            background: Flow { iops: 0.0, bytes: now.as_ref().map_or(0.0, |now| now.background_bytes_per_sec) },
+        }
+    }
+
+    fn vhd(&self, vhd: &VhdInfo) -> Vhd {
+        let record = &vhd.record;
+        let now = self.window(Subject::Vhd(record.id), NOW_SECS);
+        let usual = self.window(Subject::Vhd(record.id), USUAL_SECS);
+        let extent = self.answers.pool.record.extent_size;
+        Vhd {
+            id: record.id,
+            name: record.name.clone(),
+            vm: record.vm.as_deref().and_then(|vm| self.answers.vm(vm)),
+            size: record.size,
+            layout: record.layout.clone(),
+            replicas: record.replicas,
+            survives: self.survives(vhd),
+            placed: placed(vhd),
+            extents: vhd.slots.iter().map(|(disk, count)| (*disk, *count)).collect(),
+            limits: record.limits,
+            flow: now.as_ref().map(flow).unwrap_or_default(),
+            usual: usual.as_ref().map(flow).unwrap_or_default(),
+            read_share: now.as_ref().map_or(0.0, |now| now.read_share),
+            latency: now.as_ref().map(latency).unwrap_or_default(),
+            usual_latency: usual.as_ref().map(latency).unwrap_or_default(),
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of extents")]
+            working_set: now.as_ref().map_or(0, |now| now.working_set_extents as u64 * extent),
+            growth: self.growth(record.id, vhd.allocated),
+        }
+    }
+
+    /// Failure domains that it can lose: of each extent, the domains with a replica that can be read, but one.
+    fn survives(&self, vhd: &VhdInfo) -> u8 {
+        let domain = |disk: DiskId| self.answers.pool.record.disks.iter().find(|known| known.id == disk);
+        if vhd.record.replicas < 2 {
+            return 0;
+        }
+        let map = &vhd.state.map;
+        let of_extent = |extent: ExtentIndex| {
+            let replicas = map.lookup(extent).replicas;
+            let good = replicas
+                .iter()
+                .filter(|replica| replica.state == ReplicaState::InSync && !self.failed.contains(replica.disk));
+            let mut domains: Vec<&str> =
+                good.filter_map(|replica| Some(domain(replica.disk)?.failure_domain.as_str())).collect();
+            domains.sort_unstable();
+            domains.dedup();
+            domains.len().saturating_sub(1)
+        };
+        let least = map.placed_from(ExtentIndex(0)).map(of_extent).min();
+        let least = least.unwrap_or(usize::from(vhd.record.replicas) - 1);
+        u8::try_from(least).unwrap_or(u8::MAX)
+    }
+
+    /// Bytes a day.
+    #[allow(clippy::cast_precision_loss, reason = "far fewer bytes than a double counts exactly")]
+    fn growth(&self, vhd: VhdId, allocated: u64) -> f64 {
+        /// A shorter time says nothing of a day.
+        const TELLING_SECS: f64 = 3600.0;
+        let subject = Subject::Vhd(vhd);
+        let oldest = self.stats.samples(subject, None, self.now.saturating_sub(USUAL_SECS), self.now);
+        let Some(oldest) = oldest.into_iter().find(|sample| sample.covered_secs > 0.0) else { return 0.0 };
+        let passed = self.now.saturating_sub(oldest.from) as f64;
+        if passed < TELLING_SECS {
+            return 0.0;
+        }
+        (allocated as f64 - oldest.used_bytes) * USUAL_SECS as f64 / passed
+    }
+}
+
+/// Extents that have a place.
+fn placed(vhd: &VhdInfo) -> u32 {
+    let count = match vhd.record.replicas {
+        // Copies that are being made count, too; those are few.
+        0 | 1 => vhd.slots.values().map(|slots| u64::from(*slots)).sum(),
+        _ => vhd.state.map.placed_from(ExtentIndex(0)).count() as u64,
+    };
+    u32::try_from(count).unwrap_or(u32::MAX).min(vhd.state.map.extents())
+}
+
+/// Part of the time that a disk has something to do, by what it has in flight: as of a queue with random arrivals. How many requests a
+/// disk serves at once nobody tells; one that has always one request in flight counts as half busy.
+fn busy(summary: &Summary) -> f64 {
+    summary.queue_depth / (1.0 + summary.queue_depth)
+}
+
+fn flow(summary: &Summary) -> Flow {
+    Flow {
+        iops: summary.reads_per_sec + summary.writes_per_sec,
+        bytes: summary.read_bytes_per_sec + summary.write_bytes_per_sec,
+    }
+}
+
+/// The mean is by what was in flight and how much was done (Little's law), as the histories have no means of latencies.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+fn latency(summary: &Summary) -> Latency {
+    let iops = flow(summary).iops;
+    let mean = if iops > 0.0 { summary.queue_depth / iops * NANOS_PER_SEC } else { 0.0 };
+    Latency { mean_ns: mean as u64, p99_ns: (summary.latency_us_p99 * NANOS_PER_MICRO) as u64 }
+}
