@@ -6,7 +6,9 @@
 //! | (`0xffffff00` + disk, part) | the same of a host disk, which has no heat |
 //!
 //! Nothing that is promised to anybody depends on this table: rows that are lost or damaged are missing, and that is all. So they are
-//! written when there is a commit anyway, a few at a time, and not while the region is nearly full.
+//! written when there is a commit anyway, a few at a time, and not once the region is more than half full.
+
+use std::ops::RangeInclusive;
 
 use super::edit::BYTES_PER_ROW;
 use crate::base::ids::{DiskId, VhdId};
@@ -31,7 +33,7 @@ pub enum Subject {
 
 impl Subject {
     /// The first halves of keys of all disks.
-    pub(super) const DISKS: std::ops::RangeInclusive<u32> = DISKS..=u32::MAX;
+    pub(super) const DISKS: RangeInclusive<u32> = DISKS..=u32::MAX;
 
     /// The first half of its keys.
     #[must_use]
@@ -122,10 +124,12 @@ impl HistoryRow {
         self.bytes.len() / BYTES_PER_ROW + 1
     }
 
-    /// The keys of all parts of its kind, and of those that stay.
-    pub(super) fn ranges(&self) -> [std::ops::RangeInclusive<(u32, u32)>; 2] {
+    /// The keys of the parts of its kind that do not stay: those before, and those behind. Hardly ever is there any.
+    pub(super) fn outside(&self) -> impl Iterator<Item = RangeInclusive<(u32, u32)>> {
         let key = |number| (self.subject.code(), self.part.numbered(number).code());
-        [key(0)..=key(NUMBER_MAX), key(self.kept.0)..=key(self.kept.1)]
+        let before = self.kept.0.checked_sub(1).map(|last| key(0)..=key(last));
+        let behind = (self.kept.1 < NUMBER_MAX).then(|| key(self.kept.1 + 1)..=key(NUMBER_MAX));
+        before.into_iter().chain(behind)
     }
 }
 

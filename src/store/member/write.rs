@@ -108,8 +108,9 @@ fn put_history(txn: &WriteTransaction, rows: &[HistoryRow]) -> Result<u64, Membe
         let old = table.insert(row.key(), row.bytes.as_slice()).map_err(db_error)?;
         let old_len = old.map_or(0, |old| old.value().len());
         grown += row.bytes.len().saturating_sub(old_len) as u64;
-        let [all, kept] = row.ranges();
-        table.retain_in(all, |key, _| kept.contains(&key)).map_err(db_error)?;
+        for gone in row.outside() {
+            table.retain_in(gone, |_, _| false).map_err(db_error)?;
+        }
     }
     Ok(grown)
 }
