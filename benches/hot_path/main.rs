@@ -1,8 +1,9 @@
 //! What each part of a request's way costs: taking it from the guest, finding its place, cutting it, giving it back. One thread,
 //! no system call, no disk: what is left is what our own code does.
 //!
-//! `cargo bench --bench hot_path -- [--quick] [parse] [lookup] [split] [complete] [limits] [shares]` prints nanoseconds per operation: the best
-//! of some turns, which other load on the machine disturbs least, and their median. `--quick` shows that it runs, in a second.
+//! `cargo bench --bench hot_path -- [--quick] [parse] [lookup] [split] [complete] [limits] [shares] [metrics]` prints nanoseconds per
+//! operation: the best of some turns, which other load on the machine disturbs least, and their median. `--quick` shows that it runs, in
+//! a second.
 //!
 //! The product is compiled as one crate and inlines more than what is measured here across two: expect it to be a little
 //! faster.
@@ -11,6 +12,7 @@
 
 mod limits;
 mod lookup;
+mod metrics;
 mod parse;
 mod reactor;
 mod shares;
@@ -95,13 +97,14 @@ impl Bench {
 type Group = fn(&Bench);
 
 fn main() {
-    let groups: [(&str, Group); 6] = [
+    let groups: [(&str, Group); 7] = [
         ("parse", parse::measure),
         ("lookup", lookup::measure),
         ("split", reactor::measure_split),
         ("complete", reactor::measure_complete),
         ("limits", limits::measure),
         ("shares", shares::measure),
+        ("metrics", metrics::measure),
     ];
     // Cargo adds `--bench`.
     let (flags, wanted): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|arg| arg.starts_with('-'));
