@@ -13,6 +13,7 @@ use spanblk::mover::messages::Speed;
 use spanblk::owner::command::Reply;
 use spanblk::owner::command::{Command, CommandId, JobRequest, LayoutRequest, SetJob, StartJob};
 use spanblk::placement::{Replica, ReplicaState};
+use spanblk::qos::shares::Work;
 use spanblk::shared::{DiskState, VhdState};
 use spanblk::store::edit::{StoreEdit, StoreReport};
 
@@ -184,4 +185,15 @@ pub fn mover(disks: &[SimDisk], states: &[Arc<DiskState>], post: &Post) -> Copie
     let mut mover = Copier::new(engine, post.clone());
     states.iter().for_each(|state| mover.add_disk(Arc::clone(state)));
     mover
+}
+
+/// Every other run shares its disks out, so that requests and jobs wait for their turn: with a window of an operation or two.
+pub fn share_out(states: &[Arc<DiskState>], seed: u64) {
+    if !seed.is_multiple_of(2) {
+        return;
+    }
+    for (state, operations) in states.iter().zip((1..3).cycle()) {
+        state.shares.switch(true);
+        state.shares.set_window(Work::of_all(operations, operations * 4096));
+    }
 }

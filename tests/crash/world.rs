@@ -17,7 +17,6 @@ use spanblk::owner::{OpenError, Owner};
 use spanblk::placement::job::JobRecord;
 use spanblk::placement::record::{Accept, DiskRecord, PoolRecord, VhdRecord};
 use spanblk::placement::vm::VmRecord;
-use spanblk::qos::shares::Work;
 use spanblk::reactor::messages::ReactorMessage;
 use spanblk::reactor::pipeline::{Pipeline, PipelineMessage, Token};
 use spanblk::shared::disk::SyncNumber;
@@ -29,7 +28,7 @@ use super::faults::Trouble;
 use super::growth::Sizes;
 use super::guest::Guest;
 use super::losses::{Losses, close, die};
-use super::moves::mover;
+use super::moves::{mover, share_out};
 use super::oracle::History;
 use super::orders::Administrator;
 use super::post::{Post, ToCommitter};
@@ -129,17 +128,6 @@ pub fn geometry() -> Geometry {
 fn disk_states(disks: u8, slots: u32) -> Vec<Arc<DiskState>> {
     let state = |i: u8| Arc::new(DiskState::new(DiskId(i), format!("d{i}"), DATA_OFFSET, slots, 512, 512));
     (0..disks).map(state).collect()
-}
-
-/// Every other run shares its disks out, so that requests and jobs wait for their turn: with a window of an operation or two.
-fn share_out(states: &[Arc<DiskState>], seed: u64) {
-    if !seed.is_multiple_of(2) {
-        return;
-    }
-    for (state, operations) in states.iter().zip((1..3).cycle()) {
-        state.shares.switch(true);
-        state.shares.set_window(Work::of_all(operations, operations * 4096));
-    }
 }
 
 fn pool_record(disks: u8, slots: u32) -> PoolRecord {

@@ -35,13 +35,14 @@ use crate::control::http::Bound;
 use crate::control::mover::{Mover, Queue};
 use crate::control::owner_link::Asked;
 use crate::control::owner_thread::{self, Effects, OwnerInput, OwnerSender};
-use crate::control::reactors::{self, Handles, Inboxes};
+use crate::control::reactors::{self, Handles, Inboxes, Threads};
 use crate::control::service::{self, Problems};
 use crate::control::stats::{Sampler, StatsBook};
 use crate::control::wire::{EventDetail, Severity};
 use crate::disk::BlockDev;
 use crate::disk::file::FileDisk;
 use crate::disk::pool::OpenPool;
+use crate::engine::uring::thread::EngineThread;
 use crate::mover::messages::MoverMessage;
 use crate::mover::thread::MoverHandle;
 use crate::owner::Owner;
@@ -105,7 +106,7 @@ impl Daemon {
         let Opened { control, bound, metrics, rights, mut pool, inherited } = opened;
         let Inherited { vhds: mut held, engines, gate, stored, .. } = inherited;
         let is_confined = engines.is_some();
-        let (engine_threads, mover_thread) = match engines {
+        let threads = match engines {
             Some(engines) => (engines.reactors, Some(engines.mover)),
             None => (reactors::threads(config.reactors, config.pin)?, None),
         };
@@ -125,13 +126,10 @@ impl Daemon {
         let memory = Memory::recall(table.noted, stats, table.region_len, &store);
         states.iter().for_each(|disk| store.add_disk(disk));
         table.vhds.iter().for_each(|(_, vhd)| store.open_vhd(vhd));
-
         let server = Arc::new(start_server(config, &rights, &handles, &owner)?);
         let problems = Arc::new(Problems::default());
         let workers = start_workers(&disks, table.pool.extent_size, &owner)?;
-        let mover_queue = Queue::new()?;
-        let reactors = inboxes.start(engine_threads, config.poll_max, &owner, &store, &mover_queue.handle());
-        let mover = Mover::start(mover_queue, mover_thread, &owner, &handles)?;
+        let (reactors, mover) = start_data_plane(inboxes, threads, config.poll_max, &owner, &store)?;
         announce_disks(&states, &disks, &handles, &mover.handle())?;
         let (service, service_thread) =
             service::start(Arc::clone(&server), Arc::clone(&problems)).map_err(system("start the service thread"))?;
@@ -308,6 +306,19 @@ pub fn announcement(disk: &UsableDisk) -> impl Fn() -> ReactorMessage + Send + u
 /// What tells the mover of a disk.
 pub fn announcement_to_mover(disk: &UsableDisk) -> MoverMessage {
     MoverMessage::AddDisk { disk: Arc::clone(&disk.state), file: Arc::clone(disk.device.fd()) }
+}
+
+/// Starts the reactors on their threads, and the mover, which they wake.
+fn start_data_plane(
+    inboxes: Inboxes,
+    (reactors, mover): (Vec<EngineThread>, Option<EngineThread>),
+    poll_max: Duration,
+    owner: &OwnerSender,
+    store: &StoreHandle,
+) -> Result<(Threads, Mover), ServeError> {
+    let (queue, handles) = (Queue::new()?, inboxes.handles());
+    let reactors = inboxes.start(reactors, poll_max, owner, store, &queue.handle());
+    Ok((reactors, Mover::start(queue, mover, owner, &handles)?))
 }
 
 /// Tells reactors and the mover of every disk that the table can name. One that is missing counts as failed, so that nothing is submitted to
