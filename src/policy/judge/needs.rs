@@ -18,8 +18,12 @@ const FULL: f64 = 0.95;
 const FORMER: f64 = 3.0;
 const FORMER_NS: f64 = 1e6;
 
-/// Part of a disk's load from which a VHD is called an aggressor, if it is also twice its fair part.
+/// Times its target at which a VHD waits so much that half of the usual time is enough to be sure.
+const VERY_SLOW: f64 = 1.5;
+
+/// Part of a disk's load from which a VHD is called an aggressor, and times its fair part.
 const AGGRESSOR_PART: f64 = 0.25;
+const ABOVE_FAIR: f64 = 1.5;
 
 /// Part of a disk's time that one VHD may need by itself.
 const OWN_PART: f64 = 0.5;
@@ -68,6 +72,17 @@ pub(super) struct Need {
     pub movers: Vec<(usize, How)>,
 }
 
+/// For how long something must have been so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Haste {
+    /// As the rules say, and longer if the rule has often been wrong.
+    Usual,
+    /// Half as long.
+    Soon,
+    /// Not at all.
+    AtOnce,
+}
+
 /// All needs, by rule.
 pub(super) fn find(look: &Look, state: &mut State) -> Vec<Need> {
     let mut finder = Finder { look, state, needs: Vec::new(), asked: BTreeSet::new() };
@@ -97,11 +112,21 @@ fn fact(metric: Metric, subject: Subject, value: f64, target: f64) -> Fact {
 
 impl Finder<'_> {
     fn holds(&mut self, rule: Rule, subject: Subject, begins: bool, lasts: bool, urgent: bool) -> bool {
+        let haste = if urgent { Haste::AtOnce } else { Haste::Usual };
+        self.holds_in(rule, subject, begins, lasts, haste)
+    }
+
+    fn holds_in(&mut self, rule: Rule, subject: Subject, begins: bool, lasts: bool, haste: Haste) -> bool {
         self.asked.insert((rule, subject));
         let rules = self.look.rules;
         let secs = if rule.is_comfort() { rules.comfort_hold_secs } else { rules.hold_secs };
         let care = self.state.records.get(&rule).map_or(1, |record| record.care());
-        self.state.holds(rule, subject, begins, lasts, if urgent { 0 } else { secs * u64::from(care) })
+        let secs = match haste {
+            Haste::AtOnce => 0,
+            Haste::Soon => secs / 2,
+            Haste::Usual => secs * u64::from(care),
+        };
+        self.state.holds(rule, subject, begins, lasts, secs)
     }
 
     /// Whether the policy may look at a VHD and no job is about it.
@@ -172,22 +197,18 @@ impl Finder<'_> {
 
     /// VHDs that are served too slowly: on disks that are busy the worst of each disk, on others each by itself.
     fn slow(&mut self) {
-        let mut worst: BTreeMap<usize, (f64, usize, bool)> = BTreeMap::new();
+        let mut slow_on: BTreeMap<usize, Vec<(usize, f64)>> = BTreeMap::new();
         for vhd in 0..self.look.vhds.len() {
             let Some(slow) = self.slowness(vhd) else { continue };
             let Some(place) = self.busiest_of(vhd) else { continue };
             if self.look.now.disks[place].busy >= BUSY {
-                let entry = worst.entry(place).or_insert((0.0, vhd, false));
-                if slow > entry.0 {
-                    (entry.0, entry.1) = (slow, vhd);
-                }
+                slow_on.entry(place).or_default().push((vhd, slow));
             } else {
                 self.slow_alone(vhd, slow);
             }
         }
         for place in 0..self.look.now.disks.len() {
-            let (slow, victim, _) = worst.get(&place).copied().unwrap_or_default();
-            self.slow_disk(place, slow, victim);
+            self.slow_disk(place, slow_on.get(&place).map_or(&[], Vec::as_slice));
         }
     }
 
@@ -221,26 +242,21 @@ impl Finder<'_> {
         }
     }
 
-    /// A disk that is busy, and the VHD that it makes wait most.
-    fn slow_disk(&mut self, place: usize, slow: f64, victim: usize) {
+    /// A disk that is busy, and the VHDs that it makes wait.
+    fn slow_disk(&mut self, place: usize, waiting: &[(usize, f64)]) {
         let disk = &self.look.now.disks[place];
         let subject = Subject::Disk(disk.id);
-        let aggressor = if slow > 0.0 { self.aggressor(place, victim) } else { None };
-        let is_hurt = |found: bool| found && slow >= 1.0;
-        let hurts = self.holds(
-            Rule::Neighbour,
-            subject,
-            is_hurt(aggressor.is_some()),
-            aggressor.is_some() && slow >= OVER,
-            false,
-        );
-        let crowded = self.holds(
-            Rule::Latency,
-            subject,
-            is_hurt(aggressor.is_none()),
-            aggressor.is_none() && slow >= OVER,
-            false,
-        );
+        let worst = |other_than: Option<usize>| {
+            let others = waiting.iter().copied().filter(|(vhd, _)| Some(*vhd) != other_than);
+            others.max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)))
+        };
+        // Whoever takes most suffers as well, and is nobody's victim.
+        let aggressor = self.aggressor(place).filter(|(vhd, _)| worst(Some(*vhd)).is_some());
+        let (victim, slow) = worst(aggressor.map(|(vhd, _)| vhd)).unwrap_or_default();
+        let haste = if slow >= VERY_SLOW { Haste::Soon } else { Haste::Usual };
+        let mut holds = |rule, is: bool| self.holds_in(rule, subject, is && slow >= 1.0, is && slow >= OVER, haste);
+        let hurts = holds(Rule::Neighbour, aggressor.is_some());
+        let crowded = holds(Rule::Latency, aggressor.is_none());
         if !(hurts || crowded) {
             return;
         }
@@ -270,15 +286,15 @@ impl Finder<'_> {
         }
     }
 
-    /// The VHD that takes far more than its fair part of a disk, other than `victim`, and that fair part.
-    fn aggressor(&self, place: usize, victim: usize) -> Option<(usize, f64)> {
+    /// The VHD that takes far more than its fair part of a disk, and that fair part.
+    fn aggressor(&self, place: usize) -> Option<(usize, f64)> {
         let model = &self.look.now;
         let parts = (0..model.vhds.len()).map(|vhd| (vhd, model.part(vhd, place))).filter(|(_, part)| *part > 0.0);
         let parts: Vec<(usize, f64)> = parts.collect();
         let fair = model.disks[place].busy / parts.len().max(1) as f64;
         let (most, part) = parts.into_iter().max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)))?;
-        let takes_much = part >= 2.0 * fair && part >= AGGRESSOR_PART * model.disks[place].busy;
-        (most != victim && takes_much).then_some((most, fair))
+        let takes_much = part >= ABOVE_FAIR * fair && part >= AGGRESSOR_PART * model.disks[place].busy;
+        takes_much.then_some((most, fair))
     }
 
     fn is_insatiable(&self, vhd: usize) -> bool {
