@@ -15,6 +15,7 @@ pub mod qos;
 pub mod reactor;
 pub mod sandbox;
 pub mod shared;
+pub mod simulate;
 pub mod store;
 pub mod vhost_user;
 pub mod virtio;

@@ -20,6 +20,7 @@ mod policy;
 mod pool;
 mod serve;
 mod sharing;
+mod simulate;
 mod stats;
 mod vhd;
 mod vm;
@@ -95,6 +96,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Events(args) => events::run(&session, &args),
         Command::Metrics => output::print(&session.client()?.get_text("/metrics")?),
         Command::Serve(args) => serve::run(&session, args),
+        Command::Simulate(args) => simulate::run(&session, &args),
         Command::Completions { shell } => docs::completions(shell),
         Command::Man { directory } => docs::man(&directory),
     }

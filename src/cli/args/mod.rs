@@ -8,6 +8,7 @@ mod policy;
 mod pool;
 mod serve;
 mod sharing;
+mod simulate;
 mod stats;
 mod values;
 mod vhd;
@@ -30,6 +31,7 @@ pub use policy::{AdviseArgs, PolicyCommand, PolicySetArgs};
 pub use pool::{PoolCommand, PoolCreateArgs, PoolDestroyArgs};
 pub use serve::ServeArgs;
 pub use sharing::SharingArgs;
+pub use simulate::SimulateArgs;
 pub use stats::{StatsArgs, StatsTimeArgs, VhdStatsArgs};
 pub use values::{SizeOrNone, parse_log_level, parse_size_arg, parse_size_or_none, parse_when_full};
 pub use vhd::{AttachTarget, ExpandSetting, ExportArgs, ImportArgs, VhdCommand, VhdCreateArgs, VhdSetArgs};
@@ -134,6 +136,8 @@ pub enum Command {
     Metrics,
     /// Run the daemon
     Serve(ServeArgs),
+    /// Compare ways to place guest disks on many hosts, in virtual time; needs no daemon
+    Simulate(SimulateArgs),
     /// Print a completion script for a shell
     #[command(after_help = COMPLETIONS_HELP)]
     Completions {
