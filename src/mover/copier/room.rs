@@ -14,8 +14,10 @@ use crate::qos::shares::{Account, Turn, Work};
 use crate::reactor::messages::ReactorMessage;
 use crate::shared::disk::MOVER_THREAD;
 
-/// What a chunk counts as, whatever its length: most are of this one.
-const CHUNK: Work = Work::of(COPY_CHUNK_LEN);
+/// What a chunk of extents with blocks of so many bytes counts as, whatever its length: most are as long as they can be.
+fn chunk_of(block_size: u64) -> Work {
+    Work::of(COPY_CHUNK_LEN.max(block_size))
+}
 
 /// The mover's turn on one disk.
 #[derive(Default)]
@@ -30,13 +32,15 @@ struct Line {
 /// What the mover waits for on shared disks.
 pub(super) struct Room {
     lines: [Line; DISKS_MAX],
+    /// What a chunk counts as: all extents of a pool are alike.
+    chunk: Work,
     /// Disks for which somebody has been refused in this round.
     wanted: DiskSet,
 }
 
 impl Room {
     pub fn new() -> Room {
-        Room { lines: std::array::from_fn(|_| Line::default()), wanted: DiskSet::default() }
+        Room { lines: std::array::from_fn(|_| Line::default()), chunk: chunk_of(0), wanted: DiskSet::default() }
     }
 }
 
@@ -52,6 +56,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
     pub(super) fn take_room(&mut self, task: &Task) -> Option<Counted> {
         let copy = &task.copy;
         let (source, target) = (copy.source.disk, copy.target.disk);
+        self.room.chunk = chunk_of(copy.vhd.settings.geometry.block_size());
         let shared = [source, target].into_iter().filter(|disk| self.disk(*disk).shares.is_on());
         let shared: DiskSet = shared.collect();
         let in_flight = |disk: &DiskId| self.disk(*disk).shares.in_flight();
@@ -65,7 +70,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         } else {
             shared.iter().for_each(|disk| self.begin_anyway_on(disk));
         }
-        let counted = |disk| if shared.contains(disk) { CHUNK } else { Work::default() };
+        let counted = |disk| if shared.contains(disk) { self.room.chunk } else { Work::default() };
         let counted = Counted { source: counted(source), target: counted(target) };
         // One that is only read has one disk.
         if target == source {
@@ -82,9 +87,10 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
 
     fn begin_on(&mut self, disk: DiskId) -> bool {
         let state = self.disks[disk.index()].as_ref().expect("copies lie on disks of the pool");
+        let work = self.room.chunk;
         let Line { account, turn, .. } = &mut self.room.lines[disk.index()];
-        let taken = *turn.get_or_insert_with(|| state.shares.take_turn(account, Share::BACKGROUND, CHUNK));
-        let begun = state.shares.begin(MOVER_THREAD, taken, CHUNK);
+        let taken = *turn.get_or_insert_with(|| state.shares.take_turn(account, Share::BACKGROUND, work));
+        let begun = state.shares.begin(MOVER_THREAD, taken, work);
         if begun {
             *turn = None;
         } else {
@@ -113,9 +119,9 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
     }
 
     fn begin_anyway_on(&mut self, disk: DiskId) {
-        let shares = &self.disk(disk).shares;
-        let turn = shares.take_turn(&self.room.lines[disk.index()].account, Share::BACKGROUND, CHUNK);
-        shares.begin_anyway(turn, CHUNK);
+        let (shares, work) = (&self.disk(disk).shares, self.room.chunk);
+        let turn = shares.take_turn(&self.room.lines[disk.index()].account, Share::BACKGROUND, work);
+        shares.begin_anyway(turn, work);
     }
 
     /// What was counted is not in flight any more.
@@ -138,14 +144,14 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
     /// Tells reactors whether the mover waits. Turns that nobody waits for any more are given back, since others would wait behind them.
     /// Whether something new has been said: then what has ended before has woken nobody, and somebody must try once more.
     pub(super) fn announce_turns(&mut self) -> bool {
-        let wanted = std::mem::take(&mut self.room.wanted);
+        let (wanted, work) = (std::mem::take(&mut self.room.wanted), self.room.chunk);
         let mut is_news = false;
         for index in 0..DISKS_MAX {
             let Line { account, turn, said } = &mut self.room.lines[index];
             let Some(state) = self.disks[index].as_ref().filter(|_| turn.is_some() || said.is_some()) else { continue };
             if turn.is_some() && !wanted.contains(state.id) {
                 *turn = None;
-                state.shares.give_back_turn(account, Share::BACKGROUND, CHUNK);
+                state.shares.give_back_turn(account, Share::BACKGROUND, work);
             }
             if *turn == *said {
                 continue;
@@ -157,5 +163,16 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
             self.call_first(id);
         }
         is_news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_of_large_blocks_count_as_such() {
+        assert_eq!(chunk_of(32 << 10), Work::of(COPY_CHUNK_LEN));
+        assert_eq!(chunk_of(2 << 20), Work::of(2 << 20));
     }
 }
