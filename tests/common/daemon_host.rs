@@ -218,6 +218,7 @@ impl Host {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
+    #[allow(dead_code, reason = "not every test that uses this file")]
     pub fn kill(&mut self) {
         let mut daemon = self.daemon.take().unwrap();
         daemon.kill().unwrap();
