@@ -123,7 +123,7 @@ impl Seen<'_> {
     fn vhd(&self, vhd: &VhdInfo) -> Vhd {
         let record = &vhd.record;
         let now = self.window(Subject::Vhd(record.id), NOW_SECS);
-        let usual = self.window(Subject::Vhd(record.id), USUAL_SECS);
+        let (usual, usual_latency) = self.usual(Subject::Vhd(record.id));
         let extent = self.answers.pool.record.extent_size;
         Vhd {
             id: record.id,
@@ -137,10 +137,10 @@ impl Seen<'_> {
             extents: vhd.slots.iter().map(|(disk, count)| (*disk, *count)).collect(),
             limits: record.limits,
             flow: now.as_ref().map(flow).unwrap_or_default(),
-            usual: usual.as_ref().map(flow).unwrap_or_default(),
+            usual,
             read_share: now.as_ref().map_or(0.0, |now| now.read_share),
             latency: now.as_ref().map(latency).unwrap_or_default(),
-            usual_latency: usual.as_ref().map(latency).unwrap_or_default(),
+            usual_latency,
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of extents")]
             working_set: now.as_ref().map_or(0, |now| now.working_set_extents as u64 * extent),
             growth: self.growth(record.id, vhd.allocated),
@@ -168,6 +168,24 @@ impl Seen<'_> {
         let least = map.placed_from(ExtentIndex(0)).map(of_extent).min();
         let least = least.unwrap_or(usize::from(vhd.record.replicas) - 1);
         u8::try_from(least).unwrap_or(u8::MAX)
+    }
+
+    /// What is usual: of each number half of the last day was more, half less. An hour of something else does not count, as it would in
+    /// a mean; and of the latency, only when there was something to be served.
+    fn usual(&self, subject: Subject) -> (Flow, Latency) {
+        let samples = self.stats.samples(subject, None, self.now.saturating_sub(USUAL_SECS), self.now);
+        let known: Vec<&Summary> = samples.iter().filter(|sample| sample.covered_secs > 0.0).collect();
+        let busy: Vec<&Summary> = known.iter().copied().filter(|sample| flow(sample).iops > 0.0).collect();
+        let of_flow = |number: fn(Flow) -> f64| median(known.iter().map(|sample| number(flow(sample))).collect());
+        let of_latency = |number: fn(Latency) -> u64| {
+            #[allow(clippy::cast_precision_loss, reason = "nanoseconds of hours are exact")]
+            let all = busy.iter().map(|sample| number(latency(sample)) as f64).collect();
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it was one before")]
+            let middle = median(all) as u64;
+            middle
+        };
+        let flow = Flow { iops: of_flow(|flow| flow.iops), bytes: of_flow(|flow| flow.bytes) };
+        (flow, Latency { mean_ns: of_latency(|latency| latency.mean_ns), p99_ns: of_latency(|latency| latency.p99_ns) })
     }
 
     /// Bytes a day.
@@ -200,6 +218,12 @@ fn placed(vhd: &VhdInfo) -> u32 {
 /// disk serves at once nobody tells; one that has always one request in flight counts as half busy.
 fn busy(summary: &Summary) -> f64 {
     summary.queue_depth / (1.0 + summary.queue_depth)
+}
+
+/// The number in the middle; 0 if there is none.
+fn median(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all.get(all.len() / 2).copied().unwrap_or_default()
 }
 
 fn flow(summary: &Summary) -> Flow {
