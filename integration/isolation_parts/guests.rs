@@ -53,10 +53,23 @@ pub fn beside(bench: &Bench, first: &Order, others: &[Order]) -> Result<Vec<Outc
     // The longest pause between the last one's end and the first one's.
     const TAIL: Duration = Duration::from_millis(300);
     let lead = if others.is_empty() { Duration::ZERO } else { LEAD };
-    let mut helpers = vec![Helper::start(ARGUMENT, first)?];
-    for other in others {
-        helpers.push(Helper::start(ARGUMENT, &Order { time: lead + bench.time + TAIL, ..other.clone() })?);
-    }
+    let longer = |other: &Order| Order { time: lead + bench.time + TAIL, ..other.clone() };
+    let orders: Vec<Order> = [first.clone()].into_iter().chain(others.iter().map(longer)).collect();
+    run(&orders, lead)
+}
+
+/// Lets all ask at the same time, for as long; what each of them got.
+///
+/// # Errors
+/// What the backend refuses.
+pub fn together(orders: &[Order]) -> Result<Vec<Outcome>> {
+    run(orders, Duration::ZERO)
+}
+
+/// The first begins so much later than the others.
+fn run(orders: &[Order], lead: Duration) -> Result<Vec<Outcome>> {
+    let helpers: Result<Vec<Helper>> = orders.iter().map(|order| Helper::start(ARGUMENT, order)).collect();
+    let mut helpers = helpers?;
     let outcomes = std::thread::scope(|scope| {
         let threads: Vec<_> = helpers
             .iter_mut()

@@ -136,7 +136,8 @@ fn measure(bench: &mut Bench, part: &str, filled: bool, order: impl Fn(&Bench, &
 fn renew(pool: &Pool, filled: bool) -> Result<()> {
     let listed = pool.json(&["vhd", "list"])?;
     if listed["vhds"].as_array().is_some_and(|vhds| vhds.iter().any(|vhd| vhd["name"] == VICTIM)) {
-        pool.cli(&["vhd", "delete", VICTIM])?;
+        // The daemon may not have noticed yet that its last guest has gone.
+        pool.cli(&["vhd", "delete", VICTIM, "--force"])?;
     }
     pool.create_vhd(VICTIM, SIZE, &["--layout", "isolated", "--disks", "d0", "--queues", "1"])?;
     if filled { frontend::fill(&pool.socket(VICTIM), SIZE, Fill::Random) } else { Ok(()) }

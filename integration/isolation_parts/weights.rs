@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::guests::{beside, reader};
+use super::guests::{reader, together};
 use super::{Bench, MIB, Shares, median};
 use crate::lab::tools::Fill;
 use crate::peers_parts::frontend;
@@ -62,8 +62,8 @@ fn ratios(bench: &mut Bench, shares: Shares, weights: &[u32]) -> Result<Vec<(f64
     for _ in 0..bench.rounds {
         for weight in weights {
             pool.cli(&["vhd", "set", NAMES[1], "--weight", &weight.to_string()])?;
-            let [light, heavy] = NAMES.map(|name| reader(bench, &pool, name, SIZE, DEPTH));
-            let outcomes = beside(bench, &light, &[heavy])?;
+            let guests = NAMES.map(|name| reader(bench, &pool, name, SIZE, DEPTH));
+            let outcomes = together(&guests)?;
             found.push((outcomes[1].iops / outcomes[0].iops, outcomes[0].iops + outcomes[1].iops));
         }
     }
