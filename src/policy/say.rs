@@ -196,7 +196,7 @@ pub fn rule(rule: Rule) -> &'static str {
 fn standing(standing: Standing) -> &'static str {
     match standing {
         Standing::Start => "starts now",
-        Standing::Advice => "waits for you: spanblk advise apply, or dismiss",
+        Standing::Advice => "waits for you: 'spanblk apply N' or 'spanblk dismiss N'",
         Standing::InFlight => "waits for other moves to end",
         Standing::Budget => "waits for the budget of the day",
         Standing::Quiet => "waits for the end of the quiet hours",

@@ -259,7 +259,7 @@ fn proposals_read_as_sentences() {
     world.rules.moved_a_day = 0.5;
     world.run(30);
     let said = Names(&world.pool).proposal(&world.state.open[0]);
-    assert_eq!(said.standing, "waits for you: spanblk advise apply, or dismiss");
+    assert_eq!(said.standing, "waits for you: 'spanblk apply N' or 'spanblk dismiss N'");
     assert!(said.because.starts_with("room runs out: disk disk0 is 85.0 % full, the limit is 80.0 %"), "{said:?}");
     assert!(said.command.starts_with("spanblk vhd ") && said.costs.contains("of the day's budget"), "{said:?}");
     assert!(said.brings.contains("fill of disk disk0: 85.0 % becomes"), "{said:?}");
