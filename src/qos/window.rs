@@ -13,7 +13,8 @@
 //!
 //! Clients with a *latency target* narrow the window further if more of their requests are late than a percentile allows, for as long as
 //! that is so. If the narrowest one hardly helps, the target is beyond the disk: it is given up for a while, because the others would get
-//! little for nothing.
+//! little for nothing. Such a client may want little, or nothing any more, and must not keep the window narrow by that: so it becomes wider
+//! by time, too.
 
 use super::shares::Work;
 use crate::base::clock::Nanos;
@@ -87,6 +88,9 @@ const GIVE_UP_MAX_NS: u64 = 600_000_000_000;
 const CALM_MIN_NS: u64 = 500_000_000;
 const CALM_MAX_NS: u64 = 8_000_000_000;
 
+/// Without any request of a client with a target for so long, nobody is there for whom the window would have to be narrow.
+const TARGETS_QUIET_NS: u64 = 3_000_000_000;
+
 /// What has been counted on a disk.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counted {
@@ -147,6 +151,9 @@ pub struct Window {
     probe_ns: u64,
     targeted: u64,
     late: u64,
+    /// When a request with a target was seen last, and when one of them was late or the window became wider.
+    targeted_at: Nanos,
+    eventful_at: Nanos,
     /// It became wider after requests were late last.
     has_widened: bool,
     widen_at: Nanos,
@@ -182,6 +189,8 @@ impl Window {
             probe_ns: PROBE_MIN_NS,
             targeted: 0,
             late: 0,
+            targeted_at: Nanos(0),
+            eventful_at: Nanos(0),
             has_widened: false,
             widen_at: Nanos(0),
             calm_ns: CALM_MIN_NS,
@@ -344,10 +353,21 @@ impl Window {
     fn look_at_targets(&mut self, counted: Counted, now: Nanos) {
         self.targeted += counted.targeted;
         self.late += counted.late;
-        if self.targeted == 0 {
+        if counted.targeted > 0 {
+            self.targeted_at = now;
+        } else if now.since(self.targeted_at) >= TARGETS_QUIET_NS {
+            (self.targeted, self.late) = (0, 0);
+            (self.allowed, self.hopeless, self.calm_ns) = (None, 0, CALM_MIN_NS);
             return;
         }
+        if counted.late > 0 {
+            self.eventful_at = now;
+        }
         if self.targeted < TARGET_SAMPLE && self.late < TARGET_LATE {
+            // Few requests take long to say something; that none of them was late says enough.
+            if counted.targeted > 0 && now >= self.widen_at && now.since(self.eventful_at) >= self.calm_ns {
+                self.widen(now);
+            }
             return;
         }
         let late = self.late * 1000 / self.targeted;
@@ -358,7 +378,7 @@ impl Window {
         if late > LATE_MANY {
             self.narrow(late, now);
         } else if late < LATE_FEW && now >= self.widen_at {
-            self.widen();
+            self.widen(now);
         }
     }
 
@@ -386,8 +406,9 @@ impl Window {
         self.give_up_ns = (self.give_up_ns * 2).min(GIVE_UP_MAX_NS);
     }
 
-    fn widen(&mut self) {
+    fn widen(&mut self, now: Nanos) {
         let Some(allowed) = self.allowed else { return };
+        self.eventful_at = now;
         let wider = allowed.saturating_add((allowed / 32).max(1));
         self.allowed = (wider < self.wide()).then_some(wider);
         self.has_widened = true;

@@ -81,6 +81,41 @@ fn late_requests_narrow_it_until_they_are_few() {
     assert!(!window.is_narrowed());
 }
 
+/// A window that late requests have narrowed as far as it goes, and when that was so.
+fn narrowed() -> (Window, Nanos) {
+    let mut window = Window::new(Work(OP), Work(512 * OP));
+    let end = drive(&mut window, Nanos(0), 20, shared(400), |window| window.min(20) * 10_000);
+    window.look(Counted { targeted: 100, late: 90, ..shared(400) }, end);
+    let fewer = Counted { targeted: 100, late: 5, ..shared(400) };
+    let end = drive(&mut window, end, 6, fewer, |window| window.min(20) * 10_000);
+    assert!(window.is_exhausted());
+    (window, end)
+}
+
+#[test]
+fn it_is_not_narrow_for_somebody_who_wants_nothing_any_more() {
+    let (mut window, end) = narrowed();
+    let end = drive(&mut window, end, 2, shared(400), |window| window.min(20) * 10_000);
+    assert!(window.is_exhausted(), "that was only a moment");
+    drive(&mut window, end, 28, shared(400), |window| window.min(20) * 10_000);
+    assert!(!window.is_narrowed() && now(&window) > 15 * OP);
+}
+
+#[test]
+fn it_becomes_wider_for_somebody_who_wants_little_and_gets_it_in_time() {
+    // Two requests a second: far too few for a sample.
+    let look = |window: &mut Window, at: &mut Nanos, late: u64| {
+        let targeted = u64::from(at.0 % 500_000_000 < PERIOD_NS);
+        window.look(Counted { targeted, late: late * targeted, ..shared(400) }, *at);
+        *at = Nanos(at.0 + PERIOD_NS);
+    };
+    let (mut window, mut at) = narrowed();
+    (0..5 * 50).for_each(|_| look(&mut window, &mut at, 1));
+    assert!(window.is_exhausted(), "they are late");
+    (0..115 * 50).for_each(|_| look(&mut window, &mut at, 0));
+    assert!(!window.is_narrowed());
+}
+
 #[test]
 fn a_target_that_the_disk_misses_anyway_is_given_up_for_a_while() {
     let mut window = Window::new(Work(OP), Work(512 * OP));
