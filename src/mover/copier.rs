@@ -410,8 +410,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
             if result.is_ok() && !chunk.given_up && !chunk.task.copy.only_reads() {
                 chunk.writing = true;
                 chunk.begun = now;
-                let counted = chunk.counted.target;
-                self.count_write(target, counted);
+                self.count_write(place);
                 return self.submit(place);
             }
             return self.end_chunk(place, disk, result);

@@ -10,6 +10,10 @@
 //! would otherwise wait for the end of somebody else's each time. The window is exceeded by one operation for each such client at most,
 //! because the first takes its account past the disk's time.
 //!
+//! Some operations cannot wait: they have waited on another disk, or are urgent. They *begin anyway*, and are charged, but only up to a
+//! debt. One that begins before somebody else whose turn is earlier must not undo what the others have among themselves: it neither moves
+//! the disk's time, or all of them would seem to have had less than their share, nor takes room from them, or they might never get any.
+//!
 //! All of it is atomics. Threads publish the turn of the first that waits on them, and do not overtake one another; who ends an operation
 //! wakes the thread on which the first of all waits.
 
@@ -24,6 +28,10 @@ const BYTE: u64 = 2048;
 
 /// The work of an operation, whatever its length: as much as so many bytes.
 const OPERATION: u64 = 16 << 10;
+
+/// How far operations that begin anyway can take a client ahead, in work: it must have something to pay back, and must not be kept from
+/// the disk for long afterwards.
+const DEBT_MAX: Work = Work(8 << 20);
 
 /// Nobody waits.
 const NOBODY: u64 = u64::MAX;
@@ -170,11 +178,31 @@ impl Shares {
         (self.targeted.swap(0, Ordering::Relaxed).max(late), late)
     }
 
+    /// How much reason there is to let a client wait here rather than on other disks: how far it is ahead of the disk's time; then how full
+    /// the window is, in 1024ths. More in flight is none, where the window is wider.
+    #[must_use]
+    pub fn reason_to_wait(&self, account: &Account) -> (u64, u64) {
+        let ahead = account.so_far().saturating_sub(self.time.load(Ordering::Relaxed));
+        (ahead, self.in_flight().0.saturating_mul(1024) / self.window().0.max(1))
+    }
+
     /// The client's next turn, for which it is charged.
     pub fn take_turn(&self, account: &Account, share: Share, work: Work) -> Turn {
         let charge = charge(share, work);
         let time = self.time.load(Ordering::Relaxed);
         let next = |so_far: u64| Some(so_far.max(time).saturating_add(charge));
+        match account.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+            Ok(so_far) | Err(so_far) => Turn(so_far.max(time)),
+        }
+    }
+
+    /// As [`Shares::take_turn`], for an operation that is to begin anyway.
+    pub fn take_turn_anyway(&self, account: &Account, share: Share, work: Work) -> Turn {
+        let (charge, debt) = (charge(share, work), charge(share, DEBT_MAX));
+        let time = self.time.load(Ordering::Relaxed);
+        let most = time.saturating_add(debt);
+        // What it owes by turns that it has taken otherwise stays.
+        let next = |so_far: u64| Some(so_far.max(so_far.max(time).saturating_add(charge).min(most)));
         match account.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
             Ok(so_far) | Err(so_far) => Turn(so_far.max(time)),
         }
@@ -207,10 +235,15 @@ impl Shares {
         true
     }
 
-    /// Begins an operation that has waited elsewhere: it does not wait here, but counts.
-    pub fn begin_anyway(&self, turn: Turn, work: Work) {
+    /// Begins an operation that cannot wait here. What the disk counts it as: nothing if somebody waits whose turn is earlier.
+    #[must_use = "as much is to end"]
+    pub fn begin_anyway(&self, turn: Turn, work: Work) -> Work {
+        if self.first_of(self.waiting.load(Ordering::SeqCst)).is_some_and(|(_, first)| first < turn) {
+            return Work::default();
+        }
         let before = self.in_flight.fetch_add(work.0, Ordering::SeqCst);
         self.begun(turn, before.saturating_add(work.0));
+        work
     }
 
     fn begun(&self, turn: Turn, in_flight: u64) {
@@ -242,9 +275,13 @@ impl Shares {
     /// The thread other than `thread` on which somebody waits whose turn is first.
     #[must_use]
     pub fn first_elsewhere(&self, thread: usize) -> Option<(usize, Turn)> {
-        let others = bits(self.waiting.load(Ordering::SeqCst) & !bit(thread));
-        let turns = others.map(|other| (self.threads[other].first.load(Ordering::SeqCst), other));
-        turns.min().filter(|(turn, _)| *turn != NOBODY).map(|(turn, other)| (other, Turn(turn)))
+        self.first_of(self.waiting.load(Ordering::SeqCst) & !bit(thread))
+    }
+
+    /// The same among threads of which each has its bit set.
+    fn first_of(&self, threads: u64) -> Option<(usize, Turn)> {
+        let turns = bits(threads).map(|thread| (self.threads[thread].first.load(Ordering::SeqCst), thread));
+        turns.min().filter(|(turn, _)| *turn != NOBODY).map(|(turn, thread)| (thread, Turn(turn)))
     }
 
     /// Threads on which somebody waits: all of them are to be woken when there may be more room than what has ended makes.

@@ -94,10 +94,12 @@ struct Client {
     bytes: u64,
     /// Latency target, 0: none.
     target_ns: u64,
+    /// Never waits.
+    urgent: bool,
 }
 
 fn client(depth: usize, weight: u32) -> Client {
-    Client { depth, weight, bytes: 4096, target_ns: 0 }
+    Client { depth, weight, bytes: 4096, target_ns: 0, urgent: false }
 }
 
 #[derive(Clone, Default)]
@@ -117,7 +119,7 @@ impl Got {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum What {
     Arrives,
-    Completes { arrived: u64 },
+    Completes { arrived: u64, counted: Work },
     Wakes,
     Look,
 }
@@ -189,7 +191,7 @@ impl Sim {
             }
             match what {
                 What::Arrives => self.arrives(of, now),
-                What::Completes { arrived } => self.completes(of, arrived, now),
+                What::Completes { arrived, counted } => self.completes(of, arrived, counted, now),
                 What::Wakes => self.resume(of, now),
                 What::Look => self.look(now),
             }
@@ -207,14 +209,19 @@ impl Sim {
     fn arrives(&mut self, client: usize, now: u64) {
         self.seen[client] = now;
         if !self.fair {
-            return self.submit(client, now, now);
+            return self.submit(client, now, Work::default(), now);
         }
         let (thread, work) = (client % THREADS, self.work(client));
         let share = Share::new(Weight::new(self.clients[client].weight).unwrap(), Priority::Normal);
+        if self.clients[client].urgent {
+            let turn = self.shares.take_turn_anyway(&self.accounts[client], share, work);
+            let counted = self.shares.begin_anyway(turn, work);
+            return self.submit(client, now, counted, now);
+        }
         let turn = self.shares.take_turn(&self.accounts[client], share, work);
         let is_first = self.waiting[thread].peek().is_none_or(|Reverse((first, ..))| turn < *first);
         if is_first && self.shares.begin(thread, turn, work) {
-            return self.submit(client, now, now);
+            return self.submit(client, now, work, now);
         }
         self.shares.hold();
         self.sequence += 1;
@@ -222,7 +229,7 @@ impl Sim {
         self.resume(thread, now);
     }
 
-    fn submit(&mut self, client: usize, arrived: u64, now: u64) {
+    fn submit(&mut self, client: usize, arrived: u64, counted: Work, now: u64) {
         if let Some((every, time)) = self.model.stalls
             && now >= self.next_stall
         {
@@ -239,10 +246,10 @@ impl Sim {
             self.serial_until = self.serial_until.max(done) + serial;
             done = self.serial_until;
         }
-        self.at(done, What::Completes { arrived }, client);
+        self.at(done, What::Completes { arrived, counted }, client);
     }
 
-    fn completes(&mut self, client: usize, arrived: u64, now: u64) {
+    fn completes(&mut self, client: usize, arrived: u64, counted: Work, now: u64) {
         let work = self.work(client);
         self.seen[client] = now;
         self.counted.operations += 1;
@@ -259,7 +266,7 @@ impl Sim {
             got.latencies_ns.push(now - arrived);
         }
         if self.fair {
-            self.shares.end(work);
+            self.shares.end(counted);
             self.resume(client % THREADS, now);
         }
         self.at(now, What::Arrives, client);
@@ -280,11 +287,12 @@ impl Sim {
 
     fn begin_waiting(&mut self, thread: usize, now: u64) {
         while let Some(Reverse((turn, _, client, arrived))) = self.waiting[thread].peek().copied() {
-            if !self.shares.begin(thread, turn, self.work(client)) {
+            let work = self.work(client);
+            if !self.shares.begin(thread, turn, work) {
                 return;
             }
             self.waiting[thread].pop();
-            self.submit(client, arrived, now);
+            self.submit(client, arrived, work, now);
         }
     }
 
@@ -342,6 +350,18 @@ fn weights_are_kept_and_little_is_lost() {
             assert!(share.abs_diff(expected) * 20 <= expected, "{share} instead of {expected} on {}", model.name);
             assert!(outcome.total * 100 >= all * 95, "{} of {all} on {}", outcome.total, model.name);
         }
+    }
+}
+
+#[test]
+fn who_does_not_wait_leaves_the_weights_of_the_others_as_they_are() {
+    for model in [&THROTTLED, &SATA, &NVME] {
+        let urgent = Client { urgent: true, ..client(8, 10) };
+        let outcome = run(model, "300 : 100, and 8 urgent", &[client(128, 300), client(128, 100), urgent], true);
+        let [heavy, light, urgent] = [0, 1, 2].map(|client| outcome.got[client].operations);
+        assert!((3 * light).abs_diff(heavy) * 20 <= heavy, "{heavy} {light} on {}", model.name);
+        assert!(urgent * 20 >= heavy + light + urgent, "{urgent} of {} on {}", heavy + light + urgent, model.name);
+        assert!((heavy + light) * 5 >= urgent, "{heavy} {light} beside {urgent} on {}", model.name);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Room on disks that are shared out: see [`crate::qos::shares`]. Jobs are one client of each disk, behind guests but not left out.
 //!
-//! A chunk waits for one of its disks, the one with the most to do, before it claims anything: whoever waits here keeps nobody else waiting.
+//! A chunk waits for one of its disks, the one on which jobs have had most of what is theirs, before it claims anything: whoever waits here keeps
+//! nobody else waiting.
 //! It pays on both, and counts on the source while it is read and on the target while it is written: a source that hangs takes nothing of
 //! its target. The turn on a disk belongs to whichever task gets there first.
 
@@ -44,11 +45,16 @@ impl Room {
     }
 }
 
-/// What a chunk counts as on its disks.
+/// What a chunk has paid, and counts as.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counted {
+    /// Where it has paid.
+    paid: DiskSet,
+    /// What the source counts it as while it is read, and the target while it is written. Nothing if others came first there.
     pub source: Work,
     pub target: Work,
+    /// The turn for which it has paid on the target.
+    write_turn: Option<Turn>,
 }
 
 impl<E: Engine, O: MoverOutbox> Copier<E, O> {
@@ -59,25 +65,25 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         self.room.chunk = chunk_of(copy.vhd.settings.geometry.block_size());
         let shared = [source, target].into_iter().filter(|disk| self.disk(*disk).shares.is_on());
         let shared: DiskSet = shared.collect();
-        let in_flight = |disk: &DiskId| self.disk(*disk).shares.in_flight();
-        if !self.paces.is_urgent(copy.job)
-            && let Some(busiest) = shared.iter().max_by_key(in_flight)
-        {
-            if !self.begin_on(busiest) {
-                return None;
+        let reason = |disk: &DiskId| self.disk(*disk).shares.reason_to_wait(&self.room.lines[disk.index()].account);
+        let waits_on = shared.iter().max_by_key(reason).filter(|_| !self.paces.is_urgent(copy.job));
+        let waited = match waits_on {
+            Some(disk) => Some((disk, self.begin_on(disk)?)),
+            None => None,
+        };
+        let mut counted = Counted { paid: shared, ..Counted::default() };
+        for disk in shared.iter() {
+            let begun = waited.filter(|(on, _)| *on == disk).map(|(_, turn)| turn);
+            let turn = begun.unwrap_or_else(|| self.take_turn_anyway_on(disk));
+            // One that is only read has one disk.
+            if disk == source {
+                counted.source = if begun.is_some() { self.room.chunk } else { self.begin_anyway_on(disk, turn) };
+            } else {
+                // It has been paid for, and is not in flight yet.
+                self.give_room(disk, begun.map_or(Work::default(), |_| self.room.chunk));
+                counted.write_turn = Some(turn);
             }
-            shared.iter().filter(|disk| *disk != busiest).for_each(|disk| self.begin_anyway_on(disk));
-        } else {
-            shared.iter().for_each(|disk| self.begin_anyway_on(disk));
         }
-        let counted = |disk| if shared.contains(disk) { self.room.chunk } else { Work::default() };
-        let counted = Counted { source: counted(source), target: counted(target) };
-        // One that is only read has one disk.
-        if target == source {
-            return Some(Counted { target: Work::default(), ..counted });
-        }
-        // It has been paid for, and is not in flight yet.
-        self.give_room(target, counted.target);
         Some(counted)
     }
 
@@ -85,43 +91,43 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         self.disks[disk.index()].as_ref().expect("copies lie on disks of the pool")
     }
 
-    fn begin_on(&mut self, disk: DiskId) -> bool {
+    /// The turn with which a chunk has begun.
+    fn begin_on(&mut self, disk: DiskId) -> Option<Turn> {
         let state = self.disks[disk.index()].as_ref().expect("copies lie on disks of the pool");
         let work = self.room.chunk;
         let Line { account, turn, .. } = &mut self.room.lines[disk.index()];
         let taken = *turn.get_or_insert_with(|| state.shares.take_turn(account, Share::BACKGROUND, work));
-        let begun = state.shares.begin(MOVER_THREAD, taken, work);
-        if begun {
-            *turn = None;
-        } else {
+        if !state.shares.begin(MOVER_THREAD, taken, work) {
             self.room.wanted.insert(disk);
+            return None;
         }
-        begun
+        turn.take()
     }
 
     /// The chunk has not begun: what it has paid is given back, too.
     pub(super) fn take_back(&mut self, task: &Task, counted: Counted) {
-        let (source, target) = (task.copy.source.disk, task.copy.target.disk);
-        for (disk, work) in [(source, counted.source), (target, counted.target)] {
-            if work > Work::default() {
-                let account = &self.room.lines[disk.index()].account;
-                self.disk(disk).shares.give_back_turn(account, Share::BACKGROUND, work);
-            }
+        for disk in counted.paid.iter() {
+            let account = &self.room.lines[disk.index()].account;
+            self.disk(disk).shares.give_back_turn(account, Share::BACKGROUND, self.room.chunk);
         }
-        self.give_room(source, counted.source);
+        self.give_room(task.copy.source.disk, counted.source);
     }
 
     /// What is about to be written counts from now on: it has been paid for.
-    pub(super) fn count_write(&mut self, disk: DiskId, work: Work) {
-        if work > Work::default() {
-            self.disk(disk).shares.begin_anyway(Turn(0), work);
-        }
+    pub(super) fn count_write(&mut self, place: usize) {
+        let chunk = self.chunks[place].as_ref().expect("a chunk in flight");
+        let (target, turn) = (chunk.task.copy.target.disk, chunk.counted.write_turn);
+        let counted = turn.map_or(Work::default(), |turn| self.begin_anyway_on(target, turn));
+        self.chunks[place].as_mut().expect("still in flight").counted.target = counted;
     }
 
-    fn begin_anyway_on(&mut self, disk: DiskId) {
-        let (shares, work) = (&self.disk(disk).shares, self.room.chunk);
-        let turn = shares.take_turn(&self.room.lines[disk.index()].account, Share::BACKGROUND, work);
-        shares.begin_anyway(turn, work);
+    fn take_turn_anyway_on(&self, disk: DiskId) -> Turn {
+        let account = &self.room.lines[disk.index()].account;
+        self.disk(disk).shares.take_turn_anyway(account, Share::BACKGROUND, self.room.chunk)
+    }
+
+    fn begin_anyway_on(&self, disk: DiskId, turn: Turn) -> Work {
+        self.disk(disk).shares.begin_anyway(turn, self.room.chunk)
     }
 
     /// What was counted is not in flight any more.

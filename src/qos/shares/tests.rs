@@ -108,13 +108,45 @@ fn a_turn_that_is_given_back_costs_nothing() {
 fn what_waited_elsewhere_counts_here() {
     let shares = disk(1);
     let account = Account::default();
-    shares.begin_anyway(turn(&shares, &account, 1), UNIT);
-    shares.begin_anyway(turn(&shares, &account, 1), UNIT);
+    for _ in 0..2 {
+        assert_eq!(shares.begin_anyway(turn(&shares, &account, 1), UNIT), UNIT);
+    }
     assert_eq!(shares.take_peak(), Work(2 * UNIT.0));
     shares.end(UNIT);
     assert!(!shares.begin(0, turn(&shares, &account, 1), UNIT));
     assert_eq!(shares.take_peak(), Work(2 * UNIT.0));
     assert_eq!(shares.take_peak(), UNIT);
+}
+
+#[test]
+fn what_begins_before_others_neither_lets_them_all_begin_nor_takes_their_room() {
+    let shares = disk(1);
+    assert!(shares.begin(0, Turn(0), UNIT));
+    let (waits, later) = (Turn(STEP), Turn(100 * STEP));
+    shares.publish(1, None, Some(waits));
+    assert_eq!(shares.begin_anyway(later, UNIT), Work(0));
+    assert!(!shares.begin(1, waits, UNIT), "the window is full");
+    assert_eq!(shares.begin_anyway(Turn(STEP - 1), UNIT), UNIT, "it comes first, and counts");
+    assert!(!shares.begin(1, waits, UNIT));
+    (0..2).for_each(|_| shares.end(UNIT));
+    assert!(shares.begin(1, waits, UNIT));
+    shares.publish(1, Some(waits), None);
+    assert_eq!(shares.begin_anyway(later, UNIT), UNIT, "nobody waits");
+    assert!(shares.begin(0, later, UNIT));
+}
+
+#[test]
+fn debts_of_who_does_not_wait_have_an_end() {
+    let shares = disk(1);
+    let (urgent, ahead) = (Account::default(), Account::default());
+    let most = BYTE * DEBT_MAX.0 / 10;
+    for _ in 0..3 * DEBT_MAX.0 / UNIT.0 {
+        let _ = shares.take_turn_anyway(&urgent, share(1), UNIT);
+    }
+    assert_eq!(turn(&shares, &urgent, 1), Turn(most));
+    let _ = shares.take_turn(&ahead, share(1), Work(2 * DEBT_MAX.0));
+    let _ = shares.take_turn_anyway(&ahead, share(1), UNIT);
+    assert_eq!(turn(&shares, &ahead, 1), Turn(2 * most), "turns that were taken otherwise stay paid");
 }
 
 #[test]

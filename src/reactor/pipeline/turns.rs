@@ -2,8 +2,8 @@
 //!
 //! A request asks for room before it submits a piece. If the disk is shared out among VHDs, it takes a turn there, and has *begun* once the
 //! disk counts it; the operation that it submits next takes that over, and ends it. One that begins and then has to wait for something else
-//! leaves the room to others and keeps its turn. A write to several disks waits for the one with the most to do, and only counts
-//! on the others: so nobody waits for one disk with room on another.
+//! leaves the room to others and keeps its turn. A write to several disks waits for the one on which its VHD has had most of what is its,
+//! and only pays on the others: so nobody waits for one disk with room on another.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -93,8 +93,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if self.slots.request(slot).turn.is_some_and(|taken| taken.begun && shared.contains(taken.disk)) {
             return None;
         }
-        let in_flight = |disk: &DiskId| self.disk(*disk).shares.in_flight();
-        let Some(disk) = shared.iter().max_by_key(in_flight) else {
+        let vhd = self.slots.request(slot).vhd();
+        let reason = |disk: &DiskId| self.disk(*disk).shares.reason_to_wait(vhd.account(*disk));
+        let Some(disk) = shared.iter().max_by_key(reason) else {
             self.drop_turn(slot);
             return None;
         };
@@ -150,7 +151,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.disk(taken.disk).shares.give_back_turn(vhd.account(taken.disk), taken.share, taken.work);
     }
 
-    /// An operation of the request is about to be submitted: what the disk counts it as.
+    /// An operation of the request is about to be submitted: what the disk counts it as, which may be nothing.
     pub(super) fn begin_operation(&mut self, slot: RequestSlot, disk: DiskId, bytes: u64) -> Work {
         if !self.disk(disk).shares.is_on() {
             return Work::default();
@@ -168,18 +169,18 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         }
         let (vhd, work) = (self.slots.request(slot).vhd(), Work::of(bytes));
         let shares = &self.disk(disk).shares;
-        shares.begin_anyway(shares.take_turn(vhd.account(disk), vhd.share.get(), work), work);
-        work
+        shares.begin_anyway(shares.take_turn_anyway(vhd.account(disk), vhd.share.get(), work), work)
     }
 
     /// An operation has completed: what the disk counted it as is not in flight any more.
     pub(super) fn end_operation(&mut self, operation: &Operation) {
         let (disk, work) = (operation.disk, operation.work);
-        if work == Work::default() {
+        if work > Work::default() {
+            self.disk(disk).shares.end(work);
+            self.parking.note_ended(disk);
+        } else if !self.disk(disk).shares.is_on() {
             return;
         }
-        self.disk(disk).shares.end(work);
-        self.parking.note_ended(disk);
         let Purpose::Transfer { piece, .. } = operation.purpose else { return };
         let request = self.slots.piece_mut(piece).request;
         let state = self.slots.request(request);

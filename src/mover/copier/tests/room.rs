@@ -19,7 +19,7 @@ impl World {
         shares.switch(true);
         shares.set_window(GUESTS);
         let high = Share::new(Weight::MAX, Priority::High);
-        shares.begin_anyway(shares.take_turn(&Account::default(), high, GUESTS), GUESTS);
+        assert!(shares.begin(0, shares.take_turn(&Account::default(), high, GUESTS), GUESTS));
     }
 
     fn waits_on(&self, disk: DiskId) -> bool {
@@ -46,16 +46,40 @@ fn a_job_that_has_had_its_share_waits_and_claims_nothing() {
 }
 
 #[test]
-fn it_goes_on_when_others_have_had_theirs() {
+fn it_goes_on_before_others_whose_turn_is_later() {
     let mut world = World::new(u32::MAX);
     world.share(A);
     world.begin();
     world.run();
     let shares = &world.disk(A).shares;
-    // Guests get on, and no room is left all the same.
-    shares.begin_anyway(Turn(u64::MAX), GUESTS);
+    shares.publish(0, None, Some(Turn(1 << 60)));
+    shares.end(GUESTS);
+    assert!(!shares.begin(0, Turn(1 << 60), GUESTS));
     world.run();
     assert_eq!(world.reports(), [MoverReport::Copied { id: MoveId(1) }]);
+}
+
+#[test]
+fn an_urgent_job_takes_no_room_from_those_who_wait() {
+    let mut world = World::new(u32::MAX);
+    [A, B].iter().for_each(|disk| world.share(*disk));
+    world.copier.handle(MoverMessage::SetSpeed { job: JobId(1), speed: Speed { max_rate: None, urgent: true } }, NOW);
+    // Guests wait at once on both disks.
+    [A, B].iter().for_each(|disk| world.disk(*disk).shares.publish(0, None, Some(Turn(1))));
+    world.begin();
+    for millis in 0..1000 {
+        world.copier.poll(NOW.after(std::time::Duration::from_millis(millis)));
+        let chunk = Work::of(COPY_CHUNK_LEN);
+        // Its first chunk comes before them.
+        [A, B].iter().for_each(|disk| assert!(world.disk(*disk).shares.in_flight().0 <= GUESTS.0 + chunk.0));
+        while world.copier.engine.step(&mut world.rng) {}
+    }
+    assert_eq!(world.reports(), [MoverReport::Copied { id: MoveId(1) }]);
+    for disk in [A, B] {
+        let shares = &world.disk(disk).shares;
+        assert_eq!(shares.in_flight(), GUESTS);
+        assert!(!shares.begin(0, Turn(1), GUESTS), "its time has not come");
+    }
 }
 
 #[test]

@@ -162,6 +162,53 @@ fn a_write_to_two_disks_waits_for_one_and_counts_on_both() {
 }
 
 #[test]
+fn a_write_to_several_disks_waits_where_its_vhd_has_had_most() {
+    const DEPTH: u64 = 16;
+    let block = super::world::BLOCK;
+    let vhds = vec![placed(&options(1), &[replica(0, 0), replica(1, 0)]), placed(&options(1), &[replica(1, 1)])];
+    vhds.iter().for_each(|vhd| vhd.map.set_intent(0));
+    let mut guests = Guests::new(1, vhds, 1);
+    // Much more may be in flight on the first disk than anybody has, and on the second one an operation.
+    guests.world.disks[0].shares.set_window(Work(Work::of(LEN).0 * 64));
+    let of = Arc::clone(&guests.vhds[0]);
+    let write = |guests: &mut Guests, block_of: u64| {
+        let kind = RequestKind::Write { offset: block_of * block, len: LEN };
+        guests.world.start_of(&of, 0, kind, &guests.memory)
+    };
+    let mut writes: Vec<Token> = (0..DEPTH).map(|block_of| write(&mut guests, block_of)).collect();
+    (0..DEPTH).for_each(|_| _ = guests.read(1, 0));
+    let (mut of_mirrored, mut of_isolated) = (0, 0);
+    for _ in 0..1000 {
+        for disk in [DiskId(0), DiskId(1)] {
+            let mut pending = guests.world.pipelines[0].engine.pending.iter();
+            if let Some(first) = pending.position(|operation| operation.disk == disk) {
+                guests.world.finish_op(0, first, Ok(()));
+            }
+        }
+        for block_of in 0..DEPTH {
+            let at = usize::try_from(block_of).unwrap();
+            if guests.world.status(writes[at]).is_some() {
+                of_mirrored += 1;
+                writes[at] = write(&mut guests, block_of);
+            }
+        }
+        let done: Vec<Token> = guests.started.keys().copied().collect();
+        for token in done {
+            if guests.world.status(token).is_some() {
+                guests.started.remove(&token);
+                of_isolated += 1;
+                guests.read(1, 0);
+            }
+        }
+    }
+    let total = of_mirrored + of_isolated;
+    assert!(
+        total > 900 && of_mirrored * 20 <= total * 11 && of_mirrored * 20 >= total * 8,
+        "{of_mirrored} {of_isolated}"
+    );
+}
+
+#[test]
 fn nobody_waits_for_his_turn_on_a_disk_that_has_failed() {
     let vhds = vec![placed(&options(1), &[replica(0, 0)])];
     let mut guests = Guests::new(1, vhds, 1);
