@@ -4,6 +4,9 @@
 //! The owner looks at what disks and VHDs have done: now and then as long as nothing is shared out, and often where something is, because
 //! the window of a disk has to be found (see [`crate::qos::window`]). Reactors and the mover are told only of room that nobody else tells
 //! them of.
+//!
+//! Who waits for a turn gets nothing, and is a client all the same: without him the disk would not be shared out any more, and would be given
+//! all that waits at once.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -13,7 +16,9 @@ use super::Owner;
 use super::outbox::OwnerOutbox;
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, ReactorId, VhdId};
-use crate::base::limits::{CLIENT_QUIET_SECS, DISKS_MAX, SHARES_COUNT_MILLIS, SHARES_LOOK_MILLIS, SHARES_WINDOW_MAX};
+use crate::base::limits::{
+    CLIENT_QUIET_SECS, DISKS_MAX, SHARES_COUNT_MILLIS, SHARES_IDLE_MILLIS, SHARES_LOOK_MILLIS, SHARES_WINDOW_MAX,
+};
 use crate::metrics::{IoKind, IoMetrics};
 use crate::mover::messages::MoverMessage;
 use crate::placement::record::VhdRecord;
@@ -27,18 +32,21 @@ use crate::shared::disk::MOVER_THREAD;
 /// What is in flight says nothing before: what had begun when a disk began to be shared out is not counted.
 const SETTLES: Duration = Duration::from_millis(300);
 
+/// Looks in a row at which nobody wanted anything, until the next ones are further apart.
+const IDLE_LOOKS: u32 = 2;
+
 /// What has been seen of a client.
 #[derive(Debug)]
 struct Seen {
     operations: u64,
-    /// When it had last got something; `None`: never.
+    /// When it had last got something, or waited; `None`: never.
     busy: Option<Nanos>,
 }
 
 impl Seen {
-    /// Whether it has got something lately, with so many operations so far.
-    fn is_busy(&mut self, operations: u64, now: Nanos) -> bool {
-        if operations != self.operations {
+    /// Whether it has got something lately, with so many operations so far, or waits.
+    fn is_busy(&mut self, operations: u64, waits: bool, now: Nanos) -> bool {
+        if operations != self.operations || waits {
             (self.operations, self.busy) = (operations, Some(now));
         }
         self.busy.is_some_and(|busy| now < busy.after(Duration::from_secs(CLIENT_QUIET_SECS)))
@@ -60,6 +68,8 @@ pub(super) struct Governor {
     pub enabled: bool,
     looked: Nanos,
     counted: Option<Nanos>,
+    /// Looks in a row at which no client was busy.
+    idle: u32,
     vhds: BTreeMap<VhdId, Seen>,
     jobs: BTreeMap<DiskId, Seen>,
     disks: BTreeMap<DiskId, SharedDisk>,
@@ -68,7 +78,11 @@ pub(super) struct Governor {
 impl Governor {
     /// When [`Owner::govern`] has something to do.
     pub fn due(&self) -> Option<Nanos> {
-        let millis = if self.disks.is_empty() { SHARES_COUNT_MILLIS } else { SHARES_LOOK_MILLIS };
+        let millis = match self.disks.is_empty() {
+            false => SHARES_LOOK_MILLIS,
+            true if self.idle < IDLE_LOOKS => SHARES_COUNT_MILLIS,
+            true => SHARES_IDLE_MILLIS,
+        };
         self.enabled.then(|| self.looked.after(Duration::from_millis(millis)))
     }
 }
@@ -122,9 +136,14 @@ impl Owner {
     /// Begins to share out disks that several want by now, and ends it where they do not any more.
     fn count_clients(&mut self, now: Nanos, out: &mut impl OwnerOutbox) {
         let clients = self.clients(now);
+        let is_idle = clients.iter().all(|clients| *clients == 0);
+        self.governor.idle = if is_idle { self.governor.idle.saturating_add(1) } else { 0 };
+        // Nothing is on one that has left the pool, and nobody waits for it.
+        let space = &self.space;
+        self.governor.disks.retain(|id, _| space.get(*id).is_some_and(|disk| !disk.left));
         for disk in self.space.iter() {
             let (id, state) = (disk.state.id, &disk.state);
-            let clients = if disk.left || state.is_failed() { 0 } else { clients[id.index()] };
+            let clients = if state.is_failed() { 0 } else { clients[id.index()] };
             match self.governor.disks.get_mut(&id) {
                 Some(shared) if clients > 1 => shared.clients = clients,
                 Some(_) => {
@@ -146,12 +165,14 @@ impl Owner {
     /// How many want something of each disk. A VHD that is busy counts on all disks on which it has something.
     fn clients(&mut self, now: Nanos) -> [usize; DISKS_MAX] {
         let mut clients = [0; DISKS_MAX];
-        let Governor { vhds, jobs, .. } = &mut self.governor;
+        let Governor { vhds, jobs, disks, .. } = &mut self.governor;
+        let shared: Vec<_> = disks.keys().filter_map(|id| self.space.get(*id)).map(|disk| &disk.state).collect();
         vhds.retain(|id, _| self.vhds.get(*id).is_some());
         for vhd in self.vhds.iter() {
             let operations = vhd.state.metrics.iter().map(transfers).sum();
+            let waits = shared.iter().any(|disk| disk.shares.may_wait(vhd.state.account(disk.id)));
             let seen = vhds.entry(vhd.record.id).or_insert(Seen { operations, busy: None });
-            if seen.is_busy(operations, now) {
+            if seen.is_busy(operations, waits, now) {
                 clients
                     .iter_mut()
                     .zip(vhd.counts.iter())
@@ -159,9 +180,10 @@ impl Owner {
             }
         }
         for disk in self.space.iter().map(|disk| &disk.state) {
-            let operations = transfers(&disk.copy_metrics);
+            let operations = transfers(&disk.copy_metrics) + disk.scrub_work.reads.load(Ordering::Relaxed);
+            let waits = disk.shares.waiting().any(|thread| thread == MOVER_THREAD);
             let seen = jobs.entry(disk.id).or_insert(Seen { operations, busy: None });
-            clients[disk.id.index()] += usize::from(seen.is_busy(operations, now));
+            clients[disk.id.index()] += usize::from(seen.is_busy(operations, waits, now));
         }
         clients
     }
@@ -182,6 +204,8 @@ fn counted(disk: &DiskState, reactors: u16) -> Counted {
             bytes += kind.bytes.load(Ordering::Relaxed);
         }
     }
+    operations += disk.scrub_work.reads.load(Ordering::Relaxed);
+    bytes += disk.scrub_work.read_bytes.load(Ordering::Relaxed);
     let shares = &disk.shares;
     let (targeted, late) = shares.take_targeted();
     let (held, peak) = (shares.held(), shares.take_peak());

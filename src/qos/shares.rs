@@ -289,6 +289,12 @@ impl Shares {
         bits(self.waiting.load(Ordering::SeqCst))
     }
 
+    /// Whether a client may be one of those who wait: somebody waits, and it has had its share so far.
+    #[must_use]
+    pub fn may_wait(&self, account: &Account) -> bool {
+        self.waiting().next().is_some() && account.so_far() > self.time.load(Ordering::Relaxed)
+    }
+
     /// The thread to be woken because something there comes first, before all on `thread`, and there may be room for it. Each call of a
     /// thread counts until it looks: [`Shares::begin`].
     #[must_use]

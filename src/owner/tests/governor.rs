@@ -1,8 +1,9 @@
 //! Disks that several clients want: when they are shared out, and who is told.
 
 use super::*;
+use crate::base::limits::{SHARES_COUNT_MILLIS, SHARES_IDLE_MILLIS, SHARES_LOOK_MILLIS};
 use crate::metrics::IoKind;
-use crate::owner::command::{CreateVm, SetVhd, SetVm};
+use crate::owner::command::{CreateVm, RemovalStep, SetVhd, SetVm};
 use crate::placement::sharing::{Sharing, SharingChange, SharingError};
 use crate::qos::shares::{Account, Turn, Work};
 use crate::qos::{Priority, Share, Weight};
@@ -33,6 +34,11 @@ fn pass(world: &mut World, millis: u64, busy: &[&VhdInfo]) {
         busy.iter().for_each(|vhd| reads(vhd));
         world.advance(20);
     }
+}
+
+/// Milliseconds until the next look.
+fn until_due(world: &World) -> u64 {
+    world.owner.governor.due().unwrap().since(world.now) / 1_000_000
 }
 
 fn shared(world: &World) -> [bool; 2] {
@@ -67,10 +73,38 @@ fn jobs_are_a_client_and_nothing_is_shared_out_if_it_is_switched_off() {
         pass(&mut world, 20, &[&a]);
     }
     assert_eq!(shared(&world), [true, false]);
+    pass(&mut world, 6000, &[&a]);
+    assert_eq!(shared(&world), [false, false]);
+    for _ in 0..20 {
+        disk.scrub_work.read(4096);
+        pass(&mut world, 20, &[&a]);
+    }
+    assert_eq!(shared(&world), [true, false], "a scrub is a job, too");
     let mut world = World::new(&[20, 20], 2);
     assert!(world.owner.next_deadline().is_none());
     pass(&mut world, 1000, &[&a, &b]);
     assert_eq!(shared(&world), [false, false]);
+}
+
+#[test]
+fn who_waits_for_a_turn_is_a_client() {
+    let (mut world, [a, b, _]) = world();
+    let disk = Arc::clone(&world.owner.space.disk(DiskId(0)).state);
+    pass(&mut world, 400, &[&a, &b]);
+    let turn = disk.shares.take_turn(b.state.account(DiskId(0)), Share::default(), Work::of(4096));
+    disk.shares.publish(1, None, Some(turn));
+    pass(&mut world, 6000, &[&a]);
+    assert_eq!(shared(&world), [true, false]);
+    // It has begun, and others have had as much since.
+    disk.shares.publish(1, Some(turn), None);
+    assert!(disk.shares.begin(0, Turn(b.state.account(DiskId(0)).so_far()), Work(0)));
+    pass(&mut world, 6000, &[&a]);
+    assert_eq!(shared(&world), [false, false]);
+
+    pass(&mut world, 400, &[&a, &b]);
+    disk.shares.publish(MOVER_THREAD, None, Some(turn));
+    pass(&mut world, 6000, &[&a]);
+    assert_eq!(shared(&world), [true, false], "so are jobs");
 }
 
 #[test]
@@ -82,7 +116,8 @@ fn whoever_waits_is_told_when_there_may_be_room() {
     disk.shares.publish(1, None, Some(turn));
     disk.shares.publish(MOVER_THREAD, None, Some(Turn(turn.0 + 1)));
     world.mail.reactors.clear();
-    pass(&mut world, 6000, &[&a]);
+    disk.fail();
+    pass(&mut world, 400, &[&a, &b]);
     assert!(!disk.shares.is_on());
     let told = |(to, message): &(ReactorId, ReactorMessage)| {
         assert!(matches!(message, ReactorMessage::Room) && *to == ReactorId(1));
@@ -93,12 +128,50 @@ fn whoever_waits_is_told_when_there_may_be_room() {
 }
 
 #[test]
+fn a_disk_that_leaves_while_it_is_shared_out_is_forgotten() {
+    let (mut world, [a, _, c]) = world();
+    let disk = Arc::clone(&world.owner.space.disk(DiskId(1)).state);
+    for _ in 0..20 {
+        disk.copy_metrics.record(IoKind::Read, 4096, 1000, true);
+        pass(&mut world, 20, &[&c]);
+    }
+    assert_eq!(shared(&world), [false, true]);
+    world.run(Command::DeleteVhd { vhd: "c".to_owned(), force: false }).unwrap();
+    world.settle();
+    world.run(Command::RemoveDisk { disk: "d1".to_owned(), step: RemovalStep::Take }).unwrap();
+    world.settle();
+    assert_eq!(until_due(&world), SHARES_LOOK_MILLIS);
+    pass(&mut world, 400, &[&a]);
+    let is_rare = |_| {
+        pass(&mut world, 20, &[&a]);
+        until_due(&world) > SHARES_LOOK_MILLIS
+    };
+    assert!((0..10).any(is_rare));
+}
+
+#[test]
+fn on_an_idle_daemon_looks_are_rare_and_who_is_busy_is_noticed_within_a_second() {
+    let (mut world, [a, b, _]) = world();
+    pass(&mut world, 400, &[]);
+    assert_eq!(until_due(&world), SHARES_IDLE_MILLIS);
+    pass(&mut world, 10_500, &[]);
+    reads(&a);
+    reads(&b);
+    pass(&mut world, 1000, &[]);
+    assert_eq!(shared(&world), [true, false]);
+    pass(&mut world, 6000, &[&a]);
+    assert!(!shared(&world)[0] && until_due(&world) <= SHARES_COUNT_MILLIS);
+    pass(&mut world, 6000, &[]);
+    assert!(until_due(&world) > SHARES_COUNT_MILLIS);
+}
+
+#[test]
 fn a_window_is_looked_for_once_what_is_in_flight_is_counted() {
     let (mut world, [a, b, _]) = world();
     let disk = Arc::clone(&world.owner.space.disk(DiskId(0)).state);
     pass(&mut world, 400, &[&a, &b]);
     assert_eq!(disk.shares.window(), Work(u64::MAX));
-    disk.shares.begin_anyway(Turn(0), Work::of(1 << 20));
+    let _ = disk.shares.begin_anyway(Turn(0), Work::of(1 << 20));
     pass(&mut world, 400, &[&a, &b]);
     assert!(disk.shares.window() < Work::of(1 << 20) && disk.shares.window() > Work::of(1 << 18));
 }
