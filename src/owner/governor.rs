@@ -78,10 +78,12 @@ pub(super) struct Governor {
 impl Governor {
     /// When [`Owner::govern`] has something to do.
     pub fn due(&self) -> Option<Nanos> {
-        let millis = match self.disks.is_empty() {
-            false => SHARES_LOOK_MILLIS,
-            true if self.idle < IDLE_LOOKS => SHARES_COUNT_MILLIS,
-            true => SHARES_IDLE_MILLIS,
+        let millis = if !self.disks.is_empty() {
+            SHARES_LOOK_MILLIS
+        } else if self.idle < IDLE_LOOKS {
+            SHARES_COUNT_MILLIS
+        } else {
+            SHARES_IDLE_MILLIS
         };
         self.enabled.then(|| self.looked.after(Duration::from_millis(millis)))
     }
@@ -145,7 +147,8 @@ impl Owner {
             let (id, state) = (disk.state.id, &disk.state);
             let clients = if state.is_failed() { 0 } else { clients[id.index()] };
             match self.governor.disks.get_mut(&id) {
-                Some(shared) if clients > 1 => shared.clients = clients,
+                Some(shared) if clients > 1 && !state.shares.is_worn() => shared.clients = clients,
+                // One whose time is to begin anew is shared out again at the next look.
                 Some(_) => {
                     self.governor.disks.remove(&id);
                     state.shares.switch(false);

@@ -22,8 +22,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use super::Share;
 
 /// Virtual time that the work of one byte takes at share 1. Even 4 KiB at the largest share then take enough for two shares that differ by
-/// a few percent to be told apart. It passes only while a disk is shared out: at 20 GB/s among VHDs of the default share it is over
-/// after 14 years; then everybody's turn is at once.
+/// a few percent to be told apart. It passes only while a disk is shared out: at 20 GB/s among VHDs of the default share it would be over
+/// after 14 years, and after days where all have the smallest one. See [`Shares::is_worn`].
 const BYTE: u64 = 2048;
 
 /// The work of an operation, whatever its length: as much as so many bytes.
@@ -32,6 +32,12 @@ const OPERATION: u64 = 16 << 10;
 /// How far operations that begin anyway can take a client ahead, in work: it must have something to pay back, and must not be kept from
 /// the disk for long afterwards.
 const DEBT_MAX: Work = Work(8 << 20);
+
+/// A time beyond this is to begin anew: far from its end, where all turns would be one.
+const WORN: u64 = 1 << 62;
+
+/// No turn that is wanted is so far ahead of the disk's time: it was taken before that began anew.
+const EXPIRED: u64 = 1 << 61;
 
 /// Nobody waits.
 const NOBODY: u64 = u64::MAX;
@@ -60,13 +66,17 @@ pub struct Turn(pub u64);
 
 /// What a client has had of a disk.
 #[derive(Debug, Default)]
-pub struct Account(AtomicU64);
+pub struct Account {
+    so_far: AtomicU64,
+    /// Which of the disk's times that is in.
+    era: AtomicU64,
+}
 
 impl Account {
     /// How far the client has got; changes whenever it takes a turn.
     #[must_use]
     pub fn so_far(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.so_far.load(Ordering::Relaxed)
     }
 }
 
@@ -76,6 +86,8 @@ impl Account {
 pub struct Shares {
     on: AtomicBool,
     time: AtomicU64,
+    /// How often that has begun anew.
+    era: AtomicU64,
     window: AtomicU64,
     in_flight: AtomicU64,
     /// Most in flight since somebody asked.
@@ -107,6 +119,7 @@ impl Shares {
         Shares {
             on: AtomicBool::new(false),
             time: AtomicU64::new(0),
+            era: AtomicU64::new(0),
             window: AtomicU64::new(u64::MAX),
             in_flight: AtomicU64::new(0),
             peak: AtomicU64::new(0),
@@ -127,8 +140,25 @@ impl Shares {
         self.on.load(Ordering::Relaxed)
     }
 
+    /// Whether its time is to begin anew: that happens when it is shared out the next time.
+    #[must_use]
+    pub fn is_worn(&self) -> bool {
+        self.time.load(Ordering::Relaxed) > WORN
+    }
+
+    /// Whether a turn was taken before the time began anew: another one is to be taken.
+    #[must_use]
+    pub fn has_expired(&self, turn: Turn) -> bool {
+        turn.0.saturating_sub(self.time.load(Ordering::Relaxed)) > EXPIRED
+    }
+
     /// Begins or ends sharing it out. Who waits must be woken after the end.
     pub fn switch(&self, on: bool) {
+        if on && self.is_worn() {
+            // In this order: who takes part in the new era sees its time.
+            self.time.store(0, Ordering::Relaxed);
+            self.era.fetch_add(1, Ordering::Release);
+        }
         self.window.store(u64::MAX, Ordering::SeqCst);
         self.on.store(on, Ordering::SeqCst);
     }
@@ -182,28 +212,46 @@ impl Shares {
     /// the window is, in 1024ths. More in flight is none, where the window is wider.
     #[must_use]
     pub fn reason_to_wait(&self, account: &Account) -> (u64, u64) {
-        let ahead = account.so_far().saturating_sub(self.time.load(Ordering::Relaxed));
+        let ahead = self.so_far(account).saturating_sub(self.time.load(Ordering::Relaxed));
         (ahead, self.in_flight().0.saturating_mul(1024) / self.window().0.max(1))
+    }
+
+    /// How far a client has got. One that has had nothing since the time began anew is at its beginning.
+    fn so_far(&self, account: &Account) -> u64 {
+        let is_of_now = account.era.load(Ordering::Acquire) == self.era.load(Ordering::Acquire);
+        if is_of_now { account.so_far() } else { 0 }
+    }
+
+    /// Takes a client along into the era.
+    fn renew(&self, account: &Account) {
+        let era = self.era.load(Ordering::Acquire);
+        if account.era.load(Ordering::Acquire) != era {
+            // Threads that do so at the same time may forget a turn of each other's, once.
+            account.so_far.store(0, Ordering::Relaxed);
+            account.era.store(era, Ordering::Release);
+        }
     }
 
     /// The client's next turn, for which it is charged.
     pub fn take_turn(&self, account: &Account, share: Share, work: Work) -> Turn {
+        self.renew(account);
         let charge = charge(share, work);
         let time = self.time.load(Ordering::Relaxed);
         let next = |so_far: u64| Some(so_far.max(time).saturating_add(charge));
-        match account.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+        match account.so_far.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
             Ok(so_far) | Err(so_far) => Turn(so_far.max(time)),
         }
     }
 
     /// As [`Shares::take_turn`], for an operation that is to begin anyway.
     pub fn take_turn_anyway(&self, account: &Account, share: Share, work: Work) -> Turn {
+        self.renew(account);
         let (charge, debt) = (charge(share, work), charge(share, DEBT_MAX));
         let time = self.time.load(Ordering::Relaxed);
         let most = time.saturating_add(debt);
         // What it owes by turns that it has taken otherwise stays.
         let next = |so_far: u64| Some(so_far.max(so_far.max(time).saturating_add(charge).min(most)));
-        match account.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+        match account.so_far.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
             Ok(so_far) | Err(so_far) => Turn(so_far.max(time)),
         }
     }
@@ -211,8 +259,8 @@ impl Shares {
     /// A turn that was taken and is not made use of.
     pub fn give_back_turn(&self, account: &Account, share: Share, work: Work) {
         let charge = charge(share, work);
-        let _ =
-            account.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |so_far| Some(so_far.saturating_sub(charge)));
+        let less = |so_far: u64| Some(so_far.saturating_sub(charge));
+        let _ = account.so_far.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// Begins an operation on `thread`, if there is room and nobody on another thread comes first.
@@ -247,9 +295,31 @@ impl Shares {
     }
 
     fn begun(&self, turn: Turn, in_flight: u64) {
-        self.time.fetch_max(turn.0, Ordering::Relaxed);
+        if !self.has_expired(turn) {
+            self.time.fetch_max(turn.0, Ordering::Relaxed);
+        }
+        self.note_peak(in_flight);
+    }
+
+    fn note_peak(&self, in_flight: u64) {
         if in_flight > self.peak.load(Ordering::Relaxed) {
             self.peak.fetch_max(in_flight, Ordering::Relaxed);
+        }
+    }
+
+    /// An operation that has begun is other work than its client was charged for.
+    pub fn settle(&self, account: &Account, share: Share, before: Work, after: Work) {
+        if before == after {
+            return;
+        }
+        let (less, more) = (charge(share, before), charge(share, after));
+        let settled = |so_far: u64| Some(so_far.saturating_add(more).saturating_sub(less));
+        let _ = account.so_far.fetch_update(Ordering::Relaxed, Ordering::Relaxed, settled);
+        if after > before {
+            let more = after.0 - before.0;
+            self.note_peak(self.in_flight.fetch_add(more, Ordering::SeqCst).saturating_add(more));
+        } else {
+            self.end(Work(before.0 - after.0));
         }
     }
 
@@ -292,7 +362,7 @@ impl Shares {
     /// Whether a client may be one of those who wait: somebody waits, and it has had its share so far.
     #[must_use]
     pub fn may_wait(&self, account: &Account) -> bool {
-        self.waiting().next().is_some() && account.so_far() > self.time.load(Ordering::Relaxed)
+        self.waiting().next().is_some() && self.so_far(account) > self.time.load(Ordering::Relaxed)
     }
 
     /// The thread to be woken because something there comes first, before all on `thread`, and there may be room for it. Each call of a

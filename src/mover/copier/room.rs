@@ -79,9 +79,11 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
             if disk == source {
                 counted.source = if begun.is_some() { self.room.chunk } else { self.begin_anyway_on(disk, turn) };
             } else {
-                // It has been paid for, and is not in flight yet.
-                self.give_room(disk, begun.map_or(Work::default(), |_| self.room.chunk));
                 counted.write_turn = Some(turn);
+                if begun.is_some() {
+                    // It has been paid for, and is not in flight yet.
+                    self.give_room(disk, self.room.chunk);
+                }
             }
         }
         Some(counted)
@@ -96,6 +98,7 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         let state = self.disks[disk.index()].as_ref().expect("copies lie on disks of the pool");
         let work = self.room.chunk;
         let Line { account, turn, .. } = &mut self.room.lines[disk.index()];
+        *turn = turn.filter(|turn| !state.shares.has_expired(*turn));
         let taken = *turn.get_or_insert_with(|| state.shares.take_turn(account, Share::BACKGROUND, work));
         if !state.shares.begin(MOVER_THREAD, taken, work) {
             self.room.wanted.insert(disk);

@@ -108,6 +108,17 @@ fn who_waits_for_a_turn_is_a_client() {
 }
 
 #[test]
+fn a_disk_whose_time_is_worn_begins_anew() {
+    let (mut world, [a, b, _]) = world();
+    let disk = Arc::clone(&world.owner.space.disk(DiskId(0)).state);
+    pass(&mut world, 400, &[&a, &b]);
+    (1..=5).for_each(|part| assert!(disk.shares.begin(0, Turn(part << 60), Work(0))));
+    assert!(disk.shares.is_worn());
+    pass(&mut world, 1000, &[&a, &b]);
+    assert!(disk.shares.is_on() && !disk.shares.is_worn());
+}
+
+#[test]
 fn whoever_waits_is_told_when_there_may_be_room() {
     let (mut world, [a, b, _]) = world();
     pass(&mut world, 400, &[&a, &b]);

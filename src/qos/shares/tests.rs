@@ -150,17 +150,48 @@ fn debts_of_who_does_not_wait_have_an_end() {
 }
 
 #[test]
-fn the_end_of_virtual_time_stops_nobody() {
-    let shares = disk(1);
-    let account = Account::default();
-    let whole = Work(u64::MAX);
-    let _ = shares.take_turn(&account, share(1), whole);
-    for _ in 0..3 {
+fn an_operation_that_is_larger_than_its_turn_is_paid_and_counted_as_what_it_is() {
+    for after in [Work(10 * UNIT.0), Work(UNIT.0 / 2), UNIT] {
+        let shares = disk(100);
+        let (account, straight) = (Account::default(), Account::default());
         let turn = turn(&shares, &account, 1);
-        assert_eq!(turn, Turn(u64::MAX));
         assert!(shares.begin(0, turn, UNIT));
+        shares.settle(&account, share(1), UNIT, after);
+        let _ = shares.take_turn(&straight, share(1), after);
+        assert_eq!(account.so_far(), straight.so_far());
+        assert_eq!((shares.in_flight(), shares.take_peak()), (after, after.max(UNIT)));
+        shares.end(after);
+        assert_eq!(shares.in_flight(), Work(0));
     }
-    assert!(shares.begin(0, turn(&shares, &Account::default(), 1), UNIT));
+}
+
+#[test]
+fn time_begins_anew_long_before_its_end() {
+    let shares = disk(1);
+    let (old, idle) = (Account::default(), Account::default());
+    let far = Work((1 << 60) / BYTE * 10);
+    for _ in 0..6 {
+        assert!(!shares.is_worn());
+        let turn = shares.take_turn(&old, share(1), far);
+        let _ = shares.begin_anyway(turn, UNIT);
+        shares.end(UNIT);
+        let _ = shares.take_turn(&idle, share(1), UNIT);
+    }
+    assert!(shares.is_worn());
+    let waits = turn(&shares, &old, 1);
+    shares.switch(true);
+    assert!(!shares.is_worn() && shares.has_expired(waits));
+    shares.set_window(UNIT);
+    // Nobody is ahead, and order and weights are as ever.
+    assert_eq!(shares.reason_to_wait(&old), (0, 0));
+    assert_eq!([turn(&shares, &idle, 2), turn(&shares, &old, 1)], [Turn(0), Turn(0)]);
+    let [sooner, later] = [turn(&shares, &idle, 2), turn(&shares, &old, 1)];
+    assert_eq!([sooner, later], [Turn(STEP / 2), Turn(STEP)]);
+    assert!(shares.begin(0, Turn(0), UNIT));
+    assert!(!shares.begin(0, sooner, UNIT), "nobody is behind either");
+    // Somebody comes late with a turn of before.
+    let _ = shares.begin_anyway(waits, UNIT);
+    assert_eq!(turn(&shares, &Account::default(), 1), Turn(0));
 }
 
 /// Threads that begin, wait and wake as reactors do: nobody waits for ever, and the window holds.

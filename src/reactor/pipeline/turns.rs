@@ -120,7 +120,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 
     /// The turn of the request on this disk: the one that it has, or the next one of its VHD.
     fn turn_on(&mut self, slot: RequestSlot, disk: DiskId, bytes: u64) -> Taken {
-        if let Some(taken) = self.slots.request(slot).turn.filter(|taken| taken.disk == disk) {
+        if let Some(taken) = self.slots.request(slot).turn.filter(|taken| taken.disk == disk)
+            && !self.disk(disk).shares.has_expired(taken.turn)
+        {
             return taken;
         }
         self.drop_turn(slot);
@@ -165,7 +167,10 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
                 metrics.turn_waits.fetch_add(1, Ordering::Relaxed);
                 metrics.turn_waits_ns.fetch_add(waited_ns, Ordering::Relaxed);
             }
-            return taken.work;
+            // What the guest asked for was charged: padding comes on top, and a bounce buffer may hold only a part.
+            let (vhd, work) = (self.slots.request(slot).vhd(), Work::of(bytes));
+            self.disk(disk).shares.settle(vhd.account(disk), taken.share, taken.work, work);
+            return work;
         }
         let (vhd, work) = (self.slots.request(slot).vhd(), Work::of(bytes));
         let shares = &self.disk(disk).shares;
@@ -196,8 +201,11 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             return true;
         }
         let Some((_, slot)) = self.parking.line(disk).first() else { return false };
-        // It may have come before the disk was shared out: then it takes its turn when it is stepped.
+        // It may have come before the disk was shared out, or its time began anew: then it takes its turn when it is stepped.
         let Some(taken) = self.slots.request(slot).turn.filter(|taken| taken.disk == disk) else { return true };
+        if self.disk(disk).shares.has_expired(taken.turn) {
+            return true;
+        }
         if !self.disk(disk).shares.begin(self.thread(), taken.turn, taken.work) {
             return false;
         }

@@ -209,6 +209,23 @@ fn a_write_to_several_disks_waits_where_its_vhd_has_had_most() {
 }
 
 #[test]
+fn what_a_first_write_is_padded_with_is_paid_and_counted() {
+    let mut guests = Guests::new(1, Vec::new(), 1);
+    let vhd = Arc::clone(&guests.world.vhd);
+    vhd.map.place(ExtentIndex(0), ReplicaSet::single(DiskId(0), SlotIndex(0)));
+    let kind = RequestKind::Write { offset: 0, len: LEN };
+    let token = guests.world.start_of(&vhd, 0, kind, &guests.memory);
+    let (shares, block) = (&guests.world.disks[0].shares, Work::of(super::world::BLOCK));
+    assert_eq!(shares.in_flight(), block);
+    let used = Account::default();
+    shares.take_turn(&used, Share::default(), block);
+    assert_eq!(vhd.account(DiskId(0)).so_far(), used.so_far());
+    guests.world.finish_op(0, 0, Ok(()));
+    assert_eq!(guests.world.status(token), Some(Status::Ok));
+    assert_eq!(guests.world.disks[0].shares.in_flight(), Work(0));
+}
+
+#[test]
 fn nobody_waits_for_his_turn_on_a_disk_that_has_failed() {
     let vhds = vec![placed(&options(1), &[replica(0, 0)])];
     let mut guests = Guests::new(1, vhds, 1);
