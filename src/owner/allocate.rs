@@ -1,5 +1,6 @@
 //! Requests of reactors: place an extent, drop an extent; and waiting for room.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Owner;
@@ -11,6 +12,7 @@ use crate::base::ids::{DiskId, DiskSet, ReactorId, VhdId};
 use crate::base::limits::RECLAIM_WAIT_MILLIS;
 use crate::base::units::{BlockMask, ExtentIndex};
 use crate::engine::IoError;
+use crate::placement::holds::Holder;
 use crate::placement::record::WhenFull;
 use crate::reactor::messages::{AllocateError, ReactorMessage};
 use crate::store::change::{Change, ChangeKind};
@@ -23,6 +25,8 @@ pub(super) struct Waiter {
     pub vhd: VhdId,
     pub extent: ExtentIndex,
     pub deadline: Nanos,
+    /// Whether it waits for a quota, not for room.
+    pub quota: bool,
 }
 
 /// What trying to place an extent came to.
@@ -103,6 +107,7 @@ impl Owner {
         match vhd.record.when_full {
             WhenFull::Queue { secs } if secs > 0 => {
                 request.deadline = now.after(Duration::from_secs(secs));
+                request.quota = true;
                 self.waiters.push(request);
             }
             WhenFull::Queue { .. } | WhenFull::Error => answer(&request, Err(AllocateError::NoSpace), out),
@@ -125,13 +130,20 @@ impl Owner {
         }
         let waiting = std::mem::take(&mut self.waiters);
         let mut with_room = self.space.with_room();
-        for request in waiting {
+        // There is no more room for the others of a VHD: trying each of them would take longer the more there are.
+        let mut in_vain: BTreeSet<VhdId> = BTreeSet::new();
+        for mut request in waiting {
+            if in_vain.contains(&request.vhd) {
+                self.waiters.push(request);
+                continue;
+            }
             let expands = |vhd: &super::vhds::Vhd| vhd.expands(self.pool.expand);
             let vhd = self.vhds.get(request.vhd);
             let disks = vhd.filter(|vhd| !expands(vhd));
             let disks = disks.map_or(DiskSet(u64::MAX), |vhd| vhd.record.layout.disks());
             let placed = || Some(!self.vhds.get(request.vhd)?.state.map.lookup(request.extent).replicas.is_absent());
-            let is_held = vhd.is_some_and(|vhd| self.holders_of(vhd).next().is_some());
+            let is_needed = |of: Holder| self.space.holds().need(of).is_some_and(|need| need.extents > 0);
+            let is_held = vhd.is_some_and(|vhd| self.holders_of(vhd).any(is_needed));
             if disks.0 & with_room.0 == 0 && !is_held && !self.metadata.low && placed() == Some(false) {
                 self.waiters.push(request);
                 continue;
@@ -141,9 +153,14 @@ impl Owner {
                     answer(&request, result, out);
                     with_room = self.space.with_room();
                 }
-                Attempt::NoRoom => self.waiters.push(request),
+                Attempt::NoRoom => {
+                    request.quota = false;
+                    in_vain.insert(request.vhd);
+                    self.waiters.push(request);
+                }
                 Attempt::Quota(reached) => {
                     self.tell_quota(request.vhd, reached, out);
+                    request.quota = true;
                     self.waiters.push(request);
                 }
             }
@@ -159,7 +176,14 @@ impl Owner {
         let (late, waiting) = std::mem::take(&mut self.waiters).into_iter().partition(|w| w.deadline <= now);
         self.waiters = waiting;
         let late: Vec<Waiter> = late;
-        late.iter().for_each(|request| self.out_of_room(request, out));
+        for request in &late {
+            if request.quota {
+                // Told when it was reached; the disks have room, as far as anybody knows.
+                answer(request, Err(AllocateError::NoSpace), out);
+            } else {
+                self.out_of_room(request, out);
+            }
+        }
         self.note_waiting();
     }
 

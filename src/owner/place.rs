@@ -42,8 +42,15 @@ pub(super) enum Purse<'a> {
     Free,
     /// Slots promised to a thick VHD that is being given its room, per disk.
     Fill(&'a mut PerDisk),
-    /// Slots held for a reservation: those that the VHD can use, per disk.
-    Held(Holder, PerDisk),
+    /// Slots held for a reservation.
+    Held(Holder, Reserved),
+}
+
+/// What is held for a reservation and the VHD can use, per disk.
+pub(super) struct Reserved {
+    slots: PerDisk,
+    /// The same with what is on its way back, if it lacks that: the extents that are still to come are planned with it.
+    soon: Option<PerDisk>,
 }
 
 impl Purse<'_> {
@@ -51,7 +58,15 @@ impl Purse<'_> {
         match self {
             Purse::Free => None,
             Purse::Fill(slots) => Some(slots),
-            Purse::Held(_, slots) => Some(slots),
+            Purse::Held(_, reserved) => Some(&reserved.slots),
+        }
+    }
+
+    /// Slots by which the failure domains are chosen.
+    fn planned(&self) -> Option<&PerDisk> {
+        match self {
+            Purse::Held(_, Reserved { soon: Some(soon), .. }) => Some(soon),
+            _ => self.slots(),
         }
     }
 
@@ -67,7 +82,7 @@ impl Purse<'_> {
         match self {
             Purse::Free => {}
             Purse::Fill(slots) => slots[disk.index()] -= 1,
-            Purse::Held(_, slots) => slots[disk.index()] -= 1,
+            Purse::Held(_, reserved) => reserved.slots[disk.index()] -= 1,
         }
     }
 }
@@ -84,7 +99,7 @@ impl Vhd {
         loop {
             let mut chosen = Chosen::default();
             for _ in 0..wanted {
-                chosen.push(self.disk_within(extent, within, chosen, space, purse.slots())?);
+                chosen.push(self.disk_within(extent, within, chosen, space, Some(&purse))?);
             }
             // Without a slot a disk has failed just now, and is no candidate any more.
             if let Some(replicas) = self.take_slots(extent, chosen, space, &mut purse) {
@@ -93,12 +108,23 @@ impl Vhd {
         }
     }
 
-    /// As [`Vhd::place`], from what is held for a reservation.
-    pub fn place_held(&mut self, extent: ExtentIndex, space: &mut Space, holder: Holder) -> Option<ReplicaSet> {
-        let mut slots = space.holds().held(holder)?.clone();
+    /// As [`Vhd::place`], from what is held for a reservation; `soon`: what will be held when what is on its way back is there, if that is
+    /// more.
+    pub fn place_held(
+        &mut self,
+        extent: ExtentIndex,
+        space: &mut Space,
+        holder: Holder,
+        soon: Option<PerDisk>,
+    ) -> Option<ReplicaSet> {
         let within = space.usable(self.record.layout.disks());
-        slots.iter_mut().enumerate().filter(|(disk, _)| within.0 >> disk & 1 == 0).for_each(|(_, count)| *count = 0);
-        self.place(extent, space, Purse::Held(holder, slots))
+        let usable = |mut slots: PerDisk| {
+            let others = slots.iter_mut().enumerate().filter(|(disk, _)| within.0 >> disk & 1 == 0);
+            others.for_each(|(_, count)| *count = 0);
+            slots
+        };
+        let slots = usable(space.holds().held(holder)?.clone());
+        self.place(extent, space, Purse::Held(holder, Reserved { slots, soon: soon.map(usable) }))
     }
 
     /// Whether it grows onto other disks, if `of_pool` is what the pool says.
@@ -160,14 +186,15 @@ impl Vhd {
         disks: DiskSet,
         chosen: Chosen,
         space: &Space,
-        quota: Option<&PerDisk>,
+        purse: Option<&Purse<'_>>,
     ) -> Option<DiskId> {
         let map = &self.state.map;
         let around = [extent.0.checked_sub(1), extent.0.checked_add(1).filter(|next| *next < map.extents())];
         let around = around.map(|near| near.map(|near| map.lookup(ExtentIndex(near)).replicas));
         let spanned = matches!(self.record.layout, Layout::Spanned { .. });
         let apart = if chosen.set().is_empty() { disks } else { space.apart_from(disks, chosen.set()) };
-        let crowded = quota.filter(|_| self.record.replicas > 1).map(|quota| most_reserved(quota, apart, space));
+        let (quota, planned) = (purse.and_then(Purse::slots), purse.and_then(Purse::planned));
+        let crowded = planned.filter(|_| self.record.replicas > 1).map(|planned| most_reserved(planned, apart, space));
         let candidates = crowded.unwrap_or(apart).iter().map(|id| {
             let disk = space.disk(id);
             Candidate {

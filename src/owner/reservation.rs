@@ -196,13 +196,28 @@ impl Owner {
     /// Gives an absent extent its slots: of those held for the VHD or its VM, else of those free to anybody. With the disk that the VHD
     /// has grown onto by that, if it has.
     pub(super) fn place_extent(&mut self, id: VhdId, extent: ExtentIndex) -> Option<(ReplicaSet, Option<DiskId>)> {
-        let holders: Vec<Holder> = self.holders_of(self.vhds.get(id)?).collect();
+        let vhd = self.vhds.get(id)?;
+        let holders: Vec<Holder> = self.holders_of(vhd).collect();
+        // One replica after the other can go to any disk.
+        let may_wait = vhd.record.replicas > 1 && self.space.is_reclaiming(vhd.record.layout.disks());
+        let mut is_coming = false;
         for holder in &holders {
+            let soon = self.space.held_soon(*holder);
+            is_coming |= may_wait && soon.is_some();
             let vhd = self.vhds.get_mut(id)?;
-            if let Some(replicas) = vhd.place_held(extent, &mut self.space, *holder) {
+            if let Some(replicas) = vhd.place_held(extent, &mut self.space, *holder, soon) {
                 self.hold_again(id);
                 return Some((replicas, None));
             }
+        }
+        if is_coming {
+            // All that is reserved will be there, and has to be used as it is planned: what is held now, used without what is on its way
+            // back, might leave slots to the extents after this one that fail together.
+            let placed = self.place_free(id, extent);
+            if placed.is_some() {
+                self.hold_again(id);
+            }
+            return placed;
         }
         // Some of what is held may be where it can be used along with what is free.
         if !holders.is_empty() {

@@ -11,7 +11,7 @@ use crate::base::limits::{BAD_PLACES_MAX, DISKS_MAX};
 use crate::base::units::SlotIndex;
 use crate::engine::IoError;
 use crate::placement::allocator::{SlotAllocator, SlotState};
-use crate::placement::holds::{Holder, Holds, Room};
+use crate::placement::holds::{Holder, Holds, Room, Slots};
 use crate::placement::homes::Homes;
 use crate::placement::record::{Accept, DiskRecord};
 use crate::plan::{Goal, GoalDisk};
@@ -362,11 +362,22 @@ impl Space {
         let mut soon = self.room(DiskSpace::free_soon);
         let mut there = now.free;
         there.iter_mut().enumerate().for_each(|(disk, free)| *free += self.disks[disk].as_ref().map_or(0, |d| d.held));
+        let before = self.holds.all_held();
         self.holds.fill_short(&mut soon);
-        self.holds.keep_at_most(&there);
+        self.holds.keep_at_most(&there, &before);
         for disk in self.disks.iter_mut().flatten() {
             disk.held = self.holds.on_disk(disk.state.id);
         }
+    }
+
+    /// What one that lacks something will hold when what is on its way back is there; `None` if it lacks nothing, or will then, too.
+    pub fn held_soon(&self, holder: Holder) -> Option<Slots> {
+        if self.holds.lacks(holder) == 0 {
+            return None;
+        }
+        let mut holds = self.holds.clone();
+        holds.fill_short(&mut self.room(DiskSpace::free_soon));
+        if holds.lacks(holder) == 0 { holds.held(holder).cloned() } else { None }
     }
 
     /// Slots of the disk that are held for one.

@@ -63,7 +63,7 @@ pub(super) struct Vhd {
     pub admission: Option<Arc<Admission>>,
     /// Extents that have a place.
     pub placed: u32,
-    /// Those of them that have no replica on the disks of the layout. Not kept up to date while a job moves the VHD.
+    /// Those of them that have a replica elsewhere than on the disks of the layout. Not kept up to date while a job moves the VHD.
     outside: u32,
     /// Whether a job moves it, or is to.
     pub in_job: bool,
@@ -115,8 +115,8 @@ impl Vhd {
     }
 
     /// Slots of a reservation that the VHD uses with such a record: of extents that are on the disks of its layout. What it has grown
-    /// onto elsewhere uses none; what a job is about to bring there does. An extent that is there in part counts as a whole, because
-    /// what is held for the others has to be in as many failure domains as each of them has replicas.
+    /// onto elsewhere uses none; what a job is about to bring there does. Nor does an extent that is there in part: its reservation is for
+    /// an extent on the layout, and slots elsewhere, once they are given back, are none.
     pub fn used(&self, record: &VhdRecord) -> u64 {
         let moves = record.layout != self.record.layout || record.replicas != self.record.replicas || self.in_job;
         if record.thick || moves {
@@ -134,7 +134,7 @@ impl Vhd {
 
     fn is_outside(&self, replicas: ReplicaSet) -> bool {
         let layout = self.record.layout.disks();
-        !replicas.is_absent() && !replicas.iter().any(|replica| layout.contains(replica.disk))
+        !replicas.is_absent() && !replicas.iter().all(|replica| layout.contains(replica.disk))
     }
 
     /// An extent got a place.

@@ -189,13 +189,28 @@ impl Holds {
         short.into_iter().for_each(|holder| self.fill(holder, room));
     }
 
-    /// Leaves at most so many slots of each disk held: the others are not there yet.
-    pub fn keep_at_most(&mut self, there: &Slots) {
+    /// Slots of each disk that are held, by holder.
+    #[must_use]
+    pub fn all_held(&self) -> BTreeMap<Holder, Slots> {
+        self.holds.iter().map(|(holder, hold)| (*holder, hold.slots.clone())).collect()
+    }
+
+    /// Leaves at most so many slots of each disk held: the others are not there yet. Everybody keeps what it had `before` and should still
+    /// have, and the rest is for the others: slots that are on their way to one holder must not be counted against another, which would
+    /// lose a disk that it has.
+    ///
+    /// # Panics
+    /// If more was held before than there is.
+    pub fn keep_at_most(&mut self, there: &Slots, before: &BTreeMap<Holder, Slots>) {
         for (disk, count) in there.iter().enumerate() {
-            let mut rest = *count;
-            for hold in self.holds.values_mut() {
-                hold.slots[disk] = hold.slots[disk].min(rest);
-                rest -= hold.slots[disk];
+            let kept = |holder: &Holder, now: u32| before.get(holder).map_or(0, |slots| slots[disk]).min(now);
+            let all: u32 = self.holds.iter().map(|(holder, hold)| kept(holder, hold.slots[disk])).sum();
+            let mut rest = count.checked_sub(all).expect("what was held is there");
+            for (holder, hold) in &mut self.holds {
+                let own = kept(holder, hold.slots[disk]);
+                let more = (hold.slots[disk] - own).min(rest);
+                hold.slots[disk] = own + more;
+                rest -= more;
             }
             self.on_disk[disk] = count - rest;
         }
