@@ -386,6 +386,17 @@ pub const POLICY_OUTCOMES_MAX: usize = 256;
 /// Entries of each kind in the state of the policy.
 pub const POLICY_ENTRIES_MAX: usize = 1 << 16;
 
+/// Seconds for which the policy does not ask again for what the owner refused: at first, and at most. They double with each refusal.
+pub const POLICY_REFUSED_SECS: u64 = 600;
+/// See [`POLICY_REFUSED_SECS`].
+pub const POLICY_REFUSED_SECS_MAX: u64 = 6 * 3600;
+
+/// Seconds for which something may have to be so, or a VHD may have to rest: longer is as good as never.
+pub const POLICY_WAIT_SECS_MAX: u64 = 365 * 24 * 3600;
+
+/// Seconds in which events tell of proposals about the same thing once.
+pub const POLICY_TELL_SECS: u64 = 3600;
+
 /// Proposals that are open at the same time: more than anybody reads.
 pub const POLICY_PROPOSALS_MAX: usize = 256;
 

@@ -24,8 +24,10 @@ pub struct Pool {
     pub disks: Vec<Disk>,
     /// The VHDs.
     pub vhds: Vec<Vhd>,
-    /// VHDs that jobs are about which have not ended, whoever ordered them.
+    /// VHDs that jobs move which have not ended, whoever ordered them: nobody else may move them, also while a job is paused or stopped.
     pub jobs: Vec<VhdId>,
+    /// How many such jobs are running.
+    pub in_flight: usize,
     /// Bytes that jobs have moved in the last 24 hours, whoever ordered them.
     pub moved_bytes: u64,
 }
@@ -158,8 +160,8 @@ pub struct Vhd {
     pub layout: Layout,
     /// Replicas that each extent should have.
     pub replicas: u8,
-    /// Failure domains that it can lose and still have all its data, as it is placed now.
-    pub survives: u8,
+    /// Failure domains that it can lose and still have all its data, as it is placed now; `None`: nobody has looked, as nobody asks.
+    pub survives: Option<u8>,
     /// Extents that have a place.
     pub placed: u32,
     /// How many replicas are on which disk; disks without any are left out.

@@ -140,7 +140,7 @@ pub(super) fn measure(state: &mut State, model: &Model, vhds: &[&Vhd], jobs: &[V
             continue;
         }
         let settled = *applied.settled.get_or_insert(now);
-        if now - settled < POLICY_OUTCOME_SECS {
+        if now.saturating_sub(settled) < POLICY_OUTCOME_SECS {
             continue;
         }
         let value = value(model, vhds, applied.effect.metric, applied.effect.subject);
@@ -193,7 +193,7 @@ pub(super) fn value(model: &Model, vhds: &[&Vhd], metric: Metric, subject: Subje
             let on = &model.vhds[index].on;
             on.iter().map(|(place, _)| model.part(index, *place)).fold(0.0, f64::max)
         }
-        (Metric::Survives, Subject::Vhd(vhd)) => f64::from(seen(vhd)?.1.survives),
+        (Metric::Survives, Subject::Vhd(vhd)) => f64::from(seen(vhd)?.1.survives?),
         (Metric::Latency, Subject::Vhd(vhd)) => seen(vhd)?.1.latency.mean_ns as f64,
         (Metric::Iops, Subject::Vhd(vhd)) => seen(vhd)?.1.flow.iops,
         (Metric::Disks, Subject::Vhd(vhd)) => model.vhds[seen(vhd)?.0].width() as f64,

@@ -14,7 +14,7 @@ use super::observe::Moment;
 use super::outcome::{Applied, Record};
 use super::proposal::{Action, Proposal, Rule, Standing, Subject};
 use crate::base::ids::VhdId;
-use crate::base::limits::{POLICY_BUDGET_SECS, POLICY_STEP_SECS_MAX};
+use crate::base::limits::{POLICY_BUDGET_SECS, POLICY_REFUSED_SECS, POLICY_REFUSED_SECS_MAX, POLICY_STEP_SECS_MAX};
 
 pub use codec::StateError;
 
@@ -75,6 +75,16 @@ pub struct Dismissal {
     pub value: f64,
 }
 
+/// What the owner would not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refusal {
+    /// How often, one after the other.
+    pub times: u32,
+    /// Until when it is not asked again, by the policy's time.
+    pub until: u64,
+}
+
 /// All that is remembered.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -91,6 +101,9 @@ pub struct State {
     /// What was dismissed.
     #[serde(with = "super::pairs")]
     pub dismissed: BTreeMap<(Rule, Subject), Dismissal>,
+    /// What was refused. Not written down while there is none, so that programs which do not know it can read the rest.
+    #[serde(default, with = "super::pairs", skip_serializing_if = "BTreeMap::is_empty")]
+    pub refusals: BTreeMap<(Rule, Subject), Refusal>,
     /// Bytes by hour of the policy's time in which moves of them were started.
     #[serde(with = "super::pairs")]
     pub spent: BTreeMap<u64, u64>,
@@ -132,20 +145,32 @@ impl State {
     /// If there is no such proposal.
     pub fn apply(&mut self, number: u32, rest_secs: u64) -> Result<Proposal, NoProposal> {
         let proposal = self.take(number)?;
-        *self.spent.entry(self.clock.secs / SECS_PER_HOUR).or_default() += proposal.cost.bytes;
+        let spent = self.spent.entry(self.clock.secs / SECS_PER_HOUR).or_default();
+        *spent = spent.saturating_add(proposal.cost.bytes);
         self.rests.insert(proposal.action.vhd(), self.clock.secs.saturating_add(rest_secs));
         self.applied.push(Applied::new(&proposal, self.clock.secs));
         Ok(proposal)
     }
 
-    /// What was applied could not be begun: its bytes are there again, and its promise is forgotten. Its VHD rests all the same, so that
-    /// nobody is asked over and over.
+    /// What was applied could not be begun: its bytes are there again, and its promise is forgotten. Its VHD rests all the same, and for
+    /// the same reason nothing is proposed for a while, longer each time: rests do not count for what is urgent, and whatever the owner
+    /// refuses now it would refuse at every look.
     pub fn refused(&mut self, number: u32) {
         let Some(at) = self.applied.iter().position(|applied| applied.number == number) else { return };
         let applied = self.applied.remove(at);
         if let Some(spent) = self.spent.get_mut(&(applied.started / SECS_PER_HOUR)) {
             *spent = spent.saturating_sub(applied.bytes);
         }
+        let before = self.refusals.get(&(applied.rule, applied.subject)).map_or(0, |refusal| refusal.times);
+        let longer = 1_u64.checked_shl(before).unwrap_or(u64::MAX);
+        let secs = POLICY_REFUSED_SECS.saturating_mul(longer).min(POLICY_REFUSED_SECS_MAX);
+        let refusal = Refusal { times: before.saturating_add(1), until: self.clock.secs.saturating_add(secs) };
+        self.refusals.insert((applied.rule, applied.subject), refusal);
+    }
+
+    /// Whether it is too early to propose something again that was refused.
+    pub(super) fn is_refused(&self, rule: Rule, subject: Subject) -> bool {
+        self.refusals.get(&(rule, subject)).is_some_and(|refusal| refusal.until > self.clock.secs)
     }
 
     /// A proposal is not wanted: the same is not proposed again until what was observed has changed by a fifth.
@@ -185,7 +210,7 @@ impl State {
             return false;
         }
         let since = before.map_or(now, |condition| condition.since);
-        let holds = before.is_some_and(|condition| condition.holds) || now - since >= secs;
+        let holds = before.is_some_and(|condition| condition.holds) || now.saturating_sub(since) >= secs;
         self.conditions.insert((rule, subject), Condition { since, holds });
         holds
     }
@@ -212,19 +237,18 @@ impl State {
         self.open.iter().filter(|open| open.standing == Standing::Start).map(|open| open.number).collect()
     }
 
-    /// Forgets what is over.
-    pub(super) fn forget(&mut self, lives: impl Fn(VhdId) -> bool) {
+    /// Forgets what is over, and what is about something that is gone.
+    pub(super) fn forget(&mut self, is_there: impl Fn(Subject) -> bool) {
         let now = self.clock.secs;
         let oldest = now.saturating_sub(POLICY_BUDGET_SECS) / SECS_PER_HOUR;
         self.spent = self.spent.split_off(&oldest);
-        self.rests.retain(|vhd, until| *until > now && lives(*vhd));
-        self.insatiable.retain(|vhd, until| *until > now && lives(*vhd));
-        let is_there = |subject: &Subject| match subject {
-            Subject::Vhd(vhd) => lives(*vhd),
-            Subject::Pool | Subject::Disk(_) | Subject::Vm(_) => true,
-        };
-        self.dismissed.retain(|(_, subject), _| is_there(subject));
-        self.conditions.retain(|(_, subject), _| is_there(subject));
+        self.rests.retain(|vhd, until| *until > now && is_there(Subject::Vhd(*vhd)));
+        self.insatiable.retain(|vhd, until| *until > now && is_there(Subject::Vhd(*vhd)));
+        self.dismissed.retain(|(_, subject), _| is_there(*subject));
+        self.conditions.retain(|(_, subject), _| is_there(*subject));
+        // For as long again it is known how often it was refused.
+        let is_recent = |refusal: &Refusal| refusal.until.saturating_add(POLICY_REFUSED_SECS_MAX) > now;
+        self.refusals.retain(|(_, subject), refusal| is_recent(refusal) && is_there(*subject));
     }
 }
 

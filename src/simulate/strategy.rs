@@ -121,12 +121,15 @@ pub(super) fn layout_for(
 /// What the daemon could tell the policy of a host. Which extents are asked for more than others is not in it.
 pub(super) fn observe(host: &Host, secs: f64) -> Pool {
     let minute = whole(secs / 60.0) % 1440;
+    let moving = host.vhds.values().filter(|vhd| vhd.moves.is_some());
+    let jobs: Vec<VhdId> = moving.map(|vhd| vhd.arrival.vhd).collect();
     Pool {
         at: Moment { unix_secs: whole(secs), minute_of_day: u16::try_from(minute).unwrap_or(0) },
         extent_size: host.extent_size,
         disks: host.disks.iter().enumerate().map(|(index, disk)| see_disk(index, disk)).collect(),
         vhds: host.vhds.values().map(|vhd| see_vhd(vhd, host.extent_size)).collect(),
-        jobs: host.vhds.values().filter(|vhd| vhd.moves.is_some()).map(|vhd| vhd.arrival.vhd).collect::<Vec<VhdId>>(),
+        in_flight: jobs.len(),
+        jobs,
         moved_bytes: 0,
     }
 }
@@ -162,7 +165,7 @@ fn see_vhd(vhd: &SimVhd, extent_size: u64) -> Vhd {
         size: u64::from(arrival.extents) * extent_size,
         layout: vhd.layout.clone(),
         replicas: vhd.replicas,
-        survives: u8::try_from(survives).unwrap_or(0),
+        survives: Some(u8::try_from(survives).unwrap_or(0)),
         placed,
         extents: there.map(|(disk, (count, _))| (disk_id(disk), *count)).collect(),
         limits: IoLimits::default(),

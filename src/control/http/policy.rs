@@ -89,7 +89,7 @@ pub async fn set(
     }
     let (desk, wanted) = (api.policy.clone(), rules.clone());
     let (checked, answers) = blocking(move || {
-        let pool = desk.observe(&answers, clock::wall_secs());
+        let pool = desk.observe(&answers, &wanted, clock::wall_secs());
         (wanted.check(&pool), answers)
     })
     .await?;
@@ -185,7 +185,7 @@ pub async fn why(State(api): State<Api>, Name(vhd): Name) -> Result<Json<WhyInfo
     let Reply::Vhd { vhd, .. } = api.owner.ask(Command::ShowVhd { vhd }).await? else { return Err(wrong_reply()) };
     let answers = answers(&api).await?;
     let (desk, id, name) = (api.policy.clone(), vhd.record.id, vhd.record.name.clone());
-    let why = blocking(move || desk.why(&desk.observe(&answers, clock::wall_secs()), id)).await?;
+    let why = blocking(move || desk.why(&desk.observe(&answers, &desk.rules(), clock::wall_secs()), id)).await?;
     let gone = || ApiError(ErrorInfo::new(ErrorKind::NotFound, format!("there is no VHD '{name}'")));
     why.map(|why| Json(convert::why_info(why))).ok_or_else(gone)
 }

@@ -10,13 +10,14 @@ mod keep;
 mod kind;
 mod observe;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::events::EventLog;
 use super::stats::StatsBook;
 use super::wire::{EventDetail, Severity};
 use crate::base::ids::VhdId;
-use crate::base::limits::POLICY_KEEP_SECS;
+use crate::base::limits::{POLICY_KEEP_SECS, POLICY_TELL_SECS};
 use crate::owner::command::StartJob;
 use crate::policy::judge::judge;
 use crate::policy::observe::Pool;
@@ -44,6 +45,8 @@ struct Inner {
     edition: u64,
     /// When the state was kept last, by the wall clock.
     kept: u64,
+    /// About what events told of proposals, and when, by the policy's time.
+    told: BTreeMap<(Rule, Subject), u64>,
 }
 
 /// A proposal that is to be carried out now.
@@ -79,10 +82,8 @@ impl Desk {
         store: Option<StoreHandle>,
     ) -> Desk {
         let rules = rules.map_or_else(Rules::default, |text| {
-            serde_json::from_str(text).unwrap_or_else(|error| {
-                log::error!(
-                    "what is wanted of the policy cannot be read, and is as if nobody had said anything: {error}"
-                );
+            read_rules(text).unwrap_or_else(|error| {
+                log::error!("what is wanted of the policy cannot be, and is as if nobody had said anything: {error}");
                 Rules::default()
             })
         });
@@ -92,7 +93,7 @@ impl Desk {
             log::warn!("what the policy remembers cannot be read, and is forgotten: {error}");
             State::default()
         });
-        let inner = Inner { rules, state, seen: None, edition, kept: 0 };
+        let inner = Inner { rules, state, seen: None, edition, kept: 0, told: BTreeMap::new() };
         Desk { inner: Mutex::new(inner), stats, events, store }
     }
 
@@ -112,20 +113,22 @@ impl Desk {
         self.lock().rules = rules;
     }
 
-    /// What is there now, for whoever only wants to know. Reads maps: takes a while.
+    /// What is there now, as far as it matters for these rules; for whoever only wants to know. May read maps: takes a while.
     #[must_use]
-    pub fn observe(&self, answers: &Answers, wall_secs: u64) -> Pool {
-        answers.observe(&self.stats, wall_secs)
+    pub fn observe(&self, answers: &Answers, rules: &Rules, wall_secs: u64) -> Pool {
+        answers.observe(&self.stats, rules, wall_secs)
     }
 
     /// Looks at the pool, and tells what has been found. Returns what is to be carried out now.
     pub fn look(&self, answers: &Answers, wall_secs: u64) -> Vec<Order> {
-        let pool = answers.observe(&self.stats, wall_secs);
+        let rules = self.rules();
+        let pool = answers.observe(&self.stats, &rules, wall_secs);
         let mut inner = self.lock();
         let before = std::mem::take(&mut inner.state);
         let judgement = judge(&pool, &inner.rules, &before);
         inner.state = judgement.state;
-        self.tell(&pool, &before, &inner.state);
+        let Inner { state, told, .. } = &mut *inner;
+        self.tell(&pool, &before, state, told);
         let rest = inner.rules.rest_secs;
         let mut orders = Vec::new();
         for number in judgement.start {
@@ -206,27 +209,16 @@ impl Desk {
         }
     }
 
-    /// Tells of proposals that are new, and of promises that have been measured.
-    fn tell(&self, pool: &Pool, before: &State, after: &State) {
-        let names = Names(pool);
+    /// Tells of proposals that are new, and of promises that have been measured. Of those that wait for somebody, about the same thing
+    /// once an hour: while the load swings each look may have another one.
+    fn tell(&self, pool: &Pool, before: &State, after: &State, told: &mut BTreeMap<(Rule, Subject), u64>) {
+        let (names, now) = (Names(pool), after.clock.secs);
+        told.retain(|_, at| now.saturating_sub(*at) < POLICY_TELL_SECS);
         for proposal in after.open.iter().filter(|proposal| proposal.number > before.proposed) {
-            let said = names.proposal(proposal);
-            let waits = proposal.standing != Standing::Start;
-            let detail = EventDetail::Proposal {
-                proposal: proposal.number,
-                vhd: names.vhd(proposal.action.vhd()),
-                what: said.what,
-                because: said.because,
-                command: said.command,
-                waits,
-            };
-            self.events.record(Severity::Info, detail);
-            if let (Rule::Neighbour, Some(aggressor), Subject::Vhd(victim)) =
-                (proposal.rule, proposal.aggressor, proposal.subject)
-            {
-                let disk = common_disk(pool, aggressor, victim).map(|disk| names.disk(disk)).unwrap_or_default();
-                let (vhd, aggressor) = (names.vhd(victim), names.vhd(aggressor));
-                self.events.record(Severity::Warning, EventDetail::NoisyNeighbour { vhd, aggressor, disk });
+            let key = (proposal.rule, proposal.subject);
+            if proposal.standing == Standing::Start || !told.contains_key(&key) {
+                told.insert(key, now);
+                self.tell_proposal(pool, proposal);
             }
         }
         let measured = |applied: &&crate::policy::outcome::Applied| {
@@ -239,6 +231,34 @@ impl Desk {
             self.events.record(Severity::Info, EventDetail::ProposalMeasured { proposal, vhd, message });
         }
     }
+
+    fn tell_proposal(&self, pool: &Pool, proposal: &Proposal) {
+        let names = Names(pool);
+        let said = names.proposal(proposal);
+        let detail = EventDetail::Proposal {
+            proposal: proposal.number,
+            vhd: names.vhd(proposal.action.vhd()),
+            what: said.what,
+            because: said.because,
+            command: said.command,
+            waits: proposal.standing != Standing::Start,
+        };
+        self.events.record(Severity::Info, detail);
+        if let (Rule::Neighbour, Some(aggressor), Subject::Vhd(victim)) =
+            (proposal.rule, proposal.aggressor, proposal.effect.subject)
+        {
+            let disk = common_disk(pool, aggressor, victim).map(|disk| names.disk(disk)).unwrap_or_default();
+            let (vhd, aggressor) = (names.vhd(victim), names.vhd(aggressor));
+            self.events.record(Severity::Warning, EventDetail::NoisyNeighbour { vhd, aggressor, disk });
+        }
+    }
+}
+
+/// What is wanted, as it was kept: by this program or, in a dump, by anybody.
+fn read_rules(text: &str) -> Result<Rules, Box<dyn std::error::Error>> {
+    let rules: Rules = serde_json::from_str(text)?;
+    rules.check_numbers()?;
+    Ok(rules)
 }
 
 /// The busiest disk that has something of both.
@@ -249,3 +269,6 @@ fn common_disk(pool: &Pool, one: VhdId, other: VhdId) -> Option<crate::base::ids
     let busy = |id| pool.disks.iter().find(|disk| disk.id == id).map_or(0.0, |disk| disk.busy);
     both.max_by(|a, b| busy(*a).total_cmp(&busy(*b)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,17 +1,17 @@
 //! What the policy is told: the owner's answers and the histories, put together.
 
-use std::collections::BTreeMap;
-
 use super::kind::kind_of;
-use crate::base::ids::{DiskId, DiskSet, VhdId, VmId};
-use crate::base::limits::POLICY_BUDGET_SECS;
+use crate::base::ids::{DiskSet, VhdId, VmId};
+use crate::base::limits::{DISKS_MAX, POLICY_BUDGET_SECS};
 use crate::base::units::ExtentIndex;
 use crate::control::convert::OpenDisks;
 use crate::control::stats::StatsBook;
 use crate::metrics::history::Summary;
 use crate::owner::command::{DiskInfo, JobInfo, PoolInfo, VhdInfo, VmInfo};
 use crate::placement::ReplicaState;
+use crate::placement::job::{JobKind, JobState};
 use crate::policy::observe::{Disk, Flow, Health, Latency, Moment, Pool, Vhd};
+use crate::policy::rules::{Mode, Rules};
 use crate::store::history::Subject;
 
 /// What the policy calls "now": the last minutes.
@@ -19,6 +19,9 @@ const NOW_SECS: u64 = 300;
 
 /// What it calls usual: the last day.
 const USUAL_SECS: u64 = 24 * 3600;
+
+/// Part of the time that a VHD may be held back by its limits, and still be said to be served as fast as its disks are.
+const THROTTLED: f64 = 0.05;
 
 const NANOS_PER_MICRO: f64 = 1000.0;
 const NANOS_PER_SEC: f64 = 1e9;
@@ -38,19 +41,40 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// The pool as the policy sees it. Reads the maps of VHDs with several replicas: not for the owner's thread.
+    /// The pool as the policy sees it, as far as it matters for these rules. Reads the maps of VHDs that are to survive the loss of
+    /// disks: not for the owner's thread.
     #[must_use]
-    pub fn observe(&self, stats: &StatsBook, wall_secs: u64) -> Pool {
-        let seen = Seen { answers: self, stats, now: wall_secs, failed: self.failed() };
-        let jobs = self.jobs.iter().filter(|job| !job.record.is_ended());
+    pub fn observe(&self, stats: &StatsBook, rules: &Rules, wall_secs: u64) -> Pool {
+        let seen = Seen { answers: self, stats, rules, now: wall_secs, failed: self.failed(), domains: self.domains() };
+        let open = || self.moves().filter(|job| !job.record.is_ended());
         Pool {
             at: Moment { unix_secs: wall_secs, minute_of_day: minute_of_day(wall_secs) },
             extent_size: self.pool.record.extent_size,
             disks: self.pool.disks.iter().map(|disk| seen.disk(disk)).collect(),
             vhds: self.vhds.iter().filter(|vhd| vhd.ready).map(|vhd| seen.vhd(vhd)).collect(),
-            jobs: jobs.flat_map(|job| job.record.vhds.iter().copied()).collect(),
+            jobs: open().flat_map(|job| job.record.vhds.iter().copied()).collect(),
+            in_flight: open().filter(|job| job.record.state == JobState::Running).count(),
             moved_bytes: self.moved_bytes(wall_secs),
         }
+    }
+
+    /// Jobs that move something. A scrub only reads: neither it keeps anybody from being moved, nor it uses up what may be moved.
+    fn moves(&self) -> impl Iterator<Item = &JobInfo> {
+        self.jobs.iter().filter(|job| !matches!(job.record.kind, JobKind::Scrub { .. }))
+    }
+
+    /// The number of the failure domain of each disk; that of another disk for those that are not there.
+    fn domains(&self) -> [u8; DISKS_MAX] {
+        let mut domains = [0; DISKS_MAX];
+        let mut names: Vec<&str> = Vec::new();
+        for disk in &self.pool.record.disks {
+            let known = names.iter().position(|known| *known == disk.failure_domain);
+            domains[disk.id.index()] = u8::try_from(known.unwrap_or(names.len())).expect("at most 64 disks");
+            if known.is_none() {
+                names.push(&disk.failure_domain);
+            }
+        }
+        domains
     }
 
     /// Disks that have failed or are missing.
@@ -62,7 +86,7 @@ impl Answers {
     /// Bytes that jobs moved which are running or ended in the last 24 hours. A clock that was set back makes them count for longer.
     fn moved_bytes(&self, wall_secs: u64) -> u64 {
         let oldest = wall_secs.saturating_sub(POLICY_BUDGET_SECS);
-        let lately = self.jobs.iter().filter(|job| job.record.ended.is_none_or(|ended| ended >= oldest));
+        let lately = self.moves().filter(|job| job.record.ended.is_none_or(|ended| ended >= oldest));
         lately.fold(0, |sum, job| sum.saturating_add(job.record.bytes_moved))
     }
 
@@ -81,8 +105,10 @@ fn minute_of_day(wall_secs: u64) -> u16 {
 struct Seen<'a> {
     answers: &'a Answers,
     stats: &'a StatsBook,
+    rules: &'a Rules,
     now: u64,
     failed: DiskSet,
+    domains: [u8; DISKS_MAX],
 }
 
 impl Seen<'_> {
@@ -94,8 +120,6 @@ impl Seen<'_> {
     fn disk(&self, disk: &DiskInfo) -> Disk {
         let record = &disk.record;
         let now = self.window(Subject::Disk(record.id), NOW_SECS);
-        let domains: BTreeMap<&str, u32> =
-            self.answers.pool.record.disks.iter().map(|disk| disk.failure_domain.as_str()).zip(0..).collect();
         let health = match (self.failed.contains(record.id), &disk.suspicion) {
             (true, _) => Health::Failed,
             (false, Some(_)) => Health::Suspect,
@@ -106,7 +130,7 @@ impl Seen<'_> {
         Disk {
             id: record.id,
             name: record.name.clone(),
-            domain: domains.get(record.failure_domain.as_str()).copied().unwrap_or_default(),
+            domain: u32::from(self.domains[record.id.index()]),
             slots: record.slots,
             free: u32::try_from(disk.space.free / extent).unwrap_or(u32::MAX),
             health,
@@ -123,33 +147,37 @@ impl Seen<'_> {
     fn vhd(&self, vhd: &VhdInfo) -> Vhd {
         let record = &vhd.record;
         let now = self.window(Subject::Vhd(record.id), NOW_SECS);
-        let (usual, usual_latency) = self.usual(Subject::Vhd(record.id));
+        let from = self.now.saturating_sub(USUAL_SECS);
+        let (usual, usual_latency) = usual(&self.stats.samples(Subject::Vhd(record.id), None, from, self.now));
         let extent = self.answers.pool.record.extent_size;
-        Vhd {
+        let seen = Vhd {
             id: record.id,
             name: record.name.clone(),
             vm: record.vm.as_deref().and_then(|vm| self.answers.vm(vm)),
             size: record.size,
             layout: record.layout.clone(),
             replicas: record.replicas,
-            survives: self.survives(vhd),
+            survives: None,
             placed: placed(vhd),
             extents: vhd.slots.iter().map(|(disk, count)| (*disk, *count)).collect(),
             limits: record.limits,
             flow: now.as_ref().map(flow).unwrap_or_default(),
             usual,
             read_share: now.as_ref().map_or(0.0, |now| now.read_share),
-            latency: now.as_ref().map(latency).unwrap_or_default(),
+            latency: now.as_ref().filter(|now| !is_held_back(now)).map(latency).unwrap_or_default(),
             usual_latency,
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of extents")]
             working_set: now.as_ref().map_or(0, |now| now.working_set_extents as u64 * extent),
             growth: self.growth(record.id, vhd.allocated),
-        }
+        };
+        // Its map has as many entries as it has extents, which is not worth it for nobody.
+        let wanted = self.rules.of(&seen);
+        let is_asked = wanted.survives > 0 && wanted.mode != Mode::Off;
+        Vhd { survives: is_asked.then(|| self.survives(vhd)), ..seen }
     }
 
     /// Failure domains that it can lose: of each extent, the domains with a replica that can be read, but one.
     fn survives(&self, vhd: &VhdInfo) -> u8 {
-        let domain = |disk: DiskId| self.answers.pool.record.disks.iter().find(|known| known.id == disk);
         if vhd.record.replicas < 2 {
             return 0;
         }
@@ -159,33 +187,12 @@ impl Seen<'_> {
             let good = replicas
                 .iter()
                 .filter(|replica| replica.state == ReplicaState::InSync && !self.failed.contains(replica.disk));
-            let mut domains: Vec<&str> =
-                good.filter_map(|replica| Some(domain(replica.disk)?.failure_domain.as_str())).collect();
-            domains.sort_unstable();
-            domains.dedup();
-            domains.len().saturating_sub(1)
+            let domains = good.fold(0_u64, |domains, replica| domains | 1 << self.domains[replica.disk.index()]);
+            domains.count_ones().saturating_sub(1)
         };
         let least = map.placed_from(ExtentIndex(0)).map(of_extent).min();
-        let least = least.unwrap_or(usize::from(vhd.record.replicas) - 1);
+        let least = least.unwrap_or(u32::from(vhd.record.replicas) - 1);
         u8::try_from(least).unwrap_or(u8::MAX)
-    }
-
-    /// What is usual: of each number half of the last day was more, half less. An hour of something else does not count, as it would in
-    /// a mean; and of the latency, only when there was something to be served.
-    fn usual(&self, subject: Subject) -> (Flow, Latency) {
-        let samples = self.stats.samples(subject, None, self.now.saturating_sub(USUAL_SECS), self.now);
-        let known: Vec<&Summary> = samples.iter().filter(|sample| sample.covered_secs > 0.0).collect();
-        let busy: Vec<&Summary> = known.iter().copied().filter(|sample| flow(sample).iops > 0.0).collect();
-        let of_flow = |number: fn(Flow) -> f64| median(known.iter().map(|sample| number(flow(sample))).collect());
-        let of_latency = |number: fn(Latency) -> u64| {
-            #[allow(clippy::cast_precision_loss, reason = "nanoseconds of hours are exact")]
-            let all = busy.iter().map(|sample| number(latency(sample)) as f64).collect();
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it was one before")]
-            let middle = median(all) as u64;
-            middle
-        };
-        let flow = Flow { iops: of_flow(|flow| flow.iops), bytes: of_flow(|flow| flow.bytes) };
-        (flow, Latency { mean_ns: of_latency(|latency| latency.mean_ns), p99_ns: of_latency(|latency| latency.p99_ns) })
     }
 
     /// Bytes a day.
@@ -202,6 +209,29 @@ impl Seen<'_> {
         }
         (allocated as f64 - oldest.used_bytes) * USUAL_SECS as f64 / passed
     }
+}
+
+/// What is usual: of each number half of the last day was more, half less. An hour of something else does not count, as it would in
+/// a mean; and of the latency, only when there was something to be served, and no limit held it back.
+fn usual(samples: &[Summary]) -> (Flow, Latency) {
+    let known = || samples.iter().filter(|sample| sample.covered_secs > 0.0);
+    let served = || known().filter(|sample| flow(sample).iops > 0.0 && !is_held_back(sample));
+    let of_flow = |number: fn(Flow) -> f64| median(known().map(|sample| number(flow(sample))).collect());
+    let of_latency = |number: fn(Latency) -> u64| {
+        #[allow(clippy::cast_precision_loss, reason = "nanoseconds of hours are exact")]
+        let all = served().map(|sample| number(latency(sample)) as f64).collect();
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it was one before")]
+        let middle = median(all) as u64;
+        middle
+    };
+    let flow = Flow { iops: of_flow(|flow| flow.iops), bytes: of_flow(|flow| flow.bytes) };
+    (flow, Latency { mean_ns: of_latency(|latency| latency.mean_ns), p99_ns: of_latency(|latency| latency.p99_ns) })
+}
+
+/// Whether limits of its own held the VHD back, so that its latency says what it was made to wait, and nothing of its disks: the time in
+/// the virtqueue is part of it.
+fn is_held_back(summary: &Summary) -> bool {
+    summary.throttled_share > THROTTLED
 }
 
 /// Extents that have a place.
@@ -240,3 +270,6 @@ fn latency(summary: &Summary) -> Latency {
     let mean = if iops > 0.0 { summary.queue_depth / iops * NANOS_PER_SEC } else { 0.0 };
     Latency { mean_ns: mean as u64, p99_ns: (summary.latency_us_p99 * NANOS_PER_MICRO) as u64 }
 }
+
+#[cfg(test)]
+mod tests;

@@ -224,4 +224,4 @@ impl Known {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -8,9 +8,9 @@ use crate::placement::view::VhdMap;
 use crate::shared::{DiskState, VhdSettings};
 
 const SECOND: u64 = 1_000_000_000;
-const T0: u64 = 1_800_000_000;
+pub const T0: u64 = 1_800_000_000;
 
-fn vhd(id: u32, extents: u32) -> VhdInfo {
+pub fn vhd(id: u32, extents: u32) -> VhdInfo {
     let record = VhdRecord {
         version: RECORD_VERSION,
         id: VhdId(id),
@@ -57,7 +57,7 @@ fn vhd(id: u32, extents: u32) -> VhdInfo {
     }
 }
 
-fn disk(id: u8) -> DiskInfo {
+pub fn disk(id: u8) -> DiskInfo {
     let name = format!("d{id}");
     let record = DiskRecord {
         id: DiskId(id),

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 
 use super::model::{Model, Window};
 use super::observe::{Disk, Pool, Vhd};
-use super::proposal::{Cost, Proposal, Rule, Standing};
+use super::proposal::{Cost, Proposal, Rule, Standing, Subject};
 use super::rules::{Mode, Rules, Wanted};
 use super::state::{ClockStep, State};
 use super::{number, outcome};
@@ -93,14 +93,20 @@ pub fn judge(pool: &Pool, rules: &Rules, state: &State) -> Judgement {
     }
     let mut look = Look::new(pool, rules);
     assert!(look.disks.is_sorted_by(|a, b| a.id < b.id) && look.vhds.is_sorted_by(|a, b| a.id < b.id), "listed twice");
-    state.forget(|vhd| look.now.find(vhd).is_some());
+    state.forget(|subject| match subject {
+        Subject::Pool => true,
+        Subject::Disk(disk) => look.now.place_of(disk).is_some(),
+        Subject::Vhd(vhd) => look.now.find(vhd).is_some(),
+        Subject::Vm(vm) => look.vhds.iter().any(|vhd| vhd.vm == Some(vm)),
+    });
     outcome::measure(&mut state, &look.now, &look.vhds, &pool.jobs);
     let needs = needs::find(&look, &mut state);
     let mut bench = Bench { moved: BTreeSet::new(), started: 0, spent: state.spent_bytes().max(pool.moved_bytes) };
     let mut open = Vec::new();
     for rule in Rule::ALL {
         let mut drafts: Vec<(&Need, Draft)> = Vec::new();
-        for need in needs.iter().filter(|need| need.rule == rule) {
+        let asked = |need: &&Need| need.rule == rule && !state.is_refused(rule, need.subject);
+        for need in needs.iter().filter(asked) {
             let ways = Ways { look: &look, state: &state, need, moved: &bench.moved, left: bench.left(&look, rule) };
             drafts.extend(ways.best().map(|draft| (need, draft)));
         }
@@ -146,7 +152,7 @@ impl Bench {
             look.now.apply(&draft.step);
             look.usual.apply(&draft.step);
             self.started += 1;
-            self.spent += draft.bytes;
+            self.spent = self.spent.saturating_add(draft.bytes);
         }
         if state.is_dismissed(need.rule, need.subject, need.facts.first().map_or(0.0, |fact| fact.value)) {
             return None;
@@ -170,7 +176,7 @@ impl Bench {
         let can_wait = !need.urgent && need.rule != Rule::Tolerance;
         if look.wanted[draft.step.vhd].mode != Mode::Auto {
             Standing::Advice
-        } else if look.pool.jobs.len() + self.started >= look.rules.moves_max as usize {
+        } else if look.pool.in_flight + self.started >= look.rules.moves_max as usize {
             Standing::InFlight
         } else if can_wait && look.rules.quiet.is_some_and(|quiet| quiet.contains(look.pool.at)) {
             Standing::Quiet
@@ -195,4 +201,4 @@ fn cost(look: &Look, draft: &Draft) -> Cost {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

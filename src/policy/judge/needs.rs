@@ -124,7 +124,7 @@ impl Finder<'_> {
         let secs = match haste {
             Haste::AtOnce => 0,
             Haste::Soon => secs / 2,
-            Haste::Usual => secs * u64::from(care),
+            Haste::Usual => secs.saturating_mul(u64::from(care)),
         };
         self.state.holds(rule, subject, begins, lasts, secs)
     }
@@ -137,12 +137,13 @@ impl Finder<'_> {
     fn tolerance(&mut self) {
         for vhd in 0..self.look.vhds.len() {
             let (seen, wanted) = (self.look.vhds[vhd], self.look.wanted[vhd]);
-            let lacks = seen.survives < wanted.survives && self.is_free(vhd);
+            let survives = seen.survives.unwrap_or(wanted.survives);
+            let lacks = survives < wanted.survives && self.is_free(vhd);
             let subject = Subject::Vhd(seen.id);
             if !self.holds(Rule::Tolerance, subject, lacks, lacks, false) {
                 continue;
             }
-            let (value, target) = (f64::from(seen.survives), f64::from(wanted.survives));
+            let (value, target) = (f64::from(survives), f64::from(wanted.survives));
             self.needs.push(Need {
                 rule: Rule::Tolerance,
                 subject,

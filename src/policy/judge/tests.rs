@@ -1,5 +1,6 @@
-pub(in crate::policy) mod pool;
+pub(crate) mod pool;
 mod random;
+mod steady;
 
 use super::super::observe::{Health, Moment};
 use super::super::proposal::{Action, Metric, Subject};
@@ -38,7 +39,7 @@ fn a_vhd_that_survives_too_little_is_found_and_repaired_on_other_domains() {
     world.run(60);
     // Disk 1 fails together with disk 0, and disk 2 has failed.
     assert_eq!(on(&world, 1), [0, 3]);
-    assert_eq!(world.pool.vhds[0].survives, 1);
+    assert_eq!(world.pool.vhds[0].survives, Some(1));
     let actions: Vec<&Action> = world.done.iter().map(|(_, proposal)| &proposal.action).collect();
     let span = Action::Span { vhd: VhdId(1), disks: vec![DiskId(0), DiskId(3)] };
     assert_eq!(actions, [&span, &Action::Replicas { vhd: VhdId(1), replicas: 2 }]);
@@ -156,7 +157,9 @@ fn modes_quiet_hours_moves_in_flight_and_budgets_say_what_becomes_of_a_proposal(
     assert_eq!(standing(&|_| {}), [Standing::Start]);
     assert_eq!(standing(&|world| world.rules.all.mode = Some(Mode::Advise)), [Standing::Advice]);
     assert_eq!(standing(&|world| world.rules.all.mode = Some(Mode::Off)), []);
-    assert_eq!(standing(&|world| world.pool.jobs = vec![VhdId(8), VhdId(9)]), [Standing::InFlight]);
+    assert_eq!(standing(&|world| world.pool.in_flight = 2), [Standing::InFlight]);
+    // Jobs that are stopped keep nobody else from being moved.
+    assert_eq!(standing(&|world| world.pool.jobs = vec![VhdId(8), VhdId(9)]), [Standing::Start]);
     assert_eq!(standing(&|world| world.rules.quiet = Some(Quiet { from: 0, to: 1439 })), [Standing::Quiet]);
     assert_eq!(standing(&|world| world.pool.moved_bytes = 1 << 40), [Standing::Budget]);
     // One of two cannot be moved: the other one is.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::super::model::{Model, Move};
-use super::super::proposal::{Action, Alternative, Effect, Metric, Objection, Rule, Subject};
+use super::super::proposal::{Action, Alternative, Effect, Metric, Objection, Proposal, Rule, Subject};
 use super::super::state::State;
 use super::Look;
 use super::needs::{How, Need};
@@ -25,6 +25,11 @@ const HURT: f64 = 0.01;
 
 /// What it is worth that a VHD which is too slow is served at once.
 const RELIEF: f64 = 0.1;
+
+/// By how much, in the key by which disks are ordered, others must be better than those of a proposal which is open; and of what it is
+/// worth, how much of that must be left. Otherwise each look would make another proposal of what measuring gets wrong.
+const STEADY: f64 = 0.05;
+const STEADY_PART: f64 = 0.8;
 
 /// Numbers of disks that are tried, besides all.
 const WIDTHS: [usize; 7] = [2, 3, 4, 6, 8, 12, 16];
@@ -85,6 +90,7 @@ impl Ways<'_> {
             let order = today(b).cmp(&today(a)).then(b.net.total_cmp(&a.net)).then(a.vhd.cmp(&b.vhd));
             order.then_with(|| a.places.cmp(&b.places))
         });
+        self.keep_open_first(&mut sketches);
         let mut chosen = None;
         for sketch in sketches.iter_mut().filter(|sketch| sketch.objection.is_none()) {
             match self.draft(sketch) {
@@ -98,6 +104,25 @@ impl Ways<'_> {
         let mut draft = chosen?;
         draft.alternatives = self.alternatives(&sketches, &draft);
         Some(draft)
+    }
+
+    /// What has been proposed of this need, and is still open.
+    fn open(&self) -> Option<&Action> {
+        let is_same = |open: &&Proposal| (open.rule, open.subject) == (self.need.rule, self.need.subject);
+        self.state.open.iter().find(is_same).map(|open| &open.action)
+    }
+
+    /// The open proposal stays as long as no other way is clearly better.
+    fn keep_open_first(&self, sketches: &mut [Sketch]) {
+        let Some(open) = self.open() else { return };
+        let good = |sketch: &Sketch| sketch.objection.is_none();
+        let same = |sketch: &Sketch| self.action(sketch.vhd, &sketch.places, sketch.replicas) == *open;
+        let found = sketches.iter().position(|sketch| good(sketch) && same(sketch));
+        let (Some(at), Some(best)) = (found, sketches.iter().find(|sketch| good(sketch))) else { return };
+        let is_as_soon = sketches[at].bytes <= self.left || best.bytes > self.left;
+        if is_as_soon && sketches[at].net >= best.net - ((1.0 - STEADY_PART) * best.net).max(WORTH_LEAST) {
+            sketches[..=at].rotate_right(1);
+        }
     }
 
     fn model(&self) -> &Model {
@@ -161,11 +186,15 @@ impl Ways<'_> {
         targets
     }
 
-    /// Disks that work, those that do least first.
+    /// Disks that work, those that do least first, those of an open proposal a little before they would come.
     fn order(&self) -> Vec<usize> {
         let disks = &self.model().disks;
         let mut order: Vec<usize> = (0..disks.len()).filter(|place| disks[*place].works).collect();
-        let key = |place: usize| disks[place].busy + 0.1 * disks[place].fill();
+        let open = self.open().map_or(&[][..], Action::disks);
+        let key = |place: usize| {
+            let disk = &disks[place];
+            disk.busy + 0.1 * disk.fill() - if open.contains(&disk.id) { STEADY } else { 0.0 }
+        };
         order.sort_by(|a, b| key(*a).total_cmp(&key(*b)).then(a.cmp(b)));
         order
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::super::observe::{Disk, Health, Pool, Vhd};
 use super::{Mode, Rules, Wanted};
-use crate::base::limits::REPLICAS_MAX;
+use crate::base::limits::{POLICY_WAIT_SECS_MAX, REPLICAS_MAX};
 use crate::placement::record::Accept;
 
 /// Why rules cannot be had. Percentages and milliseconds are what was asked for and what there is.
@@ -21,6 +21,16 @@ pub enum RuleError {
         least: f64,
         /// The most.
         most: f64,
+    },
+    /// So long that it could never be.
+    #[error("{name} is {secs} seconds: give {most} seconds, which is a year, or less")]
+    TooLong {
+        /// The setting.
+        name: &'static str,
+        /// What was asked for.
+        secs: u64,
+        /// The most.
+        most: u64,
     },
     /// Nothing could ever be over.
     #[error(
@@ -157,7 +167,11 @@ impl Rules {
         })
     }
 
-    fn check_numbers(&self) -> Result<(), RuleError> {
+    /// Whether these rules can be kept in any pool.
+    ///
+    /// # Errors
+    /// The first number that cannot be.
+    pub fn check_numbers(&self) -> Result<(), RuleError> {
         let parts = [
             ("space", self.space, 0.05, 0.95),
             ("difference", self.difference, 0.005, 0.5),
@@ -169,6 +183,10 @@ impl Rules {
                 let (percent, least, most) = (100.0 * value, 100.0 * least, 100.0 * most);
                 return Err(RuleError::Percentage { name, percent, least, most });
             }
+        }
+        let times = [("hold", self.hold_secs), ("comfort-hold", self.comfort_hold_secs), ("rest", self.rest_secs)];
+        if let Some((name, secs)) = times.into_iter().find(|(_, secs)| *secs > POLICY_WAIT_SECS_MAX) {
+            return Err(RuleError::TooLong { name, secs, most: POLICY_WAIT_SECS_MAX });
         }
         if self.difference >= self.space {
             let (difference, limit) = (100.0 * self.difference, 100.0 * self.space);

@@ -63,6 +63,8 @@ fn contradictions_and_targets_out_of_reach_are_refused_with_the_numbers() {
         (&|r| (r.space, r.difference) = (0.2, 0.3), "difference is 30.0 % and space 20.0 %"),
         (&|r| (r.all.mode, r.moves_max) = (Some(Mode::Auto), 0), "moves is 0"),
         (&|r| (r.all.mode, r.moved_a_day) = (Some(Mode::Auto), 0.0), "moved-a-day is 0"),
+        (&|r| r.rest_secs = u64::MAX, "rest is 18446744073709551615 seconds: give 31536000 seconds"),
+        (&|r| r.hold_secs = 1 << 40, "hold is 1099511627776 seconds"),
         (&|r| r.quiet = Some(Quiet { from: 60, to: 60 }), "minute 60"),
         (&|r| r.all.survives = Some(3), "4 replicas, and there can be 3"),
         (&|r| r.all.survives = Some(2), "3 failure domains with a disk that works, and the pool has 2"),

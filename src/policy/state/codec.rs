@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::super::proposal::Subject;
 use super::State;
 use crate::base::ids::DiskId;
-use crate::base::limits::{DISKS_MAX, POLICY_ENTRIES_MAX};
+use crate::base::limits::{DISKS_MAX, POLICY_ENTRIES_MAX, POLICY_REFUSED_SECS_MAX};
 
 /// Version of the form. Raised when a field changes its meaning or a new one must not be ignored.
 const VERSION: u32 = 1;
@@ -109,6 +109,7 @@ impl State {
             ("number of conditions", self.conditions.len()),
             ("number of proposals", self.open.len()),
             ("number of dismissals", self.dismissed.len()),
+            ("number of refusals", self.refusals.len()),
             ("number of hours", self.spent.len()),
             ("number of resting VHDs", self.rests.len() + self.insatiable.len()),
             ("number of outcomes", self.applied.len()),
@@ -116,8 +117,7 @@ impl State {
         if let Some((field, len)) = lens.into_iter().find(|(_, len)| *len > POLICY_ENTRIES_MAX) {
             return impossible(field, len.to_string());
         }
-        let late = self.conditions.values().map(|condition| condition.since);
-        let late = late.chain(self.applied.iter().map(|applied| applied.started)).find(|at| *at > self.clock.secs);
+        let late = self.times().into_iter().find(|at| *at > self.clock.secs);
         if let Some(at) = late {
             return impossible("time", at.to_string());
         }
@@ -130,10 +130,24 @@ impl State {
         }
     }
 
+    /// What it says to have been.
+    fn times(&self) -> Vec<u64> {
+        let mut times: Vec<u64> = self.conditions.values().map(|condition| condition.since).collect();
+        for applied in &self.applied {
+            times.push(applied.started);
+            times.extend(applied.settled);
+            times.extend(applied.measured.map(|measured| measured.at));
+        }
+        // Whatever was refused was so before now.
+        times.extend(self.refusals.values().map(|refusal| refusal.until.saturating_sub(POLICY_REFUSED_SECS_MAX)));
+        times
+    }
+
     /// All disks that it names.
     fn named_disks(&self) -> Vec<DiskId> {
         let mut disks: Vec<DiskId> = Vec::new();
-        let mut subjects: Vec<Subject> = self.conditions.keys().chain(self.dismissed.keys()).map(|key| key.1).collect();
+        let keys = self.conditions.keys().chain(self.dismissed.keys()).chain(self.refusals.keys());
+        let mut subjects: Vec<Subject> = keys.map(|key| key.1).collect();
         for open in &self.open {
             disks.extend(open.action.disks());
             disks.extend(open.alternatives.iter().flat_map(|other| other.action.disks()));

@@ -1,4 +1,5 @@
 use super::super::judge::tests::pool::{World, disk, vhd};
+use super::super::outcome::{Measured, Verdict};
 use super::super::rules::Mode;
 use super::*;
 use crate::base::rng::Rng;
@@ -25,6 +26,8 @@ fn a_state_survives_encoding() {
     let state = used();
     assert_eq!(State::decode(&state.encode()).unwrap(), state);
     assert_eq!(State::decode(&State::default().encode()).unwrap(), State::default());
+    let text = String::from_utf8_lossy(&state.encode()).into_owned();
+    assert!(!text.contains("refusals"), "who does not know of refusals can read a state without any");
 }
 
 #[test]
@@ -62,6 +65,18 @@ fn other_versions_unknown_fields_and_impossible_values_are_refused() {
     assert!(matches!(refused("\"open\":", "\"opened\":[],\"open\":"), StateError::Syntax(_)));
     let late = refused("\"since\":", "\"since\":9");
     assert!(matches!(late, StateError::Impossible { field: "time", .. }), "{late}");
+    for field in ["settled", "measured"] {
+        let mut state = used();
+        let late = state.clock.secs + 1;
+        let applied = &mut state.applied[0];
+        let measured = applied.measured.unwrap_or(Measured { value: 0.0, verdict: Verdict::Kept, at: 0 });
+        match field {
+            "settled" => applied.settled = Some(late),
+            _ => applied.measured = Some(Measured { at: late, ..measured }),
+        }
+        let error = State::decode(&state.encode()).unwrap_err();
+        assert!(matches!(error, StateError::Impossible { field: "time", .. }), "{field}: {error}");
+    }
     let disk = refused("{\"disk\":0}", "{\"disk\":64}");
     assert!(matches!(disk, StateError::Impossible { field: "disk", .. } | StateError::Syntax(_)), "{disk}");
     // Deeply nested or random JSON is an error, too.

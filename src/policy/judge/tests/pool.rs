@@ -52,7 +52,7 @@ pub fn vhd(id: u32, vm: Option<u32>, on: &[(u8, u32)]) -> Vhd {
         size: u64::from(placed) << 21,
         layout,
         replicas: 1,
-        survives: 0,
+        survives: Some(0),
         placed,
         extents: on.iter().map(|(disk, count)| (DiskId(*disk), *count)).collect(),
         limits: IoLimits::default(),
@@ -75,7 +75,7 @@ pub fn busy_vhd(id: u32, vm: Option<u32>, on: &[(u8, u32)], part: f64) -> Vhd {
 /// A pool of them.
 pub fn pool(disks: Vec<Disk>, vhds: Vec<Vhd>) -> Pool {
     let at = Moment { unix_secs: 1_000_000, minute_of_day: 600 };
-    let mut pool = Pool { at, extent_size: 1 << 20, disks, vhds, jobs: Vec::new(), moved_bytes: 0 };
+    let mut pool = Pool { at, extent_size: 1 << 20, disks, vhds, jobs: Vec::new(), in_flight: 0, moved_bytes: 0 };
     measure(&mut pool);
     pool
 }
@@ -99,7 +99,8 @@ pub fn measure(pool: &mut Pool) {
         vhd.latency = Latency { mean_ns: super::super::super::number::whole(mean), p99_ns: 0 };
         let domains: BTreeSet<u32> = vhd.extents.iter().map(|(id, _)| of(*id).domain).collect();
         let kept = u8::try_from(domains.len()).expect("few disks").min(vhd.replicas);
-        vhd.survives = if total >= vhd.placed * u32::from(vhd.replicas) { kept.saturating_sub(1) } else { 0 };
+        let is_whole = total >= vhd.placed * u32::from(vhd.replicas);
+        vhd.survives = Some(if is_whole { kept.saturating_sub(1) } else { 0 });
     }
 }
 

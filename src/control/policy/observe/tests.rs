@@ -1,0 +1,139 @@
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use super::*;
+use crate::base::clock::Nanos;
+use crate::base::ids::{DiskId, JobId, ReactorId};
+use crate::base::units::{BlockMask, Generation, SlotIndex};
+use crate::control::convert::OpenDisk;
+use crate::control::stats::tests::{T0, disk, vhd};
+use crate::metrics::IoKind;
+use crate::owner::command::Space;
+use crate::placement::job::JobRecord;
+use crate::placement::record::{PoolRecord, RECORD_VERSION};
+use crate::placement::{Replica, ReplicaSet};
+use crate::policy::rules::Scope;
+
+fn answers(disks: Vec<DiskInfo>, vhds: Vec<VhdInfo>, jobs: Vec<JobInfo>) -> Answers {
+    let open = |disk: &DiskInfo| {
+        let (name, path) = (disk.record.name.clone(), "/none".to_owned());
+        (disk.record.id, OpenDisk { name, path, metadata_bytes: 0 })
+    };
+    let records = disks.iter().map(|disk| disk.record.clone()).collect();
+    Answers {
+        open: disks.iter().map(open).collect(),
+        pool: PoolInfo {
+            record: PoolRecord::new(uuid::Uuid::from_u128(1), 1 << 20, records),
+            space: Space::default(),
+            disks,
+            next_disk: None,
+            vhds: 0,
+            waiting: 0,
+            metadata_used: 0,
+            metadata_size: 0,
+            metadata_low: false,
+            moves: [0; 5],
+            moves_ended_early: [0; 5],
+            made_stale: 0,
+            repaired: 0,
+            not_repaired: 0,
+        },
+        vhds,
+        vms: Vec::new(),
+        jobs,
+    }
+}
+
+fn job(id: u32, kind: JobKind, state: JobState, bytes_moved: u64) -> JobInfo {
+    let record = JobRecord {
+        version: RECORD_VERSION,
+        id: JobId(id),
+        kind,
+        vhds: vec![VhdId(id)],
+        state,
+        max_rate: None,
+        urgent: false,
+        created: T0,
+        ended: state.is_ended().then_some(T0),
+        bytes_moved,
+        reason: None,
+    };
+    JobInfo {
+        record,
+        vhds: Vec::new(),
+        vhds_done: 0,
+        disk: None,
+        replacement: None,
+        bytes_left: 0,
+        rate: 0,
+        waits: 0,
+        waiting: false,
+        unreadable: 0,
+    }
+}
+
+#[test]
+fn a_scrub_is_no_move_and_a_job_that_stands_is_none_in_flight() {
+    let scrub = JobKind::Scrub { damaged: 0, repaired: 0 };
+    let jobs = vec![
+        job(1, scrub.clone(), JobState::Running, 1 << 40),
+        job(2, JobKind::Settle, JobState::Paused, 2),
+        job(3, JobKind::Settle, JobState::Stopped, 30),
+        job(4, JobKind::Settle, JobState::Running, 400),
+        job(5, JobKind::Rebalance, JobState::Done, 5000),
+        job(6, scrub, JobState::Done, 1 << 40),
+    ];
+    let pool = answers(Vec::new(), Vec::new(), jobs).observe(&StatsBook::default(), &Rules::default(), T0);
+    assert_eq!(pool.jobs, [VhdId(2), VhdId(3), VhdId(4)]);
+    assert_eq!((pool.in_flight, pool.moved_bytes), (1, 5432));
+}
+
+#[test]
+fn who_is_held_back_by_its_own_limit_is_not_said_to_be_slow() {
+    let answers = answers(vec![disk(0)], vec![vhd(1, 100), vhd(2, 100)], Vec::new());
+    let book = StatsBook::default();
+    for tick in 0..=60 {
+        book.record(&answers.vhds, &answers.pool.disks, Nanos(tick * 10_000_000_000), T0 + tick * 10);
+        for vhd in &answers.vhds {
+            let metrics = vhd.state.metrics.of(ReactorId(0));
+            (0..100).for_each(|_| metrics.record(IoKind::Read, 4096, 20_000_000, true));
+            if vhd.record.id == VhdId(1) {
+                metrics.throttled_ns.fetch_add(1_000_000_000, Ordering::Relaxed);
+            }
+        }
+    }
+    let pool = answers.observe(&book, &Rules::default(), T0 + 600);
+    let [held_back, slow] = &pool.vhds[..] else { panic!("{pool:?}") };
+    assert!(held_back.flow.iops > 9.0 && slow.flow.iops > 9.0, "{pool:?}");
+    assert_eq!([held_back.latency, held_back.usual_latency], [Latency::default(); 2]);
+    assert!(slow.latency.mean_ns > 10_000_000 && slow.usual_latency.mean_ns > 10_000_000, "{slow:?}");
+}
+
+#[test]
+fn maps_are_read_for_those_who_are_to_survive_something() {
+    let mut disks = vec![disk(0), disk(1), disk(2)];
+    disks[1].record.failure_domain = "d0".to_owned();
+    let mut replicated = vhd(1, 8);
+    replicated.record.replicas = 2;
+    let place = |extent: u32, on: [u8; 2]| {
+        let mut replicas = ReplicaSet::ABSENT;
+        for disk in on {
+            replicas.push(Replica { disk: DiskId(disk), slot: SlotIndex(extent), state: ReplicaState::InSync });
+        }
+        replicated.state.map.restore(ExtentIndex(extent), replicas, BlockMask(1), Generation(2));
+    };
+    place(0, [0, 2]);
+    let answers = answers(disks, vec![replicated.clone()], Vec::new());
+    let mut rules = Rules::default();
+    let survives = |rules: &Rules| answers.observe(&StatsBook::default(), rules, T0).vhds[0].survives;
+    assert_eq!(survives(&rules), None);
+    rules.set(Scope::Vhd(VhdId(1)), "survives", "1").unwrap();
+    assert_eq!(survives(&rules), Some(1));
+    place(1, [0, 1]);
+    assert_eq!(survives(&rules), Some(0), "these fail together");
+    rules.set(Scope::Vhd(VhdId(1)), "mode", "off").unwrap();
+    assert_eq!(survives(&rules), None);
+    let domains: BTreeMap<DiskId, u32> =
+        answers.observe(&StatsBook::default(), &rules, T0).disks.iter().map(|disk| (disk.id, disk.domain)).collect();
+    assert!(domains[&DiskId(0)] == domains[&DiskId(1)] && domains[&DiskId(0)] != domains[&DiskId(2)]);
+}

@@ -1,0 +1,68 @@
+use super::*;
+use crate::base::limits::POLICY_TELL_SECS;
+use crate::policy::judge::tests::pool::{World, busy_vhd, disk, measure, vhd};
+use crate::policy::observe::Flow;
+use crate::policy::rules::{Mode, Scope};
+
+fn desk(rules: Option<&str>) -> Desk {
+    Desk::new(rules, Vec::new(), Arc::default(), Arc::default(), None)
+}
+
+fn told(desk: &Desk) -> Vec<EventDetail> {
+    desk.events.subscribe(0).0.into_iter().map(|event| event.detail).collect()
+}
+
+#[test]
+fn rules_that_cannot_be_are_not_gone_by() {
+    let edited = |edit: fn(&mut Rules)| {
+        let mut rules = Rules { hold_secs: 300, ..Rules::default() };
+        edit(&mut rules);
+        desk(Some(&serde_json::to_string(&rules).unwrap())).rules()
+    };
+    assert_eq!(edited(|_| ()), Rules { hold_secs: 300, ..Rules::default() });
+    assert_eq!(edited(|rules| rules.rest_secs = u64::MAX), Rules::default());
+    assert_eq!(edited(|rules| rules.space = 7.0), Rules::default());
+    assert_eq!(desk(Some("{}")).rules(), Rules::default());
+}
+
+#[test]
+fn proposals_about_the_same_that_wait_are_told_once_an_hour() {
+    let desk = desk(None);
+    let mut world = World::new((0..3).map(disk).collect(), vec![vhd(1, None, &[(0, 500)]), vhd(2, None, &[(0, 350)])]);
+    world.rules.all.mode = Some(Mode::Advise);
+    world.rules.moved_a_day = 0.5;
+    world.run(60);
+    assert_eq!(world.state.open.len(), 1);
+    let (mut known, mut before) = (BTreeMap::new(), State::default());
+    // Each time it is another proposal.
+    let mut tell = |secs: u64, standing: Standing| {
+        let mut after = world.state.clone();
+        after.clock.secs += secs;
+        after.proposed = before.proposed + 1;
+        (after.open[0].number, after.open[0].standing) = (after.proposed, standing);
+        desk.tell(&world.pool, &before, &after, &mut known);
+        before = after;
+        told(&desk).len()
+    };
+    assert_eq!(tell(0, Standing::Advice), 1);
+    assert_eq!(tell(30, Standing::Budget), 1);
+    assert_eq!(tell(POLICY_TELL_SECS - 1, Standing::Advice), 1);
+    assert_eq!(tell(POLICY_TELL_SECS, Standing::Advice), 2);
+    assert_eq!(tell(POLICY_TELL_SECS + 30, Standing::Start), 3, "what is done is always told");
+}
+
+#[test]
+fn a_neighbour_that_takes_too_much_is_told_with_its_victim() {
+    let mut guests: Vec<_> = (2..=5).map(|id| busy_vhd(id, None, &[(0, 40)], 0.04)).collect();
+    guests.push(busy_vhd(1, None, &[(0, 60)], 0.8));
+    let mut world = World::new((0..3).map(disk).collect(), guests);
+    world.pool.vhds.iter_mut().for_each(|vhd| vhd.usual = Flow::default());
+    world.rules.set(Scope::Pool, "latency", "1ms").unwrap();
+    world.rules.all.mode = Some(Mode::Advise);
+    world.run(60);
+    measure(&mut world.pool);
+    let desk = desk(None);
+    desk.tell(&world.pool, &State::default(), &world.state, &mut BTreeMap::new());
+    let noisy = |detail: &EventDetail| matches!(detail, EventDetail::NoisyNeighbour { aggressor, disk, .. } if aggressor == "vhd1" && disk == "disk0");
+    assert!(told(&desk).iter().any(noisy), "{:?}", told(&desk));
+}
