@@ -6,6 +6,8 @@
 mod events;
 #[path = "common/fake_owner.rs"]
 mod fake_owner;
+#[path = "api/policy.rs"]
+mod policy;
 #[path = "api/sockets.rs"]
 mod sockets;
 #[path = "api/stats.rs"]

@@ -62,12 +62,22 @@ pub fn api() -> Api {
 pub fn api_with(change: impl FnOnce(&mut Script)) -> Api {
     let mut script = Script::default();
     change(&mut script);
+    api_over(OwnerLink::new(move |asked| {
+        if !script.stopping {
+            let _ = asked.answer.send(answer(asked.command, script));
+        }
+    }))
+}
+
+/// What the fake owner says.
+pub fn usual_answer(command: Command) -> Result<Reply, CommandError> {
+    answer(command, Script::default())
+}
+
+/// The API over any owner.
+pub fn api_over(owner: OwnerLink) -> Api {
     Api {
-        owner: OwnerLink::new(move |asked| {
-            if !script.stopping {
-                let _ = asked.answer.send(answer(asked.command, script));
-            }
-        }),
+        owner,
         host: Arc::new(FakeHost),
         events: Arc::new(EventLog::default()),
         socket_dir: PathBuf::from("/run/spanblk/vhost"),

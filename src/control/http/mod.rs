@@ -168,7 +168,7 @@ pub struct Api {
     pub changing_disks: Arc<tokio::sync::Mutex<()>>,
     /// What is wanted of the policy, and what it remembers.
     pub policy: Arc<Desk>,
-    /// Wishes change one at a time: each is checked with all others.
+    /// Wishes change one at a time: each is checked with all others. Looks of the policy take turns with them, and with orders to it.
     pub changing_policy: Arc<tokio::sync::Mutex<()>>,
     /// To the daemon: the process at the other end wants to take over.
     pub takeovers: tokio::sync::mpsc::Sender<UnixStream>,

@@ -8,12 +8,12 @@ use tokio::time::MissedTickBehavior;
 
 use super::Api;
 use super::error::{ApiError, wrong_reply};
-use super::pool::{ask_pool, blocking};
+use super::pool::{ask_pool, blocking, to_the_end};
 use super::request::{JsonBody, Name};
 use crate::base::clock;
 use crate::base::limits::POLICY_LOOK_SECS;
 use crate::control::convert;
-use crate::control::policy::{Answers, Order};
+use crate::control::policy::{Answers, Desk, Order};
 use crate::control::wire::{
     AdviceInfo, AdviceResult, ErrorBody, ErrorInfo, ErrorKind, PolicyInfo, PolicyUpdate, WhyInfo,
 };
@@ -26,24 +26,41 @@ pub async fn run(api: Api) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        // Whatever is wrong now may be right the next time.
-        if let Err(error) = look(&api).await {
-            log::debug!("the policy did not look at the pool: {}", error.0.message);
-        }
+        let turn = api.changing_policy.lock().await;
+        look_again(&api).await;
+        drop(turn);
     }
 }
 
+/// A look that may fail: whatever is wrong now may be right the next time. The caller has the turn.
+async fn look_again(api: &Api) {
+    if let Err(error) = look(api).await {
+        log::debug!("the policy did not look at the pool: {}", error.0.message);
+    }
+}
+
+/// Looks, and carries out what comes of it. The caller has the turn from the answers to the last order: what is wanted may not change
+/// in between, or something would start that nobody wants any more.
 async fn look(api: &Api) -> Result<(), ApiError> {
     let answers = answers(api).await?;
-    let desk = api.policy.clone();
-    let orders = blocking(move || desk.look(&answers, clock::wall_secs())).await?;
+    let orders = at_desk(api, move |desk| desk.look(&answers, clock::wall_secs())).await?;
     for order in orders {
         let number = order.number;
         if let Err(error) = carry_out(api, order).await {
-            api.policy.refused(number, &error.0.message, clock::wall_secs());
+            refused(api, number, error).await?;
         }
     }
     Ok(())
+}
+
+/// Something at the desk, off the event loop: a look that is under way keeps others from it for a while.
+async fn at_desk<T: Send + 'static>(api: &Api, work: impl FnOnce(&Desk) -> T + Send + 'static) -> Result<T, ApiError> {
+    let desk = api.policy.clone();
+    blocking(move || work(&desk)).await
+}
+
+async fn refused(api: &Api, number: u32, why: ApiError) -> Result<(), ApiError> {
+    at_desk(api, move |desk| desk.refused(number, &why.0.message, clock::wall_secs())).await
 }
 
 async fn answers(api: &Api) -> Result<Answers, ApiError> {
@@ -57,7 +74,8 @@ async fn answers(api: &Api) -> Result<Answers, ApiError> {
 async fn carry_out(api: &Api, order: Order) -> Result<Reply, ApiError> {
     let gone = || ApiError(ErrorInfo::new(ErrorKind::Conflict, "the VHD or the disk that it is about is gone"));
     let start = order.start.ok_or_else(gone)?;
-    Ok(api.owner.ask(Command::StartJob(Box::new(start))).await?)
+    // Without its answer nobody would know whether the job began, and its bytes would be given back although they are moved.
+    Ok(api.owner.ask_for_as_long(Command::StartJob(Box::new(start))).await?)
 }
 
 /// What is wanted of the policy: for the pool, for VMs, for VHDs.
@@ -65,7 +83,8 @@ async fn carry_out(api: &Api, order: Order) -> Result<Reply, ApiError> {
     responses((status = 200, body = PolicyInfo), (status = "default", body = ErrorBody)))]
 pub async fn show(State(api): State<Api>) -> Result<Json<PolicyInfo>, ApiError> {
     let answers = answers(&api).await?;
-    Ok(Json(convert::policy_info(&api.policy.rules(), &answers)))
+    let rules = at_desk(&api, Desk::rules).await?;
+    Ok(Json(convert::policy_info(&rules, &answers)))
 }
 
 /// Changes what is wanted, of the pool, or of one VM or VHD. Refused with the numbers if that contradicts itself, or can never be met.
@@ -75,11 +94,36 @@ pub async fn set(
     State(api): State<Api>,
     JsonBody(update): JsonBody<PolicyUpdate>,
 ) -> Result<Json<PolicyInfo>, ApiError> {
+    to_the_end(async move { change(&api, &update).await.map(Json) }).await
+}
+
+async fn change(api: &Api, update: &PolicyUpdate) -> Result<PolicyInfo, ApiError> {
     let _turn = api.changing_policy.lock().await;
-    let answers = answers(&api).await?;
-    let scope = scope(&update, &answers)?;
-    let mut rules = api.policy.rules();
-    forget_gone(&mut rules, &answers);
+    let answers = answers(api).await?;
+    let rules = changed(at_desk(api, Desk::rules).await?, update, &answers)?;
+    let wanted = rules.clone();
+    let (checked, answers) = at_desk(api, move |desk| {
+        let pool = desk.observe(&answers, &wanted, clock::wall_secs());
+        (wanted.check(&pool), answers)
+    })
+    .await?;
+    checked.map_err(|error| ApiError(ErrorInfo::new(ErrorKind::Conflict, error.to_string()).with_code("policy")))?;
+    let text = serde_json::to_string(&rules).expect("rules are plain data");
+    match api.owner.ask_for_as_long(Command::KeepPolicy(text)).await? {
+        Reply::PolicyKept => {}
+        _ => return Err(wrong_reply()),
+    }
+    let wanted = rules.clone();
+    at_desk(api, move |desk| desk.set_rules(wanted)).await?;
+    // Whoever wants something else need not wait for what comes of it. What is wanted is kept whatever becomes of the look.
+    look_again(api).await;
+    Ok(convert::policy_info(&rules, &answers))
+}
+
+/// What is wanted after an update.
+fn changed(mut rules: Rules, update: &PolicyUpdate, answers: &Answers) -> Result<Rules, ApiError> {
+    let scope = scope(update, answers)?;
+    forget_gone(&mut rules, answers);
     for (name, value) in &update.settings {
         let invalid = |error: &dyn std::error::Error| ApiError(ErrorInfo::new(ErrorKind::Invalid, error.to_string()));
         match value {
@@ -87,22 +131,7 @@ pub async fn set(
             None => rules.unset(scope, name).map_err(|error| invalid(&error))?,
         }
     }
-    let (desk, wanted) = (api.policy.clone(), rules.clone());
-    let (checked, answers) = blocking(move || {
-        let pool = desk.observe(&answers, &wanted, clock::wall_secs());
-        (wanted.check(&pool), answers)
-    })
-    .await?;
-    checked.map_err(|error| ApiError(ErrorInfo::new(ErrorKind::Conflict, error.to_string()).with_code("policy")))?;
-    let text = serde_json::to_string(&rules).expect("rules are plain data");
-    match api.owner.ask(Command::KeepPolicy(text)).await? {
-        Reply::PolicyKept => {}
-        _ => return Err(wrong_reply()),
-    }
-    api.policy.set_rules(rules.clone());
-    // Whoever wants something else need not wait for what comes of it.
-    look(&api).await?;
-    Ok(Json(convert::policy_info(&rules, &answers)))
+    Ok(rules)
 }
 
 fn scope(update: &PolicyUpdate, answers: &Answers) -> Result<Scope, ApiError> {
@@ -138,7 +167,7 @@ fn forget_gone(rules: &mut Rules, answers: &Answers) {
 #[utoipa::path(get, path = "/api/v1/advice", tag = "policy",
     responses((status = 200, body = AdviceInfo), (status = "default", body = ErrorBody)))]
 pub async fn advice(State(api): State<Api>) -> Result<Json<AdviceInfo>, ApiError> {
-    Ok(Json(convert::advice_info(api.policy.advice())))
+    at_desk(&api, Desk::advice).await.map(|advice| Json(convert::advice_info(advice)))
 }
 
 /// Carries a proposal out.
@@ -147,13 +176,19 @@ pub async fn advice(State(api): State<Api>) -> Result<Json<AdviceInfo>, ApiError
     responses((status = 200, body = AdviceResult), (status = "default", body = ErrorBody)))]
 pub async fn apply(State(api): State<Api>, Name(proposal): Name) -> Result<Json<AdviceResult>, ApiError> {
     let number = number(&proposal)?;
-    let order = api.policy.apply(number, clock::wall_secs()).map_err(|error| no_proposal(&error))?;
-    match carry_out(&api, order).await {
-        Ok(Reply::Job { job, .. }) => Ok(Json(AdviceResult { proposal: number, job: Some(convert::job_info(*job)) })),
-        Ok(Reply::Plan(_)) => Ok(Json(AdviceResult { proposal: number, job: None })),
+    to_the_end(async move { apply_in_turn(&api, number).await.map(Json) }).await
+}
+
+async fn apply_in_turn(api: &Api, number: u32) -> Result<AdviceResult, ApiError> {
+    let _turn = api.changing_policy.lock().await;
+    let order = at_desk(api, move |desk| desk.apply(number, clock::wall_secs())).await?;
+    let order = order.map_err(|error| no_proposal(&error))?;
+    match carry_out(api, order).await {
+        Ok(Reply::Job { job, .. }) => Ok(AdviceResult { proposal: number, job: Some(convert::job_info(*job)) }),
+        Ok(Reply::Plan(_)) => Ok(AdviceResult { proposal: number, job: None }),
         Ok(_) => Err(wrong_reply()),
         Err(error) => {
-            api.policy.refused(number, &error.0.message, clock::wall_secs());
+            refused(api, number, error.clone()).await?;
             Err(error)
         }
     }
@@ -165,7 +200,8 @@ pub async fn apply(State(api): State<Api>, Name(proposal): Name) -> Result<Json<
     responses((status = 200, body = AdviceResult), (status = "default", body = ErrorBody)))]
 pub async fn dismiss(State(api): State<Api>, Name(proposal): Name) -> Result<Json<AdviceResult>, ApiError> {
     let number = number(&proposal)?;
-    api.policy.dismiss(number, clock::wall_secs()).map_err(|error| no_proposal(&error))?;
+    let dismissed = at_desk(&api, move |desk| desk.dismiss(number, clock::wall_secs())).await?;
+    dismissed.map_err(|error| no_proposal(&error))?;
     Ok(Json(AdviceResult { proposal: number, job: None }))
 }
 
@@ -184,8 +220,12 @@ fn no_proposal(error: &crate::policy::state::NoProposal) -> ApiError {
 pub async fn why(State(api): State<Api>, Name(vhd): Name) -> Result<Json<WhyInfo>, ApiError> {
     let Reply::Vhd { vhd, .. } = api.owner.ask(Command::ShowVhd { vhd }).await? else { return Err(wrong_reply()) };
     let answers = answers(&api).await?;
-    let (desk, id, name) = (api.policy.clone(), vhd.record.id, vhd.record.name.clone());
-    let why = blocking(move || desk.why(&desk.observe(&answers, &desk.rules(), clock::wall_secs()), id)).await?;
+    let (id, name) = (vhd.record.id, vhd.record.name.clone());
+    let why = at_desk(&api, move |desk| {
+        let pool = desk.observe(&answers, &desk.rules(), clock::wall_secs());
+        desk.why(&pool, id)
+    })
+    .await?;
     let gone = || ApiError(ErrorInfo::new(ErrorKind::NotFound, format!("there is no VHD '{name}'")));
     why.map(|why| Json(convert::why_info(why))).ok_or_else(gone)
 }
