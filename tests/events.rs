@@ -43,5 +43,12 @@ fn what_happened_is_known_after_a_restart_and_a_kill() {
     // The kill may have taken numbers along that nobody had noted.
     let stopped = events_named(&all, "daemon_stopping");
     assert!(numbers[..stopped].iter().copied().eq(1..=stopped as u64), "a stop leaves no gap:\n{all}");
+    // Killed at once: nobody has noted these events, and somebody may have read them. What is durable has taken the promise along.
+    host.ok(&["vhd", "create", "next", "--size", "16MiB", "--layout", "isolated"]);
+    let seen = host.ok(&["--json", "events"]).lines().map(seq).max().unwrap();
+    host.kill();
+    host.serve(&[], &["d0.img"]);
+    let after = host.ok(&["--json", "events", "--after", &seen.to_string()]);
+    assert!(after.contains("daemon_ready"), "their numbers are not given again:\n{after}");
     host.stop();
 }

@@ -66,7 +66,17 @@ impl EventLog {
         let promised = numbers.first().and_then(|(_, bytes)| bytes.as_slice().try_into().ok()).map(u64::from_le_bytes);
         let next_seq = events.last().map_or(1, |event| event.seq + 1).max(promised.unwrap_or(1));
         let surplus = events.len().saturating_sub(EVENTS_MAX);
-        EventLog::new(events.into_iter().skip(surplus).collect(), next_seq, pages, Some(store))
+        let log = EventLog::new(events.into_iter().skip(surplus).collect(), next_seq, pages, Some(store));
+        log.promise();
+        log
+    }
+
+    /// Promises numbers ahead, as soon as can be: a daemon that is killed in its first second has given some, too.
+    fn promise(&self) {
+        let mut inner = self.lock();
+        inner.promised = inner.next_seq + PROMISED_AHEAD;
+        self.keep(inner);
+        self.store.iter().for_each(StoreHandle::commit_soon);
     }
 
     /// Records an event, logs it and tells the subscribers.
