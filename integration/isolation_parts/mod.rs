@@ -7,10 +7,11 @@ pub mod weights;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::lab::daemon::{Pool, SPANBLK};
+use crate::lab::jobs::{begin, finish};
 use crate::lab::outputs::{self, version};
 use crate::lab::throttle::SlowDisks;
 use crate::lab::tools::{RunDir, machine, number_from_env};
@@ -28,9 +29,6 @@ const DISK_SIZE: u64 = 384 * MIB;
 /// What a disk takes for a request, and how many it serves at once.
 const DELAY: Duration = Duration::from_millis(2);
 const AT_ONCE: u32 = 4;
-
-/// Longest time for a job.
-const JOB_LIMIT: Duration = Duration::from_secs(120);
 
 /// A measurement: its name for `LAB_BENCH_ONLY`, its title.
 type Part = (&'static str, &'static str, fn(&mut Bench) -> Result<()>);
@@ -153,21 +151,8 @@ pub fn serve(pool: &mut Pool, shares: Shares) -> Result<()> {
 /// What spanblk says, or that the job does not end well.
 pub fn job(pool: &Pool, args: &[&str]) -> Result<(Duration, u64)> {
     let started = Instant::now();
-    let answer = pool.json(args)?;
-    let id = answer["job"]["id"].as_u64().with_context(|| format!("{args:?} began no job: {answer}"))?;
-    loop {
-        let info = pool.json(&["job", "show", &id.to_string()])?;
-        match info["state"].as_str() {
-            Some("done") => {
-                let moved = info["moved_bytes"].as_u64().context("a job tells how much it moved")?;
-                return Ok((started.elapsed(), moved));
-            }
-            Some("running") => {}
-            state => bail!("job {id} is {state:?}: {info}"),
-        }
-        ensure!(started.elapsed() < JOB_LIMIT, "job {id} does not end: {info}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let moved = finish(pool, begin(pool, args)?)?;
+    Ok((started.elapsed(), moved))
 }
 
 /// The value in the middle.

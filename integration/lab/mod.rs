@@ -16,6 +16,7 @@ pub mod helper;
 pub mod idle;
 pub mod image;
 pub mod inflight;
+pub mod jobs;
 pub mod load;
 pub mod machine;
 pub mod model;

@@ -8,12 +8,13 @@ pub mod throughput;
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::lab::daemon::Pool;
+pub use crate::lab::jobs::{begin, finish};
 use crate::lab::throttle::{Limit, SlowDisks};
 use crate::lab::tools::{RunDir, machine, number_from_env, target_dir};
 
@@ -34,9 +35,6 @@ pub const DISK_SIZE: u64 = 896 * MIB;
 /// The part of a disk that fio uses, while a pool is on it.
 pub const FIO_OFFSET: u64 = DISK_SIZE - FIO_SIZE - 4 * MIB;
 pub const FIO_SIZE: u64 = 128 * MIB;
-
-/// Longest time for a job.
-const JOB_LIMIT: Duration = Duration::from_secs(300);
 
 /// The disks, and what has been found.
 pub struct Bench<'a> {
@@ -177,15 +175,6 @@ pub fn create(pool: &Pool, name: &str, disk: &str, size: u64) -> Result<()> {
     guest::fill(&mut guest::connect(&pool.socket(name))?, size)
 }
 
-/// Begins a job; its number.
-///
-/// # Errors
-/// What spanblk says, or that there is nothing to do.
-pub fn begin(pool: &Pool, args: &[&str]) -> Result<u64> {
-    let answer = pool.json(args)?;
-    answer["job"]["id"].as_u64().with_context(|| format!("{args:?} began no job: {answer}"))
-}
-
 /// Ends a job if it has not ended by itself; how many bytes it moved.
 ///
 /// # Errors
@@ -196,24 +185,6 @@ pub fn cancel(pool: &Pool, id: u64) -> Result<u64> {
         pool.cli(&["job", "cancel", &id.to_string()])?;
     }
     info["moved_bytes"].as_u64().context("a job tells how much it moved")
-}
-
-/// Waits until a job is done; how many bytes it moved.
-///
-/// # Errors
-/// It ends otherwise, or does not.
-pub fn finish(pool: &Pool, id: u64) -> Result<u64> {
-    let started = Instant::now();
-    loop {
-        let info = pool.json(&["job", "show", &id.to_string()])?;
-        match info["state"].as_str() {
-            Some("done") => return info["moved_bytes"].as_u64().context("a job tells how much it moved"),
-            Some("running") => {}
-            state => bail!("job {id} is {state:?}: {info}"),
-        }
-        ensure!(started.elapsed() < JOB_LIMIT, "job {id} does not end: {info}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// The value in the middle.
