@@ -2,6 +2,7 @@
 
 mod basics;
 mod checked;
+mod engine;
 mod faults;
 mod guest;
 mod model;
