@@ -371,6 +371,9 @@ pub const POLICY_STEP_SECS_MAX: u64 = 900;
 /// Seconds between two looks of the policy.
 pub const POLICY_LOOK_SECS: u64 = 30;
 
+/// The same while nothing happens, and the last look found nothing.
+pub const POLICY_REST_LOOK_SECS: u64 = 300;
+
 /// Seconds after which what the policy remembers is kept again if nothing has happened.
 pub const POLICY_KEEP_SECS: u64 = 600;
 

@@ -104,6 +104,12 @@ impl EventLog {
         let _ = self.live.send(event);
     }
 
+    /// The number that the next event gets.
+    #[must_use]
+    pub fn next_seq(&self) -> u64 {
+        self.lock().next_seq
+    }
+
     /// The remembered events after sequence number `after`, oldest first, and what comes next.
     #[must_use]
     pub fn subscribe(&self, after: u64) -> (Vec<Event>, broadcast::Receiver<Event>) {

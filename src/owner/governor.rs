@@ -9,7 +9,7 @@
 //! all that waits at once.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Owner;
@@ -19,7 +19,7 @@ use crate::base::ids::{DiskId, ReactorId, VhdId};
 use crate::base::limits::{
     CLIENT_QUIET_SECS, DISKS_MAX, SHARES_COUNT_MILLIS, SHARES_IDLE_MILLIS, SHARES_LOOK_MILLIS, SHARES_WINDOW_MAX,
 };
-use crate::metrics::{IoKind, IoMetrics};
+use crate::metrics::{IoKind, IoMetrics, KindMetrics};
 use crate::mover::messages::MoverMessage;
 use crate::placement::record::VhdRecord;
 use crate::placement::sharing::{Settled, Sharing};
@@ -68,6 +68,8 @@ pub(super) struct Governor {
     pub enabled: bool,
     looked: Nanos,
     counted: Option<Nanos>,
+    /// What disks had done when clients were counted last.
+    done: u64,
     /// Looks in a row at which no client was busy.
     idle: u32,
     vhds: BTreeMap<VhdId, Seen>,
@@ -137,6 +139,13 @@ impl Owner {
 
     /// Begins to share out disks that several want by now, and ends it where they do not any more.
     fn count_clients(&mut self, now: Nanos, out: &mut impl OwnerOutbox) {
+        let done = self.space.iter().map(|disk| counted_operations(&disk.state, self.reactors)).sum();
+        let before = std::mem::replace(&mut self.governor.done, done);
+        // Hosts have hundreds of VHDs, most of them idle, and few disks: where disks have nothing to do, nobody has to be looked at.
+        if self.governor.disks.is_empty() && done == before {
+            self.governor.idle = self.governor.idle.saturating_add(1);
+            return;
+        }
         let clients = self.clients(now);
         let is_idle = clients.iter().all(|clients| *clients == 0);
         self.governor.idle = if is_idle { self.governor.idle.saturating_add(1) } else { 0 };
@@ -174,7 +183,7 @@ impl Owner {
         for vhd in self.vhds.iter() {
             let operations = vhd.state.metrics.iter().map(transfers).sum();
             let waits = shared.iter().any(|disk| disk.shares.may_wait(vhd.state.account(disk.id)));
-            let seen = vhds.entry(vhd.record.id).or_insert(Seen { operations, busy: None });
+            let seen = vhds.entry(vhd.record.id).or_insert(Seen { operations: 0, busy: None });
             if seen.is_busy(operations, waits, now) {
                 clients
                     .iter_mut()
@@ -185,7 +194,7 @@ impl Owner {
         for disk in self.space.iter().map(|disk| &disk.state) {
             let operations = transfers(&disk.copy_metrics) + disk.scrub_work.reads.load(Ordering::Relaxed);
             let waits = disk.shares.waiting().any(|thread| thread == MOVER_THREAD);
-            let seen = jobs.entry(disk.id).or_insert(Seen { operations, busy: None });
+            let seen = jobs.entry(disk.id).or_insert(Seen { operations: 0, busy: None });
             clients[disk.id.index()] += usize::from(seen.is_busy(operations, waits, now));
         }
         clients
@@ -199,20 +208,24 @@ fn transfers(metrics: &IoMetrics) -> u64 {
 
 /// What has been counted on a disk, but for its clients.
 fn counted(disk: &DiskState, reactors: u16) -> Counted {
-    let (mut operations, mut bytes) = (0_u64, 0_u64);
-    // Nobody writes to the counters of reactors that do not run.
-    for metrics in disk.metrics.iter().take(reactors.into()).chain([&disk.copy_metrics]) {
-        for kind in [IoKind::Read, IoKind::Write].map(|kind| metrics.kind(kind)) {
-            operations += kind.requests.load(Ordering::Relaxed);
-            bytes += kind.bytes.load(Ordering::Relaxed);
-        }
-    }
-    operations += disk.scrub_work.reads.load(Ordering::Relaxed);
-    bytes += disk.scrub_work.read_bytes.load(Ordering::Relaxed);
+    let operations = counted_operations(disk, reactors);
+    let bytes = sum_of(disk, reactors, |kind| &kind.bytes) + disk.scrub_work.read_bytes.load(Ordering::Relaxed);
     let shares = &disk.shares;
     let (targeted, late) = shares.take_targeted();
     let (held, peak) = (shares.held(), shares.take_peak());
     Counted { done: Work::of_all(operations, bytes), operations, held, peak, targeted, late, clients: 0 }
+}
+
+/// What guests and jobs had done there.
+fn counted_operations(disk: &DiskState, reactors: u16) -> u64 {
+    sum_of(disk, reactors, |kind| &kind.requests) + disk.scrub_work.reads.load(Ordering::Relaxed)
+}
+
+/// A counter of reads and writes of guests and copiers. Nobody writes to the counters of reactors that do not run.
+fn sum_of(disk: &DiskState, reactors: u16, of: fn(&KindMetrics) -> &AtomicU64) -> u64 {
+    let sets = disk.metrics.iter().take(reactors.into()).chain([&disk.copy_metrics]);
+    let kinds = sets.flat_map(|metrics| [IoKind::Read, IoKind::Write].map(|kind| metrics.kind(kind)));
+    kinds.map(|kind| of(kind).load(Ordering::Relaxed)).sum()
 }
 
 /// Whoever waits may find room now.

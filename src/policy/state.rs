@@ -131,6 +131,13 @@ pub struct NoProposal {
 }
 
 impl State {
+    /// Whether nothing is proposed or on the way to that, and nothing waits to be measured: as long as nothing happens, nothing will be.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        let is_measured = |applied: &Applied| applied.measured.is_some();
+        self.open.is_empty() && self.conditions.is_empty() && self.applied.iter().all(is_measured)
+    }
+
     /// Bytes whose moves were started in the last 24 hours. Hours are counted whole, so that it may be a little more, never less.
     #[must_use]
     pub fn spent_bytes(&self) -> u64 {

@@ -20,14 +20,16 @@ use crate::control::wire::{
 use crate::owner::command::{Command, Reply};
 use crate::policy::rules::{Rules, Scope};
 
-/// Looks at the pool every half minute, and carries out what the policy may. Never returns.
+/// Looks at the pool every half minute, unless nothing happens, and carries out what the policy may. Never returns.
 pub async fn run(api: Api) {
     let mut tick = tokio::time::interval(Duration::from_secs(POLICY_LOOK_SECS));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
         let turn = api.changing_policy.lock().await;
-        look_again(&api).await;
+        if api.policy.is_due(clock::wall_secs()) {
+            look_again(&api).await;
+        }
         drop(turn);
     }
 }

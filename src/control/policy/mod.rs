@@ -17,7 +17,7 @@ use super::events::EventLog;
 use super::stats::StatsBook;
 use super::wire::{EventDetail, Severity};
 use crate::base::ids::VhdId;
-use crate::base::limits::{POLICY_KEEP_SECS, POLICY_TELL_SECS};
+use crate::base::limits::{POLICY_KEEP_SECS, POLICY_REST_LOOK_SECS, POLICY_TELL_SECS};
 use crate::owner::command::StartJob;
 use crate::policy::judge::judge;
 use crate::policy::observe::Pool;
@@ -42,11 +42,27 @@ struct Inner {
     rules: Rules,
     state: State,
     seen: Option<Pool>,
+    rest: Option<Rest>,
     edition: u64,
     /// When the state was kept last, by the wall clock.
     kept: u64,
     /// About what events told of proposals, and when, by the policy's time.
     told: BTreeMap<(Rule, Subject), u64>,
+}
+
+/// A look that found nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rest {
+    /// When, by the wall clock.
+    since: u64,
+    happened: Happened,
+}
+
+/// Numbers that are others once something has happened that the policy looks at: loads, and events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Happened {
+    stirs: u64,
+    events: u64,
 }
 
 /// A proposal that is to be carried out now.
@@ -93,7 +109,7 @@ impl Desk {
             log::warn!("what the policy remembers cannot be read, and is forgotten: {error}");
             State::default()
         });
-        let inner = Inner { rules, state, seen: None, edition, kept: 0, told: BTreeMap::new() };
+        let inner = Inner { rules, state, seen: None, rest: None, edition, kept: 0, told: BTreeMap::new() };
         Desk { inner: Mutex::new(inner), stats, events, store }
     }
 
@@ -110,7 +126,21 @@ impl Desk {
 
     /// From now on this is wanted; it is durable already.
     pub fn set_rules(&self, rules: Rules) {
-        self.lock().rules = rules;
+        let mut inner = self.lock();
+        (inner.rules, inner.rest) = (rules, None);
+    }
+
+    fn happened(&self) -> Happened {
+        Happened { stirs: self.stats.stirs(), events: self.events.next_seq() }
+    }
+
+    /// Whether a look could find something: the last one has, or something has happened since, or it was long ago.
+    #[must_use]
+    pub fn is_due(&self, wall_secs: u64) -> bool {
+        let rest = self.lock().rest;
+        rest.is_none_or(|rest| {
+            rest.happened != self.happened() || wall_secs.abs_diff(rest.since) >= POLICY_REST_LOOK_SECS
+        })
     }
 
     /// What is there now, as far as it matters for these rules; for whoever only wants to know. May read maps: takes a while.
@@ -121,6 +151,8 @@ impl Desk {
 
     /// Looks at the pool, and tells what has been found. Returns what is to be carried out now.
     pub fn look(&self, answers: &Answers, wall_secs: u64) -> Vec<Order> {
+        // What happens while it looks is for the next look.
+        let happened = self.happened();
         let rules = self.rules();
         let pool = answers.observe(&self.stats, &rules, wall_secs);
         let mut inner = self.lock();
@@ -137,6 +169,7 @@ impl Desk {
             }
         }
         inner.seen = Some(pool);
+        inner.rest = inner.state.is_at_rest().then_some(Rest { since: wall_secs, happened });
         let is_due = !orders.is_empty() || wall_secs.abs_diff(inner.kept) >= POLICY_KEEP_SECS;
         if is_due {
             self.keep(&mut inner, wall_secs);

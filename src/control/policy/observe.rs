@@ -272,4 +272,4 @@ fn latency(summary: &Summary) -> Latency {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,5 +1,10 @@
+use super::observe::tests::answers;
 use super::*;
-use crate::base::limits::POLICY_TELL_SECS;
+use crate::base::clock::Nanos;
+use crate::base::ids::ReactorId;
+use crate::base::limits::{POLICY_REST_LOOK_SECS, POLICY_TELL_SECS};
+use crate::control::stats::tests as stats;
+use crate::metrics::IoKind;
 use crate::policy::judge::tests::pool::{World, busy_vhd, disk, measure, vhd};
 use crate::policy::observe::Flow;
 use crate::policy::rules::{Mode, Scope};
@@ -65,4 +70,43 @@ fn a_neighbour_that_takes_too_much_is_told_with_its_victim() {
     desk.tell(&world.pool, &State::default(), &world.state, &mut BTreeMap::new());
     let noisy = |detail: &EventDetail| matches!(detail, EventDetail::NoisyNeighbour { aggressor, disk, .. } if aggressor == "vhd1" && disk == "disk0");
     assert!(told(&desk).iter().any(noisy), "{:?}", told(&desk));
+}
+
+#[test]
+fn while_nothing_happens_it_looks_seldom() {
+    let desk = desk(None);
+    let vhds = || vec![stats::vhd(1, 100)];
+    let disks_with = |free: u64| {
+        let mut disk = stats::disk(0);
+        disk.space.free = free << 20;
+        vec![disk]
+    };
+    let disks = || disks_with(93);
+    let (counted, on) = (vhds(), disks());
+    let record = |secs: u64| desk.stats.record(&counted, &on, Nanos(secs * 1_000_000_000), stats::T0 + secs);
+    let look = |secs: u64| desk.look(&answers(disks(), vhds(), Vec::new()), stats::T0 + secs);
+    let is_due = |secs: u64| desk.is_due(stats::T0 + secs);
+    record(0);
+    assert!(is_due(0), "it has not looked yet");
+    look(0);
+    record(10);
+    assert!(!is_due(30) && !is_due(POLICY_REST_LOOK_SECS - 1) && is_due(POLICY_REST_LOOK_SECS));
+    assert!(desk.is_due(stats::T0 - POLICY_REST_LOOK_SECS), "a clock that was set back");
+
+    // A guest does something; an event; other wishes; something that has not lasted for long enough.
+    counted[0].state.metrics.of(ReactorId(0)).record(IoKind::Read, 4096, 1000, true);
+    record(20);
+    assert!(is_due(30));
+    look(30);
+    assert!(!is_due(60));
+    desk.events.record(Severity::Info, EventDetail::DaemonReady { vhds: 1 });
+    assert!(is_due(60));
+    look(60);
+    assert!(!is_due(90));
+    let mut rules = desk.rules();
+    rules.set(Scope::Pool, "space", "70%").unwrap();
+    desk.set_rules(rules);
+    assert!(is_due(90));
+    desk.look(&answers(disks_with(0), vhds(), Vec::new()), stats::T0 + 90);
+    assert!(!desk.lock().state.is_at_rest() && is_due(91), "a disk has been too full, though not for long");
 }

@@ -11,7 +11,8 @@
 mod reading;
 mod sampler;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::base::clock::{self, Nanos};
@@ -19,13 +20,13 @@ use crate::base::ids::{DiskId, VhdId};
 use crate::base::limits::HISTORY_REGION_SHARE;
 use crate::disk::BlockDev;
 use crate::metrics::heat::{self, ROW_EXTENTS, Window};
-use crate::metrics::history::{History, Row, Sample, Summary, Tier};
+use crate::metrics::history::{History, Reading, Row, Sample, Summary, Tier};
 use crate::owner::command::{DiskInfo, VhdInfo};
 use crate::placement::record::VhdRecord;
 use crate::shared::VhdState;
 use crate::store::history::{HistoryRow, Part, Subject};
 use crate::store::member::Member;
-use reading::{Touched, disk_reading, vhd_reading};
+use reading::{Mark, Touched, disk_reading, rested, vhd_reading};
 pub use sampler::Sampler;
 
 /// Extents of a row of heat.
@@ -39,6 +40,8 @@ const HEAT_PART: u64 = 4;
 #[derive(Debug, Default)]
 pub struct StatsBook {
     subjects: Mutex<BTreeMap<Subject, Known>>,
+    /// Records at which something had happened since the one before.
+    stirs: AtomicU64,
 }
 
 /// What is known of one subject.
@@ -46,6 +49,10 @@ pub struct StatsBook {
 struct Known {
     history: History,
     touched: Touched,
+    /// As it was recorded last.
+    mark: Mark,
+    /// Whether something has happened since its samples were stored.
+    stirred: bool,
     /// Rows of heat as they were stored last: their checksums and lengths.
     heat: HashMap<u32, (u32, usize)>,
 }
@@ -105,20 +112,31 @@ impl StatsBook {
     /// Takes what the counters of all VHDs and disks say now. Those that are not among them any more are forgotten.
     pub fn record(&self, vhds: &[VhdInfo], disks: &[DiskInfo], now: Nanos, wall_secs: u64) {
         let mut subjects = self.subjects();
-        let is_there = |subject: &Subject| match subject {
-            Subject::Vhd(id) => vhds.iter().any(|vhd| vhd.record.id == *id),
-            Subject::Disk(id) => disks.iter().any(|disk| disk.record.id == *id),
-        };
-        subjects.retain(|subject, _| is_there(subject));
+        let of_vhds = vhds.iter().map(|vhd| Subject::Vhd(vhd.record.id));
+        let there: HashSet<Subject> = of_vhds.chain(disks.iter().map(|disk| Subject::Disk(disk.record.id))).collect();
+        subjects.retain(|subject, _| there.contains(subject));
+        let mut stirred = false;
         for vhd in vhds {
             let known = subjects.entry(Subject::Vhd(vhd.record.id)).or_default();
-            let reading = vhd_reading(vhd, &mut known.touched, now);
-            known.history.record(&reading, wall_secs);
+            let mark = Mark::of_vhd(vhd);
+            let before = known.history.last().filter(|_| known.mark == mark);
+            let reading = match before {
+                Some(before) => rested(before, mark, &mut known.touched, now),
+                None => vhd_reading(vhd, &mut known.touched, now),
+            };
+            stirred |= known.take(mark, &reading, wall_secs);
         }
         for disk in disks {
             let known = subjects.entry(Subject::Disk(disk.record.id)).or_default();
-            known.history.record(&disk_reading(disk, now), wall_secs);
+            stirred |= known.take(Mark::of_disk(disk), &disk_reading(disk, now), wall_secs);
         }
+        self.stirs.fetch_add(u64::from(stirred), Ordering::Relaxed);
+    }
+
+    /// A number that is another one once a guest or a job has done something, and that has been recorded.
+    #[must_use]
+    pub fn stirs(&self) -> u64 {
+        self.stirs.load(Ordering::Relaxed)
     }
 
     /// What a subject did between two points in time, in seconds since the Unix epoch: plain numbers. `None` if nobody knows of it yet.
@@ -150,20 +168,21 @@ impl StatsBook {
     }
 
     /// Rows to be stored of the subjects among the `vhds` and disks for which `is_due`. `region_len`: bytes of the smallest metadata region.
+    /// Where nothing has happened since the last time, nothing is.
     fn rows(&self, vhds: &[VhdInfo], region_len: u64, is_due: impl Fn(Subject) -> Due) -> Vec<HistoryRow> {
         let mut subjects = self.subjects();
         let room = region_len / HISTORY_REGION_SHARE / (subjects.len() as u64).max(1);
+        let states: HashMap<Subject, &Arc<VhdState>> =
+            vhds.iter().map(|vhd| (Subject::Vhd(vhd.record.id), &vhd.state)).collect();
         let mut rows = Vec::new();
         for (subject, known) in subjects.iter_mut() {
             let due = is_due(*subject);
-            let state = vhds.iter().find(|vhd| Subject::Vhd(vhd.record.id) == *subject).map(|vhd| &vhd.state);
-            let mut samples_room = room;
-            if let (true, Some(state)) = (due.heat, state) {
+            if let (true, Some(state)) = (due.heat, states.get(subject)) {
                 rows.extend(known.heat_rows(*subject, state, room / HEAT_PART));
             }
-            samples_room = samples_room.saturating_sub(known.heat_bytes());
-            if due.samples {
-                let room = usize::try_from(samples_room).unwrap_or(usize::MAX);
+            if due.samples && known.stirred || due.quiet {
+                known.stirred = false;
+                let room = usize::try_from(room.saturating_sub(known.heat_bytes())).unwrap_or(usize::MAX);
                 let row = |Row { tier, block, bytes, kept }| HistoryRow {
                     subject: *subject,
                     part: Part::Samples(tier, block),
@@ -180,11 +199,22 @@ impl StatsBook {
 /// What of a subject is to be stored now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Due {
+    /// Samples, if something has happened.
     samples: bool,
+    /// Samples, whether or not something has happened.
+    quiet: bool,
     heat: bool,
 }
 
 impl Known {
+    /// Records a reading. Whether something has happened since the last one; the first one only begins.
+    fn take(&mut self, mark: Mark, reading: &Reading, wall_secs: u64) -> bool {
+        let stirred = self.history.last().is_some() && self.mark != mark;
+        (self.mark, self.stirred) = (mark, self.stirred || stirred);
+        self.history.record(reading, wall_secs);
+        stirred
+    }
+
     fn take_heat(&mut self, row: u32, bytes: &[u8], state: &VhdState) -> Result<(), String> {
         let heats = heat::decode(row, bytes).map_err(|error| error.to_string())?;
         let first = row.checked_mul(HEAT_ROW).ok_or("it is of extents that no VHD has")?;

@@ -28,6 +28,50 @@ impl Touched {
     }
 }
 
+/// What changes with everything that guests and jobs do, and is looked at quickly. What the store writes for itself does not count: it
+/// writes this history, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Mark {
+    requests: u64,
+    throttled_ns: u64,
+    touched: u64,
+    queues: u16,
+    own_bytes: u64,
+    allocated: u64,
+}
+
+impl Mark {
+    fn of(metrics: &IoMetricsSet) -> Mark {
+        let mut mark = Mark::default();
+        for metrics in metrics.iter() {
+            let requests = |kind| metrics.kind(kind).requests.load(Ordering::Relaxed);
+            mark.requests += requests(IoKind::Read) + requests(IoKind::Write);
+            mark.throttled_ns += metrics.throttled_ns.load(Ordering::Relaxed);
+            mark.touched += metrics.touched.load(Ordering::Relaxed);
+        }
+        mark
+    }
+
+    pub fn of_vhd(vhd: &VhdInfo) -> Mark {
+        Mark { queues: vhd.record.queues, allocated: vhd.allocated, ..Mark::of(&vhd.state.metrics) }
+    }
+
+    pub fn of_disk(disk: &DiskInfo) -> Mark {
+        let own_bytes = copied_bytes(disk) + disk.state.scrub_work.bytes();
+        Mark { own_bytes, allocated: disk.space.allocated, ..Mark::of(&disk.state.metrics) }
+    }
+}
+
+fn copied_bytes(disk: &DiskInfo) -> u64 {
+    let copied = |kind| disk.state.copy_metrics.kind(kind).bytes.load(Ordering::Relaxed);
+    copied(IoKind::Read) + copied(IoKind::Write)
+}
+
+/// That of a VHD whose mark is what it was: as before, but for the window of its working set.
+pub(super) fn rested(before: &Reading, mark: Mark, touched: &mut Touched, now: Nanos) -> Reading {
+    Reading { at: now, working_set: touched.look(mark.touched, Window::at(now.0)), ..before.clone() }
+}
+
 /// That of a VHD.
 pub(super) fn vhd_reading(vhd: &VhdInfo, touched: &mut Touched, now: Nanos) -> Reading {
     let metrics = &vhd.state.metrics;
@@ -46,11 +90,9 @@ pub(super) fn vhd_reading(vhd: &VhdInfo, touched: &mut Touched, now: Nanos) -> R
 /// That of a host disk: what guests asked of it, and apart from that what the daemon did there for itself.
 pub(super) fn disk_reading(disk: &DiskInfo, now: Nanos) -> Reading {
     let state = &disk.state;
-    let copied = |kind| state.copy_metrics.kind(kind).bytes.load(Ordering::Relaxed);
     let mut reading = reading(&state.metrics, now);
     reading.disk = reading.latency;
-    reading.background_bytes =
-        copied(IoKind::Read) + copied(IoKind::Write) + state.scrub_work.bytes() + state.metadata_work.bytes();
+    reading.background_bytes = copied_bytes(disk) + state.scrub_work.bytes() + state.metadata_work.bytes();
     reading.used_bytes = disk.space.allocated;
     reading
 }

@@ -1,7 +1,11 @@
 //! The thread that takes a sample every ten seconds and now and then has the store keep them: each subject's every five minutes, not all at
 //! once, and all of them when the daemon stops. What is lost when it is killed are the last minutes.
+//!
+//! While nothing happens, which is most of the time on many hosts, neither the owner is asked nor the disks are written to: that of a
+//! subject at rest is stored once an hour.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -21,8 +25,8 @@ use crate::store::thread::StoreHandle;
 /// Samples after which those of a subject are stored: five minutes.
 const STORE_EVERY: u64 = 30;
 
-/// And its heat: an hour.
-const STORE_HEAT_EVERY: u64 = 360;
+/// And its heat, and samples of when nothing happened: an hour.
+const STORE_SELDOM: u64 = 360;
 
 /// The thread. It ends when this is dropped.
 pub struct Sampler {
@@ -37,7 +41,7 @@ impl Sampler {
     /// No thread.
     pub fn start(book: Arc<StatsBook>, owner: OwnerSender, store: StoreHandle) -> std::io::Result<Sampler> {
         let (stop, stopped) = crossbeam_channel::bounded(0);
-        let work = Work { book, owner, store, vhds: Vec::new(), disks: Vec::new(), ticks: 0 };
+        let work = Work { book, owner, store, vhds: Vec::new(), disks: Vec::new(), ticks: 0, changes: 0 };
         let thread = std::thread::Builder::new().name("spanblk-stats".to_owned()).spawn(move || work.run(&stopped))?;
         Ok(Sampler { stop, thread })
     }
@@ -58,6 +62,8 @@ struct Work {
     vhds: Vec<VhdInfo>,
     disks: Vec<DiskInfo>,
     ticks: u64,
+    /// As [`Work::changes`] said last.
+    changes: u64,
 }
 
 impl Work {
@@ -75,16 +81,27 @@ impl Work {
             self.look_again();
             self.record();
         }
-        self.hand_over(|_| Due { samples: true, heat: true });
+        self.hand_over(|_| Due { samples: true, quiet: true, heat: true });
     }
 
     fn tick(&mut self) {
+        let changes = self.changes();
+        // Now and then in any case, though nothing of them changes without this; and as long as nothing is known.
+        if changes != self.changes || self.disks.is_empty() || self.ticks.is_multiple_of(STORE_EVERY) {
+            self.changes = changes;
+            self.look_again();
+        }
         self.ticks += 1;
-        self.look_again();
         self.record();
         let turn = |subject: Subject, every| (self.ticks + u64::from(subject.code())).is_multiple_of(every);
-        let due = |subject| Due { samples: turn(subject, STORE_EVERY), heat: turn(subject, STORE_HEAT_EVERY) };
+        let quiet = self.ticks.is_multiple_of(STORE_SELDOM);
+        let due = |subject| Due { samples: turn(subject, STORE_EVERY), quiet, heat: turn(subject, STORE_SELDOM) };
         self.hand_over(due);
+    }
+
+    /// A number that is another one once the pool has changed: that is durable before it is so, and so written to disks.
+    fn changes(&self) -> u64 {
+        self.disks.iter().map(|disk| disk.state.metadata_work.writes.load(Ordering::Relaxed)).sum()
     }
 
     fn record(&self) {

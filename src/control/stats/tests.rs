@@ -87,7 +87,7 @@ fn work(vhd: &VhdInfo, disk: &DiskInfo) {
 }
 
 fn stored(book: &StatsBook, vhds: &[VhdInfo], region_len: u64) -> Vec<HistoryRow> {
-    book.rows(vhds, region_len, |_| Due { samples: true, heat: true })
+    book.rows(vhds, region_len, |_| Due { samples: true, quiet: true, heat: true })
 }
 
 /// What comes back after a restart, as [`StatsBook::load`] takes it.
@@ -167,4 +167,39 @@ fn a_small_region_keeps_less() {
     let rows = stored(&book, &vhds, small);
     assert!(!rows.is_empty() && bytes(&rows) <= small / HISTORY_REGION_SHARE, "{} bytes", bytes(&rows));
     assert!(stored(&StatsBook::default(), &vhds, small).is_empty());
+}
+
+#[test]
+fn where_nothing_happens_nothing_is_stored_and_samples_say_so() {
+    let (vhds, disks) = ([vhd(1, 100), vhd(2, 100)], [disk(0)]);
+    let book = StatsBook::default();
+    let record = |tick: u64| book.record(&vhds, &disks, Nanos(tick * 10 * SECOND), T0 + tick * 10);
+    let due = |quiet| move |_| Due { samples: true, quiet, heat: false };
+    (0..3).for_each(record);
+    assert_eq!(book.stirs(), 0);
+    assert!(book.rows(&vhds, 1 << 30, due(false)).is_empty());
+    work_small(&vhds[1]);
+    (3..5).for_each(record);
+    assert_eq!(book.stirs(), 1);
+    let rows = book.rows(&vhds, 1 << 30, due(false));
+    assert!(!rows.is_empty() && rows.iter().all(|row| row.subject == Subject::Vhd(VhdId(2))));
+    // What the store writes for itself, this history too, is no reason to write more of it.
+    disks[0].state.metadata_work.written(4096);
+    (5..7).for_each(record);
+    assert_eq!(book.stirs(), 1);
+    assert!(book.rows(&vhds, 1 << 30, due(false)).is_empty());
+    for subject in [Subject::Vhd(VhdId(1)), Subject::Vhd(VhdId(2)), Subject::Disk(DiskId(0))] {
+        let known = book.window(subject, T0, T0 + 60).unwrap();
+        assert!((known.covered_secs - 60.0).abs() < 0.1, "{subject:?}: {known:?}");
+    }
+    let of_disk = book.window(Subject::Disk(DiskId(0)), T0, T0 + 60).unwrap();
+    assert!(of_disk.background_bytes_per_sec > 60.0, "it is told all the same: {of_disk:?}");
+    let rows = book.rows(&vhds, 1 << 30, due(true));
+    let subjects: HashSet<Subject> = rows.iter().map(|row| row.subject).collect();
+    assert_eq!(subjects.len(), 3, "now and then all is stored");
+    // Its working set is of a window, and ends with it.
+    let later = 10 * 300 * SECOND;
+    book.record(&vhds, &disks, Nanos(later), T0 + 3000);
+    book.record(&vhds, &disks, Nanos(later + 300 * SECOND), T0 + 3300);
+    assert!(book.window(Subject::Vhd(VhdId(2)), T0 + 3100, T0 + 3300).unwrap().working_set_extents < 0.1);
 }

@@ -67,6 +67,12 @@ impl History {
         }
     }
 
+    /// The reading that was taken last, by this process.
+    #[must_use]
+    pub fn last(&self) -> Option<&Reading> {
+        self.last.as_ref()
+    }
+
     /// Whether the wall clock has not been set back.
     fn believes(&mut self, now: Nanos, wall_secs: u64) -> bool {
         let is_behind = |tier: Tier| {

@@ -24,14 +24,20 @@ fn world() -> (World, [VhdInfo; 3]) {
     (world, vhds)
 }
 
-fn reads(vhd: &VhdInfo) {
+fn reads(world: &World, vhd: &VhdInfo) {
     vhd.state.metrics.of(ReactorId(1)).record(IoKind::Read, 4096, 1000, true);
+    let known = world.owner.vhds.get(vhd.record.id);
+    let counts = known.iter().flat_map(|vhd| vhd.counts.iter().enumerate());
+    for (disk, _) in counts.filter(|(_, count)| **count > 0) {
+        let disk = &world.owner.space.disk(DiskId(u8::try_from(disk).unwrap())).state;
+        disk.metrics.of(ReactorId(1)).record(IoKind::Read, 4096, 1000, true);
+    }
 }
 
 /// Time passes, and these VHDs have got something.
 fn pass(world: &mut World, millis: u64, busy: &[&VhdInfo]) {
     for _ in 0..millis / 20 {
-        busy.iter().for_each(|vhd| reads(vhd));
+        busy.iter().for_each(|vhd| reads(world, vhd));
         world.advance(20);
     }
 }
@@ -166,8 +172,8 @@ fn on_an_idle_daemon_looks_are_rare_and_who_is_busy_is_noticed_within_a_second()
     pass(&mut world, 400, &[]);
     assert_eq!(until_due(&world), SHARES_IDLE_MILLIS);
     pass(&mut world, 10_500, &[]);
-    reads(&a);
-    reads(&b);
+    reads(&world, &a);
+    reads(&world, &b);
     pass(&mut world, 1000, &[]);
     assert_eq!(shared(&world), [true, false]);
     pass(&mut world, 6000, &[&a]);

@@ -14,7 +14,7 @@ use crate::placement::record::{PoolRecord, RECORD_VERSION};
 use crate::placement::{Replica, ReplicaSet};
 use crate::policy::rules::Scope;
 
-fn answers(disks: Vec<DiskInfo>, vhds: Vec<VhdInfo>, jobs: Vec<JobInfo>) -> Answers {
+pub fn answers(disks: Vec<DiskInfo>, vhds: Vec<VhdInfo>, jobs: Vec<JobInfo>) -> Answers {
     let open = |disk: &DiskInfo| {
         let (name, path) = (disk.record.name.clone(), "/none".to_owned());
         (disk.record.id, OpenDisk { name, path, metadata_bytes: 0 })
