@@ -1,4 +1,5 @@
-//! What things cost: layouts beside each other, writes to places that were never written, protections, and opening a large pool.
+//! What things cost: layouts beside each other, writes to places that were never written, protections, keeping guests apart, and opening a
+//! large pool.
 //!
 //! Layouts and first writes are measured on a file system in memory where there can be one, else on the machine's disk, and first
 //! writes with FLUSHes on both; with the frontend of `bench_peers.rs`. Every daemon runs as it comes.
@@ -6,8 +7,8 @@
 //! * `LAB_BENCH_SECS`: length of one measurement of layouts (2)
 //! * `LAB_BENCH_ROUNDS`: how often each is repeated, in turns (5); medians count
 //! * `LAB_BENCH_TIB`: the placed TiB of the pools that are opened ("1 2")
-//! * `LAB_BENCH_ONLY`: one part only: "layouts", "thin", "protection" or "opening"
-//! * `LAB_BENCH_BEFORE`: the program of another build, beside which protections are measured (none)
+//! * `LAB_BENCH_ONLY`: one part only: "layouts", "thin", "protection", "sharing" or "opening"
+//! * `LAB_BENCH_BEFORE`: the program of another build, beside which protections and fair shares are measured (none)
 //! * `LAB_BENCH_OUT`: where `costs.json` goes (`target/bench`)
 //!
 //! Goals are printed, and whether they are met; no number fails the run. Build with `--release`.
@@ -19,7 +20,7 @@ mod peers_parts;
 
 use std::process::ExitCode;
 
-use cost_parts::{Bench, layouts, opening, protection, thin};
+use cost_parts::{Bench, layouts, opening, protection, sharing, thin};
 use lab::ram_disk::RamDisk;
 use lab::report::Report;
 use lab::tools::RunDir;
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
     let Some(dir) = report.check("directories", RunDir::new) else { return report.finish() };
     let Some(mut bench) = report.check("what to measure", Bench::new) else { return report.finish() };
     report.note(&bench.machine);
-    if ["layouts", "thin", "protection"].iter().any(|part| bench.wants(part)) {
+    if ["layouts", "thin", "protection", "sharing"].iter().any(|part| bench.wants(part)) {
         match RamDisk::unavailable() {
             Some(reason) => report.note(&format!("no disks in memory, so on the machine's disk: {reason}")),
             None => {
@@ -53,6 +54,9 @@ fn main() -> ExitCode {
     }
     if bench.wants("protection") {
         report.check("protections: CPU time for a request", || protection::measure(&mut bench, &dir));
+    }
+    if bench.wants("sharing") {
+        report.check("keeping guests apart: CPU time for a request", || sharing::measure(&mut bench, &dir));
     }
     if bench.wants("opening") {
         report.check("opening large pools", || opening::measure(&mut bench, &dir));

@@ -4,6 +4,7 @@ pub mod layouts;
 pub mod opening;
 pub mod protection;
 pub mod random;
+pub mod sharing;
 pub mod thin;
 
 use std::fs;
@@ -27,7 +28,7 @@ pub const MIB: u64 = 1 << 20;
 pub const LEN: u64 = 4 << 10;
 
 /// Room of a file system in memory: for the larger of what layouts and first writes need, and for itself.
-const RAM_SIZE: u64 = larger(layouts::ROOM, larger(thin::ROOM, protection::ROOM)) + 64 * MIB;
+const RAM_SIZE: u64 = larger(larger(layouts::ROOM, sharing::ROOM), larger(thin::ROOM, protection::ROOM)) + 64 * MIB;
 
 const fn larger(a: u64, b: u64) -> u64 {
     if a > b { a } else { b }

@@ -30,7 +30,16 @@ pub fn sample(
     inflight: bool,
     round: usize,
 ) -> Result<Figures> {
-    let order = Order {
+    let order = order(bench, pool, (vhd, size), load, inflight, round);
+    let process = pool.id()?;
+    let (outcome, before, after) = frontend::run(&order, || Threads::of(process))?;
+    Ok(Figures::of(&outcome, after.since(&before)))
+}
+
+/// What a frontend is to do for that.
+#[must_use]
+pub fn order(bench: &Bench, pool: &Pool, (vhd, size): (&str, u64), load: Load, inflight: bool, round: usize) -> Order {
+    Order {
         socket: pool.socket(vhd),
         queues: 1,
         depth: load.depth,
@@ -45,10 +54,7 @@ pub fn sample(
         fill: Fill::Word,
         flush: false,
         inflight,
-    };
-    let process = pool.id()?;
-    let (outcome, before, after) = frontend::run(&order, || Threads::of(process))?;
-    Ok(Figures::of(&outcome, after.since(&before)))
+    }
 }
 
 /// Prints what is above the rows; `what` is measured.
