@@ -153,19 +153,21 @@ impl Owner {
 
     /// The same after the use of one VHD has changed. Looks at no other one.
     pub(super) fn hold_again(&mut self, id: VhdId) {
+        let Some(vm) = self.vhds.get(id).map(|vhd| vhd.record.vm.clone()) else { return };
+        let claimed = vm.map_or(0, |vm| self.vhds.sum_of_vm(&vm).claimed);
         let Some(vhd) = self.vhds.get(id) else { return };
-        let own = self.need_of_vhd(&vhd.record, vhd.used(&vhd.record)).map(|need| (Holder::Vhd(id), need));
-        let vm = vhd.record.vm.as_deref().and_then(|vm| self.vms.named(vm));
-        let of_vm = vm.and_then(|vm| {
+        // What a command has asked for that is not durable yet is held already, though no record says so.
+        let asked = |holder: Holder| self.capacity.asked.get(&holder).copied();
+        let own = asked(Holder::Vhd(id)).or_else(|| self.need_of_vhd(&vhd.record, vhd.used(&vhd.record)));
+        let together = |vm: &VmRecord| {
             let (disks, replicas) = *self.capacity.layouts.get(&vm.id)?;
-            let together = Together { claimed: self.vhds.sum_of_vm(&vm.name).claimed, disks, replicas };
-            Some((vm, together))
+            self.need_of_vm(vm, Together { claimed, disks, replicas })
+        };
+        let of_vm = self.vm_of(&vhd.record).and_then(|vm| {
+            let need = asked(Holder::Vm(vm.id)).or_else(|| together(vm))?;
+            Some((Holder::Vm(vm.id), need))
         });
-        let of_vm = of_vm.and_then(|(vm, together)| Some((Holder::Vm(vm.id), self.need_of_vm(vm, together)?)));
-        let mut needs: Vec<(Holder, Need)> = own.into_iter().chain(of_vm).collect();
-        for (holder, need) in &mut needs {
-            *need = self.capacity.asked.get(holder).copied().unwrap_or(*need);
-        }
+        let needs: Vec<(Holder, Need)> = own.map(|need| (Holder::Vhd(id), need)).into_iter().chain(of_vm).collect();
         if needs.iter().all(|(holder, need)| {
             self.space.holds().need(*holder) == Some(*need) && self.space.holds().lacks(*holder) == 0
         }) {

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::base::ids::{DiskId, DiskSet, VhdId};
@@ -154,8 +154,10 @@ impl Committer {
 
     /// Takes in rows of samples and heat. Nobody waits for them: those of one key replace each other, and what is too much is dropped.
     pub fn history(&mut self, rows: Vec<HistoryRow>) {
+        let keys: HashSet<_> = rows.iter().map(HistoryRow::key).collect();
+        debug_assert_eq!(keys.len(), rows.len(), "each once");
+        self.forget_history(|old| keys.contains(&old.key()));
         for row in rows {
-            self.forget_history(|old| old.key() == row.key());
             if self.history_bytes + row.bytes.len() <= HISTORY_BYTES_WAITING_MAX {
                 self.history_bytes += row.bytes.len();
                 self.history.push_back(row);

@@ -302,6 +302,27 @@ fn it_is_held_before_it_is_durable_and_given_back_if_that_fails() {
 }
 
 #[test]
+fn a_first_write_lets_go_of_nothing_that_is_about_to_be_durable() {
+    let mut world = World::new(&[10, 10], 1);
+    world.run(create_vm("web", Capacity::default())).unwrap();
+    let [a, b] = [("a", "d0"), ("b", "d1")]
+        .map(|(name, disk)| world.create(in_vm(on_disk(name, 10, disk, Capacity::default()), "web")));
+    let [greedy0, greedy1] =
+        [("e", "d0"), ("f", "d1")].map(|(name, disk)| world.create(on_disk(name, 100, disk, Capacity::default())));
+    assert_eq!(world.place_all(&greedy0, 0..6), 6);
+    // Most of it is held on the other disk: not all that `a` writes is of that.
+    world.command(set_vm("web", limits(None, Some(6))));
+    assert_eq!(world.place_all(&a, 0..4), 4);
+    assert!(world.place_all(&greedy1, 0..100) < 10);
+    world.check_holds();
+    world.commit_edits();
+    world.settle();
+    assert_eq!(world.capacity_of_vm("web"), (4, 2, 0), "nobody else has had it");
+    assert_eq!(world.place_all(&b, 0..10), 6, "and what the others did not get");
+    world.check_holds();
+}
+
+#[test]
 fn replicas_of_what_is_reserved_are_kept_apart() {
     let mut world = world_of(&[(10, "x"), (10, "x"), (10, "y")]);
     let vhd = world.create(CreateVhd { capacity: limits(None, Some(12)), ..replicated(20, 2) });
