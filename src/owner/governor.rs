@@ -80,14 +80,18 @@ pub(super) struct Governor {
 impl Governor {
     /// When [`Owner::govern`] has something to do.
     pub fn due(&self) -> Option<Nanos> {
-        let millis = if !self.disks.is_empty() {
-            SHARES_LOOK_MILLIS
-        } else if self.idle < IDLE_LOOKS {
-            SHARES_COUNT_MILLIS
-        } else {
-            SHARES_IDLE_MILLIS
-        };
+        let is_idle = self.disks.is_empty() && self.idle >= IDLE_LOOKS;
+        let millis = if is_idle { SHARES_IDLE_MILLIS } else { self.pause_millis() };
         self.enabled.then(|| self.looked.after(Duration::from_millis(millis)))
+    }
+
+    /// The shortest time between two looks. An idle owner that is awake for something else looks, too, so that it need not wake again.
+    fn pause_millis(&self) -> u64 {
+        if self.disks.is_empty() { SHARES_COUNT_MILLIS } else { SHARES_LOOK_MILLIS }
+    }
+
+    fn may_look(&self, now: Nanos) -> bool {
+        self.enabled && now >= self.looked.after(Duration::from_millis(self.pause_millis()))
     }
 }
 
@@ -115,7 +119,7 @@ impl Owner {
 
     /// Looks at who wants what.
     pub(super) fn govern(&mut self, now: Nanos, out: &mut impl OwnerOutbox) {
-        if self.governor.due().is_none_or(|due| due > now) {
+        if !self.governor.may_look(now) {
             return;
         }
         self.governor.looked = now;

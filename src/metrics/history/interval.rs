@@ -190,6 +190,10 @@ impl Sample {
 const NS: u64 = 1_000_000_000;
 
 fn ratio(part: u64, times: u64, of: u64) -> u64 {
+    // Most numbers are small, or of somebody who does nothing; a wide division takes as long as all the rest.
+    if let Some(product) = part.checked_mul(times) {
+        return product.checked_div(of).unwrap_or(0);
+    }
     let wide = (u128::from(part) * u128::from(times)).checked_div(u128::from(of)).unwrap_or(0);
     u64::try_from(wide).unwrap_or(u64::MAX)
 }
@@ -204,6 +208,9 @@ fn thousandths_a_second(count: u64, ns: u64) -> u64 {
 
 /// Microseconds that so many of 100 did not exceed; within a bucket all lengths are taken to be equally likely.
 fn percentile(buckets: &[u64; LATENCY_BUCKETS], of_100: u64) -> u64 {
+    if buckets.iter().all(|count| *count == 0) {
+        return 0;
+    }
     let count = |bucket: &u64| u128::from(*bucket);
     let total: u128 = buckets.iter().map(count).sum();
     let wanted = (total * u128::from(of_100)).div_ceil(100);
