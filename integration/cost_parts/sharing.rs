@@ -51,16 +51,17 @@ struct Variant {
 const COMES: Variant = Variant { name: "as it comes", earlier: false, serve: &[], wishes: false, neighbour: false };
 
 /// The first that is there is what the others are compared with.
-const VARIANTS: [Variant; 4] = [
+const VARIANTS: [Variant; 5] = [
     Variant { name: "build before", earlier: true, ..COMES },
     Variant { name: "no fair shares", serve: &["--fair-shares", "off"], ..COMES },
     COMES,
-    Variant { name: "all, and shared", wishes: true, neighbour: true, ..COMES },
+    Variant { name: "with wishes", wishes: true, ..COMES },
+    Variant { name: "and shared", wishes: true, neighbour: true, ..COMES },
 ];
 
 /// What the VHD is given: none of it holds it back.
 const WISHES: [&str; 8] =
-    ["--iops-limit", "100000000", "--bps-limit", "1TiB", "--weight", "1000", "--latency-target", "1s"];
+    ["--iops-limit", "10000000", "--bps-limit", "64GiB", "--weight", "1000", "--latency-target", "1s"];
 
 const LOADS: [Load; 2] = [
     Load { name: "4k randread depth 32", depth: 32, write: false },

@@ -1,5 +1,6 @@
 //! Identifiers that are cheap to copy and cannot be mixed up.
 
+use super::bits::ones;
 use super::limits::{DISKS_MAX, NAME_LEN_MAX};
 
 /// A host disk within its pool: its place in the pool's disk table, as long as it belongs to the pool.
@@ -52,9 +53,7 @@ impl DiskSet {
 
     /// The disks, in ascending order.
     pub fn iter(self) -> impl Iterator<Item = DiskId> {
-        (0..DISKS_MAX)
-            .filter(move |i| self.0 >> i & 1 == 1)
-            .map(|i| DiskId(u8::try_from(i).expect("fewer than 256 disks")))
+        ones(self.0).map(|i| DiskId(u8::try_from(i).expect("fewer than 256 disks")))
     }
 }
 

@@ -3,6 +3,7 @@
 //! Nothing here opens a file, or touches a ring or a thread.
 
 pub mod aligned;
+pub mod bits;
 pub mod clock;
 pub mod errno;
 pub mod heap;

@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use super::flow::Network;
 use super::share::Limits;
 use super::windows::Bans;
-use super::{Disks, PlanError, bits, disk_id};
+use super::{Disks, PlanError, disk_id};
+use crate::base::bits::ones;
 use crate::base::ids::DiskSet;
 use crate::base::limits::DISKS_MAX;
 use crate::base::units::ExtentIndex;
@@ -109,10 +110,10 @@ fn fill(classes: &mut [Class], disks: &Disks, limits: &Limits) -> Result<(), Pla
             seen |= disks.domain[*disk].0;
             fresh
         };
-        bits(disks.all.0).filter(fresh).map(|disk| disks.domain[disk].0).collect()
+        ones(disks.all.0).filter(fresh).map(|disk| disks.domain[disk].0).collect()
     };
     let mut network = Network::new(first_class + classes.len() * (1 + domains.len()));
-    for disk in bits(disks.all.0) {
+    for disk in ones(disks.all.0) {
         network.edge(disk, sink, limits.least[disk], -SHARE);
         network.edge(disk, sink, limits.most[disk] - limits.least[disk], 0);
         if !disks.closed.is_empty() && !disks.closed.contains(disk_id(disk)) {
@@ -127,7 +128,7 @@ fn fill(classes: &mut [Class], disks: &Disks, limits: &Limits) -> Result<(), Pla
         network.edge(source, node, class.extents * replicas, 0);
         for (domain, place) in domains.iter().zip(node + 1..) {
             network.edge(node, place, class.extents, 0);
-            for disk in bits(*domain).filter(|disk| disks.is_open_to(class.kind.on, *disk)) {
+            for disk in ones(*domain).filter(|disk| disks.is_open_to(class.kind.on, *disk)) {
                 let cost = class.kind.cost(disk);
                 // Up to what is expected of a class it goes there first, so that equal plans mix the classes evenly.
                 let expected = estimate.expect(class, disk).min(class.extents);
@@ -160,8 +161,8 @@ fn fill(classes: &mut [Class], disks: &Disks, limits: &Limits) -> Result<(), Pla
 
 /// `wanted` replicas are more than have a place. The one that lacks most is the open disk with the least room.
 fn too_little_is_open(wanted: u64, room: u64, disks: &Disks, limits: &Limits) -> PlanError {
-    let open = bits(disks.all.0 & !disks.closed.0).min_by_key(|disk| limits.room[*disk]);
-    let disk = open.or_else(|| bits(disks.all.0).next()).unwrap_or(0);
+    let open = ones(disks.all.0 & !disks.closed.0).min_by_key(|disk| limits.room[*disk]);
+    let disk = open.or_else(|| ones(disks.all.0).next()).unwrap_or(0);
     let disk_room = limits.room[disk];
     let disk_needed = disk_room + (wanted - room);
     PlanError::NotEnoughRoom { needed: wanted, room, disk: disk_id(disk), disk_needed, disk_room }
@@ -191,7 +192,7 @@ impl Estimate {
     fn new(classes: &[Class], disks: &Disks, limits: &Limits) -> Estimate {
         let mut had = [0; DISKS_MAX];
         for class in classes {
-            bits(class.kind.on & !class.kind.banned).for_each(|disk| had[disk] += class.extents);
+            ones(class.kind.on & !class.kind.banned).for_each(|disk| had[disk] += class.extents);
         }
         let gains = std::array::from_fn(|disk| limits.most[disk].saturating_sub(had[disk]));
         Estimate { had, gains, gains_all: gains.iter().sum(), most: limits.most, replicas: disks.replicas }
@@ -208,7 +209,7 @@ impl Estimate {
         if stay >> disk & 1 == 1 {
             return kept(disk);
         }
-        let kept_all: u64 = bits(stay).map(kept).sum();
+        let kept_all: u64 = ones(stay).map(kept).sum();
         let moved = (class.extents * u64::from(self.replicas)).saturating_sub(kept_all);
         part(moved, self.gains[disk], self.gains_all)
     }

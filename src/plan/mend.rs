@@ -4,9 +4,10 @@
 //! disk, where another extent gives one up, and so on, until some extent elsewhere takes the one on the first disk. Every disk
 //! keeps its number. Most exchanges are between two extents; only if these would cost a copy, longer ones are looked for.
 
+use super::Disks;
 use super::share::Limits;
 use super::windows::has_room;
-use super::{Disks, bits};
+use crate::base::bits::ones;
 use crate::base::ids::{DiskId, DiskSet};
 use crate::base::limits::DISKS_MAX;
 use crate::base::units::ExtentIndex;
@@ -97,7 +98,7 @@ impl Search<'_> {
                 if target[other].0 >> self.disk & 1 == 1 || self.window.contains(&other) {
                     continue;
                 }
-                for back in bits(target[other].0 & !target[give].0) {
+                for back in ones(target[other].0 & !target[give].0) {
                     let there = Replacement { at: other, from: back, to: self.disk };
                     let here = Replacement { at: give, from: self.disk, to: back };
                     let cost = there.cost(self.placed) + here.cost(self.placed);
@@ -129,7 +130,7 @@ impl Search<'_> {
         // By number of replacements and disk reached: the cost, and the last replacement.
         let mut ways: Vec<[Option<(i32, Replacement)>; DISKS_MAX]> = vec![[None; DISKS_MAX]; CIRCLE_MAX];
         for give in self.gives(target) {
-            for to in bits(self.disks.all.0 & !target[give].0) {
+            for to in ones(self.disks.all.0 & !target[give].0) {
                 let step = Replacement { at: give, from: self.disk, to };
                 let first = step.cost(self.placed);
                 if ways[0][to].is_none_or(|(least, _)| first < least) && self.is_legal(target, step, give) {
@@ -168,8 +169,8 @@ impl Search<'_> {
             if self.window.contains(&at) {
                 continue;
             }
-            for from in bits(target[at].0) {
-                for to in bits(self.disks.all.0 & !target[at].0) {
+            for from in ones(target[at].0) {
+                for to in ones(self.disks.all.0 & !target[at].0) {
                     let step = Replacement { at, from, to };
                     let known = &mut cheapest[from * DISKS_MAX + to];
                     let better = known.is_none_or(|known| step.cost(self.placed) < known.cost(self.placed));

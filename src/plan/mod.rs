@@ -32,6 +32,7 @@ mod order;
 mod share;
 mod windows;
 
+use crate::base::bits::ones;
 use crate::base::ids::{DiskId, DiskSet};
 use crate::base::limits::{DISKS_MAX, REPLICAS_MAX};
 use crate::base::units::{ExtentIndex, Geometry};
@@ -161,7 +162,7 @@ pub fn plan(placed: &[(ExtentIndex, DiskSet)], goal: &Goal) -> Result<Plan, Plan
     mend::mend(placed, &mut target, &disks, &limits);
     let count = |sets: &mut dyn Iterator<Item = DiskSet>| {
         let mut counts = [0u64; DISKS_MAX];
-        sets.for_each(|set| bits(set.0).for_each(|disk| counts[disk] += 1));
+        sets.for_each(|set| ones(set.0).for_each(|disk| counts[disk] += 1));
         counts
     };
     let before = count(&mut placed.iter().map(|(_, set)| *set));
@@ -216,22 +217,13 @@ impl Disks {
     /// Whether replicas on the disks `on` of the goal can all stay.
     fn can_all_stay(&self, on: u64) -> bool {
         let is_alone = |disk: usize| self.domain[disk].0 & on & !(1 << disk) == 0;
-        on.count_ones() <= self.replicas && bits(on).all(is_alone)
+        on.count_ones() <= self.replicas && ones(on).all(is_alone)
     }
 
     /// The disks that fail together with one of `set`.
     fn domains_of(&self, set: u64) -> u64 {
-        bits(set).fold(0, |all, disk| all | self.domain[disk].0)
+        ones(set).fold(0, |all, disk| all | self.domain[disk].0)
     }
-}
-
-/// The bits of a mask, ascending: [`DiskSet::iter`] for the passes over all extents, in as many steps as bits are set.
-fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let next = (mask != 0).then(|| mask.trailing_zeros() as usize)?;
-        mask &= mask - 1;
-        Some(next)
-    })
 }
 
 fn disk_id(index: usize) -> DiskId {

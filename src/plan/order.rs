@@ -1,6 +1,7 @@
 //! Turns differences into relocations, in an order that keeps all disks busy.
 
-use super::{Disks, Relocation, bits, disk_id};
+use super::{Disks, Relocation, disk_id};
+use crate::base::bits::ones;
 use crate::base::ids::{DiskId, DiskSet};
 use crate::base::limits::DISKS_MAX;
 use crate::base::units::ExtentIndex;
@@ -63,15 +64,15 @@ fn each_step(placed: &[(ExtentIndex, DiskSet)], target: &[DiskSet], disks: &Disk
         // A replica that is replaced within its failure domain is dropped for that one: no two are ever in one domain
         // that were not before.
         for within_domain in [true, false] {
-            for to in bits(new) {
+            for to in ones(new) {
                 let from = gone & if within_domain { disks.domain[to].0 } else { u64::MAX };
-                let Some(from) = bits(from).next() else { continue };
+                let Some(from) = ones(from).next() else { continue };
                 gone &= !(1 << from);
                 new &= !(1 << to);
                 take(Relocation { extent: *extent, from: Some(disk_id(from)), to: Some(disk_id(to)) });
             }
         }
-        bits(new).for_each(|to| take(Relocation { extent: *extent, from: None, to: Some(disk_id(to)) }));
-        bits(gone).for_each(|from| take(Relocation { extent: *extent, from: Some(disk_id(from)), to: None }));
+        ones(new).for_each(|to| take(Relocation { extent: *extent, from: None, to: Some(disk_id(to)) }));
+        ones(gone).for_each(|from| take(Relocation { extent: *extent, from: Some(disk_id(from)), to: None }));
     }
 }

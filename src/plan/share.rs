@@ -4,7 +4,8 @@
 //! failure domain likewise, and a disk has only so much room. What exceeds a limit goes to the other disks in proportion
 //! (water filling), in exact fractions: the numbers must be the same after a part of a plan was carried out.
 
-use super::{Goal, GoalDisk, PlanError, bits};
+use super::{Goal, GoalDisk, PlanError};
+use crate::base::bits::ones;
 use crate::base::ids::{DiskId, DiskSet};
 use crate::base::limits::DISKS_MAX;
 use crate::base::units::ExtentIndex;
@@ -86,7 +87,7 @@ fn room_on(disk: &GoalDisk, had: &[u64; DISKS_MAX]) -> u64 {
 /// Replicas on each disk.
 fn had(placed: &[(ExtentIndex, DiskSet)]) -> [u64; DISKS_MAX] {
     let mut had = [0u64; DISKS_MAX];
-    placed.iter().for_each(|(_, set)| bits(set.0).for_each(|disk| had[disk] += 1));
+    placed.iter().for_each(|(_, set)| ones(set.0).for_each(|disk| had[disk] += 1));
     had
 }
 

@@ -1,7 +1,8 @@
 //! Windows of neighbouring extents: no disk holds more of one than twice its share.
 
 use super::share::Limits;
-use super::{Disks, bits, disk_id};
+use super::{Disks, disk_id};
+use crate::base::bits::ones;
 use crate::base::ids::DiskSet;
 use crate::base::limits::DISKS_MAX;
 use crate::base::units::ExtentIndex;
@@ -37,19 +38,19 @@ impl<'a> Near<'a> {
         }
         let window = self.limits.window;
         while self.end < target.len().min(at + window) {
-            bits(target[self.end].0).for_each(|disk| self.after[disk] += 1);
+            ones(target[self.end].0).for_each(|disk| self.after[disk] += 1);
             self.end += 1;
         }
-        bits(target[at].0).for_each(|disk| self.after[disk] -= 1);
+        ones(target[at].0).for_each(|disk| self.after[disk] -= 1);
         if let Some(left) = at.checked_sub(window) {
-            bits(target[left].0).for_each(|disk| self.before[disk] -= 1);
+            ones(target[left].0).for_each(|disk| self.before[disk] -= 1);
         }
     }
 
     /// Extent `at` is on these disks from now on.
     pub(super) fn chosen(&mut self, at: usize, set: DiskSet) {
         let counted = !self.limits.limited.is_empty();
-        for disk in bits(set.0) {
+        for disk in ones(set.0) {
             self.last[disk] = at + 1;
             self.before[disk] += u64::from(counted);
         }
