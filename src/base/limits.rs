@@ -368,8 +368,10 @@ pub const GENERATION_MAX: u32 = 1 << 28;
 /// Seconds by which the policy's own time goes on at most between two looks, whatever the clock of the host says.
 pub const POLICY_STEP_SECS_MAX: u64 = 900;
 
-/// Seconds between two looks of the policy.
+/// Seconds between two looks of the policy, at most and at least: more often than counters are looked at nothing is new.
 pub const POLICY_LOOK_SECS: u64 = 30;
+/// See [`POLICY_LOOK_SECS`].
+pub const POLICY_LOOK_SECS_MIN: u64 = 10;
 
 /// The same while nothing happens, and the last look found nothing.
 pub const POLICY_REST_LOOK_SECS: u64 = 300;
@@ -380,8 +382,10 @@ pub const POLICY_KEEP_SECS: u64 = 600;
 /// Seconds for which what the policy has moved counts among its budget.
 pub const POLICY_BUDGET_SECS: u64 = 24 * 3600;
 
-/// Seconds after the end of a change until it is looked at what came of it.
-pub const POLICY_OUTCOME_SECS: u64 = 1800;
+/// Seconds that the policy calls "now": at least, which is three samples, and at most.
+pub const POLICY_WINDOW_SECS_MIN: u64 = 30;
+/// See [`POLICY_WINDOW_SECS_MIN`].
+pub const POLICY_WINDOW_SECS_MAX: u64 = 300;
 
 /// Changes whose outcome is remembered.
 pub const POLICY_OUTCOMES_MAX: usize = 256;

@@ -137,7 +137,7 @@ impl Owner {
                 self.waiters.push(request);
                 continue;
             }
-            let expands = |vhd: &super::vhds::Vhd| vhd.expands(self.pool.expand);
+            let expands = |vhd: &super::vhds::Vhd| vhd.expands(self.expand_unless_said(vhd));
             let vhd = self.vhds.get(request.vhd);
             let disks = vhd.filter(|vhd| !expands(vhd));
             let disks = disks.map_or(DiskSet(u64::MAX), |vhd| vhd.record.layout.disks());

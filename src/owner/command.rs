@@ -16,6 +16,7 @@ use crate::placement::check::CheckReport;
 use crate::placement::limits::{IoLimits, IoLimitsChange};
 use crate::placement::record::{Accept, DiskRecord, Expand, PoolRecord, SocketOwner, VhdRecord, WhenFull};
 use crate::placement::sharing::{Settled, Sharing, SharingChange};
+use crate::policy::rules::Rules;
 use crate::shared::{DiskState, VhdState};
 
 pub use super::error::{CapacityError, CommandError, ErrorKind};
@@ -105,8 +106,8 @@ pub enum Command {
         /// Whether VHDs that do not say grow onto other disks; `Some(None)`: spanned ones do, isolated ones do not.
         expand: Option<Option<Expand>>,
     },
-    /// Keeps what administrators want of the policy, as JSON. Answered by [`Reply::PolicyKept`] once it is durable.
-    KeepPolicy(String),
+    /// Keeps what administrators want of the policy. Answered by [`Reply::PolicyKept`] once it is durable.
+    KeepPolicy(Box<Rules>),
     /// Changes settings of a disk. Answered by [`Reply::Disk`].
     SetDisk(Box<SetDisk>),
     /// Marks a disk as failed, by order of the operator: nothing more is submitted to it until the pool is opened again. Answered

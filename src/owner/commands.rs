@@ -16,6 +16,7 @@ use crate::base::ids::{DiskId, VhdId, VmId, check_name};
 use crate::base::limits::{COMMANDS_WAITING_MAX, DISKS_MAX, QUEUES_MAX};
 use crate::base::units::ExtentIndex;
 use crate::placement::record::{DiskRecord, Expand, PoolRecord, VhdRecord};
+use crate::policy::rules::Rules;
 use crate::shared::DiskState;
 use crate::store::edit::{EditFailed, EditId, StoreEdit};
 
@@ -42,7 +43,7 @@ pub(super) enum Action {
         vm: Option<Box<NewVm>>,
     },
     ChangeVm(Box<VmChange>),
-    KeepPolicy,
+    KeepPolicy(Box<Rules>),
     DeleteVm {
         vm: VmId,
     },
@@ -161,9 +162,7 @@ impl Owner {
             Command::AddDisk(add) => self.begin_add_disk(*add),
             Command::RemoveDisk { disk, step } => self.begin_remove_disk(&disk, step, out),
             Command::SetPool { expand } => self.begin_set_pool(expand),
-            Command::KeepPolicy(text) => {
-                Ok(Step::Commit { rows: vec![StoreEdit::PutPolicy(text)], action: Action::KeepPolicy })
-            }
+            Command::KeepPolicy(rules) => Ok(Owner::begin_keep_policy(rules)),
             Command::SetDisk(set) => self.begin_set_disk(&set),
             Command::StartJob(start) => self.begin_start_job(&start),
             Command::SetJob(set) => self.begin_set_job(&set, out),
@@ -356,7 +355,7 @@ impl Owner {
             Action::Resize(resize) => self.apply_resize(command, *resize, out),
             Action::ChangeVm(change) => self.apply_vm_change(command, *change, out),
             Action::DeleteVm { vm } => self.apply_delete_vm(command, vm, out),
-            Action::KeepPolicy => out.reply(command, Ok(Reply::PolicyKept)),
+            Action::KeepPolicy(rules) => self.apply_policy(command, *rules, out),
             Action::ChangeVhd { record, event, vm } => {
                 let id = record.id;
                 if let Some(vm) = vm {

@@ -28,6 +28,7 @@ pub mod error;
 mod fail;
 mod fill;
 mod governor;
+mod grow;
 mod hang;
 mod health;
 mod info;
@@ -60,6 +61,7 @@ use crate::placement::Replica;
 use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, RecordError, VhdRecord};
 use crate::placement::view::Keep;
+use crate::policy::rules::Rules;
 use crate::reactor::messages::{OwnerRequest, ReactorMessage};
 use crate::shared::disk::{SyncNumber, SyncPoint};
 use crate::shared::{DiskState, VhdState};
@@ -176,6 +178,8 @@ pub struct Owner {
     now: Nanos,
     /// Where maps of new VHDs are kept for the next daemon.
     keep: Option<Arc<dyn Keep>>,
+    /// What administrators want of the policy: what it may change by itself grows by itself, too.
+    wanted: Rules,
     /// Changes that an earlier daemon had not made durable.
     recovered: Vec<Change>,
 }
@@ -230,6 +234,7 @@ impl Owner {
             wall_secs: 0,
             now: Nanos(0),
             keep: None,
+            wanted: Rules::default(),
             recovered: Vec::new(),
         };
         for (record, state) in vhds {

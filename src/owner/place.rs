@@ -127,11 +127,12 @@ impl Vhd {
         self.place(extent, space, Purse::Held(holder, Reserved { slots, soon: soon.map(usable) }))
     }
 
-    /// Whether it grows onto other disks, if `of_pool` is what the pool says.
-    pub fn expands(&self, of_pool: Option<Expand>) -> bool {
+    /// Whether it grows onto other disks, if that is what counts unless it says something itself
+    /// ([`Owner::expand_unless_said`](super::Owner)).
+    pub fn expands(&self, unless_said: Option<Expand>) -> bool {
         let spanned = matches!(self.record.layout, Layout::Spanned { .. });
         let default = if spanned { Expand::Auto } else { Expand::Never };
-        self.record.expand.or(of_pool).unwrap_or(default) == Expand::Auto
+        self.record.expand.or(unless_said).unwrap_or(default) == Expand::Auto
     }
 
     /// As [`Vhd::place`]; what has no room on the disks of its layout goes to others that accept spanned VHDs, if it may grow:
@@ -141,9 +142,9 @@ impl Vhd {
         &mut self,
         extent: ExtentIndex,
         space: &mut Space,
-        of_pool: Option<Expand>,
+        unless_said: Option<Expand>,
     ) -> Option<(ReplicaSet, DiskId, bool)> {
-        if !self.expands(of_pool) {
+        if !self.expands(unless_said) {
             return None;
         }
         let within = self.record.layout.disks();

@@ -240,7 +240,8 @@ impl Owner {
         let vhd = self.vhds.get(id)?;
         let (layout, replicas) = (vhd.record.layout.disks(), vhd.record.replicas);
         let accepting = self.space.iter().filter(|disk| disk.accept.spanned()).map(|disk| disk.state.id);
-        let beyond = vhd.expands(self.pool.expand).then(|| accepting.fold(layout.0, |set, disk| set | 1 << disk.0));
+        let expands = vhd.expands(self.expand_unless_said(vhd));
+        let beyond = expands.then(|| accepting.fold(layout.0, |set, disk| set | 1 << disk.0));
         self.make_room(&[(id, layout, 1, replicas)]);
         self.place_free(id, extent).or_else(|| {
             self.make_room(&[(id, DiskSet(beyond?), 1, replicas)]);
@@ -284,7 +285,9 @@ impl Owner {
         if let Some(replicas) = vhd.place(extent, &mut self.space, Purse::Free) {
             return Some((replicas, None));
         }
-        let (replicas, disk, first) = vhd.place_beyond(extent, &mut self.space, self.pool.expand)?;
+        let unless_said = self.expand_unless_said(self.vhds.get(id)?);
+        let vhd = self.vhds.get_mut(id)?;
+        let (replicas, disk, first) = vhd.place_beyond(extent, &mut self.space, unless_said)?;
         Some((replicas, first.then_some(disk)))
     }
 

@@ -9,6 +9,7 @@ mod closed;
 mod degraded;
 mod differing;
 mod governor;
+mod grow;
 mod hang;
 mod health;
 mod lifecycle;

@@ -96,6 +96,8 @@ pub(super) struct VhdLoad {
     pub rest: f64,
     /// A job is about it.
     pub moves: bool,
+    /// It takes all there is of whatever disks it is on: on fewer disks it takes less, and no disk is busier than it can be.
+    pub takes_all: bool,
 }
 
 impl VhdLoad {
@@ -225,6 +227,7 @@ impl Model {
                 growth,
                 rest,
                 moves: false,
+                takes_all: false,
             });
         }
     }
@@ -332,8 +335,12 @@ impl Model {
             let disk = &self.disks[place];
             let more = gets as f64 - had as f64;
             let had_part = vhd.work_each * had as f64 * disk.unit_secs;
-            let part = had_part + disk.adds(vhd.work_each, more);
-            let busy = (disk.busy - had_part + part).max(0.0);
+            let mut part = had_part + disk.adds(vhd.work_each, more);
+            let mut busy = (disk.busy - had_part + part).max(0.0);
+            if vhd.takes_all && more > 0.0 {
+                let most = busy.min(disk.busy.max(1.0));
+                (part, busy) = (part - (busy - most), most);
+            }
             worth += SWINGS * (had_part * had_part - part * part);
             let fill = (disk.used as f64 + more).max(0.0) / f64::from(disk.slots.max(1));
             worth += busy_cost(disk.busy) - busy_cost(busy);
@@ -384,13 +391,15 @@ impl Model {
         let vhd = &mut self.vhds[step.vhd];
         let before = std::mem::replace(&mut vhd.on, step.to.clone());
         vhd.replicas = step.replicas;
-        let each = vhd.work_each;
+        let (each, takes_all) = (vhd.work_each, vhd.takes_all);
         let gets = |place: usize| step.to.iter().find(|(at, _)| *at == place).map_or(0, |(_, count)| *count);
         let had = |place: usize| before.iter().find(|(at, _)| *at == place).map_or(0, |(_, count)| *count);
         let mut change = |place: usize| {
             let disk = &mut self.disks[place];
             disk.used = (disk.used + gets(place)).saturating_sub(had(place));
-            disk.busy = (disk.busy + disk.adds(each, gets(place) as f64 - had(place) as f64)).max(0.0);
+            let more = gets(place) as f64 - had(place) as f64;
+            let most = if takes_all && more > 0.0 { disk.busy.max(1.0) } else { f64::INFINITY };
+            disk.busy = (disk.busy + disk.adds(each, more)).clamp(0.0, most);
         };
         step.to.iter().for_each(|(place, _)| change(*place));
         let left = before.iter().filter(|(place, _)| gets(*place) == 0);

@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::model::Model;
 use super::observe::Vhd;
 use super::proposal::{Action, Effect, Metric, Proposal, Rule, Subject};
+use super::rules::Rules;
 use super::state::State;
 use crate::base::ids::VhdId;
-use crate::base::limits::{POLICY_BUDGET_SECS, POLICY_OUTCOME_SECS, POLICY_OUTCOMES_MAX};
+use crate::base::limits::{POLICY_BUDGET_SECS, POLICY_OUTCOMES_MAX};
 
 /// Of what was promised so much must have come: a promise kept, and one kept in part.
 const KEPT: f64 = 0.7;
@@ -21,7 +22,7 @@ const PARTLY: f64 = 0.25;
 const OTHER_LOAD: f64 = 0.4;
 
 /// Disks are as busy as they can be from here on.
-const SATURATED: f64 = 0.9;
+pub(super) const SATURATED: f64 = 0.9;
 
 /// Outcomes of a rule that count.
 const RECENT: usize = 8;
@@ -70,7 +71,7 @@ pub struct Applied {
     pub bytes: u64,
     /// When, by the policy's time.
     pub started: u64,
-    /// Units of work a second that its VHD asked for; `None` before the first look after that.
+    /// Units of work a second that its VHD asked for, or its aggressor's victim; `None` before the first look after that.
     pub load: Option<f64>,
     /// When its VHD was seen to have stopped moving, by the policy's time.
     pub settled: Option<u64>,
@@ -126,28 +127,28 @@ impl Record {
     }
 }
 
-/// Looks at changes whose time has come.
-pub(super) fn measure(state: &mut State, model: &Model, vhds: &[&Vhd], jobs: &[VhdId]) {
+/// Looks at changes whose time has come: that long after they have ended, or as long as what is looked at reaches back.
+pub(super) fn measure(state: &mut State, rules: &Rules, model: &Model, vhds: &[&Vhd], jobs: &[VhdId]) {
+    let after_secs = rules.outcome_secs.max(rules.window_secs());
     let now = state.clock.secs;
     let mut verdicts = Vec::new();
     for applied in state.applied.iter_mut().filter(|applied| applied.measured.is_none()) {
         let moved = applied.action.vhd();
         let index = model.find(moved);
-        let load = index.map_or(0.0, |index| model.vhds[index].work_each * model.vhds[index].total() as f64);
+        let asks = model.find(asks_for(applied));
+        let load = asks.map_or(0.0, |index| model.vhds[index].work_each * model.vhds[index].total() as f64);
         let before = *applied.load.get_or_insert(load);
         if jobs.contains(&moved) {
             applied.settled = None;
             continue;
         }
         let settled = *applied.settled.get_or_insert(now);
-        if now.saturating_sub(settled) < POLICY_OUTCOME_SECS {
+        if now.saturating_sub(settled) < after_secs {
             continue;
         }
         let value = value(model, vhds, applied.effect.metric, applied.effect.subject);
-        let is_other = matches!(applied.effect.metric, Metric::Latency | Metric::Busy | Metric::Iops)
-            && (load - before).abs() > OTHER_LOAD * before;
         let verdict = match value {
-            Some(value) if index.is_some() && !is_other => verdict(&applied.effect, value),
+            Some(value) if index.is_some() => verdict_under(&applied.effect, value, before, load),
             _ => Verdict::Unclear,
         };
         applied.measured = Some(Measured { value: value.unwrap_or(0.0), verdict, at: now });
@@ -162,11 +163,41 @@ pub(super) fn measure(state: &mut State, model: &Model, vhds: &[&Vhd], jobs: &[V
     for (rule, verdict, insatiable) in verdicts {
         state.records.entry(rule).or_default().add(verdict);
         if let Some(vhd) = insatiable {
+            // What it was given in vain can be taken back for those who suffer from that, without waiting for its rest to end.
+            state.rests.remove(&vhd);
             state.insatiable.insert(vhd, now.saturating_add(POLICY_BUDGET_SECS));
         }
     }
     let old = state.applied.len().saturating_sub(POLICY_OUTCOMES_MAX);
     state.applied.drain(..old);
+}
+
+/// The VHD whose load tells whether it is still as it was. Who was parted from an aggressor is served better whatever that does now, and
+/// an aggressor on fewer disks does less.
+fn asks_for(applied: &Applied) -> VhdId {
+    match (applied.rule, applied.effect.subject) {
+        (Rule::Neighbour, Subject::Vhd(victim)) => victim,
+        _ => applied.action.vhd(),
+    }
+}
+
+/// As [`verdict`], unless the load explains what came: it was `before` units of work a second, and is `load` now. Who is served faster asks
+/// for more; that is no reason to doubt that it is served faster. That somebody asks for less is one.
+fn verdict_under(promised: &Effect, value: f64, before: f64, load: f64) -> Verdict {
+    let said = verdict(promised, value);
+    let (fell, rose) = (load < before * (1.0 - OTHER_LOAD), load > before * (1.0 + OTHER_LOAD));
+    let is_explained = match promised.metric {
+        Metric::Latency | Metric::Busy => {
+            if said == Verdict::Missed {
+                rose
+            } else {
+                fell
+            }
+        }
+        Metric::Iops => fell || rose,
+        _ => false,
+    };
+    if is_explained { Verdict::Unclear } else { said }
 }
 
 /// What a measured value says of a promise.

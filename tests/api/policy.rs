@@ -24,7 +24,7 @@ struct Script {
     holds: Option<fn(&Command) -> bool>,
     held: Vec<Asked>,
     /// What was wanted, each time that it was kept.
-    kept: Vec<Value>,
+    kept: Vec<Rules>,
     /// Orders that were given.
     started: usize,
     /// Once something was kept, it does not say what VHDs there are.
@@ -77,8 +77,8 @@ impl Owner {
 impl Script {
     fn answer(&mut self, asked: Asked) {
         let Asked { command, answer } = asked;
-        if let Command::KeepPolicy(text) = &command {
-            self.kept.push(serde_json::from_str(text).unwrap());
+        if let Command::KeepPolicy(rules) = &command {
+            self.kept.push(Rules::clone(rules));
         }
         let is_silent = self.silent && !self.kept.is_empty() && matches!(command, Command::ListVhds);
         let reply = match fake_owner::usual_answer(command) {
@@ -124,7 +124,7 @@ async fn a_wish_whose_client_has_gone_is_kept_and_the_next_one_beside_it() {
     assert_eq!(status, StatusCode::OK, "{policy}");
     assert_eq!((&policy["pool"]["space"], &policy["pool"]["hold"]), (&json!("70%"), &json!("300s")));
     let kept = owner.script(|script| script.kept.clone());
-    assert_eq!((kept.len(), &kept[1]["space"], &kept[1]["hold_secs"]), (2, &json!(0.7), &json!(300)));
+    assert_eq!((kept.len(), kept[1].space, kept[1].hold_secs), (2, 0.7, 300));
 }
 
 #[tokio::test]

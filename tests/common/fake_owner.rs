@@ -27,6 +27,7 @@ use spanblk::placement::record::{
     Accept, DiskRecord, Layout, PoolRecord, RECORD_VERSION, SocketOwner, VhdRecord, WhenFull,
 };
 use spanblk::placement::view::VhdMap;
+use spanblk::policy::rules::Rules;
 use spanblk::shared::{DiskState, VhdSettings, VhdState};
 use uuid::Uuid;
 
@@ -84,7 +85,7 @@ pub fn api_over(owner: OwnerLink) -> Api {
         changing_disks: Arc::default(),
         takeovers: tokio::sync::mpsc::channel(1).0,
         stats: Arc::default(),
-        policy: Arc::new(Desk::new(None, Vec::new(), Arc::default(), Arc::default(), None)),
+        policy: Arc::new(Desk::new(Rules::default(), Vec::new(), Arc::default(), Arc::default(), None)),
         changing_policy: Arc::default(),
     }
 }

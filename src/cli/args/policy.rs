@@ -4,7 +4,8 @@ use clap::{Args, Subcommand};
 
 const SET_HELP: &str = "\
 Settings of the pool, and of single VMs and VHDs with --vm and --vhd:
-  mode=off|advise|auto    how far the policy may go [default: advise]
+  mode=off|advise|auto    how far the policy may go [default: advise]; in auto, a VHD whose disk is full grows onto
+                          others at once, unless `vhd set` or `pool set` say --expand never
   latency=15ms            what a request may take on average
   iops=N                  requests a second that are to be served if asked for
   survives=0|1|2          disks (failure domains) whose loss is to be survived
@@ -12,9 +13,12 @@ Settings of the pool only:
   space=80%               how full a disk may be
   difference=5%           how far below a limit something must be to be over
   imbalance=5%            how differently busy disks may be
-  hold=10m                how long something must be so before anything is proposed
+  hold=10m                how long something must be so before anything is proposed; rates and latencies are
+                          those of as long (30 seconds to 5 minutes), and looks three times as
+                          frequent (every 10 to 30 seconds)
   comfort-hold=1h         the same for what only makes things nicer
   rest=6h                 how long a VHD stays where it is once it has been moved
+  outcome=30m             how long after a change its effect is measured
   moved-a-day=1%          what may be moved in 24 hours, of the capacity
   moves=2                 moves in flight
   quiet=22:00-06:00       when nothing is started that can wait (UTC)

@@ -168,7 +168,7 @@ pub struct VhdCreateArgs {
     /// A write that finds the pool full waits, by default 60 seconds (queue, queue:60s), or fails at once (error)
     #[arg(long, value_name = "queue[:TIME]|error", value_parser = parse_when_full)]
     pub when_full: Option<WhenFull>,
-    /// Grow onto the roomiest other disk when its own are full [default: as `pool set --expand` says; else spanned VHDs do]
+    /// Grow onto the roomiest other disk when its own are full [default: as `pool set --expand` says; else spanned VHDs do, and those the policy may change]
     #[arg(long, value_enum)]
     pub expand: Option<Expand>,
     /// What it is limited to.

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use tokio::time::MissedTickBehavior;
 
 use super::Api;
 use super::error::{ApiError, wrong_reply};
@@ -20,17 +19,16 @@ use crate::control::wire::{
 use crate::owner::command::{Command, Reply};
 use crate::policy::rules::{Rules, Scope};
 
-/// Looks at the pool every half minute, unless nothing happens, and carries out what the policy may. Never returns.
+/// Looks at the pool again and again ([`Rules::look_secs`]), unless nothing happens, and carries out what the policy may. Never returns.
 pub async fn run(api: Api) {
-    let mut tick = tokio::time::interval(Duration::from_secs(POLICY_LOOK_SECS));
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tick.tick().await;
         let turn = api.changing_policy.lock().await;
         if api.policy.is_due(clock::wall_secs()) {
             look_again(&api).await;
         }
         drop(turn);
+        let secs = at_desk(&api, |desk| desk.rules().look_secs()).await.unwrap_or(POLICY_LOOK_SECS);
+        tokio::time::sleep(Duration::from_secs(secs)).await;
     }
 }
 
@@ -110,8 +108,7 @@ async fn change(api: &Api, update: &PolicyUpdate) -> Result<PolicyInfo, ApiError
     })
     .await?;
     checked.map_err(|error| ApiError(ErrorInfo::new(ErrorKind::Conflict, error.to_string()).with_code("policy")))?;
-    let text = serde_json::to_string(&rules).expect("rules are plain data");
-    match api.owner.ask_for_as_long(Command::KeepPolicy(text)).await? {
+    match api.owner.ask_for_as_long(Command::KeepPolicy(Box::new(rules.clone()))).await? {
         Reply::PolicyKept => {}
         _ => return Err(wrong_reply()),
     }

@@ -88,21 +88,15 @@ pub struct Advice {
 }
 
 impl Desk {
-    /// With what has been kept. What cannot be read of it is logged, and forgotten.
+    /// With what has been kept ([`kept_rules`]). What cannot be read of it is logged, and forgotten.
     #[must_use]
     pub fn new(
-        rules: Option<&str>,
+        rules: Rules,
         notes: Vec<(u32, Vec<u8>)>,
         stats: Arc<StatsBook>,
         events: Arc<EventLog>,
         store: Option<StoreHandle>,
     ) -> Desk {
-        let rules = rules.map_or_else(Rules::default, |text| {
-            read_rules(text).unwrap_or_else(|error| {
-                log::error!("what is wanted of the policy cannot be, and is as if nobody had said anything: {error}");
-                Rules::default()
-            })
-        });
         let (edition, bytes) = keep::last_of(notes).unwrap_or_default();
         let state = if bytes.is_empty() { Ok(State::default()) } else { State::decode(&bytes) };
         let state = state.unwrap_or_else(|error| {
@@ -287,7 +281,18 @@ impl Desk {
     }
 }
 
-/// What is wanted, as it was kept: by this program or, in a dump, by anybody.
+/// What is wanted, as it was kept; `None`: nobody has said anything. What cannot be is logged, and forgotten.
+#[must_use]
+pub fn kept_rules(text: Option<&str>) -> Rules {
+    text.map_or_else(Rules::default, |text| {
+        read_rules(text).unwrap_or_else(|error| {
+            log::error!("what is wanted of the policy cannot be, and is as if nobody had said anything: {error}");
+            Rules::default()
+        })
+    })
+}
+
+/// It was kept by this program or, in a dump, by anybody.
 fn read_rules(text: &str) -> Result<Rules, Box<dyn std::error::Error>> {
     let rules: Rules = serde_json::from_str(text)?;
     rules.check_numbers()?;

@@ -14,9 +14,6 @@ use crate::policy::observe::{Disk, Flow, Health, Latency, Moment, Pool, Vhd};
 use crate::policy::rules::{Mode, Rules};
 use crate::store::history::Subject;
 
-/// What the policy calls "now": the last minutes.
-const NOW_SECS: u64 = 300;
-
 /// What it calls usual: the last day.
 const USUAL_SECS: u64 = 24 * 3600;
 
@@ -119,7 +116,7 @@ impl Seen<'_> {
 
     fn disk(&self, disk: &DiskInfo) -> Disk {
         let record = &disk.record;
-        let now = self.window(Subject::Disk(record.id), NOW_SECS);
+        let now = self.window(Subject::Disk(record.id), self.rules.window_secs());
         let health = match (self.failed.contains(record.id), &disk.suspicion) {
             (true, _) => Health::Failed,
             (false, Some(_)) => Health::Suspect,
@@ -146,7 +143,7 @@ impl Seen<'_> {
 
     fn vhd(&self, vhd: &VhdInfo) -> Vhd {
         let record = &vhd.record;
-        let now = self.window(Subject::Vhd(record.id), NOW_SECS);
+        let now = self.window(Subject::Vhd(record.id), self.rules.window_secs());
         let from = self.now.saturating_sub(USUAL_SECS);
         let (usual, usual_latency) = usual(&self.stats.samples(Subject::Vhd(record.id), None, from, self.now));
         let extent = self.answers.pool.record.extent_size;

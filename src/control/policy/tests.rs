@@ -10,7 +10,7 @@ use crate::policy::observe::Flow;
 use crate::policy::rules::{Mode, Scope};
 
 fn desk(rules: Option<&str>) -> Desk {
-    Desk::new(rules, Vec::new(), Arc::default(), Arc::default(), None)
+    Desk::new(kept_rules(rules), Vec::new(), Arc::default(), Arc::default(), None)
 }
 
 fn told(desk: &Desk) -> Vec<EventDetail> {

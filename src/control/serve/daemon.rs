@@ -123,6 +123,7 @@ impl Daemon {
         let members = MemberThreads::start(table.members, table.total).map_err(system("start the store's threads"))?;
         let (store, store_thread) =
             thread::start(committer, members, replies).map_err(system("start the committer"))?;
+        let wanted = table.noted.policy.clone();
         let memory = Memory::recall(table.noted, stats, table.region_len, &store);
         states.iter().for_each(|disk| store.add_disk(disk));
         table.vhds.iter().for_each(|(_, vhd)| store.open_vhd(vhd));
@@ -137,6 +138,7 @@ impl Daemon {
             .with_vms(table.vms)?
             .with_jobs(table.jobs)
             .with_patience(config.hang_timeout, config.rebuild_delay)
+            .with_policy(wanted)
             .with_fair_shares(config.fair_shares == FairShares::Auto)
             .with_kept(kept.clone().map(|kept| kept as Arc<dyn Keep>), table.recovered)?;
         report_disks(&pool, table.lost, &core, &store, &memory.events);

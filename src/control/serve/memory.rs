@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::control::events::EventLog;
 use crate::control::policy::Desk;
 use crate::control::stats::StatsBook;
+use crate::policy::rules::Rules;
 use crate::store::thread::StoreHandle;
 
 /// Events may take this part of a metadata region.
@@ -15,7 +16,7 @@ pub struct Noted {
     /// Of events, of their numbers, and by the policy.
     pub notes: [Vec<(u32, Vec<u8>)>; 3],
     /// What is wanted of the policy.
-    pub policy: Option<String>,
+    pub policy: Rules,
 }
 
 /// What is known.
@@ -36,7 +37,7 @@ impl Memory {
         let room = region_len / EVENTS_PART_OF_REGION;
         let (events, stats) = (Arc::new(EventLog::restored([events, numbers], room, store.clone())), Arc::new(stats));
         let (book, log) = (Arc::clone(&stats), Arc::clone(&events));
-        let policy = Arc::new(Desk::new(policy.as_deref(), remembered, book, log, Some(store.clone())));
+        let policy = Arc::new(Desk::new(policy, remembered, book, log, Some(store.clone())));
         Memory { events, stats, policy }
     }
 }

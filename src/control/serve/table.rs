@@ -13,6 +13,7 @@ use super::views::{ViewDir, Views};
 use crate::base::clock;
 use crate::base::heap;
 use crate::base::ids::DiskId;
+use crate::control::policy::kept_rules;
 use crate::control::view_files::{ViewFileError, ViewFiles};
 use crate::disk::BlockDev;
 use crate::disk::file::FileDisk;
@@ -192,7 +193,7 @@ pub fn open_table(
     }
     views.remove_others(lineage);
     let (record, jobs, vms) = (store.pool.clone(), store.jobs.clone(), store.vms.clone());
-    let policy = store.policy.clone();
+    let policy = kept_rules(store.policy.as_deref());
     // Nothing depends on it.
     let notes = [NoteKind::Events, NoteKind::EventNumbers, NoteKind::Policy].map(|kind| {
         store.notes(kind).unwrap_or_else(|error| {

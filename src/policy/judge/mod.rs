@@ -20,6 +20,7 @@ use super::proposal::{Cost, Proposal, Rule, Standing, Subject};
 use super::rules::{Mode, Rules, Wanted};
 use super::state::{ClockStep, State};
 use super::{number, outcome};
+use crate::base::ids::VhdId;
 use crate::base::limits::POLICY_PROPOSALS_MAX;
 use needs::Need;
 use ways::{Draft, Ways};
@@ -67,6 +68,12 @@ impl<'a> Look<'a> {
         Look { pool, rules, disks, vhds, wanted, now, usual, budget: budget(pool, rules) }
     }
 
+    /// Whether a VHD gets as much as its disks can do, and would take more: whatever it is on is as busy as it can be.
+    fn is_limited_by_disks(&self, vhd: VhdId) -> bool {
+        let on = self.now.find(vhd).map_or(&[][..], |vhd| &self.now.vhds[vhd].on);
+        !on.is_empty() && on.iter().all(|(place, _)| self.now.disks[*place].busy >= outcome::SATURATED)
+    }
+
     fn model(&self, window: Window) -> &Model {
         if window == Window::Now { &self.now } else { &self.usual }
     }
@@ -99,8 +106,14 @@ pub fn judge(pool: &Pool, rules: &Rules, state: &State) -> Judgement {
         Subject::Vhd(vhd) => look.now.find(vhd).is_some(),
         Subject::Vm(vm) => look.vhds.iter().any(|vhd| vhd.vm == Some(vm)),
     });
-    outcome::measure(&mut state, &look.now, &look.vhds, &pool.jobs);
+    outcome::measure(&mut state, rules, &look.now, &look.vhds, &pool.jobs);
     let needs = needs::find(&look, &mut state);
+    let takes_all = |need: &Need| need.aggressor.filter(|vhd| look.is_limited_by_disks(*vhd));
+    let takes_all = needs.iter().filter_map(takes_all).chain(state.insatiable.keys().copied());
+    let takes_all: BTreeSet<usize> = takes_all.filter_map(|vhd| look.now.find(vhd)).collect();
+    for vhd in takes_all {
+        (look.now.vhds[vhd].takes_all, look.usual.vhds[vhd].takes_all) = (true, true);
+    }
     let mut bench = Bench { moved: BTreeSet::new(), started: 0, spent: state.spent_bytes().max(pool.moved_bytes) };
     let mut open = Vec::new();
     for rule in Rule::ALL {

@@ -85,7 +85,7 @@ enum Haste {
 
 /// All needs, by rule.
 pub(super) fn find(look: &Look, state: &mut State) -> Vec<Need> {
-    let mut finder = Finder { look, state, needs: Vec::new(), asked: BTreeSet::new() };
+    let mut finder = Finder { look, state, needs: Vec::new(), asked: BTreeSet::new(), hurting: BTreeSet::new() };
     finder.tolerance();
     finder.space();
     finder.slow();
@@ -104,6 +104,8 @@ struct Finder<'a> {
     state: &'a mut State,
     needs: Vec<Need>,
     asked: BTreeSet<(Rule, Subject)>,
+    /// VHDs that take so much of a disk that another one waits too long there, or nearly so.
+    hurting: BTreeSet<usize>,
 }
 
 fn fact(metric: Metric, subject: Subject, value: f64, target: f64) -> Fact {
@@ -253,6 +255,7 @@ impl Finder<'_> {
         };
         // Whoever takes most suffers as well, and is nobody's victim.
         let aggressor = self.aggressor(place).filter(|(vhd, _)| worst(Some(*vhd)).is_some());
+        self.hurting.extend(aggressor.map(|(vhd, _)| vhd));
         let (victim, slow) = worst(aggressor.map(|(vhd, _)| vhd)).unwrap_or_default();
         let haste = if slow >= VERY_SLOW { Haste::Soon } else { Haste::Usual };
         let mut holds = |rule, is: bool| self.holds_in(rule, subject, is && slow >= 1.0, is && slow >= OVER, haste);
@@ -313,8 +316,10 @@ impl Finder<'_> {
             let busy = model.disks[place].busy;
             let starves = wanted.iops.is_some_and(|least| seen.flow.iops < 0.9 * least as f64)
                 && self.busiest_of(vhd).is_some_and(|place| self.look.now.disks[place].busy >= 0.9);
-            let begins = starves || (part >= OWN_PART && busy >= BUSY);
-            let lasts = starves || (part >= OVER * OWN_PART && busy >= OVER * BUSY);
+            // Who makes others wait gets no other disks where it would do the same, before they have been parted.
+            let hurts = self.hurting.contains(&vhd);
+            let begins = starves || (part >= OWN_PART && busy >= BUSY && !hurts);
+            let lasts = starves || (part >= OVER * OWN_PART && busy >= OVER * BUSY && !hurts);
             let free = self.is_free(vhd) && !self.is_insatiable(vhd);
             if !self.holds(Rule::Rate, subject, begins && free, lasts && free, false) {
                 continue;

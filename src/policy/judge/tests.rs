@@ -1,3 +1,4 @@
+mod apart;
 pub(crate) mod pool;
 mod random;
 mod steady;

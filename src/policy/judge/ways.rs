@@ -23,6 +23,9 @@ const BETTER: f64 = 0.02;
 /// By how much a change may make the pool worse in the last minutes, if it makes it better otherwise.
 const HURT: f64 = 0.01;
 
+/// By which factor another VHD may wait longer afterwards, if it waits longer than it should then.
+const LONGER: f64 = 1.1;
+
 /// What it is worth that a VHD which is too slow is served at once.
 const RELIEF: f64 = 0.1;
 
@@ -152,6 +155,9 @@ impl Ways<'_> {
         let mut order = self.order();
         let width = load.width().max(1);
         let mut widest = order.len();
+        // Who takes all there is leaves the disk where others wait, and keeps the others: on fewer it would be served worse for nothing.
+        let keeps = matches!(how, How::Away(_)) && self.look.now.vhds[vhd].takes_all;
+        let own_widths = if keeps { [width - 1, width] } else { [order.len(); 2] };
         if let How::Away(place) = how {
             order.retain(|other| other != place);
             // Whoever took all that there was when it got more is kept to as many disks as it has.
@@ -163,7 +169,7 @@ impl Ways<'_> {
             // Step by step: whoever takes all that there is takes little more than before.
             How::Wider => wide > width && wide <= 2 * width,
             How::Narrower => wide < width,
-            How::Away(_) => wide <= widest,
+            How::Away(_) => wide <= widest && (!keeps || wide + 1 >= width),
             How::Any | How::Near(_) | How::Survive(_) => true,
         };
         let mut targets: Vec<(Vec<usize>, u8)> = Vec::new();
@@ -174,7 +180,7 @@ impl Ways<'_> {
         let others = order.iter().copied().filter(|place| load.count_on(*place) == 0);
         let kept: Vec<usize> = own.iter().copied().chain(others).collect();
         let wide = |wide: &usize| *wide <= order.len() && *wide >= usize::from(replicas).max(2) && fits(*wide);
-        for width in WIDTHS.into_iter().chain([order.len()]).filter(wide) {
+        for width in WIDTHS.into_iter().chain(own_widths).chain([order.len()]).filter(wide) {
             for from in [&order, &kept] {
                 let mut places = from[..width].to_vec();
                 places.sort_unstable();
@@ -237,7 +243,7 @@ impl Ways<'_> {
             Some(Objection::TooLittle)
         } else if net <= 0.0 && !must {
             Some(Objection::Dearer)
-        } else if self.look.now.worth(&step) < -HURT || self.look.usual.worth(&step) < -HURT {
+        } else if self.look.now.worth(&step) < -HURT || self.look.usual.worth(&step) < -HURT || self.makes_wait(&step) {
             Some(Objection::HurtsOthers)
         } else {
             None
@@ -303,17 +309,26 @@ impl Ways<'_> {
     fn slower(&self, step: &Move) -> f64 {
         let (Metric::Latency, Subject::Vhd(victim)) = self.need.promise else { return 1.0 };
         let model = self.model();
-        let Some(victim) = model.find(victim) else { return 1.0 };
-        let (on, moved) = (&model.vhds[victim].on, &model.vhds[step.vhd]);
-        let after = if victim == step.vhd { &step.to } else { on };
-        let gets = |place: usize| step.to.iter().find(|(at, _)| *at == place).map_or(0, |(_, count)| *count) as f64;
-        let busy_then = |place: usize| {
-            let disk = &model.disks[place];
-            let more = gets(place) - moved.count_on(place) as f64;
-            (disk.busy + disk.adds(moved.work_each, more)).max(0.0)
+        model.find(victim).map_or(1.0, |victim| slower_of(model, victim, step))
+    }
+
+    /// Whether another VHD would be served too slowly where this one goes, that is not now. The pool as a whole can be better off with
+    /// somebody who takes much of every disk; those who ask for little would not be.
+    fn makes_wait(&self, step: &Move) -> bool {
+        let model = &self.look.now;
+        let comes = |place: usize| {
+            step.to.iter().any(|(at, count)| *at == place && *count > model.vhds[step.vhd].count_on(place))
         };
-        let before = waits(model, on, |place| model.disks[place].busy);
-        if before > 0.0 { waits(model, after, busy_then) / before } else { 1.0 }
+        let is_hurt = |other: usize| {
+            let (seen, wanted) = (self.look.vhds[other], self.look.wanted[other]);
+            let mean = if seen.latency.mean_ns > 0 { seen.latency.mean_ns } else { seen.usual_latency.mean_ns };
+            if other == step.vhd || mean == 0 || !model.vhds[other].on.iter().any(|(place, _)| comes(*place)) {
+                return false;
+            }
+            let longer = slower_of(model, other, step);
+            longer > LONGER && mean as f64 * longer > wanted.latency_ns as f64
+        };
+        (0..model.vhds.len()).any(is_hurt)
     }
 
     fn value(&self, model: &Model, metric: Metric, subject: Subject) -> f64 {
@@ -353,6 +368,20 @@ fn with(model: &Model, step: &Move) -> Model {
     let mut after = model.clone();
     after.apply(step);
     after
+}
+
+/// By which factor a VHD waits longer after a move.
+fn slower_of(model: &Model, victim: usize, step: &Move) -> f64 {
+    let (on, moved) = (&model.vhds[victim].on, &model.vhds[step.vhd]);
+    let after = if victim == step.vhd { &step.to } else { on };
+    let gets = |place: usize| step.to.iter().find(|(at, _)| *at == place).map_or(0, |(_, count)| *count) as f64;
+    let busy_then = |place: usize| {
+        let disk = &model.disks[place];
+        let more = gets(place) - moved.count_on(place) as f64;
+        (disk.busy + disk.adds(moved.work_each, more)).max(0.0)
+    };
+    let before = waits(model, on, |place| model.disks[place].busy);
+    if before > 0.0 { waits(model, after, busy_then) / before } else { 1.0 }
 }
 
 /// Nanoseconds that requests take on these disks, if they are so busy; up to a factor, which is the same before and after.

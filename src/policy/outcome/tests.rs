@@ -34,3 +34,23 @@ fn a_rule_that_misses_often_becomes_careful_and_trusts_itself_again() {
     (0..4).for_each(|_| record.add(Verdict::Kept));
     assert_eq!((record.care(), record.recent.len()), (1, RECENT));
 }
+
+#[test]
+fn a_load_that_is_another_one_explains_only_what_it_can() {
+    let latency = Effect { metric: Metric::Latency, ..promised(30.0, 3.0) };
+    for (value, load, expected) in [
+        // Who is served faster asks for more.
+        (3.0, 900.0, Verdict::Kept),
+        (3.0, 100.0, Verdict::Kept),
+        // It is served faster because it asks for less.
+        (3.0, 50.0, Verdict::Unclear),
+        (20.0, 50.0, Verdict::Unclear),
+        // It waits as long as before because it asks for more.
+        (30.0, 900.0, Verdict::Unclear),
+        (30.0, 50.0, Verdict::Missed),
+    ] {
+        assert_eq!(verdict_under(&latency, value, 100.0, load), expected, "{value} at {load}");
+    }
+    let fill = Effect { metric: Metric::Fill, ..promised(0.9, 0.7) };
+    assert_eq!(verdict_under(&fill, 0.7, 100.0, 0.0), Verdict::Kept, "room is no matter of load");
+}

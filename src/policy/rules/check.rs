@@ -184,7 +184,12 @@ impl Rules {
                 return Err(RuleError::Percentage { name, percent, least, most });
             }
         }
-        let times = [("hold", self.hold_secs), ("comfort-hold", self.comfort_hold_secs), ("rest", self.rest_secs)];
+        let times = [
+            ("hold", self.hold_secs),
+            ("comfort-hold", self.comfort_hold_secs),
+            ("rest", self.rest_secs),
+            ("outcome", self.outcome_secs),
+        ];
         if let Some((name, secs)) = times.into_iter().find(|(_, secs)| *secs > POLICY_WAIT_SECS_MAX) {
             return Err(RuleError::TooLong { name, secs, most: POLICY_WAIT_SECS_MAX });
         }

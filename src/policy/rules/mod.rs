@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::observe::{Moment, Vhd};
 use crate::base::ids::{VhdId, VmId};
+use crate::base::limits::{POLICY_LOOK_SECS, POLICY_LOOK_SECS_MIN, POLICY_WINDOW_SECS_MAX, POLICY_WINDOW_SECS_MIN};
 
 pub use check::RuleError;
 pub use text::{SETTINGS, Scope, SettingError};
@@ -106,6 +107,10 @@ pub struct Rules {
     pub comfort_hold_secs: u64,
     /// Seconds for which a VHD rests that has been moved.
     pub rest_secs: u64,
+    /// Seconds after the end of a change until it is measured what came of it. Not written down while it is the default, so that programs
+    /// which do not know it can read the rest.
+    #[serde(default = "outcome_secs_default", skip_serializing_if = "is_outcome_secs_default")]
+    pub outcome_secs: u64,
     /// What may be moved in any 24 hours, as part of the pool's capacity.
     pub moved_a_day: f64,
     /// Moves that the policy has in flight at most.
@@ -126,11 +131,21 @@ impl Default for Rules {
             hold_secs: 600,
             comfort_hold_secs: 3600,
             rest_secs: 6 * 3600,
+            outcome_secs: outcome_secs_default(),
             moved_a_day: 0.01,
             moves_max: 2,
             quiet: None,
         }
     }
+}
+
+fn outcome_secs_default() -> u64 {
+    1800
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the serializer hands it over like that")]
+fn is_outcome_secs_default(secs: &u64) -> bool {
+    *secs == outcome_secs_default()
 }
 
 /// Latency that is borne where nobody says: 15 ms.
@@ -140,14 +155,38 @@ impl Rules {
     /// What is wanted for a VHD.
     #[must_use]
     pub fn of(&self, vhd: &Vhd) -> Wanted {
-        let levels = [self.vhds.get(&vhd.id), vhd.vm.and_then(|vm| self.vms.get(&vm)), Some(&self.all)];
-        let levels = || levels.iter().flatten();
+        let levels = || self.levels(vhd.id, vhd.vm);
         Wanted {
-            mode: levels().find_map(|wish| wish.mode).unwrap_or_default(),
+            mode: self.mode(vhd.id, vhd.vm),
             latency_ns: levels().find_map(|wish| wish.latency_ns).unwrap_or(LATENCY_NS_DEFAULT),
             iops: levels().find_map(|wish| wish.iops),
             survives: levels().find_map(|wish| wish.survives).unwrap_or(0),
         }
+    }
+
+    /// Seconds that count as "now" when rates and latencies are looked at. As long as something must be so, for the two have the same
+    /// purpose: whoever wants to see an aggressor within a minute does not want a mean over five. Not less than a few samples.
+    #[must_use]
+    pub fn window_secs(&self) -> u64 {
+        self.hold_secs.clamp(POLICY_WINDOW_SECS_MIN, POLICY_WINDOW_SECS_MAX)
+    }
+
+    /// Seconds from one look at the pool to the next: whoever wants something to be mended that has been so for half a minute does not
+    /// want to wait as long again until somebody looks.
+    #[must_use]
+    pub fn look_secs(&self) -> u64 {
+        (self.hold_secs / 3).clamp(POLICY_LOOK_SECS_MIN, POLICY_LOOK_SECS)
+    }
+
+    /// How far the policy may go with a VHD of that VM, if it belongs to one.
+    #[must_use]
+    pub fn mode(&self, vhd: VhdId, vm: Option<VmId>) -> Mode {
+        self.levels(vhd, vm).find_map(|wish| wish.mode).unwrap_or_default()
+    }
+
+    /// The wishes that count for a VHD, its own first.
+    fn levels(&self, vhd: VhdId, vm: Option<VmId>) -> impl Iterator<Item = &Wish> {
+        [self.vhds.get(&vhd), vm.and_then(|vm| self.vms.get(&vm)), Some(&self.all)].into_iter().flatten()
     }
 }
 

@@ -20,7 +20,7 @@ fn wishes_for_a_vhd_are_before_those_for_its_vm_and_those_for_all() {
 
 #[test]
 fn every_setting_is_read_and_wrong_units_are_refused_with_the_form() {
-    let values = ["auto", "15ms", "100", "1", "70%", "4%", "6%", "5m", "2h", "12h", "2%", "3", "22:00-06:30"];
+    let values = ["auto", "15ms", "100", "1", "70%", "4%", "6%", "5m", "2h", "12h", "20m", "2%", "3", "22:00-06:30"];
     let mut rules = Rules::default();
     for ((name, _, form, of_pool), value) in SETTINGS.into_iter().zip(values) {
         rules.set(Scope::Pool, name, value).unwrap();
@@ -35,7 +35,10 @@ fn every_setting_is_read_and_wrong_units_are_refused_with_the_form() {
         assert_eq!(of_one.is_err(), of_pool, "{name}");
     }
     assert_eq!(rules.quiet, Some(Quiet { from: 22 * 60, to: 6 * 60 + 30 }));
-    assert_eq!((rules.hold_secs, rules.comfort_hold_secs, rules.rest_secs), (300, 7200, 43_200));
+    assert_eq!(
+        (rules.hold_secs, rules.comfort_hold_secs, rules.rest_secs, rules.outcome_secs),
+        (300, 7200, 43_200, 1200)
+    );
     let error = rules.set(Scope::Pool, "throughput", "1").unwrap_err();
     assert!(error.to_string().contains("use one of mode, latency"), "{error}");
 }
@@ -88,4 +91,28 @@ fn a_rate_above_the_limit_of_the_vhd_and_a_pool_without_disks_are_refused() {
     seen.disks.iter_mut().for_each(|disk| disk.health = Health::Failed);
     assert_eq!(rules.check(&seen), Err(RuleError::NoDisk { disks: 2 }));
     assert_eq!(seen.disks[0].id, DiskId(0));
+}
+
+#[test]
+fn who_wants_to_know_soon_is_looked_at_more_often_and_over_a_shorter_time() {
+    let times = |hold_secs: u64| {
+        let rules = Rules { hold_secs, ..Rules::default() };
+        (rules.window_secs(), rules.look_secs())
+    };
+    assert_eq!(times(Rules::default().hold_secs), (300, 30));
+    assert_eq!([0, 30, 60, 90].map(times), [(30, 10), (30, 10), (60, 20), (90, 30)]);
+}
+
+/// What was kept by a program that measured half an hour after each change is read, and one that knows no other time reads what is kept.
+#[test]
+fn when_outcomes_are_measured_is_written_down_only_if_somebody_said_so() {
+    let mut rules = Rules::default();
+    let text = serde_json::to_string(&rules).unwrap();
+    assert!(!text.contains("outcome"), "{text}");
+    assert_eq!(serde_json::from_str::<Rules>(&text).unwrap(), rules);
+    rules.set(Scope::Pool, "outcome", "5m").unwrap();
+    assert_eq!(rules.outcome_secs, 300);
+    assert_eq!(serde_json::from_str::<Rules>(&serde_json::to_string(&rules).unwrap()).unwrap(), rules);
+    rules.unset(Scope::Pool, "outcome").unwrap();
+    assert_eq!(rules, Rules::default());
 }

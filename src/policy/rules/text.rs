@@ -17,7 +17,7 @@ pub enum Scope {
 }
 
 /// The settings: name, what it means, how it is written, and whether only the pool has it.
-pub const SETTINGS: [(&str, &str, &str, bool); 13] = [
+pub const SETTINGS: [(&str, &str, &str, bool); 14] = [
     ("mode", "how far the policy may go", "off, advise or auto", false),
     ("latency", "what a request may take on average", "a time, such as 15ms or 500us", false),
     ("iops", "requests a second that are to be served if asked for", "a whole number, or none", false),
@@ -28,6 +28,7 @@ pub const SETTINGS: [(&str, &str, &str, bool); 13] = [
     ("hold", "how long something must be so", "a time, such as 10m", true),
     ("comfort-hold", "the same where nothing is urgent", "a time, such as 1h", true),
     ("rest", "how long a moved VHD stays where it is", "a time, such as 6h", true),
+    ("outcome", "how long after a change its effect is measured", "a time, such as 30m", true),
     ("moved-a-day", "what may be moved in 24 hours, of the capacity", "a percentage, such as 1%", true),
     ("moves", "moves in flight at most", "a whole number", true),
     ("quiet", "when nothing is started that can wait", "hours, such as 22:00-06:00, or none", true),
@@ -121,6 +122,7 @@ impl Rules {
                 ("hold", format!("{}s", self.hold_secs)),
                 ("comfort-hold", format!("{}s", self.comfort_hold_secs)),
                 ("rest", format!("{}s", self.rest_secs)),
+                ("outcome", format!("{}s", self.outcome_secs)),
                 ("moved-a-day", percent(self.moved_a_day)),
                 ("moves", self.moves_max.to_string()),
                 ("quiet", self.quiet.map_or_else(|| "none".to_owned(), quiet)),
@@ -145,6 +147,7 @@ impl Rules {
             "hold" => self.hold_secs = nanos(value)? / NANOS_PER_SEC,
             "comfort-hold" => self.comfort_hold_secs = nanos(value)? / NANOS_PER_SEC,
             "rest" => self.rest_secs = nanos(value)? / NANOS_PER_SEC,
+            "outcome" => self.outcome_secs = nanos(value)? / NANOS_PER_SEC,
             "moved-a-day" => self.moved_a_day = percentage(value)?,
             "moves" => self.moves_max = value.parse().ok()?,
             _ => self.quiet = if value == "none" { None } else { Some(quiet(value)?) },

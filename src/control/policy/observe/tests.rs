@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::*;
@@ -136,4 +137,47 @@ fn maps_are_read_for_those_who_are_to_survive_something() {
     let domains: BTreeMap<DiskId, u32> =
         answers.observe(&StatsBook::default(), &rules, T0).disks.iter().map(|disk| (disk.id, disk.domain)).collect();
     assert!(domains[&DiskId(0)] == domains[&DiskId(1)] && domains[&DiskId(0)] != domains[&DiskId(2)]);
+}
+
+#[test]
+fn now_is_as_long_as_something_must_be_so() {
+    let answers = answers(vec![disk(0)], vec![vhd(1, 100)], Vec::new());
+    let book = StatsBook::default();
+    // Ten minutes in which all is well, and one in which each request takes 40 ms.
+    for tick in 0..=66 {
+        book.record(&answers.vhds, &answers.pool.disks, Nanos(tick * 10_000_000_000), T0 + tick * 10);
+        let (count, nanos) = if tick < 60 { (4000, 1_000_000) } else { (200, 40_000_000) };
+        let metrics = answers.vhds[0].state.metrics.of(ReactorId(0));
+        (0..count).for_each(|_| metrics.record(IoKind::Read, 4096, nanos, true));
+    }
+    let mean = |hold_secs: u64| {
+        let rules = Rules { hold_secs, ..Rules::default() };
+        answers.observe(&book, &rules, T0 + 660).vhds[0].latency.mean_ns / 1_000_000
+    };
+    assert!(mean(0) >= 39 && mean(30) >= 39 && mean(60) >= 38, "{} {} {}", mean(0), mean(30), mean(60));
+    assert!(mean(300) < 5, "{} ms", mean(300));
+    assert_eq!(mean(300), mean(3600), "not more than five minutes");
+}
+
+/// What the daemon does with a wall clock that jumps: it hands it to the policy as it is, which has a time of its own.
+#[test]
+fn a_wall_clock_that_jumps_starts_nothing() {
+    let mut disks = vec![disk(0), disk(1), disk(2)];
+    disks.iter_mut().for_each(|disk| disk.space.free = 90 << 20);
+    let mut alone = vhd(1, 8);
+    alone.slots = BTreeMap::from([(DiskId(0), 1)]);
+    let answers = answers(disks, vec![alone], Vec::new());
+    let place = ReplicaSet::single(DiskId(0), SlotIndex(1));
+    answers.vhds[0].state.map.restore(ExtentIndex(0), place, BlockMask(1), Generation(2));
+    let mut rules = Rules { moved_a_day: 0.5, ..Rules::default() };
+    rules.set(Scope::Vhd(VhdId(1)), "survives", "1").unwrap();
+    rules.set(Scope::Pool, "mode", "auto").unwrap();
+    let desk = crate::control::policy::Desk::new(rules, Vec::new(), Arc::default(), Arc::default(), None);
+    let year = 365 * 24 * 3600;
+    for wall_secs in [T0, T0 + 10 * year, T0, 0, u64::MAX / 2, T0 + 30] {
+        assert_eq!(desk.look(&answers, wall_secs), [], "at {wall_secs}: nobody knows for how long it has been so");
+    }
+    // From the first look on that nothing jumped before. (Nobody carries the order out here, so that it would come again.)
+    let first = (0..30).find(|look| !desk.look(&answers, T0 + 60 + 30 * look).is_empty());
+    assert!(matches!(first, Some(18..=21)), "ten minutes are enough, and needed: {first:?}");
 }
