@@ -3,6 +3,8 @@
 //! Clients are spread over two threads, each with its own queue, as reactors are. `cargo test --lib qos::sim -- --nocapture` prints what came
 //! of each case.
 
+mod models;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
@@ -12,80 +14,12 @@ use super::{Priority, Share, Weight};
 use crate::base::clock::Nanos;
 use crate::base::rng::Rng;
 
+use models::{HDD, LANES, Model, NOISY, NVME, SATA, THROTTLED};
+
 const THREADS: usize = 2;
 const LOOK_NS: u64 = 20_000_000;
 /// A client that wanted something so lately counts.
 const LATELY_NS: u64 = 2_000_000_000;
-
-/// A disk: some operations at a time, each taking `service_ns` more or less, then one after the other for `serial_ns`.
-#[derive(Clone)]
-struct Model {
-    name: &'static str,
-    channels: usize,
-    service_ns: u64,
-    /// More or less by so much, in percent.
-    jitter: u64,
-    serial_ns: u64,
-    /// The same for each byte, in picoseconds.
-    byte_ps: u64,
-    /// About so often the disk does nothing for so long, in nanoseconds.
-    stalls: Option<(u64, u64)>,
-    /// Simulated milliseconds: half of it until things have settled.
-    millis: u64,
-}
-
-const THROTTLED: Model = Model {
-    name: "throttled",
-    channels: 64,
-    service_ns: 100_000,
-    jitter: 20,
-    serial_ns: 50_000,
-    byte_ps: 0,
-    stalls: None,
-    millis: 8_000,
-};
-const SATA: Model = Model {
-    name: "sata",
-    channels: 32,
-    service_ns: 330_000,
-    jitter: 60,
-    serial_ns: 0,
-    byte_ps: 0,
-    stalls: None,
-    millis: 4_000,
-};
-const NVME: Model = Model {
-    name: "nvme",
-    channels: 48,
-    service_ns: 80_000,
-    jitter: 50,
-    serial_ns: 1_700,
-    byte_ps: 0,
-    stalls: None,
-    millis: 1_000,
-};
-const HDD: Model = Model {
-    name: "hdd",
-    channels: 1,
-    service_ns: 6_000_000,
-    jitter: 70,
-    serial_ns: 0,
-    byte_ps: 0,
-    stalls: None,
-    millis: 200_000,
-};
-
-/// A machine that has something else to do now and then.
-const NOISY: Model = Model {
-    name: "noisy",
-    channels: 4,
-    service_ns: 4_000_000,
-    jitter: 40,
-    serial_ns: 0,
-    byte_ps: 0,
-    stalls: Some((60_000_000, 15_000_000)),
-    millis: 40_000,
-};
 
 #[derive(Clone, Copy)]
 struct Client {
@@ -96,10 +30,12 @@ struct Client {
     target_ns: u64,
     /// Never waits.
     urgent: bool,
+    /// When it begins to want something.
+    from_ns: u64,
 }
 
 fn client(depth: usize, weight: u32) -> Client {
-    Client { depth, weight, bytes: 4096, target_ns: 0, urgent: false }
+    Client { depth, weight, bytes: 4096, target_ns: 0, urgent: false, from_ns: 1 }
 }
 
 #[derive(Clone, Default)]
@@ -110,9 +46,10 @@ struct Got {
 }
 
 impl Got {
-    fn percentile_us(&mut self, permille: usize) -> u64 {
-        self.latencies_ns.sort_unstable();
-        self.latencies_ns.get(self.latencies_ns.len() * permille / 1000).map_or(0, |ns| ns / 1000)
+    fn percentile_us(&self, permille: usize) -> u64 {
+        let mut sorted = self.latencies_ns.clone();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() * permille / 1000).map_or(0, |ns| ns / 1000)
     }
 }
 
@@ -172,7 +109,7 @@ impl Sim {
             got: vec![Got::default(); clients.len()],
         };
         for (i, client) in clients.iter().enumerate() {
-            (0..client.depth).for_each(|_| sim.at(1, What::Arrives, i));
+            (0..client.depth).for_each(|_| sim.at(client.from_ns, What::Arrives, i));
         }
         sim.at(LOOK_NS, What::Look, 0);
         sim
@@ -238,7 +175,12 @@ impl Sim {
         }
         let jitter = self.model.service_ns * self.model.jitter / 100;
         let service = self.model.service_ns - jitter + self.rng.below(2 * jitter + 1);
-        let channel = self.busy_until.iter_mut().min().unwrap();
+        let channel = if self.model.by_chance {
+            let index = self.rng.index(self.busy_until.len());
+            &mut self.busy_until[index]
+        } else {
+            self.busy_until.iter_mut().min().unwrap()
+        };
         *channel = now.max(*channel) + service;
         let mut done = *channel;
         let serial = self.model.serial_ns + self.model.byte_ps * self.clients[client].bytes / 1000;
@@ -327,7 +269,7 @@ fn run(model: &Model, what: &str, clients: &[Client], fair: bool) -> Outcome {
 }
 
 fn run_seeded(model: &Model, what: &str, clients: &[Client], fair: bool, seed: u64) -> Outcome {
-    let mut got = Sim::new(model, clients, fair, seed).run();
+    let got = Sim::new(model, clients, fair, seed).run();
     let total = got.iter().map(|got| got.operations).sum::<u64>() * 2000 / model.millis;
     let (p50, p99) = (got[0].percentile_us(500), got[0].percentile_us(990));
     let outcome = Outcome { got, total };
@@ -402,7 +344,7 @@ fn a_latency_target_is_met_at_its_percentile() {
     for (model, target_ns) in
         [(Model { millis: 12_000, ..THROTTLED }, 260_000), (Model { millis: 5_000, ..SATA }, 700_000)]
     {
-        let mut outcome = run(&model, "target beside 64", &[target(target_ns), client(64, 100)], true);
+        let outcome = run(&model, "target beside 64", &[target(target_ns), client(64, 100)], true);
         let p99 = outcome.got[0].percentile_us(990);
         assert!(p99 * 1000 <= target_ns, "{p99} us on {}", model.name);
     }
@@ -443,5 +385,31 @@ fn noise_neither_opens_the_window_nor_closes_it() {
         let share = outcome.share(0);
         assert!(share.abs_diff(750) <= 20, "{share}");
         assert!(outcome.total * 100 >= all * 88, "{} of {all}", outcome.total);
+    }
+}
+
+/// The benchmark of isolation: somebody with a latency target comes where another one has all of the disk, which is shared out already.
+#[test]
+fn a_latency_target_is_met_from_the_first_seconds_on() {
+    const TARGET_NS: u64 = 5_000_000;
+    let third = Client { bytes: 512, ..client(1, 1) };
+    for seed in 1..=5 {
+        let victim = Client { target_ns: TARGET_NS, from_ns: LANES.millis * 500_000, ..client(1, 1000) };
+        let clients = [victim, client(64, 100), third];
+        let outcome = run_seeded(&LANES, &format!("5 ms beside 64, seed {seed}"), &clients, true, seed);
+        let [victim, aggressor] = [&outcome.got[0], &outcome.got[1]];
+        let late = |latencies: &[u64]| latencies.iter().filter(|ns| **ns > TARGET_NS).count();
+        let (at_first, after) = victim.latencies_ns.split_at(1750);
+        let per_sec = aggressor.operations * 2000 / LANES.millis;
+        println!(
+            "late: {} of the first 1750, {} of {} after; others {per_sec}/s",
+            late(at_first),
+            late(after),
+            after.len()
+        );
+        // Two in 100 until it has been found out, then four in 1000.
+        assert!(late(at_first) * 50 <= at_first.len() && late(after) * 250 <= after.len());
+        assert!(victim.percentile_us(990) * 1000 <= TARGET_NS);
+        assert!(per_sec >= 400, "what one more at a time gets");
     }
 }

@@ -69,13 +69,20 @@ const PROBE_IS_MOST: u64 = 85;
 /// How much more than the knee a window may be without having gained anything, in percent.
 const ROOM: u64 = 25;
 
-/// Requests of clients with targets that are looked at together, unless so many of them are late.
+/// Requests of clients with targets that are looked at together, unless so many of them are late; fewer are enough if they are a large
+/// part of those that there were.
 const TARGET_SAMPLE: u64 = 250;
 const TARGET_LATE: u64 = 4;
+const TARGET_LATE_EVIDENT: u64 = 2;
 
 /// Of a thousand requests with a target: more late ones narrow the window, fewer than the second widen it.
 const LATE_MANY: u64 = 8;
 const LATE_FEW: u64 = 4;
+
+/// As many more as are late of a thousand, as much narrower the window becomes, in percent of what it was. One that is far too wide has made
+/// more requests late than a percentile allows for a long time, if it takes many steps until it is not.
+const NARROWS: [(u64, u64); 3] = [(300, 50), (40, 70), (LATE_MANY, 88)];
+const LATE_EVIDENT: u64 = 80;
 
 /// If with the narrowest window at least this part of those are late that were before, in percent, and are so often in a row, the target
 /// is given up for so long, then for twice as long, and so on.
@@ -84,9 +91,12 @@ const HOPELESS: u32 = 4;
 const GIVE_UP_MIN_NS: u64 = 30_000_000_000;
 const GIVE_UP_MAX_NS: u64 = 600_000_000_000;
 
-/// After requests were late because it had become wider, it does not for this long, then twice as long, and so on.
-const CALM_MIN_NS: u64 = 500_000_000;
-const CALM_MAX_NS: u64 = 8_000_000_000;
+/// It does not become wider sooner than this long after it became wider, or requests were late.
+const WIDENS_NS: u64 = 500_000_000;
+
+/// As wide as it was when requests were late it does not become for this long, then, if that was too wide again, for twice as long, and so on.
+const CALM_MIN_NS: u64 = 2_000_000_000;
+const CALM_MAX_NS: u64 = 32_000_000_000;
 
 /// Without any request of a client with a target for so long, nobody is there for whom the window would have to be narrow.
 const TARGETS_QUIET_NS: u64 = 3_000_000_000;
@@ -154,9 +164,16 @@ pub struct Window {
     /// When a request with a target was seen last, and when one of them was late or the window became wider.
     targeted_at: Nanos,
     eventful_at: Nanos,
+    /// The work of an operation, as they are lately.
+    operation: u64,
+    /// The width at which requests were late last.
+    late_at: u64,
+    /// It has become narrower since the last look.
+    is_settling: bool,
     /// It became wider after requests were late last.
     has_widened: bool,
-    widen_at: Nanos,
+    /// When it became narrower or wider last.
+    changed_at: Nanos,
     calm_ns: u64,
     /// Late ones of a thousand before anything was done about it.
     late_before: u64,
@@ -191,8 +208,11 @@ impl Window {
             late: 0,
             targeted_at: Nanos(0),
             eventful_at: Nanos(0),
+            late_at: u64::MAX,
+            is_settling: false,
             has_widened: false,
-            widen_at: Nanos(0),
+            changed_at: Nanos(0),
+            operation: min.0,
             calm_ns: CALM_MIN_NS,
             late_before: 0,
             hopeless: 0,
@@ -253,15 +273,16 @@ impl Window {
             self.allowed = None;
             return;
         }
+        let operations = counted.operations.saturating_sub(self.counted.operations);
+        let done = counted.done.0.saturating_sub(self.counted.done.0);
+        self.operation = done.checked_div(operations).map_or(self.operation, |mean| mean.max(self.min));
         self.look_at_targets(counted, now);
         self.peak = self.peak.max(counted.peak);
         let elapsed_ns = now.since(self.begun);
-        let operations = counted.operations.saturating_sub(self.counted.operations);
         if elapsed_ns < PERIOD_NS || operations < PERIOD_OPERATIONS && elapsed_ns < PERIOD_MAX_NS {
             return;
         }
-        let done = u128::from(counted.done.0.saturating_sub(self.counted.done.0));
-        let rate = u64::try_from(done * 1_000_000_000 / u128::from(elapsed_ns)).unwrap_or(u64::MAX);
+        let rate = u64::try_from(u128::from(done) * 1_000_000_000 / u128::from(elapsed_ns)).unwrap_or(u64::MAX);
         let held = counted.held.saturating_sub(self.counted.held);
         let next = match self.phase {
             Phase::Trial(trial) => {
@@ -363,23 +384,35 @@ impl Window {
         if counted.late > 0 {
             self.eventful_at = now;
         }
-        if self.targeted < TARGET_SAMPLE && self.late < TARGET_LATE {
+        if std::mem::take(&mut self.is_settling) {
+            // What has completed since had begun when the window was wider.
+            (self.targeted, self.late) = (0, 0);
+            return;
+        }
+        let late = self.late * 1000 / self.targeted.max(1);
+        let is_evident = self.late >= TARGET_LATE_EVIDENT && late > LATE_EVIDENT && !self.is_exhausted();
+        if self.targeted < TARGET_SAMPLE && self.late < TARGET_LATE && !is_evident {
             // Few requests take long to say something; that none of them was late says enough.
-            if counted.targeted > 0 && now >= self.widen_at && now.since(self.eventful_at) >= self.calm_ns {
+            if counted.targeted > 0 && self.may_widen(self.eventful_at, now) {
                 self.widen(now);
             }
             return;
         }
-        let late = self.late * 1000 / self.targeted;
         (self.targeted, self.late) = (0, 0);
         if now < self.given_up_until {
             return;
         }
         if late > LATE_MANY {
             self.narrow(late, now);
-        } else if late < LATE_FEW && now >= self.widen_at {
+        } else if late < LATE_FEW && self.may_widen(self.changed_at, now) {
             self.widen(now);
         }
+    }
+
+    /// Whether it has been long enough since then for the window to become wider.
+    fn may_widen(&self, since: Nanos, now: Nanos) -> bool {
+        let is_known = self.allowed.is_some_and(|allowed| self.wider(allowed) < self.late_at);
+        now.since(since) >= if is_known { WIDENS_NS } else { self.calm_ns }
     }
 
     fn narrow(&mut self, late: u64, now: Nanos) {
@@ -393,11 +426,15 @@ impl Window {
             return self.give_up(now);
         }
         let allowed = self.allowed.map_or(wide, |allowed| allowed.min(wide));
-        self.allowed = Some((allowed / 100 * 88).max(self.min));
+        let percent = NARROWS.iter().find(|(least, _)| late > *least).map_or(100, |(_, percent)| *percent);
+        let fewer = (allowed / self.operation * self.operation).saturating_sub(1);
+        // Beyond the knee requests wait for one another: at once as narrow as that, if that is the matter.
+        let knee = self.knee.filter(|_| self.allowed.is_none() && late > LATE_EVIDENT).unwrap_or(u64::MAX);
+        self.allowed = Some((allowed / 100 * percent).min(fewer).min(knee).max(self.min));
         if std::mem::take(&mut self.has_widened) {
             self.calm_ns = (self.calm_ns * 2).min(CALM_MAX_NS);
         }
-        self.widen_at = Nanos(now.0.saturating_add(self.calm_ns));
+        (self.late_at, self.is_settling, self.changed_at) = (allowed, true, now);
     }
 
     fn give_up(&mut self, now: Nanos) {
@@ -406,10 +443,19 @@ impl Window {
         self.give_up_ns = (self.give_up_ns * 2).min(GIVE_UP_MAX_NS);
     }
 
+    /// The next wider window: by at least one operation, or it would be the same.
+    fn wider(&self, allowed: u64) -> u64 {
+        allowed.saturating_add(allowed / 32).max((allowed / self.operation + 1).saturating_mul(self.operation))
+    }
+
     fn widen(&mut self, now: Nanos) {
         let Some(allowed) = self.allowed else { return };
-        self.eventful_at = now;
-        let wider = allowed.saturating_add((allowed / 32).max(1));
+        (self.eventful_at, self.changed_at) = (now, now);
+        if allowed >= self.late_at {
+            // What made requests late here has gone.
+            (self.late_at, self.calm_ns) = (u64::MAX, CALM_MIN_NS);
+        }
+        let wider = self.wider(allowed);
         self.allowed = (wider < self.wide()).then_some(wider);
         self.has_widened = true;
         if self.allowed.is_none() {

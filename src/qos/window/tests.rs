@@ -81,6 +81,45 @@ fn late_requests_narrow_it_until_they_are_few() {
     assert!(!window.is_narrowed());
 }
 
+#[test]
+fn many_late_requests_of_few_are_enough_and_take_it_to_the_knee() {
+    let mut window = Window::new(Work(OP), Work(512 * OP));
+    let end = drive(&mut window, Nanos(0), 20, shared(400), |window| window.min(20) * 10_000);
+    window.look(Counted { targeted: 6, late: 1, ..shared(400) }, end);
+    assert!(!window.is_narrowed(), "one says nothing");
+    window.look(Counted { targeted: 6, late: 3, ..shared(400) }, end);
+    assert!(now(&window) < 15 * OP, "{}", now(&window) / OP);
+    // What had begun before ends.
+    let before = now(&window);
+    window.look(Counted { targeted: 6, late: 6, ..shared(400) }, end);
+    assert_eq!(now(&window), before);
+    window.look(Counted { targeted: 6, late: 6, ..shared(400) }, end);
+    assert!(now(&window) <= before / 2);
+}
+
+#[test]
+fn a_width_at_which_requests_were_late_is_tried_ever_less_often() {
+    // Any more than two at a time make some late.
+    let mut window = Window::new(Work(OP), Work(512 * OP));
+    let mut at = drive(&mut window, Nanos(0), 20, shared(400), |window| window.min(20) * 10_000);
+    let mut counted = Counted { clients: 2, ..Counted::default() };
+    let late = [0; 4].map(|mut late| {
+        for _ in 0..30 * 50 {
+            at = Nanos(at.0 + PERIOD_NS);
+            let is_wide = window.now().unwrap() >= Work(3 * OP);
+            counted.operations += 20;
+            counted.done.0 += 20 * OP;
+            (counted.targeted, counted.late) = (7, u64::from(is_wide));
+            late += counted.late;
+            window.look(counted, at);
+        }
+        late
+    });
+    let looks = 30 * 50 * 7;
+    assert!(late[0] * 125 <= looks && late[3] * 500 <= looks, "{late:?}");
+    assert!(now(&window) >= OP);
+}
+
 /// A window that late requests have narrowed as far as it goes, and when that was so.
 fn narrowed() -> (Window, Nanos) {
     let mut window = Window::new(Work(OP), Work(512 * OP));
@@ -125,13 +164,12 @@ fn a_target_that_the_disk_misses_anyway_is_given_up_for_a_while() {
     assert!(!window.is_narrowed() && now(&window) > 15 * OP);
     let end = drive(&mut window, end, 24, late, |window| window.min(20) * 10_000);
     assert!(!window.is_narrowed());
-    let mut narrowed = false;
-    let mut at = end;
-    for _ in 0..10 {
-        at = drive(&mut window, at, 1, late, |window| window.min(20) * 10_000);
-        narrowed |= window.is_narrowed();
-    }
-    assert!(narrowed, "it is tried again");
+    let looks = (1..=500).map(|look| Nanos(end.0 + look * PERIOD_NS));
+    let narrowed = looks.filter(|at| {
+        window.look(late, *at);
+        window.is_narrowed()
+    });
+    assert!(narrowed.count() > 0, "it is tried again");
 }
 
 #[test]
