@@ -24,6 +24,7 @@ use super::sys;
 use crate::base::aligned::{AlignedBuf, DIRECT_IO_ALIGNMENT};
 use crate::base::clock;
 use crate::metrics::Work;
+use crate::qos::Awaited;
 use crate::shared::Failure;
 
 pub use error::OpenError;
@@ -64,6 +65,7 @@ pub struct FileDisk {
     /// Calls of the kernel under way, and [`RETIRED`].
     uses: AtomicU32,
     work: Arc<Work>,
+    awaited: Arc<Awaited>,
 }
 
 /// Nothing may be begun any more.
@@ -196,6 +198,7 @@ impl FileDisk {
             failed: Arc::default(),
             uses: AtomicU32::new(0),
             work: Arc::default(),
+            awaited: Arc::default(),
         })
     }
 
@@ -209,6 +212,12 @@ impl FileDisk {
     #[must_use]
     pub fn work(&self) -> &Arc<Work> {
         &self.work
+    }
+
+    /// What is read, written and synced here, while that lasts: guests leave it room.
+    #[must_use]
+    pub fn awaited(&self) -> &Arc<Awaited> {
+        &self.awaited
     }
 
     /// Set once a sync of the disk has failed; every later sync fails, too.

@@ -135,6 +135,7 @@ impl Owner {
             shared.window.look(Counted { clients, ..counted(&disk.state, self.reactors) }, now);
             let window = shared.window.now().unwrap_or(Work(u64::MAX));
             disk.state.shares.set_window(window);
+            disk.state.shares.set_awaited_window(shared.window.awaited().unwrap_or(Work(u64::MAX)));
             if window > before {
                 tell_waiting(&disk.state, out);
             }
@@ -217,7 +218,8 @@ fn counted(disk: &DiskState, reactors: u16) -> Counted {
     let shares = &disk.shares;
     let (targeted, late) = shares.take_targeted();
     let (held, peak) = (shares.held(), shares.take_peak());
-    Counted { done: Work::of_all(operations, bytes), operations, held, peak, targeted, late, clients: 0 }
+    let awaited = shares.awaited().take_lately();
+    Counted { done: Work::of_all(operations, bytes), operations, held, peak, targeted, late, awaited, clients: 0 }
 }
 
 /// What guests and jobs had done there.

@@ -8,12 +8,14 @@
 //! Several threads share a bucket, and a disk, without a lock. Uses `base` only.
 
 pub mod admission;
+pub mod awaited;
 pub mod bucket;
 pub mod share;
 pub mod shares;
 pub mod window;
 
 pub use admission::{Admission, Buckets, Cost, Hold, LimitKind, Rates, Waiting};
+pub use awaited::Awaited;
 pub use bucket::{Bucket, Rate};
 pub use share::{CurrentShare, Priority, Share, Weight};
 

@@ -14,12 +14,16 @@
 //! debt. One that begins before somebody else whose turn is earlier must not undo what the others have among themselves: it neither moves
 //! the disk's time, or all of them would seem to have had less than their share, nor takes room from them, or they might never get any.
 //!
+//! While something is [awaited](Awaited) on the disk that takes no turns there, less may be in flight. Whoever would then be alone in
+//! the disk begins all the same, so that this ends by itself.
+//!
 //! All of it is atomics. Threads publish the turn of the first that waits on them, and do not overtake one another; who ends an operation
 //! wakes the thread on which the first of all waits.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
-use super::Share;
+use super::{Awaited, Share};
 
 /// Virtual time that the work of one byte takes at share 1. Even 4 KiB at the largest share then take enough for two shares that differ by
 /// a few percent to be told apart. It passes only while a disk is shared out: at 20 GB/s among VHDs of the default share it would be over
@@ -89,6 +93,9 @@ pub struct Shares {
     /// How often that has begun anew.
     era: AtomicU64,
     window: AtomicU64,
+    /// The window while there is something [`Awaited`], if that is narrower.
+    awaited_window: AtomicU64,
+    awaited: Arc<Awaited>,
     in_flight: AtomicU64,
     /// Most in flight since somebody asked.
     peak: AtomicU64,
@@ -121,6 +128,8 @@ impl Shares {
             time: AtomicU64::new(0),
             era: AtomicU64::new(0),
             window: AtomicU64::new(u64::MAX),
+            awaited_window: AtomicU64::new(u64::MAX),
+            awaited: Arc::default(),
             in_flight: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             held: AtomicU64::new(0),
@@ -131,6 +140,17 @@ impl Shares {
                 .map(|_| Thread { first: AtomicU64::new(NOBODY), called: AtomicBool::new(false) })
                 .collect(),
         }
+    }
+
+    /// With what is awaited there, also by others than those who take turns.
+    pub fn await_with(&mut self, awaited: &Arc<Awaited>) {
+        self.awaited = Arc::clone(awaited);
+    }
+
+    /// What is awaited there without having taken a turn.
+    #[must_use]
+    pub fn awaited(&self) -> &Awaited {
+        &self.awaited
     }
 
     /// Whether it is shared out at all. If not, nobody need ask for anything.
@@ -160,12 +180,25 @@ impl Shares {
             self.era.fetch_add(1, Ordering::Release);
         }
         self.window.store(u64::MAX, Ordering::SeqCst);
+        self.awaited_window.store(u64::MAX, Ordering::SeqCst);
         self.on.store(on, Ordering::SeqCst);
     }
 
     /// What may be in flight from now on; who waits must be woken if that is more.
     pub fn set_window(&self, window: Work) {
         self.window.store(window.0, Ordering::SeqCst);
+    }
+
+    /// What may be in flight while something is awaited. When that has ended nobody is woken: something is in flight as long as somebody
+    /// waits, and whoever ends that finds the wider window.
+    pub fn set_awaited_window(&self, window: Work) {
+        self.awaited_window.store(window.0, Ordering::Relaxed);
+    }
+
+    /// What may be in flight at this moment.
+    fn window_now(&self) -> u64 {
+        let (window, awaited) = (self.window.load(Ordering::SeqCst), self.awaited_window.load(Ordering::Relaxed));
+        if awaited < window && self.awaited.is_under_way() { awaited } else { window }
     }
 
     /// What may be in flight.
@@ -272,7 +305,7 @@ impl Shares {
         if self.first_elsewhere(thread).is_some_and(|(_, first)| first < turn) {
             return false;
         }
-        let window = self.window.load(Ordering::SeqCst);
+        let window = self.window_now();
         let is_behind = turn.0 <= self.time.load(Ordering::Relaxed);
         let more = |in_flight: u64| {
             let then = in_flight.saturating_add(work.0);
@@ -372,7 +405,7 @@ impl Shares {
         let (other, turn) = self.first_elsewhere(thread)?;
         let own = self.threads[thread].first.load(Ordering::SeqCst);
         let is_behind = turn.0 <= self.time.load(Ordering::Relaxed);
-        let has_room = self.in_flight.load(Ordering::SeqCst) < self.window.load(Ordering::SeqCst);
+        let has_room = self.in_flight.load(Ordering::SeqCst) < self.window_now();
         let comes_first = turn.0 < own && (has_room || is_behind);
         (comes_first && !self.threads[other].called.swap(true, Ordering::SeqCst)).then_some(other)
     }

@@ -30,12 +30,14 @@ struct Client {
     target_ns: u64,
     /// Never waits.
     urgent: bool,
+    /// It is the placement store: takes no turns, and everything it does is awaited.
+    store: bool,
     /// When it begins to want something.
     from_ns: u64,
 }
 
 fn client(depth: usize, weight: u32) -> Client {
-    Client { depth, weight, bytes: 4096, target_ns: 0, urgent: false, from_ns: 1 }
+    Client { depth, weight, bytes: 4096, target_ns: 0, urgent: false, store: false, from_ns: 1 }
 }
 
 #[derive(Clone, Default)]
@@ -145,7 +147,10 @@ impl Sim {
 
     fn arrives(&mut self, client: usize, now: u64) {
         self.seen[client] = now;
-        if !self.fair {
+        if self.clients[client].store {
+            self.shares.awaited().begin();
+        }
+        if !self.fair || self.clients[client].store {
             return self.submit(client, now, Work::default(), now);
         }
         let (thread, work) = (client % THREADS, self.work(client));
@@ -207,6 +212,9 @@ impl Sim {
             got.bytes += self.clients[client].bytes;
             got.latencies_ns.push(now - arrived);
         }
+        if self.clients[client].store {
+            self.shares.awaited().end();
+        }
         if self.fair {
             self.shares.end(counted);
             self.resume(client % THREADS, now);
@@ -243,9 +251,11 @@ impl Sim {
             self.counted.held = self.shares.held();
             self.counted.peak = self.shares.take_peak();
             self.counted.clients = self.seen.iter().filter(|seen| now - **seen < LATELY_NS).count();
+            self.counted.awaited = self.shares.awaited().take_lately();
             self.window.look(self.counted, Nanos(now));
             (self.counted.targeted, self.counted.late) = (0, 0);
             self.shares.set_window(self.window.now().unwrap_or(Work(u64::MAX)));
+            self.shares.set_awaited_window(self.window.awaited().unwrap_or(Work(u64::MAX)));
             (0..THREADS).for_each(|thread| self.resume(thread, now));
         }
         self.at(now + LOOK_NS, What::Look, 0);
@@ -411,5 +421,24 @@ fn a_latency_target_is_met_from_the_first_seconds_on() {
         assert!(late(at_first) * 50 <= at_first.len() && late(after) * 250 <= after.len());
         assert!(victim.percentile_us(990) * 1000 <= TARGET_NS);
         assert!(per_sec >= 400, "what one more at a time gets");
+    }
+}
+
+/// Somebody's commits beside somebody else with much in flight: what each read, write and sync of the store takes, on which it waits.
+#[test]
+fn what_is_awaited_finds_little_in_its_way_and_takes_little() {
+    let store = Client { store: true, ..client(1, 100) };
+    for model in [&LANES, &Model { millis: 8_000, ..SATA }, &Model { millis: 2_000, ..NVME }] {
+        let alone = run(model, "a store", &[store], true);
+        let crowd = [client(64, 100), client(64, 100)];
+        let all = run(model, "64 and 64", &crowd, true).total;
+        let [clients, unshared] =
+            [true, false].map(|fair| run(model, "a store beside", &[&[store], &crowd[..]].concat(), fair));
+        let median = |outcome: &Outcome| outcome.got[0].percentile_us(500);
+        let others = clients.total - clients.got[0].operations * 2000 / model.millis;
+        let [alone, beside, unshared] = [&alone, &clients, &unshared].map(median);
+        println!("   median: {alone} us alone, {beside} beside, {unshared} unshared; others {others}/s of {all}/s");
+        assert!(beside <= alone * 2, "{beside} of {alone} on {}", model.name);
+        assert!(others * 2 >= all, "{others} of {all} on {}", model.name);
     }
 }

@@ -9,12 +9,16 @@
 //! from time to time, too. By how much more gets done with the usual one tells how much is needed in flight if operations take as long as
 //! they do when there are few: the *knee*. The window is not made narrower than that, and wider only for gains that are beyond doubt.
 //!
+//! Where something is awaited that takes no turns ([`Awaited`](super::Awaited)), no more than the knee is in flight: that costs little on
+//! a disk that serves what it gets in order, and never more than what a disk loses to chance. Now and then the usual windows have
+//! their round all the same, because nothing could be learnt otherwise: so neither a guest that does nothing but FLUSH
+//! nor a knee that is wrong takes the others' throughput for good.
+//!
 //! With one client there is nobody to protect, and no window.
 //!
-//! Clients with a *latency target* narrow the window further if more of their requests are late than a percentile allows, for as long as
-//! that is so. If the narrowest one hardly helps, the target is beyond the disk: it is given up for a while, because the others would get
-//! little for nothing. Such a client may want little, or nothing any more, and must not keep the window narrow by that: so it becomes wider
-//! by time, too.
+//! Clients with a *latency target* narrow the window further: see `targets`.
+
+mod targets;
 
 use super::shares::Work;
 use crate::base::clock::Nanos;
@@ -66,40 +70,11 @@ const DRAIN_MAX_NS: u64 = 4_000_000_000;
 /// If it got this part of all done, in percent, it was not too narrow.
 const PROBE_IS_MOST: u64 = 85;
 
+/// Of so many rounds of trials one makes no room for what is awaited.
+const LEARNS_IN: u64 = 4;
+
 /// How much more than the knee a window may be without having gained anything, in percent.
 const ROOM: u64 = 25;
-
-/// Requests of clients with targets that are looked at together, unless so many of them are late; fewer are enough if they are a large
-/// part of those that there were.
-const TARGET_SAMPLE: u64 = 250;
-const TARGET_LATE: u64 = 4;
-const TARGET_LATE_EVIDENT: u64 = 2;
-
-/// Of a thousand requests with a target: more late ones narrow the window, fewer than the second widen it.
-const LATE_MANY: u64 = 8;
-const LATE_FEW: u64 = 4;
-
-/// As many more as are late of a thousand, as much narrower the window becomes, in percent of what it was. One that is far too wide has made
-/// more requests late than a percentile allows for a long time, if it takes many steps until it is not.
-const NARROWS: [(u64, u64); 3] = [(300, 50), (40, 70), (LATE_MANY, 88)];
-const LATE_EVIDENT: u64 = 80;
-
-/// If with the narrowest window at least this part of those are late that were before, in percent, and are so often in a row, the target
-/// is given up for so long, then for twice as long, and so on.
-const HELPS_LITTLE: u64 = 50;
-const HOPELESS: u32 = 4;
-const GIVE_UP_MIN_NS: u64 = 30_000_000_000;
-const GIVE_UP_MAX_NS: u64 = 600_000_000_000;
-
-/// It does not become wider sooner than this long after it became wider, or requests were late.
-const WIDENS_NS: u64 = 500_000_000;
-
-/// As wide as it was when requests were late it does not become for this long, then, if that was too wide again, for twice as long, and so on.
-const CALM_MIN_NS: u64 = 2_000_000_000;
-const CALM_MAX_NS: u64 = 32_000_000_000;
-
-/// Without any request of a client with a target for so long, nobody is there for whom the window would have to be narrow.
-const TARGETS_QUIET_NS: u64 = 3_000_000_000;
 
 /// What has been counted on a disk.
 #[derive(Clone, Copy, Debug, Default)]
@@ -118,6 +93,8 @@ pub struct Counted {
     pub targeted: u64,
     /// Those of them that took longer.
     pub late: u64,
+    /// Something was awaited since the last look that takes no turns.
+    pub awaited: bool,
 }
 
 /// The two windows, each tried twice, so that a load that rises or falls meanwhile favours neither.
@@ -151,6 +128,11 @@ pub struct Window {
     peak: Work,
     rates: [u64; 4],
     judged: bool,
+    /// Rounds of trials so far.
+    rounds: u64,
+    /// It makes room for what is awaited, and has in this round.
+    makes_room: bool,
+    has_made_room: bool,
     /// Gain over gain, in thousandths.
     gain: i64,
     /// How much in flight gets as much done as there can be, if each takes as long as it does when there is little.
@@ -199,6 +181,9 @@ impl Window {
             peak: Work(0),
             rates: [0; 4],
             judged: true,
+            rounds: 0,
+            makes_room: false,
+            has_made_room: false,
             gain: UNKNOWN,
             knee: None,
             drain_ns: 0,
@@ -213,11 +198,11 @@ impl Window {
             has_widened: false,
             changed_at: Nanos(0),
             operation: min.0,
-            calm_ns: CALM_MIN_NS,
+            calm_ns: targets::CALM_MIN_NS,
             late_before: 0,
             hopeless: 0,
             given_up_until: Nanos(0),
-            give_up_ns: GIVE_UP_MIN_NS,
+            give_up_ns: targets::GIVE_UP_MIN_NS,
         }
     }
 
@@ -229,7 +214,17 @@ impl Window {
             Phase::Trial(_) => self.base,
             Phase::Drain | Phase::Probe => self.probe(),
         };
+        let wanted = self.awaited().filter(|_| self.makes_room).map_or(wanted, |awaited| awaited.0.min(wanted));
         self.shared.then_some(Work(self.allowed.map_or(wanted, |allowed| allowed.min(wanted))))
+    }
+
+    /// What may be in flight at most while something is awaited that takes no turns: the knee, where requests hardly wait for one another.
+    /// `None`: as much as else, because the knee is not known, or a disk on which something is always awaited has to be learnt about, too.
+    #[must_use]
+    pub fn awaited(&self) -> Option<Work> {
+        let is_trial = matches!(self.phase, Phase::Trial(_));
+        let makes_room = self.shared && is_trial && !self.rounds.is_multiple_of(LEARNS_IN);
+        self.knee.filter(|_| makes_room).map(|knee| Work(knee.max(self.min)))
     }
 
     /// What gets done in a second.
@@ -276,6 +271,8 @@ impl Window {
         let operations = counted.operations.saturating_sub(self.counted.operations);
         let done = counted.done.0.saturating_sub(self.counted.done.0);
         self.operation = done.checked_div(operations).map_or(self.operation, |mean| mean.max(self.min));
+        self.makes_room = counted.awaited;
+        self.has_made_room |= counted.awaited && self.awaited().is_some();
         self.look_at_targets(counted, now);
         self.peak = self.peak.max(counted.peak);
         let elapsed_ns = now.since(self.begun);
@@ -302,14 +299,17 @@ impl Window {
 
     fn begin(&mut self, phase: Phase, counted: Counted, now: Nanos) {
         (self.phase, self.counted, self.begun, self.peak) = (phase, counted, now, Work(0));
-        self.judged |= phase == Phase::Trial(0);
+        if phase == Phase::Trial(0) {
+            self.rounds += 1;
+            (self.judged, self.has_made_room) = (true, false);
+        }
     }
 
     fn after_trial(&mut self, trial: usize, now: Nanos) -> Phase {
         if trial + 1 < TRIALS.len() {
             return Phase::Trial(trial + 1);
         }
-        if self.is_narrowed() {
+        if self.is_narrowed() || self.has_made_room {
             return Phase::Trial(0);
         }
         if self.judged {
@@ -369,98 +369,6 @@ impl Window {
         // What noise says must not take away what the disk is known to need.
         let least = if percent < 100 { knee.min(self.base) } else { self.min };
         self.base = base.max(least).clamp(self.min, self.max);
-    }
-
-    fn look_at_targets(&mut self, counted: Counted, now: Nanos) {
-        self.targeted += counted.targeted;
-        self.late += counted.late;
-        if counted.targeted > 0 {
-            self.targeted_at = now;
-        } else if now.since(self.targeted_at) >= TARGETS_QUIET_NS {
-            (self.targeted, self.late) = (0, 0);
-            (self.allowed, self.hopeless, self.calm_ns) = (None, 0, CALM_MIN_NS);
-            return;
-        }
-        if counted.late > 0 {
-            self.eventful_at = now;
-        }
-        if std::mem::take(&mut self.is_settling) {
-            // What has completed since had begun when the window was wider.
-            (self.targeted, self.late) = (0, 0);
-            return;
-        }
-        let late = self.late * 1000 / self.targeted.max(1);
-        let is_evident = self.late >= TARGET_LATE_EVIDENT && late > LATE_EVIDENT && !self.is_exhausted();
-        if self.targeted < TARGET_SAMPLE && self.late < TARGET_LATE && !is_evident {
-            // Few requests take long to say something; that none of them was late says enough.
-            if counted.targeted > 0 && self.may_widen(self.eventful_at, now) {
-                self.widen(now);
-            }
-            return;
-        }
-        (self.targeted, self.late) = (0, 0);
-        if now < self.given_up_until {
-            return;
-        }
-        if late > LATE_MANY {
-            self.narrow(late, now);
-        } else if late < LATE_FEW && self.may_widen(self.changed_at, now) {
-            self.widen(now);
-        }
-    }
-
-    /// Whether it has been long enough since then for the window to become wider.
-    fn may_widen(&self, since: Nanos, now: Nanos) -> bool {
-        let is_known = self.allowed.is_some_and(|allowed| self.wider(allowed) < self.late_at);
-        now.since(since) >= if is_known { WIDENS_NS } else { self.calm_ns }
-    }
-
-    fn narrow(&mut self, late: u64, now: Nanos) {
-        let wide = self.wide();
-        if self.allowed.is_none() {
-            self.late_before = late;
-        }
-        let helps_little = self.is_exhausted() && late * 100 >= self.late_before * HELPS_LITTLE;
-        self.hopeless = if helps_little { self.hopeless + 1 } else { 0 };
-        if self.hopeless >= HOPELESS {
-            return self.give_up(now);
-        }
-        let allowed = self.allowed.map_or(wide, |allowed| allowed.min(wide));
-        let percent = NARROWS.iter().find(|(least, _)| late > *least).map_or(100, |(_, percent)| *percent);
-        let fewer = (allowed / self.operation * self.operation).saturating_sub(1);
-        // Beyond the knee requests wait for one another: at once as narrow as that, if that is the matter.
-        let knee = self.knee.filter(|_| self.allowed.is_none() && late > LATE_EVIDENT).unwrap_or(u64::MAX);
-        self.allowed = Some((allowed / 100 * percent).min(fewer).min(knee).max(self.min));
-        if std::mem::take(&mut self.has_widened) {
-            self.calm_ns = (self.calm_ns * 2).min(CALM_MAX_NS);
-        }
-        (self.late_at, self.is_settling, self.changed_at) = (allowed, true, now);
-    }
-
-    fn give_up(&mut self, now: Nanos) {
-        (self.allowed, self.hopeless, self.calm_ns) = (None, 0, CALM_MIN_NS);
-        self.given_up_until = Nanos(now.0.saturating_add(self.give_up_ns));
-        self.give_up_ns = (self.give_up_ns * 2).min(GIVE_UP_MAX_NS);
-    }
-
-    /// The next wider window: by at least one operation, or it would be the same.
-    fn wider(&self, allowed: u64) -> u64 {
-        allowed.saturating_add(allowed / 32).max((allowed / self.operation + 1).saturating_mul(self.operation))
-    }
-
-    fn widen(&mut self, now: Nanos) {
-        let Some(allowed) = self.allowed else { return };
-        (self.eventful_at, self.changed_at) = (now, now);
-        if allowed >= self.late_at {
-            // What made requests late here has gone.
-            (self.late_at, self.calm_ns) = (u64::MAX, CALM_MIN_NS);
-        }
-        let wider = self.wider(allowed);
-        self.allowed = (wider < self.wide()).then_some(wider);
-        self.has_widened = true;
-        if self.allowed.is_none() {
-            self.calm_ns = CALM_MIN_NS;
-        }
     }
 }
 

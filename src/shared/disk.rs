@@ -7,6 +7,7 @@ use super::failure::Failure;
 use crate::base::ids::{DiskId, ReactorId};
 use crate::base::limits::REACTORS_MAX;
 use crate::metrics::{IoMetrics, IoMetricsSet, Work};
+use crate::qos::Awaited;
 use crate::qos::shares::Shares;
 
 /// Number of a sync of one host disk, counted in the order in which they begin. 0 comes before the first.
@@ -138,6 +139,13 @@ impl DiskState {
     #[must_use]
     pub fn with_metadata_work(mut self, work: &Arc<Work>) -> DiskState {
         self.metadata_work = Arc::clone(work);
+        self
+    }
+
+    /// Guests leave room for what is awaited there besides their syncs: see `disk::file::FileDisk::awaited`.
+    #[must_use]
+    pub fn awaiting_with(mut self, awaited: &Arc<Awaited>) -> DiskState {
+        self.shares.await_with(awaited);
         self
     }
 

@@ -259,7 +259,8 @@ fn disks_of(record: &PoolRecord, pool: &OpenPool<FileDisk>) -> (Vec<Arc<DiskStat
             state.fail();
             return Arc::new(state);
         };
-        let state = Arc::new(state.failing_with(found.dev.failed()).with_metadata_work(found.dev.work()));
+        let state = state.failing_with(found.dev.failed()).with_metadata_work(found.dev.work());
+        let state = Arc::new(state.awaiting_with(found.dev.awaited()));
         if state.is_failed() {
             log::error!("disk '{}' has failed: its label could not be synced", disk.name);
         }

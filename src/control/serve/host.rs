@@ -196,7 +196,8 @@ impl Host for DaemonHost {
             disk.dev.block_size(),
             disk.dev.memory_alignment(),
         );
-        let state = Arc::new(state.failing_with(disk.dev.failed()).with_metadata_work(disk.dev.work()));
+        let state = state.failing_with(disk.dev.failed()).with_metadata_work(disk.dev.work());
+        let state = Arc::new(state.awaiting_with(disk.dev.awaited()));
         self.store.add_disk(&state);
         let usable = UsableDisk { state: Arc::clone(&state), device: Arc::clone(&disk.dev) };
         self.hand_over(&usable, pool.extent_size)?;

@@ -39,6 +39,21 @@ impl Drop for LoopDevice {
     }
 }
 
+#[test]
+fn what_goes_through_it_is_awaited_for_as_long_as_it_lasts() {
+    let dir = dir();
+    let disk = FileDisk::create(&dir.path().join("d"), MIB).unwrap();
+    let lately = || disk.awaited().take_lately();
+    disk.read_at(5, &mut [0; 10]).unwrap();
+    assert!(lately() && !lately());
+    disk.write_at(5, &[0; 10]).unwrap();
+    assert!(lately() && !lately());
+    disk.sync().unwrap();
+    assert!(lately() && !lately());
+    disk.read_at(MIB, &mut [0; 10]).unwrap_err();
+    assert!(!disk.awaited().is_under_way());
+}
+
 fn random_io_agrees_with_a_model(disk: &FileDisk, len: usize, rounds: u32) {
     let mut model = vec![0u8; len];
     let mut rng = Rng::new(42);

@@ -93,6 +93,7 @@ impl BlockDev for FileDisk {
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         let _in_use = self.begin()?;
+        let _awaited = self.awaited.under_way();
         self.check_end(offset, into.len() as u64)?;
         if self.is_aligned(offset, into) {
             return self.read_direct(offset, into);
@@ -110,6 +111,7 @@ impl BlockDev for FileDisk {
 
     fn write_at(&self, offset: u64, from: &[u8]) -> io::Result<()> {
         let _in_use = self.begin()?;
+        let _awaited = self.awaited.under_way();
         self.check_end(offset, from.len() as u64)?;
         if self.is_aligned(offset, from) {
             return self.write_direct(offset, from);
@@ -136,6 +138,7 @@ impl BlockDev for FileDisk {
 
     fn sync(&self) -> io::Result<()> {
         let _in_use = self.begin()?;
+        let _awaited = self.awaited.under_way();
         self.synced(sys::fdatasync(self.fd.as_fd())).inspect(|()| self.work.synced())
     }
 

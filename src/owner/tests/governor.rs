@@ -193,6 +193,26 @@ fn a_window_is_looked_for_once_what_is_in_flight_is_counted() {
     assert!(disk.shares.window() < Work::of(1 << 20) && disk.shares.window() > Work::of(1 << 18));
 }
 
+#[test]
+fn what_is_awaited_is_looked_at_and_what_it_leaves_is_said_each_time() {
+    let (mut world, [a, b, _]) = world();
+    let disk = Arc::clone(&world.owner.space.disk(DiskId(0)).state);
+    pass(&mut world, 1000, &[&a, &b]);
+    let work = Work::of(4096);
+    let _ = disk.shares.begin_anyway(Turn(1), work);
+    disk.shares.set_window(Work(u64::MAX));
+    disk.shares.set_awaited_window(work);
+    let under_way = disk.shares.awaited().under_way();
+    let later = |turn: u64| disk.shares.begin(0, Turn(1 << 40 | turn), work);
+    assert!(!later(1));
+    pass(&mut world, 20, &[&a, &b]);
+    disk.shares.set_window(Work(u64::MAX));
+    assert!(later(2), "how much it needs is not known yet");
+    drop(under_way);
+    pass(&mut world, 20, &[&a, &b]);
+    assert!(!disk.shares.awaited().take_lately());
+}
+
 fn weight(weight: u32) -> Sharing {
     Sharing { weight: Some(weight), ..Sharing::default() }
 }

@@ -241,3 +241,26 @@ fn nobody_is_forgotten() {
     assert_eq!(shares.in_flight(), Work(0));
     assert_eq!(shares.first_elsewhere(THREADS), None);
 }
+
+#[test]
+fn what_is_awaited_holds_back_what_begins_but_for_the_last_one() {
+    let shares = disk(4);
+    shares.set_awaited_window(UNIT);
+    let account = Account::default();
+    let begin = || shares.begin(0, turn(&shares, &account, 1), UNIT);
+    assert!(begin() && begin(), "nothing is awaited");
+    let under_way = shares.awaited().under_way();
+    assert!(!begin());
+    shares.publish(1, None, Some(Turn(0)));
+    assert_eq!(shares.call_first(0), Some(1), "it is behind");
+    shares.publish(1, Some(Turn(0)), None);
+    (0..2).for_each(|_| shares.end(UNIT));
+    assert!(begin(), "nothing else is in flight");
+    assert!(!begin());
+    drop(under_way);
+    assert!(begin() && begin() && begin() && !begin());
+    // A window that is narrower anyway stays.
+    shares.set_awaited_window(Work(100 * UNIT.0));
+    let _under_way = shares.awaited().under_way();
+    assert!(!begin());
+}

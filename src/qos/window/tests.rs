@@ -189,3 +189,37 @@ fn a_window_that_nobody_fills_comes_back_to_the_knee() {
     }
     assert!((16..=32).contains(&(now(&window) / OP)), "{}", now(&window) / OP);
 }
+
+/// Looks for `secs` at a disk that serves four at a time, by chance, on which something may be awaited all the time: how often the window was
+/// no wider than 8, of 100 looks.
+fn room_made(window: &mut Window, counted: &mut Counted, from: Nanos, secs: u64) -> (u64, Nanos) {
+    let (mut at, mut narrow) = (from, 0);
+    for _ in 0..secs * 50 {
+        let allowed = window.now().map_or(128, |window| window.0 / OP).clamp(1, 128);
+        narrow += u64::from(allowed <= 8);
+        let done = allowed * 200 / (allowed + 3);
+        counted.operations += done;
+        counted.done.0 += done * OP;
+        counted.held += done;
+        counted.peak = Work(allowed * OP);
+        at = Nanos(at.0 + PERIOD_NS);
+        window.look(*counted, at);
+    }
+    (narrow * 100 / (secs * 50), at)
+}
+
+#[test]
+fn room_is_made_for_what_is_awaited_and_the_disk_is_learnt_about_all_the_same() {
+    let mut window = Window::new(Work(OP), Work(512 * OP));
+    let mut counted = Counted { clients: 2, ..Counted::default() };
+    let (seldom, at) = room_made(&mut window, &mut counted, Nanos(0), 20);
+    let usual = window.base;
+    assert!(seldom < 20 && usual > 10 * OP, "{seldom} % {}", usual / OP);
+    counted.awaited = true;
+    let (often, at) = room_made(&mut window, &mut counted, at, 60);
+    assert!((60..=85).contains(&often), "{often} % of the time");
+    assert!(window.base >= usual / 2, "what gets done meanwhile says nothing of other windows");
+    counted.awaited = false;
+    let (seldom, _) = room_made(&mut window, &mut counted, at, 20);
+    assert!(seldom < often / 2, "{seldom} % instead of {often} %");
+}

@@ -104,11 +104,13 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         unsafe { self.engine.submit(Op::Sync { disk: id }, tag) }.expect("room in the engine was checked");
         self.parking.operation_begun(id);
         self.disk(id).progress_of(self.id).begun();
+        self.disk(id).shares.awaited().begin();
         self.syncs[id.index()].in_flight = Some((number, self.now));
         self.syncing.insert(id);
     }
 
     pub(super) fn sync_done(&mut self, id: DiskId, number: SyncNumber, result: Result<(), IoError>) {
+        self.disk(id).shares.awaited().end();
         match result {
             Ok(()) => self.disk(id).sync_succeeded(number),
             Err(error) => {
