@@ -219,6 +219,13 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         self.must_retry
     }
 
+    /// Whether it must be called now and then: something is in flight that may take too long, or a task waits for its turn on a disk, of which
+    /// others tell, who may have gone.
+    #[must_use]
+    pub fn must_look(&self) -> bool {
+        self.in_flight() > 0 || self.waits_for_room()
+    }
+
     /// When a task that waits for its pace may go on.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Nanos> {

@@ -103,11 +103,9 @@ impl<O: MoverOutbox> Mover<O> {
         } else if self.copier.must_retry() {
             Wait::AtMost(RETRY)
         } else {
-            match self.copier.next_deadline() {
-                Some(due) => Wait::AtMost(Duration::from_nanos(due.since(clock::now()).max(1))),
-                None if self.copier.in_flight() > 0 => Wait::AtMost(TICK),
-                None => Wait::Forever,
-            }
+            let due = self.copier.next_deadline().map(|due| Duration::from_nanos(due.since(clock::now()).max(1)));
+            let tick = self.copier.must_look().then_some(TICK);
+            due.into_iter().chain(tick).min().map_or(Wait::Forever, Wait::AtMost)
         };
         self.copier.engine.wait(wait);
         self.inbox.awake();

@@ -150,6 +150,11 @@ impl<E: Engine, O: MoverOutbox> Copier<E, O> {
         }
     }
 
+    /// Whether a task waits for its turn on a disk.
+    pub(super) fn waits_for_room(&self) -> bool {
+        self.room.lines.iter().any(|line| line.turn.is_some())
+    }
+
     /// Tells reactors whether the mover waits. Turns that nobody waits for any more are given back, since others would wait behind them.
     /// Whether something new has been said: then what has ended before has woken nobody, and somebody must try once more.
     pub(super) fn announce_turns(&mut self) -> bool {

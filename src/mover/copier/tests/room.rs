@@ -37,10 +37,11 @@ fn a_job_that_has_had_its_share_waits_and_claims_nothing() {
         assert_eq!(world.reports(), []);
         assert!(world.copied()[0] == 1 && world.copied()[31] == 0, "it has begun, since it had had nothing");
         assert!(world.vhd.map.lookup(E).claimed.is_empty() && world.waits_on(busy));
+        assert!(world.copier.in_flight() == 0 && world.copier.must_look(), "who would call it may have gone");
         world.disk(busy).shares.end(GUESTS);
         world.run();
         assert_eq!(world.reports(), [MoverReport::Copied { id: MoveId(1) }]);
-        assert!(!world.waits_on(busy) && world.copier.is_idle());
+        assert!(!world.waits_on(busy) && world.copier.is_idle() && !world.copier.must_look());
         assert_eq!(world.disk(busy).shares.in_flight(), Work(0));
     }
 }
