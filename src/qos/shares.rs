@@ -172,6 +172,12 @@ impl Shares {
         turn.0.saturating_sub(self.time.load(Ordering::Relaxed)) > EXPIRED
     }
 
+    /// The same turn, or the first one whose client has not had less than its share.
+    #[must_use]
+    pub fn not_behind(&self, turn: Turn) -> Turn {
+        Turn(turn.0.max(self.time.load(Ordering::Relaxed).saturating_add(1)))
+    }
+
     /// Begins or ends sharing it out. Who waits must be woken after the end.
     pub fn switch(&self, on: bool) {
         if on && self.is_worn() {

@@ -310,7 +310,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let purpose = Purpose::Transfer { piece, epoch: self.fences[disk.index()].enter() };
         let bytes = self.buffers.iter().map(|b| b.len as u64).sum();
         let request = self.slots.piece_mut(piece).request;
-        let work = self.begin_operation(request, disk, bytes);
+        let counted = self.begin_operation(request, disk, bytes);
         let state = self.slots.piece_mut(piece);
         state.outstanding += 1;
         let (op, kind) = if state.is_write && !state.filling {
@@ -319,7 +319,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             (Op::Read { disk, offset, buffers: &self.buffers }, IoKind::Read)
         };
         let is_copy = kind == IoKind::Write && state.replicas.on(disk).is_some_and(|replica| replica.state.is_moving());
-        let tag = self.slots.add_operation(Operation { disk, purpose, kind, bytes, begun: self.now, is_copy, work });
+        let tag = self.slots.add_operation(Operation { disk, purpose, kind, bytes, begun: self.now, is_copy, counted });
         // SAFETY: the buffers are guest memory, which the ring keeps mapped until the request has finished; the zero
         // buffer, which lives as long as the pipeline; or a bounce buffer, which the piece owns until its completion.
         unsafe { self.engine.submit(op, tag) }.expect("room in the engine was checked");

@@ -25,12 +25,16 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         usable.min_by_key(|replica| self.parking.in_flight_on(replica.disk))
     }
 
-    /// As [`Pipeline::replica_to_read`], without those that have failed to answer this request.
+    /// As [`Pipeline::replica_to_read`], without those that have failed to answer this request. One that has a turn keeps it: if it went from
+    /// line to line it would come last in each.
     pub(super) fn replica_for(&self, slot: RequestSlot, extent: ExtentIndex, replicas: ReplicaSet) -> Option<Replica> {
         let state = self.slots.request(slot);
         let avoid = self.avoided(slot, extent);
         let in_doubt = !replicas.is_single() && state.vhd().map.is_in_doubt(extent);
-        self.replica_to_read(replicas, in_doubt, avoid)
+        let chosen = self.replica_to_read(replicas, in_doubt, avoid)?;
+        let is_as_good = |disk: &DiskId| !in_doubt && !avoid.contains(*disk) && !self.disk(*disk).is_failed();
+        let kept = self.kept_turn(slot, chosen.disk).filter(is_as_good).and_then(|disk| replicas.on(disk));
+        Some(kept.filter(|replica| replica.state == ReplicaState::InSync).unwrap_or(chosen))
     }
 
     /// Disks that failed to answer this request in the extent. If blocks are compared, a disk that is wrong in one of them may be the only

@@ -4,13 +4,13 @@ use crate::base::clock::Nanos;
 use crate::base::ids::DiskId;
 use crate::engine::{Engine, IoError, Op};
 use crate::metrics::IoKind;
-use crate::qos::shares::Work;
 use crate::reactor::messages::{Outbox, OwnerRequest};
 use crate::shared::disk::SyncNumber;
 use crate::store::change::CommitRequest;
 use crate::virtio::request::Status;
 
 use super::slots::{Operation, Purpose, RequestSlot};
+use super::turns::Begun;
 use super::{Pipeline, Step};
 
 /// The syncs of one disk on one reactor: at most one in flight, and one more for those who came too late for it.
@@ -97,7 +97,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             bytes: 0,
             begun: self.now,
             is_copy: false,
-            work: Work::default(),
+            counted: Begun::default(),
         };
         let tag = self.slots.add_operation(operation);
         // SAFETY: a sync has no buffers.

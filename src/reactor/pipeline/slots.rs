@@ -9,7 +9,6 @@ use crate::base::units::{BlockMask, ExtentIndex, Generation};
 use crate::engine::OpTag;
 use crate::metrics::IoKind;
 use crate::placement::ReplicaSet;
-use crate::qos::shares::Work;
 use crate::shared::VhdState;
 use crate::shared::disk::{SyncNumber, SyncPoint};
 use crate::virtio::request::{Request, RequestKind, Status};
@@ -18,7 +17,7 @@ use super::Token;
 use super::bounce::BounceBuffer;
 use super::data::Fill;
 use super::stages::Times;
-use super::turns::Taken;
+use super::turns::{Begun, Taken};
 use super::verify::Whole;
 
 /// A slot for one guest request.
@@ -253,8 +252,8 @@ pub(super) struct Operation {
     pub begun: Nanos,
     /// A write to a copy that a move is making.
     pub is_copy: bool,
-    /// What the disk counts it as; nothing if it is not shared out.
-    pub work: Work,
+    /// Nothing if the disk is not shared out.
+    pub counted: Begun,
 }
 
 /// What an engine operation is for.

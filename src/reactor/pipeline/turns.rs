@@ -2,8 +2,8 @@
 //!
 //! A request asks for room before it submits a piece. If the disk is shared out among VHDs, it takes a turn there, and has *begun* once the
 //! disk counts it; the operation that it submits next takes that over, and ends it. One that begins and then has to wait for something else
-//! leaves the room to others and keeps its turn. A write to several disks waits for the one on which its VHD has had most of what is its,
-//! and only pays on the others: so nobody waits for one disk with room on another.
+//! leaves the room to others and keeps its turn, but is not behind the disk's time any more. A write to several disks waits for the one on
+//! which its VHD has had most of what is its, and only pays on the others: so nobody waits for one disk with room on another.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -78,13 +78,38 @@ pub(super) struct Taken {
     share: Share,
     /// The disk counts it as in flight.
     begun: bool,
-    /// When it was taken.
+    /// It had begun, and then had to wait for something else.
+    was_elsewhere: bool,
+    /// Since when it waits for its turn, and how long it had before it waited for something else.
     since: Nanos,
+    waited_ns: u64,
+}
+
+impl Taken {
+    /// Now its operation is the next one to be submitted.
+    fn begin(self, now: Nanos) -> Taken {
+        Taken { begun: true, waited_ns: self.waited_ns + now.since(self.since), ..self }
+    }
+}
+
+/// An operation that is about to be submitted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Begun {
+    /// What the disk counts it as, which may be nothing.
+    pub work: Work,
+    /// How long it has waited for its turn.
+    pub waited_ns: u64,
 }
 
 impl<E: Engine, O: Outbox> Pipeline<E, O> {
     fn thread(&self) -> usize {
         usize::from(self.id.0)
+    }
+
+    /// The disk on which the request has a turn that has come, or would wait less than on another disk, as far as is known.
+    pub(super) fn kept_turn(&self, slot: RequestSlot, other: DiskId) -> Option<DiskId> {
+        let taken = self.slots.request(slot).turn?;
+        (taken.begun || !self.parking.line(other).is_empty()).then_some(taken.disk)
     }
 
     /// Parks the request unless it may begin an operation of so many bytes on the disks.
@@ -99,11 +124,11 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             self.drop_turn(slot);
             return None;
         };
-        let taken = self.turn_on(slot, disk, bytes);
+        let taken = self.come_back(slot, disk, bytes);
         let first = self.parking.line(disk).first();
         let is_first = first.is_none_or(|(first, _)| taken.turn < first);
         if is_first && self.disk(disk).shares.begin(self.thread(), taken.turn, taken.work) {
-            self.slots.request_mut(slot).turn = Some(Taken { begun: true, ..taken });
+            self.slots.request_mut(slot).turn = Some(taken.begin(self.now));
             return None;
         }
         self.disk(disk).shares.hold();
@@ -113,9 +138,20 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     /// Waits for room on a disk.
     pub(super) fn park_in_line(&mut self, slot: RequestSlot, disk: DiskId, bytes: u64) -> Step {
         let is_shared = self.disk(disk).shares.is_on();
-        let turn = if is_shared { self.turn_on(slot, disk, bytes).turn } else { Turn(0) };
+        let turn = if is_shared { self.come_back(slot, disk, bytes).turn } else { Turn(0) };
         self.parking.line_mut(disk).push(turn, slot);
         self.park_for_disk(slot, disk)
+    }
+
+    /// The turn of the request on this disk. If it has waited for something else it is among the first still, but not behind any more: all
+    /// that come back at once would begin, however much is in flight.
+    fn come_back(&mut self, slot: RequestSlot, disk: DiskId, bytes: u64) -> Taken {
+        let mut taken = self.turn_on(slot, disk, bytes);
+        if std::mem::take(&mut taken.was_elsewhere) {
+            (taken.turn, taken.since) = (self.disk(disk).shares.not_behind(taken.turn), self.now);
+            self.slots.request_mut(slot).turn = Some(taken);
+        }
+        taken
     }
 
     /// The turn of the request on this disk: the one that it has, or the next one of its VHD.
@@ -129,16 +165,19 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         let vhd = self.slots.request(slot).vhd();
         let (share, work) = (vhd.share.get(), Work::of(bytes));
         let turn = self.disk(disk).shares.take_turn(vhd.account(disk), share, work);
-        let taken = Taken { disk, turn, work, share, begun: false, since: self.now };
+        let since = self.now;
+        let taken = Taken { disk, turn, work, share, begun: false, was_elsewhere: false, since, waited_ns: 0 };
         self.slots.request_mut(slot).turn = Some(taken);
         taken
     }
 
     /// The request waits for something else: what it has begun is for others, its turn stays.
     pub(super) fn leave_room(&mut self, slot: RequestSlot) {
+        let now = self.now;
         if let Some(taken) = &mut self.slots.request_mut(slot).turn
             && std::mem::take(&mut taken.begun)
         {
+            (taken.was_elsewhere, taken.since) = (true, now);
             let (disk, work) = (taken.disk, taken.work);
             self.disk(disk).shares.end(work);
             self.parking.note_ended(disk);
@@ -153,15 +192,14 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.disk(taken.disk).shares.give_back_turn(vhd.account(taken.disk), taken.share, taken.work);
     }
 
-    /// An operation of the request is about to be submitted: what the disk counts it as, which may be nothing.
-    pub(super) fn begin_operation(&mut self, slot: RequestSlot, disk: DiskId, bytes: u64) -> Work {
+    /// An operation of the request is about to be submitted.
+    pub(super) fn begin_operation(&mut self, slot: RequestSlot, disk: DiskId, bytes: u64) -> Begun {
         if !self.disk(disk).shares.is_on() {
-            return Work::default();
+            return Begun::default();
         }
-        let now = self.now;
         let state = self.slots.request_mut(slot);
         if let Some(taken) = state.turn.take_if(|taken| taken.begun && taken.disk == disk) {
-            let waited_ns = now.since(taken.since);
+            let waited_ns = taken.waited_ns;
             if waited_ns > 0 {
                 let metrics = state.vhd().metrics.of(self.id);
                 metrics.turn_waits.fetch_add(1, Ordering::Relaxed);
@@ -170,16 +208,17 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             // What the guest asked for was charged: padding comes on top, and a bounce buffer may hold only a part.
             let (vhd, work) = (self.slots.request(slot).vhd(), Work::of(bytes));
             self.disk(disk).shares.settle(vhd.account(disk), taken.share, taken.work, work);
-            return work;
+            return Begun { work, waited_ns };
         }
         let (vhd, work) = (self.slots.request(slot).vhd(), Work::of(bytes));
         let shares = &self.disk(disk).shares;
-        shares.begin_anyway(shares.take_turn_anyway(vhd.account(disk), vhd.share.get(), work), work)
+        let turn = shares.take_turn_anyway(vhd.account(disk), vhd.share.get(), work);
+        Begun { work: shares.begin_anyway(turn, work), waited_ns: 0 }
     }
 
     /// An operation has completed: what the disk counted it as is not in flight any more.
     pub(super) fn end_operation(&mut self, operation: &Operation) {
-        let (disk, work) = (operation.disk, operation.work);
+        let (disk, Begun { work, waited_ns }) = (operation.disk, operation.counted);
         if work > Work::default() {
             self.disk(disk).shares.end(work);
             self.parking.note_ended(disk);
@@ -188,10 +227,11 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         }
         let Purpose::Transfer { piece, .. } = operation.purpose else { return };
         let request = self.slots.piece_mut(piece).request;
-        let state = self.slots.request(request);
-        let share = &state.vhd().share;
+        let share = &self.slots.request(request).vhd().share;
         if share.has_target() {
-            self.disk(disk).shares.count_targeted(share.is_late(self.now.since(state.started)));
+            // What else it has waited for is nothing that less in flight here would change.
+            let latency_ns = waited_ns + self.now.since(operation.begun);
+            self.disk(disk).shares.count_targeted(share.is_late(latency_ns));
         }
     }
 
@@ -209,7 +249,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if !self.disk(disk).shares.begin(self.thread(), taken.turn, taken.work) {
             return false;
         }
-        self.slots.request_mut(slot).turn = Some(Taken { begun: true, ..taken });
+        self.slots.request_mut(slot).turn = Some(taken.begin(self.now));
         true
     }
 

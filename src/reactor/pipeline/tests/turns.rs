@@ -86,6 +86,17 @@ impl Guests {
         served
     }
 
+    /// Finishes the first operation on a disk.
+    fn finish_on(&mut self, disk: u8) {
+        let mut pending = self.world.pipelines[0].engine.pending.iter();
+        let first = pending.position(|operation| operation.disk == DiskId(disk)).unwrap();
+        self.world.finish_op(0, first, Ok(()));
+    }
+
+    fn pending_on(&self, disk: u8) -> usize {
+        self.world.pipelines[0].engine.pending.iter().filter(|operation| operation.disk == DiskId(disk)).count()
+    }
+
     fn pending(&self) -> usize {
         self.world.pipelines.iter().map(|pipeline| pipeline.engine.pending.len()).sum()
     }
@@ -322,4 +333,89 @@ fn what_waits_and_what_is_late_is_counted() {
     let load = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
     assert_eq!((load(&metrics.turn_waits), load(&metrics.turn_waits_ns), load(&metrics.late)), (1, 1000, 1));
     assert_eq!(guests.world.disks[0].shares.take_targeted(), (2, 1));
+}
+
+#[test]
+fn what_is_in_flight_becomes_less_while_a_sync_is_awaited() {
+    let (mut guests, vhd) = unwritten();
+    guests.world.disks[0].shares.set_window(Work(Work::of(LEN).0 * 4));
+    guests.world.disks[0].shares.set_awaited_window(Work::of(LEN));
+    let kind = RequestKind::Write { offset: 0, len: LEN };
+    let written = guests.world.start_of(&vhd, 0, kind, &guests.memory);
+    guests.world.finish_op(0, 0, Ok(()));
+    assert_eq!(guests.world.status(written), Some(Status::Ok));
+    let flush = guests.world.flush(0);
+    assert_eq!(guests.pending(), 1);
+    (0..6).for_each(|_| _ = guests.read(0, 0));
+    assert_eq!(guests.pending(), 2, "the sync, and one beside it");
+    guests.world.finish_op(0, 0, Ok(()));
+    guests.world.finish_op(0, 0, Ok(()));
+    assert_eq!(guests.pending(), 4, "as many as ever");
+    guests.world.settle(&mut Rng::new(1));
+    assert_eq!(guests.world.status(flush), Some(Status::Ok));
+    assert!(!guests.world.disks[0].shares.awaited().is_under_way());
+}
+
+#[test]
+fn a_read_stays_with_the_copy_on_which_its_turn_has_come() {
+    let mirrored = placed(&options(1), &[replica(0, 0), replica(1, 0)]);
+    let [first, second] = [0, 1].map(|disk| placed(&options(1), &[replica(disk, 1)]));
+    let mut guests = Guests::new(1, vec![mirrored, first, second], 8);
+    guests.world.disks[1].shares.set_window(Work(Work::of(LEN).0 * 2));
+    (0..3).for_each(|_| _ = guests.read(1, 0));
+    guests.read(0, 0);
+    guests.read(2, 0);
+    let waits = guests.read(0, 0);
+    assert_eq!((guests.pending_on(0), guests.pending_on(1)), (3, 2));
+    (0..3).for_each(|_| guests.finish_on(0));
+    assert_eq!((guests.pending_on(0), guests.pending_on(1)), (0, 2), "it waits");
+    guests.finish_on(1);
+    assert_eq!((guests.pending_on(0), guests.pending_on(1)), (0, 2));
+    guests.world.settle(&mut Rng::new(1));
+    assert_eq!(guests.world.status(waits), Some(Status::Ok));
+    assert!(guests.world.disks.iter().all(|disk| disk.shares.in_flight() == Work(0)));
+}
+
+/// Two VHDs on one disk; nothing has been written to the first one yet.
+fn unwritten() -> (Guests, Arc<VhdState>) {
+    let guests = Guests::new(1, vec![placed(&options(1), &[replica(0, 1)])], 8);
+    let vhd = Arc::clone(&guests.world.vhd);
+    vhd.map.place(ExtentIndex(0), ReplicaSet::single(DiskId(0), SlotIndex(0)));
+    (guests, vhd)
+}
+
+#[test]
+fn a_disk_is_not_to_blame_for_waits_elsewhere() {
+    let (mut guests, vhd) = unwritten();
+    vhd.share.set(Share::default(), Some(5_000));
+    let kind = RequestKind::Write { offset: 0, len: LEN };
+    // The second one waits until the block has been written.
+    let tokens = [0, 1].map(|_| guests.world.start_of(&vhd, 0, kind, &guests.memory));
+    assert_eq!(guests.pending(), 1);
+    for micros in [10, 11] {
+        let pipeline = &mut guests.world.pipelines[0];
+        pipeline.engine.finish(0, Ok(()));
+        pipeline.poll(Nanos(micros * 1000));
+    }
+    tokens.iter().for_each(|token| assert_eq!(guests.world.status(*token), Some(Status::Ok)));
+    assert_eq!(guests.world.disks[0].shares.take_targeted(), (2, 1));
+}
+
+#[test]
+fn who_comes_back_from_elsewhere_finds_the_window_as_others_do() {
+    let (mut guests, vhd) = unwritten();
+    let kind = RequestKind::Write { offset: 0, len: LEN };
+    let tokens: Vec<Token> = (0..5).map(|_| guests.world.start_of(&vhd, 0, kind, &guests.memory)).collect();
+    assert_eq!(guests.pending(), 1, "the others wait for the block");
+    // Another one has had more since than all of them would have.
+    for _ in 0..100 {
+        let token = guests.read(0, 0);
+        guests.world.finish_op(0, 1, Ok(()));
+        assert_eq!(guests.world.status(token), Some(Status::Ok));
+    }
+    guests.world.disks[0].shares.set_window(Work(Work::of(LEN).0 * 2));
+    guests.world.finish_op(0, 0, Ok(()));
+    assert_eq!(guests.pending(), 2, "not all of them at once");
+    guests.world.settle(&mut Rng::new(1));
+    tokens.iter().for_each(|token| assert_eq!(guests.world.status(*token), Some(Status::Ok)));
 }
