@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use super::{Awaited, Share};
+use crate::base::bits::ones;
 
 /// Virtual time that the work of one byte takes at share 1. Even 4 KiB at the largest share then take enough for two shares that differ by
 /// a few percent to be told apart. It passes only while a disk is shared out: at 20 GB/s among VHDs of the default share it would be over
@@ -389,13 +390,13 @@ impl Shares {
 
     /// The same among threads of which each has its bit set.
     fn first_of(&self, threads: u64) -> Option<(usize, Turn)> {
-        let turns = bits(threads).map(|thread| (self.threads[thread].first.load(Ordering::SeqCst), thread));
+        let turns = ones(threads).map(|thread| (self.threads[thread].first.load(Ordering::SeqCst), thread));
         turns.min().filter(|(turn, _)| *turn != NOBODY).map(|(turn, thread)| (thread, Turn(turn)))
     }
 
     /// Threads on which somebody waits: all of them are to be woken when there may be more room than what has ended makes.
     pub fn waiting(&self) -> impl Iterator<Item = usize> + use<> {
-        bits(self.waiting.load(Ordering::SeqCst))
+        ones(self.waiting.load(Ordering::SeqCst))
     }
 
     /// Whether a client may be one of those who wait: somebody waits, and it has had its share so far.
@@ -419,15 +420,6 @@ impl Shares {
 
 fn bit(thread: usize) -> u64 {
     1 << thread
-}
-
-/// The threads whose bits are set.
-fn bits(mut set: u64) -> impl Iterator<Item = usize> + use<> {
-    std::iter::from_fn(move || {
-        let first = (set != 0).then(|| set.trailing_zeros() as usize)?;
-        set &= set - 1;
-        Some(first)
-    })
 }
 
 fn charge(share: Share, work: Work) -> u64 {
