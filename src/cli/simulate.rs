@@ -2,12 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::BufReader;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
 
 use super::Session;
 use super::args::SimulateArgs;
 use super::output::{Failure, Outcome, Table};
+use crate::base::clock::{self, Nanos};
 use crate::control::wire::ErrorKind;
 use crate::simulate::{self, Figures, Report, Spec};
 
@@ -25,7 +27,7 @@ pub fn run(session: &Session, args: &SimulateArgs) -> Outcome {
     })?;
     let seeds: Vec<u64> = args.seed.map_or_else(|| (1..=args.seeds).collect(), |seed| vec![seed]);
     let report = match &args.trace {
-        None => simulate::synthetic(&spec, &seeds),
+        None => simulate::synthetic(&spec, &seeds, &progress(clock::now())),
         Some(path) => {
             let file = File::open(path).with_context(|| format!("cannot open the trace {}", path.display()))?;
             let invalid = |error: simulate::TraceError| {
@@ -38,6 +40,21 @@ pub fn run(session: &Session, args: &SimulateArgs) -> Outcome {
         fs::write(path, simulate::svg(&report)).with_context(|| format!("cannot write {}", path.display()))?;
     }
     session.output().show(&report, table)
+}
+
+/// Nanoseconds between two lines about how far it is.
+const TEN_SECS_NS: u64 = 10_000_000_000;
+
+/// Says on standard error how far a long run is, every ten seconds from the tenth on.
+fn progress(began: Nanos) -> impl Fn(u64, u64) + Sync {
+    let said = AtomicU64::new(0);
+    move |done, all| {
+        let tens = clock::now().since(began) / TEN_SECS_NS;
+        // Threads that come at the same time: one of them says it.
+        if said.fetch_max(tens, Ordering::Relaxed) < tens && done < all {
+            eprintln!("{done} of {all} hosts after {} s", tens * 10);
+        }
+    }
 }
 
 fn table(report: &Report) -> String {

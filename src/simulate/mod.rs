@@ -24,6 +24,7 @@ mod trace;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Seek};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use report::{Goal, Report, Row};
 pub use spec::{HostKind, KEYS, Spec, SpecError};
@@ -34,10 +35,13 @@ pub use trace::{HEADER, TraceError};
 
 use tally::Tally;
 
-/// Compares the strategies on hosts and guests that are made up, for seeds 1 to `seeds`, or for the one that is given.
+/// Compares the strategies on hosts and guests that are made up, for these seeds. `progress` is told after each host how many are done,
+/// of how many, over all seeds; by several threads.
 #[must_use]
-pub fn synthetic(spec: &Spec, seeds: &[u64]) -> Report {
-    let runs: Vec<BTreeMap<Strategy, Tally>> = seeds.iter().map(|seed| one_seed(spec, *seed)).collect();
+pub fn synthetic(spec: &Spec, seeds: &[u64], progress: &(dyn Fn(u64, u64) + Sync)) -> Report {
+    let (done, all) = (AtomicU64::new(0), u64::from(spec.hosts) * seeds.len() as u64);
+    let host_done = || progress(done.fetch_add(1, Ordering::Relaxed) + 1, all);
+    let runs: Vec<BTreeMap<Strategy, Tally>> = seeds.iter().map(|seed| one_seed(spec, *seed, &host_done)).collect();
     Report::new(spec.hosts, seeds.to_vec(), &runs)
 }
 
@@ -58,13 +62,16 @@ pub fn trace<R: BufRead + Seek>(mut input: R, spec: &Spec, seeds: &[u64]) -> Res
 }
 
 /// All hosts of a seed, on as many threads as there are processors. The sums are made in the order of the hosts.
-fn one_seed(spec: &Spec, seed: u64) -> BTreeMap<Strategy, Tally> {
+fn one_seed(spec: &Spec, seed: u64, host_done: &(dyn Fn() + Sync)) -> BTreeMap<Strategy, Tally> {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = u32::try_from(threads).unwrap_or(1).clamp(1, spec.hosts);
     let part = |first: u32| {
         let mine = (first..spec.hosts).step_by(threads as usize);
-        mine.map(|index| (index, run::synthetic(spec, seed, index))).map(|(index, trials)| {
-            (index, trials.into_iter().map(|trial| (trial.strategy, trial.tally)).collect::<Vec<_>>())
+        mine.map(move |index| {
+            let tallies = run::synthetic(spec, seed, index).into_iter().map(|trial| (trial.strategy, trial.tally));
+            let tallies: Vec<_> = tallies.collect();
+            host_done();
+            (index, tallies)
         })
     };
     let mut hosts: BTreeMap<u32, Vec<(Strategy, Tally)>> = BTreeMap::new();

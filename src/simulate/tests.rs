@@ -176,9 +176,13 @@ fn a_vhd_that_should_survive_a_disk_and_would_not_is_repaired() {
 #[test]
 fn equal_calls_give_equal_results_and_seeds_differ() {
     let spec = Spec::parse("hosts=3 days=2 warmup=1 vhds=12 disks=4").unwrap();
-    let one = synthetic(&spec, &[1]);
-    assert_eq!(one, synthetic(&spec, &[1]));
-    assert_ne!(one.rows, synthetic(&spec, &[2]).rows);
+    let told = std::sync::Mutex::new(Vec::new());
+    let one = synthetic(&spec, &[1], &|done, all| told.lock().unwrap().push((done, all)));
+    let mut told = told.into_inner().unwrap();
+    told.sort_unstable();
+    assert_eq!(told, [(1, 3), (2, 3), (3, 3)], "each host is told of once");
+    assert_eq!(one, synthetic(&spec, &[1], &|_, _| {}));
+    assert_ne!(one.rows, synthetic(&spec, &[2], &|_, _| {}).rows);
     for row in &one.rows {
         assert!(row.mean.busy > 0.0 && row.mean.fit > 0.0 && row.mean.touched > 0.0, "{row:?}");
         assert_eq!(row.mean.moved > 0.0, row.strategy == "policy", "{row:?}");
