@@ -34,8 +34,9 @@ const TELLING_BUSY: f64 = 0.02;
 /// By how much the extents of a disk can be asked for more or less often than others: more is a measurement that is wrong.
 const ODD: f64 = 3.0;
 
-/// By how much the load of a VHD swings: the square of its standard deviation, as part of the square of its mean.
-const SWINGS: f64 = 0.5;
+/// By how much the load of a VHD swings: the square of its standard deviation, as part of the square of its mean. About 1 is that of a
+/// guest with days, nights and now and then some minutes in which it asks for several times as much; those are what its neighbours feel.
+const SWINGS: f64 = 1.0;
 
 /// Which rates to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

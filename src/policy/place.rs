@@ -2,6 +2,9 @@
 //!
 //! Nothing is known of its load yet. So it goes where its VM is already, if there is room; else to the disk with most to spare, in time
 //! and in slots. One that can grow to a large part of a disk is spread over as many as keep its part small on each.
+//!
+//! Others of which nothing is known yet count as what VHDs usually do. Otherwise those that come together would be placed by room alone:
+//! many small ones together beside few large ones, and as many on a slow disk as on a fast one.
 
 use super::model::{BUSY, Model, Window};
 use super::observe::Pool;
@@ -11,6 +14,11 @@ use crate::placement::record::Layout;
 
 /// Part of the slots of a disk that one VHD may be able to take before it is spread.
 const LARGE: f64 = 0.5;
+
+/// What a VHD does of which nothing is known, as part of what all disks can do together; and as how many VHDs that counts beside those
+/// of which something is known.
+const UNKNOWN: f64 = 0.01;
+const UNKNOWN_WEIGHT: f64 = 8.0;
 
 /// A VHD that does not exist yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +48,9 @@ pub fn place(pool: &Pool, rules: &Rules, new: NewVhd) -> Option<Layout> {
     };
     let mut order: Vec<usize> = (0..model.disks.len()).filter(|place| model.disks[*place].works).collect();
     let is_near = |place: usize| replicas == 1 && near >> place & 1 == 1 && model.disks[place].busy < BUSY;
+    let busy = expected_busy(&model);
     // Time and room to spare, as parts of the disk.
-    let spare = |place: usize| room(place) / f64::from(model.disks[place].slots.max(1)) - 1.5 * model.disks[place].busy;
+    let spare = |place: usize| room(place) / f64::from(model.disks[place].slots.max(1)) - 1.5 * busy[place];
     order.sort_by(|a, b| {
         let near = is_near(*b).cmp(&is_near(*a));
         near.then(spare(*b).total_cmp(&spare(*a))).then(a.cmp(b))
@@ -72,6 +81,22 @@ pub fn place(pool: &Pool, rules: &Rules, new: NewVhd) -> Option<Layout> {
     let open: Vec<usize> = order.iter().copied().filter(fits).collect();
     let width = open.len();
     apart(&model, open.into_iter(), width, replicas).filter(|disks| !disks.is_empty()).map(layout)
+}
+
+/// How busy each disk is to be expected.
+fn expected_busy(model: &Model) -> Vec<f64> {
+    let known: Vec<f64> =
+        model.vhds.iter().filter(|vhd| vhd.work_each > 0.0).map(|vhd| vhd.work_each * vhd.total() as f64).collect();
+    let all: f64 = model.disks.iter().filter(|disk| disk.works).map(|disk| 1.0 / disk.new_secs).sum();
+    let usual = (UNKNOWN * all * UNKNOWN_WEIGHT + known.iter().sum::<f64>()) / (UNKNOWN_WEIGHT + known.len() as f64);
+    let mut busy: Vec<f64> = model.disks.iter().map(|disk| disk.busy).collect();
+    for vhd in model.vhds.iter().filter(|vhd| vhd.work_each <= 0.0) {
+        for (place, count) in &vhd.on {
+            let part = *count as f64 / vhd.total().max(1) as f64;
+            busy[*place] += usual * part * model.disks[*place].new_secs;
+        }
+    }
+    busy
 }
 
 /// The first so many of these disks, if they are of failure domains enough.

@@ -25,8 +25,8 @@ use crate::base::limits::POLICY_PROPOSALS_MAX;
 use needs::Need;
 use ways::{Draft, Ways};
 
-/// Part of the budget that comfort may use: the rest is for what is urgent.
-const COMFORT_PART: f64 = 0.5;
+/// Part of the budget that comfort may use: the rest is for what is urgent. What comfort has evened out does not become urgent later.
+const COMFORT_PART: f64 = 0.8;
 
 /// What the policy says.
 #[derive(Clone, Debug, PartialEq)]

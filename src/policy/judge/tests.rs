@@ -129,6 +129,19 @@ fn disks_of_which_some_do_much_more_are_evened_out_and_a_steady_load_comes_to_re
 }
 
 #[test]
+fn a_small_vhd_that_does_much_is_moved_before_a_large_one_that_does_a_little_more() {
+    let guests = vec![busy_vhd(1, None, &[(0, 400)], 0.3), busy_vhd(2, None, &[(0, 20)], 0.25)];
+    let mut world = World::new(disks(3), guests);
+    world.rules.moved_a_day = 1.0;
+    while world.done.is_empty() {
+        world.look(300);
+        assert!(world.state.clock.secs < 24 * 3600, "nothing is done about it");
+    }
+    let (_, proposal) = &world.done[0];
+    assert_eq!((proposal.rule, proposal.action.vhd()), (Rule::Imbalance, VhdId(2)), "{proposal:?}");
+}
+
+#[test]
 fn vhds_of_a_vm_come_together_and_idle_ones_contract() {
     let guests = vec![
         vhd(1, Some(1), &[(0, 20)]),

@@ -15,7 +15,11 @@ use crate::placement::record::Layout;
 const WORTH_LEAST: f64 = 0.003;
 
 /// What the budget of a day is worth.
-const PRICE: f64 = 0.05;
+const PRICE: f64 = 0.1;
+
+/// What any change takes besides what it copies, as part of the budget of a day: its VHD rests afterwards, and moves in flight are few.
+/// Without it a change that copies nearly nothing would come before all others, however little it brings.
+const FIXED: f64 = 0.1;
 
 /// Part by which what is promised has to become less.
 const BETTER: f64 = 0.02;
@@ -72,7 +76,8 @@ struct Sketch {
     places: Vec<usize>,
     replicas: u8,
     bytes: u64,
-    net: f64,
+    /// By which ways are compared: see [`Ways::rank`].
+    rank: f64,
     objection: Option<Objection>,
 }
 
@@ -90,7 +95,7 @@ impl Ways<'_> {
         // What can be had today is better than what is best and cannot.
         sketches.sort_by(|a, b| {
             let today = |sketch: &Sketch| sketch.bytes <= self.left;
-            let order = today(b).cmp(&today(a)).then(b.net.total_cmp(&a.net)).then(a.vhd.cmp(&b.vhd));
+            let order = today(b).cmp(&today(a)).then(b.rank.total_cmp(&a.rank)).then(a.vhd.cmp(&b.vhd));
             order.then_with(|| a.places.cmp(&b.places))
         });
         self.keep_open_first(&mut sketches);
@@ -123,7 +128,7 @@ impl Ways<'_> {
         let found = sketches.iter().position(|sketch| good(sketch) && same(sketch));
         let (Some(at), Some(best)) = (found, sketches.iter().find(|sketch| good(sketch))) else { return };
         let is_as_soon = sketches[at].bytes <= self.left || best.bytes > self.left;
-        if is_as_soon && sketches[at].net >= best.net - ((1.0 - STEADY_PART) * best.net).max(WORTH_LEAST) {
+        if is_as_soon && sketches[at].rank >= best.rank - ((1.0 - STEADY_PART) * best.rank).max(WORTH_LEAST / FIXED) {
             sketches[..=at].rotate_right(1);
         }
     }
@@ -248,7 +253,15 @@ impl Ways<'_> {
         } else {
             None
         };
-        Sketch { vhd, places, replicas, bytes, net, objection }
+        let rank = self.rank(net, bytes);
+        Sketch { vhd, places, replicas, bytes, rank, objection }
+    }
+
+    /// What a way brings for each part of the budget that it takes: the budget is what there is least of, so that a small VHD which is
+    /// asked for much is moved before a large one which is asked for a little more. What brings nothing keeps its order.
+    fn rank(&self, net: f64, bytes: u64) -> f64 {
+        let takes = bytes as f64 / self.look.budget.max(1) as f64 + FIXED;
+        if net > 0.0 { net / takes } else { net }
     }
 
     /// What a change is worth for this need.

@@ -1,5 +1,5 @@
 use super::super::judge::tests::pool::{busy_vhd, disk, pool, vhd};
-use super::super::observe::Health;
+use super::super::observe::{DiskKind, Health};
 use super::*;
 use crate::placement::record::Accept;
 
@@ -22,6 +22,17 @@ fn a_new_vhd_goes_where_its_vm_is_or_where_most_is_to_spare() {
     assert_eq!(place(&seen, &rules, large), isolated(2));
     let busy = pool((0..3).map(disk).collect(), vec![busy_vhd(1, Some(1), &[(0, 300)], 0.8)]);
     assert_ne!(place(&busy, &rules, NewVhd { vm: Some(VmId(1)), ..NEW }), isolated(0));
+}
+
+#[test]
+fn of_disks_with_equal_room_the_one_with_fewer_unknown_guests_is_taken_and_a_fast_one_bears_more_of_them() {
+    let rules = Rules::default();
+    let three = [vhd(1, None, &[(0, 20)]), vhd(2, None, &[(0, 20)]), vhd(3, None, &[(0, 20)])];
+    let there: Vec<_> = three.into_iter().chain([vhd(4, None, &[(1, 60)]), vhd(5, None, &[(2, 90)])]).collect();
+    let mut seen = pool((0..3).map(disk).collect(), there);
+    assert_eq!(place(&seen, &rules, NEW), isolated(1), "as much is written on disk 0, by three");
+    seen.disks[0].kind = DiskKind::Nvme;
+    assert_eq!(place(&seen, &rules, NEW), isolated(0), "three are little for it");
 }
 
 #[test]
