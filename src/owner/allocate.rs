@@ -7,6 +7,8 @@ use super::Owner;
 use super::moves::wave::Fault;
 use super::outbox::{Event, OwnerOutbox, SlotRun};
 use super::quota::Reached;
+use super::reservation::Patience;
+use super::vhds::Vhd;
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, DiskSet, ReactorId, VhdId};
 use crate::base::limits::RECLAIM_WAIT_MILLIS;
@@ -27,6 +29,8 @@ pub(super) struct Waiter {
     pub deadline: Nanos,
     /// Whether it waits for a quota, not for room.
     pub quota: bool,
+    /// Whether it may grow when its time is up, and waits longer if it finds no room then either.
+    pub grows: bool,
 }
 
 /// What trying to place an extent came to.
@@ -38,7 +42,7 @@ enum Attempt {
 
 impl Owner {
     pub(super) fn allocate(&mut self, request: Waiter, now: Nanos, out: &mut impl OwnerOutbox) {
-        match self.try_place(&request, out) {
+        match self.try_place(&request, Patience::Waits, out) {
             Attempt::Answer(result) => answer(&request, result, out),
             Attempt::NoRoom => self.wait_for_room(request, now, out),
             Attempt::Quota(reached) => {
@@ -48,7 +52,7 @@ impl Owner {
         }
     }
 
-    fn try_place(&mut self, request: &Waiter, out: &mut impl OwnerOutbox) -> Attempt {
+    fn try_place(&mut self, request: &Waiter, patience: Patience, out: &mut impl OwnerOutbox) -> Attempt {
         let Some(vhd) = self.vhds.get(request.vhd) else {
             return Attempt::Answer(Err(AllocateError::Deleted));
         };
@@ -66,7 +70,9 @@ impl Owner {
         if let Some(reached) = self.quota_against_extent(request.vhd) {
             return Attempt::Quota(reached);
         }
-        let Some((replicas, grown)) = self.place_extent(request.vhd, request.extent) else { return Attempt::NoRoom };
+        let Some((replicas, grown)) = self.place_extent(request.vhd, request.extent, patience) else {
+            return Attempt::NoRoom;
+        };
         self.quota_let_pass(request.vhd);
         let vhd = self.vhds.get_mut(request.vhd).expect("just placed");
         vhd.told_out_of_room = false;
@@ -80,20 +86,23 @@ impl Owner {
     }
 
     fn wait_for_room(&mut self, mut request: Waiter, now: Nanos, out: &mut impl OwnerOutbox) {
-        let Some(vhd) = self.vhds.get_mut(request.vhd) else { return };
+        let Some(vhd) = self.vhds.get(request.vhd) else { return };
+        let is_reclaiming = self.space.is_reclaiming(vhd.record.layout.disks());
+        request.grows = is_reclaiming && self.grows_if_need_be(vhd);
         let wait = match vhd.record.when_full {
+            _ if request.grows => Duration::from_millis(RECLAIM_WAIT_MILLIS),
             WhenFull::Queue { secs } => Duration::from_secs(secs),
             // Not full if slots are on their way back: that takes a commit and a punch, not a guest's patience.
-            WhenFull::Error if self.space.is_reclaiming(vhd.record.layout.disks()) => {
-                Duration::from_millis(RECLAIM_WAIT_MILLIS)
-            }
+            WhenFull::Error if is_reclaiming => Duration::from_millis(RECLAIM_WAIT_MILLIS),
             WhenFull::Error => Duration::ZERO,
         };
         if wait.is_zero() {
             self.out_of_room(&request, out);
             return;
         }
-        if !std::mem::replace(&mut vhd.told_waiting, true) {
+        let Some(vhd) = self.vhds.get_mut(request.vhd) else { return };
+        // Whoever can grow is not short of room.
+        if !request.grows && !std::mem::replace(&mut vhd.told_waiting, true) {
             out.event(Event::WaitingForRoom { vhd: vhd.record.name.clone() });
         }
         request.deadline = now.after(wait);
@@ -111,6 +120,17 @@ impl Owner {
                 self.waiters.push(request);
             }
             WhenFull::Queue { .. } | WhenFull::Error => answer(&request, Err(AllocateError::NoSpace), out),
+        }
+    }
+
+    /// The time of a request is up. If that was so short because its VHD could have grown, it waits as others do.
+    fn wait_longer(&mut self, request: Waiter, now: Nanos, out: &mut impl OwnerOutbox) {
+        match self.vhds.get(request.vhd).map(|vhd| vhd.record.when_full) {
+            Some(WhenFull::Queue { secs }) if request.grows && secs > 0 => {
+                let deadline = now.after(Duration::from_secs(secs));
+                self.waiters.push(Waiter { deadline, grows: false, ..request });
+            }
+            _ => self.out_of_room(&request, out),
         }
     }
 
@@ -133,22 +153,23 @@ impl Owner {
         // There is no more room for the others of a VHD: trying each of them would take longer the more there are.
         let mut in_vain: BTreeSet<VhdId> = BTreeSet::new();
         for mut request in waiting {
-            if in_vain.contains(&request.vhd) {
-                self.waiters.push(request);
-                continue;
-            }
-            let expands = |vhd: &super::vhds::Vhd| vhd.expands(self.expand_unless_said(vhd));
+            let expands = |vhd: &Vhd| vhd.expands(self.expand_unless_said(vhd));
             let vhd = self.vhds.get(request.vhd);
             let disks = vhd.filter(|vhd| !expands(vhd));
             let disks = disks.map_or(DiskSet(u64::MAX), |vhd| vhd.record.layout.disks());
             let placed = || Some(!self.vhds.get(request.vhd)?.state.map.lookup(request.extent).replicas.is_absent());
+            // Several may wait for one extent: those after the first for which it was placed have it.
+            if in_vain.contains(&request.vhd) && placed() == Some(false) {
+                self.waiters.push(request);
+                continue;
+            }
             let is_needed = |of: Holder| self.space.holds().need(of).is_some_and(|need| need.extents > 0);
             let is_held = vhd.is_some_and(|vhd| self.holders_of(vhd).any(is_needed));
             if disks.0 & with_room.0 == 0 && !is_held && !self.metadata.low && placed() == Some(false) {
                 self.waiters.push(request);
                 continue;
             }
-            match self.try_place(&request, out) {
+            match self.try_place(&request, Patience::Waits, out) {
                 Attempt::Answer(result) => {
                     answer(&request, result, out);
                     with_room = self.space.with_room();
@@ -168,7 +189,7 @@ impl Owner {
         self.note_waiting();
     }
 
-    /// Answers those whose time is up.
+    /// Answers those whose time is up, once it has been tried for the last time.
     pub(super) fn expire_waiters(&mut self, now: Nanos, out: &mut impl OwnerOutbox) {
         if self.waiters.iter().all(|request| request.deadline > now) {
             return;
@@ -176,12 +197,23 @@ impl Owner {
         let (late, waiting) = std::mem::take(&mut self.waiters).into_iter().partition(|w| w.deadline <= now);
         self.waiters = waiting;
         let late: Vec<Waiter> = late;
+        let mut in_vain: BTreeSet<VhdId> = BTreeSet::new();
         for request in &late {
-            if request.quota {
-                // Told when it was reached; the disks have room, as far as anybody knows.
-                answer(request, Err(AllocateError::NoSpace), out);
+            let vhd = self.vhds.get(request.vhd);
+            let is_placed = |vhd: &Vhd| !vhd.state.map.lookup(request.extent).replicas.is_absent();
+            let attempt = if in_vain.contains(&request.vhd) && !vhd.is_some_and(is_placed) {
+                Attempt::NoRoom
             } else {
-                self.out_of_room(request, out);
+                self.try_place(request, Patience::Ends, out)
+            };
+            match attempt {
+                Attempt::Answer(result) => answer(request, result, out),
+                // Told when it was reached; the disks have room, as far as anybody knows.
+                Attempt::Quota(_) => answer(request, Err(AllocateError::NoSpace), out),
+                Attempt::NoRoom => {
+                    in_vain.insert(request.vhd);
+                    self.wait_longer(*request, now, out);
+                }
             }
         }
         self.note_waiting();
@@ -190,7 +222,7 @@ impl Owner {
     /// VHDs of which nothing waits any more may be reported again.
     fn note_waiting(&mut self) {
         let waiting: std::collections::HashSet<VhdId> = self.waiters.iter().map(|request| request.vhd).collect();
-        let silent = |vhd: &&super::vhds::Vhd| vhd.told_waiting && !waiting.contains(&vhd.record.id);
+        let silent = |vhd: &&Vhd| vhd.told_waiting && !waiting.contains(&vhd.record.id);
         let silent: Vec<VhdId> = self.vhds.iter().filter(silent).map(|vhd| vhd.record.id).collect();
         for id in silent {
             self.vhds.get_mut(id).expect("just looked up").told_waiting = false;

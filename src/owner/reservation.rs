@@ -22,6 +22,15 @@ use crate::placement::record::VhdRecord;
 use crate::placement::vm::VmRecord;
 use crate::plan::Plan;
 
+/// Whether a write can still wait for a better place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// What is on its way back will be there.
+    Waits,
+    /// It has waited for that in vain: any place is better than none.
+    Ends,
+}
+
 /// What is known of quotas and reservations beside the records.
 #[derive(Debug, Default)]
 pub(super) struct Capacities {
@@ -197,14 +206,21 @@ impl Owner {
 
     /// Gives an absent extent its slots: of those held for the VHD or its VM, else of those free to anybody. With the disk that the VHD
     /// has grown onto by that, if it has.
-    pub(super) fn place_extent(&mut self, id: VhdId, extent: ExtentIndex) -> Option<(ReplicaSet, Option<DiskId>)> {
+    pub(super) fn place_extent(
+        &mut self,
+        id: VhdId,
+        extent: ExtentIndex,
+        patience: Patience,
+    ) -> Option<(ReplicaSet, Option<DiskId>)> {
         let vhd = self.vhds.get(id)?;
         let holders: Vec<Holder> = self.holders_of(vhd).collect();
         // One replica after the other can go to any disk.
-        let may_wait = vhd.record.replicas > 1 && self.space.is_reclaiming(vhd.record.layout.disks());
+        let may_wait = patience == Patience::Waits
+            && vhd.record.replicas > 1
+            && self.space.is_reclaiming(vhd.record.layout.disks());
         let mut is_coming = false;
         for holder in &holders {
-            let soon = self.space.held_soon(*holder);
+            let soon = self.space.held_soon(*holder).filter(|_| patience == Patience::Waits);
             is_coming |= may_wait && soon.is_some();
             let vhd = self.vhds.get_mut(id)?;
             if let Some(replicas) = vhd.place_held(extent, &mut self.space, *holder, soon) {
@@ -215,7 +231,7 @@ impl Owner {
         if is_coming {
             // All that is reserved will be there, and has to be used as it is planned: what is held now, used without what is on its way
             // back, might leave slots to the extents after this one that fail together.
-            let placed = self.place_free(id, extent);
+            let placed = self.place_free(id, extent, patience);
             if placed.is_some() {
                 self.hold_again(id);
             }
@@ -225,7 +241,8 @@ impl Owner {
         if !holders.is_empty() {
             self.space.change_holds(|holds, room| holders.iter().for_each(|holder| holds.set(*holder, None, room)));
         }
-        let placed = self.place_free(id, extent).or_else(|| self.place_making_room(id, extent));
+        let placed = self.place_free(id, extent, patience);
+        let placed = placed.or_else(|| self.place_making_room(id, extent, patience));
         if !holders.is_empty() {
             self.hold_again(id);
         }
@@ -233,7 +250,12 @@ impl Owner {
     }
 
     /// What is held for others goes where it is not in the way, if it can.
-    fn place_making_room(&mut self, id: VhdId, extent: ExtentIndex) -> Option<(ReplicaSet, Option<DiskId>)> {
+    fn place_making_room(
+        &mut self,
+        id: VhdId,
+        extent: ExtentIndex,
+        patience: Patience,
+    ) -> Option<(ReplicaSet, Option<DiskId>)> {
         if self.space.holds().is_empty() {
             return None;
         }
@@ -243,9 +265,9 @@ impl Owner {
         let expands = vhd.expands(self.expand_unless_said(vhd));
         let beyond = expands.then(|| accepting.fold(layout.0, |set, disk| set | 1 << disk.0));
         self.make_room(&[(id, layout, 1, replicas)]);
-        self.place_free(id, extent).or_else(|| {
+        self.place_free(id, extent, patience).or_else(|| {
             self.make_room(&[(id, DiskSet(beyond?), 1, replicas)]);
-            self.place_free(id, extent)
+            self.place_free(id, extent, patience)
         })
     }
 
@@ -280,12 +302,22 @@ impl Owner {
         });
     }
 
-    fn place_free(&mut self, id: VhdId, extent: ExtentIndex) -> Option<(ReplicaSet, Option<DiskId>)> {
+    fn place_free(
+        &mut self,
+        id: VhdId,
+        extent: ExtentIndex,
+        patience: Patience,
+    ) -> Option<(ReplicaSet, Option<DiskId>)> {
         let vhd = self.vhds.get_mut(id)?;
         if let Some(replicas) = vhd.place(extent, &mut self.space, Purse::Free) {
             return Some((replicas, None));
         }
-        let unless_said = self.expand_unless_said(self.vhds.get(id)?);
+        let vhd = self.vhds.get(id)?;
+        let may_wait = patience == Patience::Waits && self.space.is_reclaiming(vhd.record.layout.disks());
+        if may_wait && self.grows_if_need_be(vhd) {
+            return None;
+        }
+        let unless_said = self.expand_unless_said(vhd);
         let vhd = self.vhds.get_mut(id)?;
         let (replicas, disk, first) = vhd.place_beyond(extent, &mut self.space, unless_said)?;
         Some((replicas, first.then_some(disk)))

@@ -137,6 +137,10 @@ pub(super) fn measure(state: &mut State, rules: &Rules, model: &Model, vhds: &[&
         let index = model.find(moved);
         let asks = model.find(asks_for(applied));
         let load = asks.map_or(0.0, |index| model.vhds[index].work_each * model.vhds[index].total() as f64);
+        if applied.load.is_none() {
+            // It was begun, so whatever was in the way of the like of it is not any more.
+            state.refusals.remove(&(applied.rule, applied.subject));
+        }
         let before = *applied.load.get_or_insert(load);
         if jobs.contains(&moved) {
             applied.settled = None;

@@ -239,7 +239,9 @@ impl Shares {
     /// Something of a client with a latency target has completed.
     pub fn count_targeted(&self, is_late: bool) {
         self.targeted.fetch_add(1, Ordering::Relaxed);
-        self.late.fetch_add(u64::from(is_late), Ordering::Relaxed);
+        if is_late {
+            self.late.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// How much of that there was since the last call, and how much of it was late.
@@ -335,7 +337,7 @@ impl Shares {
     }
 
     fn begun(&self, turn: Turn, in_flight: u64) {
-        if !self.has_expired(turn) {
+        if turn.0 > self.time.load(Ordering::Relaxed) && !self.has_expired(turn) {
             self.time.fetch_max(turn.0, Ordering::Relaxed);
         }
         self.note_peak(in_flight);

@@ -42,8 +42,9 @@ async fn look_again(api: &Api) {
 /// Looks, and carries out what comes of it. The caller has the turn from the answers to the last order: what is wanted may not change
 /// in between, or something would start that nobody wants any more.
 async fn look(api: &Api) -> Result<(), ApiError> {
+    let happened = api.policy.happened();
     let answers = answers(api).await?;
-    let orders = at_desk(api, move |desk| desk.look(&answers, clock::wall_secs())).await?;
+    let orders = at_desk(api, move |desk| desk.look(&answers, happened, clock::wall_secs())).await?;
     for order in orders {
         let number = order.number;
         if let Err(error) = carry_out(api, order).await {

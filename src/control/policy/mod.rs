@@ -60,7 +60,7 @@ struct Rest {
 
 /// Numbers that are others once something has happened that the policy looks at: loads, and events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Happened {
+pub struct Happened {
     stirs: u64,
     events: u64,
 }
@@ -124,7 +124,9 @@ impl Desk {
         (inner.rules, inner.rest) = (rules, None);
     }
 
-    fn happened(&self) -> Happened {
+    /// What has happened so far: what comes between this and the end of a look is for the next one.
+    #[must_use]
+    pub fn happened(&self) -> Happened {
         Happened { stirs: self.stats.stirs(), events: self.events.next_seq() }
     }
 
@@ -143,10 +145,9 @@ impl Desk {
         answers.observe(&self.stats, rules, wall_secs)
     }
 
-    /// Looks at the pool, and tells what has been found. Returns what is to be carried out now.
-    pub fn look(&self, answers: &Answers, wall_secs: u64) -> Vec<Order> {
-        // What happens while it looks is for the next look.
-        let happened = self.happened();
+    /// Looks at the pool, and tells what has been found. `happened`: before the owner gave these answers. Returns what is to be carried out
+    /// now.
+    pub fn look(&self, answers: &Answers, happened: Happened, wall_secs: u64) -> Vec<Order> {
         let rules = self.rules();
         let pool = answers.observe(&self.stats, &rules, wall_secs);
         let mut inner = self.lock();

@@ -54,6 +54,14 @@ impl Sampler {
     }
 }
 
+/// Whether it is the subject's turn to have samples of when nothing happened stored: some of all at a time, not too many at once, and not so
+/// few that disks are written to all the time.
+fn is_turn_of_quiet(ticks: u64, subject: Subject) -> bool {
+    const BATCHES: u64 = 6;
+    let (batch, place) = (ticks / (STORE_SELDOM / BATCHES), ticks % (STORE_SELDOM / BATCHES));
+    place == 0 && batch % BATCHES == u64::from(subject.code()) % BATCHES
+}
+
 struct Work {
     book: Arc<StatsBook>,
     owner: OwnerSender,
@@ -94,8 +102,11 @@ impl Work {
         self.ticks += 1;
         self.record();
         let turn = |subject: Subject, every| (self.ticks + u64::from(subject.code())).is_multiple_of(every);
-        let quiet = self.ticks.is_multiple_of(STORE_SELDOM);
-        let due = |subject| Due { samples: turn(subject, STORE_EVERY), quiet, heat: turn(subject, STORE_SELDOM) };
+        let due = |subject: Subject| Due {
+            samples: turn(subject, STORE_EVERY),
+            quiet: is_turn_of_quiet(self.ticks, subject),
+            heat: turn(subject, STORE_SELDOM),
+        };
         self.hand_over(due);
     }
 
@@ -132,5 +143,19 @@ impl Work {
         let (answer, waiting) = oneshot::channel();
         self.owner.send(OwnerInput::Command(Asked { command, answer }));
         waiting.blocking_recv().ok()?.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::VhdId;
+
+    #[test]
+    fn what_is_quiet_has_its_turn_once_an_hour_and_not_all_at_once() {
+        let turns = |id: u32| (0..STORE_SELDOM).filter(move |tick| is_turn_of_quiet(*tick, Subject::Vhd(VhdId(id))));
+        assert!((0..100).all(|id| turns(id).count() == 1));
+        let ticks: std::collections::BTreeSet<u64> = (0..100).flat_map(turns).collect();
+        assert_eq!(ticks.len(), 6);
     }
 }

@@ -363,3 +363,19 @@ fn a_disk_that_has_failed_has_no_room() {
     assert_eq!((pool.space.capacity, pool.space.free), (110 * extent, 90 * extent));
     assert_eq!((pool.disks[1].space.capacity, pool.disks[1].space.free), (10 * extent, 0));
 }
+
+#[test]
+fn whoever_waits_for_an_extent_that_was_placed_for_another_has_it() {
+    let mut world = World::new(&[2], 1);
+    let vhd = world.create(create("a", 10, SPANNED));
+    assert_eq!([0, 1].map(|extent| world.allocate(&vhd, extent)), [Some(Ok(())); 2]);
+    for (ticket, extent) in [(1, 5), (2, 6), (3, 5)] {
+        let extent = ExtentIndex(extent);
+        let request = OwnerRequest::Allocate { reactor: ReactorId(0), ticket, vhd: vhd.record.id, extent };
+        world.owner.handle_reactor(request, world.now, &mut world.mail);
+    }
+    world.discard(&vhd, 0);
+    world.settle();
+    assert_eq!([1, 2, 3].map(|ticket| world.allocated(ticket)), [Some(Ok(())), None, Some(Ok(()))]);
+    world.check();
+}

@@ -105,3 +105,32 @@ fn who_grows_takes_nothing_that_is_held_for_others() {
         assert_eq!(world.allocate(&other, extent), Some(Ok(())), "extent {extent}");
     }
 }
+
+/// A guest that discards and writes again (mkfs, fstrim) stays on its disk.
+#[test]
+fn who_grows_if_need_be_waits_for_slots_on_their_way_back_but_not_for_long() {
+    for when_full in [WhenFull::Error, WhenFull::Queue { secs: 60 }] {
+        let mut world = World::new(&[4, 2], 1);
+        let vhd = world.create(CreateVhd { when_full, ..create("a", 20, on_d0()) });
+        want(&mut world, &[(Scope::Pool, "auto")]);
+        assert!((0..4).all(|extent| world.allocate(&vhd, extent) == Some(Ok(()))));
+        world.discard(&vhd, 0);
+        assert_eq!(world.allocate(&vhd, 4), None, "it waits");
+        world.settle();
+        assert_eq!(world.allocated(1004), Some(Ok(())));
+        assert_eq!(World::place_of(&vhd, 4).unwrap().0, DiskId(0));
+
+        // What is on its way back does not come.
+        world.discard(&vhd, 1);
+        for extent in 5..8 {
+            assert_eq!(world.allocate(&vhd, extent), None);
+        }
+        world.advance(3000);
+        assert_eq!([5, 6].map(|extent| world.allocated(1000 + extent)), [Some(Ok(())); 2]);
+        assert_eq!(World::place_of(&vhd, 5).unwrap().0, DiskId(1));
+        let left = world.allocated(1007);
+        let (error, waits) = (Some(Err(AllocateError::NoSpace)), None);
+        assert_eq!(left, if when_full == WhenFull::Error { error } else { waits }, "{when_full:?}");
+        world.check();
+    }
+}

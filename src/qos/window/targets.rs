@@ -72,6 +72,9 @@ impl Window {
         if now < self.given_up_until {
             return;
         }
+        if late <= LATE_MANY {
+            self.hopeless = 0;
+        }
         if late > LATE_MANY {
             self.narrow(late, now);
         } else if late < LATE_FEW && self.may_widen(self.changed_at, now) {
@@ -86,7 +89,7 @@ impl Window {
     }
 
     fn narrow(&mut self, late: u64, now: Nanos) {
-        let wide = self.wide();
+        let (wide, was_exhausted) = (self.wide(), self.is_exhausted());
         if self.allowed.is_none() {
             self.late_before = late;
         }
@@ -104,7 +107,11 @@ impl Window {
         if std::mem::take(&mut self.has_widened) {
             self.calm_ns = (self.calm_ns * 2).min(CALM_MAX_NS);
         }
-        (self.late_at, self.is_settling, self.changed_at) = (allowed, true, now);
+        // Those that are late with the narrowest say nothing of how wide it may be.
+        if !was_exhausted {
+            self.late_at = allowed;
+        }
+        (self.is_settling, self.changed_at) = (true, now);
     }
 
     fn give_up(&mut self, now: Nanos) {
@@ -129,7 +136,7 @@ impl Window {
         self.allowed = (wider < self.wide()).then_some(wider);
         self.has_widened = true;
         if self.allowed.is_none() {
-            self.calm_ns = CALM_MIN_NS;
+            (self.calm_ns, self.give_up_ns) = (CALM_MIN_NS, GIVE_UP_MIN_NS);
         }
     }
 }

@@ -13,7 +13,8 @@ use super::data::to_usize;
 use super::slots::{Avoid, Piece, PieceSlot, RequestSlot, Unread};
 
 impl<E: Engine, O: Outbox> Pipeline<E, O> {
-    /// The replica that is to answer a read: the one on the disk with the fewest operations in flight here.
+    /// The replica that is to answer a read: the one on the disk with the fewest operations in flight here and in line for it: where little
+    /// may be in flight little is, however many wait.
     /// If they may differ, the first one.
     pub(super) fn replica_to_read(&self, replicas: ReplicaSet, in_doubt: bool, avoid: DiskSet) -> Option<Replica> {
         let usable =
@@ -22,7 +23,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if replicas.is_single() || in_doubt {
             return usable.next();
         }
-        usable.min_by_key(|replica| self.parking.in_flight_on(replica.disk))
+        usable.min_by_key(|replica| self.parking.in_flight_on(replica.disk) + self.parking.line(replica.disk).len())
     }
 
     /// As [`Pipeline::replica_to_read`], without those that have failed to answer this request. One that has a turn keeps it: if it went from

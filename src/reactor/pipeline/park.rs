@@ -195,7 +195,12 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
                 if !self.bounce.has_room(disk) && !self.disk(disk).is_failed() {
                     break;
                 }
+                let before = self.parking.line(disk).len();
                 any |= self.resume_front(|parking| &mut parking.on_bounce[index]);
+                // Whoever waits for its turn now has not taken the buffer, and the next one would not either.
+                if self.parking.line(disk).len() > before {
+                    break;
+                }
             }
             if self.parking.on_disk[index].is_empty() && self.parking.on_bounce[index].is_empty() {
                 self.parking.waited_for.remove(disk);

@@ -20,6 +20,9 @@ use crate::shared::disk::MOVER_THREAD;
 use super::slots::{Operation, Purpose, RequestSlot};
 use super::{Pipeline, Step};
 
+/// How long a read waits in the line of one copy where there is another.
+const LINE_KEPT_NS: u64 = 1_000_000_000;
+
 /// Those who wait for room on one disk, by turn; without turns, as they came.
 #[derive(Default)]
 pub(super) struct Line {
@@ -109,7 +112,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
     /// The disk on which the request has a turn that has come, or would wait less than on another disk, as far as is known.
     pub(super) fn kept_turn(&self, slot: RequestSlot, other: DiskId) -> Option<DiskId> {
         let taken = self.slots.request(slot).turn?;
-        (taken.begun || !self.parking.line(other).is_empty()).then_some(taken.disk)
+        // Not for ever: the disk may not answer any more.
+        let is_near = !self.parking.line(other).is_empty() && self.now.since(taken.since) < LINE_KEPT_NS;
+        (taken.begun || is_near).then_some(taken.disk)
     }
 
     /// Parks the request unless it may begin an operation of so many bytes on the disks.
@@ -137,8 +142,12 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 
     /// Waits for room on a disk.
     pub(super) fn park_in_line(&mut self, slot: RequestSlot, disk: DiskId, bytes: u64) -> Step {
-        let is_shared = self.disk(disk).shares.is_on();
-        let turn = if is_shared { self.come_back(slot, disk, bytes).turn } else { Turn(0) };
+        let turn = if self.disk(disk).shares.is_on() {
+            self.come_back(slot, disk, bytes).turn
+        } else {
+            self.drop_turn(slot);
+            Turn(0)
+        };
         self.parking.line_mut(disk).push(turn, slot);
         self.park_for_disk(slot, disk)
     }
@@ -208,6 +217,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
             // What the guest asked for was charged: padding comes on top, and a bounce buffer may hold only a part.
             let (vhd, work) = (self.slots.request(slot).vhd(), Work::of(bytes));
             self.disk(disk).shares.settle(vhd.account(disk), taken.share, taken.work, work);
+            if work < taken.work {
+                self.parking.note_ended(disk);
+            }
             return Begun { work, waited_ns };
         }
         let (vhd, work) = (self.slots.request(slot).vhd(), Work::of(bytes));

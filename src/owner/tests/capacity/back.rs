@@ -52,6 +52,25 @@ fn who_lacks_slots_that_are_on_their_way_back_is_placed_as_if_they_were_there() 
     world.check();
 }
 
+/// It was to go where what comes back will be; that does not come in time, and there is another way to place it.
+#[test]
+fn who_waits_for_slots_on_their_way_back_in_vain_has_what_there_is() {
+    let mut world = world_of(&[(1, "x"), (1, "y"), (2, "z")]);
+    let u = world.create(on_disk("u", 4, "d2", Capacity::default()));
+    assert_eq!(world.place_all(&u, 0..2), 2);
+    [0, 1].into_iter().for_each(|extent| world.discard(&u, extent));
+    let v = CreateVhd { capacity: limits(None, Some(4)), when_full: WhenFull::Error, ..replicated(8, 2) };
+    let id = world.command(Command::CreateVhd(Box::new(v)));
+    world.commit_edits();
+    let Some(Ok(Reply::Vhd { vhd: v, .. })) = world.mail.replies.remove(&id) else { panic!("it has room to come") };
+    assert_eq!(world.allocate(&v, 0), None, "waits for the disk with most of what is reserved");
+    world.advance(3000);
+    assert_eq!(world.allocated(1000), Some(Ok(())));
+    assert_eq!(disks_of(&v, 0), DiskSet(0b11));
+    world.check_holds();
+    world.check();
+}
+
 #[test]
 fn what_is_only_in_part_on_the_disks_of_the_layout_uses_nothing_of_the_reservation() {
     let mut world = world_of(&[(2, "x"), (1, "y"), (2, "z")]);

@@ -46,6 +46,19 @@ fn what_the_owner_refuses_is_asked_again_later_and_later() {
 }
 
 #[test]
+fn what_was_begun_after_all_begins_anew_when_it_is_refused_again() {
+    let mut world = World::new(disks(3), vec![vhd(1, None, &[(0, 960)])]);
+    world.rules.moved_a_day = 1.0;
+    assert_eq!(refuse_all(&mut world, 100), 3);
+    let key = *world.state.refusals.keys().next().unwrap();
+    assert_eq!(world.state.refusals[&key].times, 3);
+    for _ in 0..200 {
+        world.look(30);
+    }
+    assert!(!world.done.is_empty() && !world.state.refusals.contains_key(&key), "{:?}", world.state.refusals);
+}
+
+#[test]
 fn a_proposal_keeps_its_number_while_measurements_wobble() {
     // Ten disks that do about the same, and a VHD that should have more of them.
     let mut guests: Vec<_> =

@@ -376,6 +376,16 @@ fn a_read_stays_with_the_copy_on_which_its_turn_has_come() {
     assert!(guests.world.disks.iter().all(|disk| disk.shares.in_flight() == Work(0)));
 }
 
+/// Where little may be in flight little is: that is no reason for more to wait there.
+#[test]
+fn reads_do_not_all_go_to_the_copy_where_the_least_may_be_in_flight() {
+    let mirrored = placed(&options(1), &[replica(0, 0), replica(1, 0)]);
+    let mut guests = Guests::new(1, vec![mirrored], 16);
+    guests.world.disks[0].shares.set_window(Work::of(LEN));
+    (0..8).for_each(|_| _ = guests.read(0, 0));
+    assert_eq!((guests.pending_on(0), guests.pending_on(1)), (1, 4));
+}
+
 /// Two VHDs on one disk; nothing has been written to the first one yet.
 fn unwritten() -> (Guests, Arc<VhdState>) {
     let guests = Guests::new(1, vec![placed(&options(1), &[replica(0, 1)])], 8);
