@@ -27,8 +27,6 @@ pub(super) struct Waiter {
     pub vhd: VhdId,
     pub extent: ExtentIndex,
     pub deadline: Nanos,
-    /// Whether it waits for a quota, not for room.
-    pub quota: bool,
     /// Whether it may grow when its time is up, and waits longer if it finds no room then either.
     pub grows: bool,
 }
@@ -100,14 +98,20 @@ impl Owner {
             self.out_of_room(&request, out);
             return;
         }
-        let Some(vhd) = self.vhds.get_mut(request.vhd) else { return };
         // Whoever can grow is not short of room.
-        if !request.grows && !std::mem::replace(&mut vhd.told_waiting, true) {
-            out.event(Event::WaitingForRoom { vhd: vhd.record.name.clone() });
+        if !request.grows {
+            self.tell_waiting(request.vhd, out);
         }
         request.deadline = now.after(wait);
         self.waiters.push(request);
         self.reuse.ask_for_commit(now, true, out);
+    }
+
+    fn tell_waiting(&mut self, id: VhdId, out: &mut impl OwnerOutbox) {
+        let Some(vhd) = self.vhds.get_mut(id) else { return };
+        if !std::mem::replace(&mut vhd.told_waiting, true) {
+            out.event(Event::WaitingForRoom { vhd: vhd.record.name.clone() });
+        }
     }
 
     /// As [`Owner::wait_for_room`], but nothing that is on its way back helps.
@@ -116,7 +120,6 @@ impl Owner {
         match vhd.record.when_full {
             WhenFull::Queue { secs } if secs > 0 => {
                 request.deadline = now.after(Duration::from_secs(secs));
-                request.quota = true;
                 self.waiters.push(request);
             }
             WhenFull::Queue { .. } | WhenFull::Error => answer(&request, Err(AllocateError::NoSpace), out),
@@ -127,6 +130,7 @@ impl Owner {
     fn wait_longer(&mut self, request: Waiter, now: Nanos, out: &mut impl OwnerOutbox) {
         match self.vhds.get(request.vhd).map(|vhd| vhd.record.when_full) {
             Some(WhenFull::Queue { secs }) if request.grows && secs > 0 => {
+                self.tell_waiting(request.vhd, out);
                 let deadline = now.after(Duration::from_secs(secs));
                 self.waiters.push(Waiter { deadline, grows: false, ..request });
             }
@@ -152,7 +156,7 @@ impl Owner {
         let mut with_room = self.space.with_room();
         // There is no more room for the others of a VHD: trying each of them would take longer the more there are.
         let mut in_vain: BTreeSet<VhdId> = BTreeSet::new();
-        for mut request in waiting {
+        for request in waiting {
             let expands = |vhd: &Vhd| vhd.expands(self.expand_unless_said(vhd));
             let vhd = self.vhds.get(request.vhd);
             let disks = vhd.filter(|vhd| !expands(vhd));
@@ -175,13 +179,11 @@ impl Owner {
                     with_room = self.space.with_room();
                 }
                 Attempt::NoRoom => {
-                    request.quota = false;
                     in_vain.insert(request.vhd);
                     self.waiters.push(request);
                 }
                 Attempt::Quota(reached) => {
                     self.tell_quota(request.vhd, reached, out);
-                    request.quota = true;
                     self.waiters.push(request);
                 }
             }

@@ -341,11 +341,7 @@ impl Owner {
     pub fn handle_reactor(&mut self, request: OwnerRequest, now: Nanos, out: &mut impl OwnerOutbox) {
         match request {
             OwnerRequest::Allocate { reactor, ticket, vhd, extent } => {
-                self.allocate(
-                    Waiter { reactor, ticket, vhd, extent, deadline: now, quota: false, grows: false },
-                    now,
-                    out,
-                );
+                self.allocate(Waiter { reactor, ticket, vhd, extent, deadline: now, grows: false }, now, out);
             }
             OwnerRequest::Free { reactor, ticket, vhd, extent } => {
                 self.free(vhd, extent, now, out);

@@ -130,6 +130,8 @@ fn who_grows_if_need_be_waits_for_slots_on_their_way_back_but_not_for_long() {
         assert_eq!(World::place_of(&vhd, 5).unwrap().0, DiskId(1));
         let left = world.allocated(1007);
         let (error, waits) = (Some(Err(AllocateError::NoSpace)), None);
+        let waiting = Event::WaitingForRoom { vhd: "a".to_owned() };
+        assert_eq!(world.mail.events.contains(&waiting), when_full != WhenFull::Error, "only once it cannot grow");
         assert_eq!(left, if when_full == WhenFull::Error { error } else { waits }, "{when_full:?}");
         world.check();
     }
