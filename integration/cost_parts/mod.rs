@@ -1,5 +1,6 @@
 //! The measurements of `bench_costs.rs`.
 
+pub mod beside;
 pub mod layouts;
 pub mod opening;
 pub mod protection;

@@ -3,11 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
+use super::beside;
 use super::random::{self, Load};
 use super::{Bench, Figures, MIB, PartName};
-use crate::lab::daemon::{Pool, SPANBLK};
+use crate::lab::daemon::Pool;
 use crate::lab::tools::{Fill, RunDir, ensure_filled, prefilled};
 use crate::peers_parts::frontend;
 
@@ -61,50 +62,41 @@ const LOADS: [Load; 3] = [
 pub fn measure(bench: &mut Bench, dir: &RunDir) -> Result<()> {
     let kind = bench.fastest();
     let (files, sockets) = bench.dirs(dir, kind, PART.name)?;
-    let before = std::env::var_os("LAB_BENCH_BEFORE").filter(|program| !program.is_empty()).map(PathBuf::from);
-    if before.is_none() {
+    if beside::other_build().is_none() {
         println!("   no other build to compare with (LAB_BENCH_BEFORE): ratios are to 'none'");
     }
-    let mut daemons = Vec::new();
-    for (number, variant) in VARIANTS.iter().enumerate() {
-        let program = if variant.earlier { before.as_deref() } else { Some(Path::new(SPANBLK)) };
-        let Some(program) = program else { continue };
-        let sockets = sockets.join(number.to_string());
-        std::fs::create_dir(&sockets)?;
-        let pool = serve(variant, program, files.join(format!("d{number}.img")), &sockets);
-        daemons.push((variant, pool.with_context(|| format!("the daemon of '{}'", variant.name))?));
-    }
+    let daemons = beside::serve_all(&VARIANTS, &files, &sockets)?;
     random::heading("protection");
     for load in LOADS {
-        let mut samples: Vec<Vec<Figures>> = daemons.iter().map(|_| Vec::new()).collect();
-        for round in 0..bench.rounds {
-            // Whoever comes first has nothing that goes before; so they take turns.
-            for turn in 0..daemons.len() {
-                let index = (round + turn) % daemons.len();
-                let (variant, pool) = &daemons[index];
-                samples[index].push(random::sample(bench, pool, (VHD, SIZE), load, variant.inflight, round)?);
-            }
-        }
+        let samples = beside::in_turns(&daemons, bench.rounds, |variant: &Variant, pool, round| {
+            random::sample(bench, pool, (VHD, SIZE), load, variant.inflight, round)
+        })?;
         let variants: Vec<&Variant> = daemons.iter().map(|(variant, _)| *variant).collect();
         tell(bench, load, &variants, &samples);
     }
-    for (_, mut pool) in daemons {
-        pool.stop()?;
-        pool.check()?;
-    }
-    Ok(std::fs::remove_dir_all(files)?)
+    beside::end(daemons, &files)
 }
 
-fn serve(variant: &Variant, program: &Path, disk: PathBuf, sockets: &Path) -> Result<Pool> {
-    prefilled(&disk, DISK_SIZE, Fill::Word)?;
-    let mut pool = Pool::create_with(program, sockets, vec![disk.clone()], &["--force"])?;
-    let options: &[&str] = if variant.sandbox { &[] } else { &["--sandbox", "off"] };
-    pool.serve(&[0], options)?;
-    let checksums: &[&str] = if variant.checksums { &["--checksums"] } else { &[] };
-    pool.create_vhd(VHD, SIZE, &[&["--layout", "isolated", "--thick"], checksums].concat())?;
-    frontend::fill(&pool.socket(VHD), SIZE, Fill::Word)?;
-    ensure_filled(&disk)?;
-    Ok(pool)
+impl beside::Variant for Variant {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn is_earlier(&self) -> bool {
+        self.earlier
+    }
+
+    fn serve(&self, program: &Path, disk: PathBuf, sockets: &Path) -> Result<Pool> {
+        prefilled(&disk, DISK_SIZE, Fill::Word)?;
+        let mut pool = Pool::create_with(program, sockets, vec![disk.clone()], &["--force"])?;
+        let options: &[&str] = if self.sandbox { &[] } else { &["--sandbox", "off"] };
+        pool.serve(&[0], options)?;
+        let checksums: &[&str] = if self.checksums { &["--checksums"] } else { &[] };
+        pool.create_vhd(VHD, SIZE, &[&["--layout", "isolated", "--thick"], checksums].concat())?;
+        frontend::fill(&pool.socket(VHD), SIZE, Fill::Word)?;
+        ensure_filled(&disk)?;
+        Ok(pool)
+    }
 }
 
 /// Prints the medians of a load, and what became of the goals.

@@ -6,11 +6,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
+use super::beside;
 use super::random::{self, Load};
 use super::{Bench, Figures, MIB, PartName};
-use crate::lab::daemon::{Pool, SPANBLK};
+use crate::lab::daemon::Pool;
 use crate::lab::helper::Helper;
 use crate::lab::tally::Outcome;
 use crate::lab::tools::{Fill, RunDir, ensure_filled, prefilled};
@@ -75,53 +76,44 @@ const LOADS: [Load; 2] = [
 pub fn measure(bench: &mut Bench, dir: &RunDir) -> Result<()> {
     let kind = bench.fastest();
     let (files, sockets) = bench.dirs(dir, kind, PART.name)?;
-    let before = std::env::var_os("LAB_BENCH_BEFORE").filter(|program| !program.is_empty()).map(PathBuf::from);
-    let mut daemons = Vec::new();
-    for (number, variant) in VARIANTS.iter().enumerate() {
-        let program = if variant.earlier { before.as_deref() } else { Some(Path::new(SPANBLK)) };
-        let Some(program) = program else { continue };
-        let sockets = sockets.join(number.to_string());
-        std::fs::create_dir(&sockets)?;
-        let pool = serve(variant, program, files.join(format!("d{number}.img")), &sockets);
-        daemons.push((variant, pool.with_context(|| format!("the daemon '{}'", variant.name))?));
-    }
+    let daemons = beside::serve_all(&VARIANTS, &files, &sockets)?;
     random::heading("daemon");
     for load in LOADS {
-        let mut samples: Vec<Vec<Figures>> = daemons.iter().map(|_| Vec::new()).collect();
-        for round in 0..bench.rounds {
-            // Whoever comes first has nothing that goes before; so they take turns.
-            for turn in 0..daemons.len() {
-                let index = (round + turn) % daemons.len();
-                let (variant, pool) = &daemons[index];
-                samples[index].push(sample(bench, variant, pool, load, round)?);
-            }
-        }
+        let samples = beside::in_turns(&daemons, bench.rounds, |variant: &Variant, pool, round| {
+            sample(bench, variant, pool, load, round)
+        })?;
         let variants: Vec<&Variant> = daemons.iter().map(|(variant, _)| *variant).collect();
         tell(bench, load, &variants, &samples);
     }
-    for (_, mut pool) in daemons {
-        pool.stop()?;
-        pool.check()?;
-    }
-    Ok(std::fs::remove_dir_all(files)?)
+    beside::end(daemons, &files)
 }
 
-fn serve(variant: &Variant, program: &Path, disk: PathBuf, sockets: &Path) -> Result<Pool> {
-    prefilled(&disk, DISK_SIZE, Fill::Word)?;
-    let mut pool = Pool::create_with(program, sockets, vec![disk.clone()], &["--force"])?;
-    pool.serve(&[0], variant.serve)?;
-    let wishes: &[&str] = if variant.wishes { &WISHES } else { &[] };
-    pool.create_vhd(VHD, SIZE, &[&["--layout", "isolated", "--thick"], wishes].concat())?;
-    frontend::fill(&pool.socket(VHD), SIZE, Fill::Word)?;
-    if variant.wishes {
-        pool.cli(&["policy", "set", "--vhd", VHD, "mode=auto", "latency=500ms", "iops=1000"])?;
+impl beside::Variant for Variant {
+    fn name(&self) -> &'static str {
+        self.name
     }
-    if variant.neighbour {
-        pool.create_vhd(NEIGHBOUR, NEIGHBOUR_SIZE, &["--layout", "isolated", "--thick", "--iops-limit", "50"])?;
-        frontend::fill(&pool.socket(NEIGHBOUR), NEIGHBOUR_SIZE, Fill::Word)?;
+
+    fn is_earlier(&self) -> bool {
+        self.earlier
     }
-    ensure_filled(&disk)?;
-    Ok(pool)
+
+    fn serve(&self, program: &Path, disk: PathBuf, sockets: &Path) -> Result<Pool> {
+        prefilled(&disk, DISK_SIZE, Fill::Word)?;
+        let mut pool = Pool::create_with(program, sockets, vec![disk.clone()], &["--force"])?;
+        pool.serve(&[0], self.serve)?;
+        let wishes: &[&str] = if self.wishes { &WISHES } else { &[] };
+        pool.create_vhd(VHD, SIZE, &[&["--layout", "isolated", "--thick"], wishes].concat())?;
+        frontend::fill(&pool.socket(VHD), SIZE, Fill::Word)?;
+        if self.wishes {
+            pool.cli(&["policy", "set", "--vhd", VHD, "mode=auto", "latency=500ms", "iops=1000"])?;
+        }
+        if self.neighbour {
+            pool.create_vhd(NEIGHBOUR, NEIGHBOUR_SIZE, &["--layout", "isolated", "--thick", "--iops-limit", "50"])?;
+            frontend::fill(&pool.socket(NEIGHBOUR), NEIGHBOUR_SIZE, Fill::Word)?;
+        }
+        ensure_filled(&disk)?;
+        Ok(pool)
+    }
 }
 
 fn sample(bench: &Bench, variant: &Variant, pool: &Pool, load: Load, round: usize) -> Result<Figures> {
