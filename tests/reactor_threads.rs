@@ -26,7 +26,12 @@ fn reactors_are_named_pinned_and_refused_on_cpus_that_do_not_exist() {
     // One after the other, on the same thread and ring.
     for _ in 0..100 {
         let (handle, inbox) = spanblk::reactor::inbox::channel().unwrap();
-        let config = ReactorConfig { id: ReactorId(7), poll_max: Duration::ZERO, busy: std::sync::Arc::default() };
+        let config = ReactorConfig {
+            id: ReactorId(7),
+            poll_max: Duration::ZERO,
+            busy: std::sync::Arc::default(),
+            rest: std::sync::Arc::default(),
+        };
         begin(&thread, config, inbox, host::Nowhere);
         let (answer, answered) = crossbeam_channel::bounded(1);
         handle.send(ReactorMessage::Alive(answer));

@@ -241,10 +241,7 @@ pub const LATENCY_TARGET_MAX_MICROS: u64 = 10_000_000;
 /// Milliseconds between two looks at which disks several clients want.
 pub const SHARES_COUNT_MILLIS: u64 = 200;
 
-/// The same while nobody wants anything of any disk. So long it may take until the first who do are noticed.
-pub const SHARES_IDLE_MILLIS: u64 = 1000;
-
-/// Milliseconds between two looks at disks that are shared out.
+/// Milliseconds between two looks at disks that are shared out, while something happens there.
 pub const SHARES_LOOK_MILLIS: u64 = 20;
 
 /// Seconds after which a client that gets nothing from a disk, and does not wait for it, does not count there any more. A disk that is

@@ -15,7 +15,7 @@ use crate::reactor::handle::ReactorHandle;
 use crate::reactor::inbox::{self, Inbox};
 use crate::reactor::messages::{Outbox, OwnerRequest, ReactorMessage};
 use crate::reactor::thread::{ReactorConfig, StartError, begin, spawn};
-use crate::shared::Load;
+use crate::shared::{Load, Rest};
 use crate::store::change::{Change, CommitRequest};
 use crate::store::thread::StoreHandle;
 use crate::vhost_user::Reactors;
@@ -28,6 +28,7 @@ pub struct Inboxes {
     handles: Vec<ReactorHandle>,
     inboxes: Vec<Inbox>,
     busy: Arc<[Arc<Load>]>,
+    rest: Arc<Rest>,
 }
 
 impl Inboxes {
@@ -38,7 +39,14 @@ impl Inboxes {
     pub fn new(count: u16) -> std::io::Result<Inboxes> {
         let pairs = (0..count).map(|_| inbox::channel()).collect::<std::io::Result<Vec<_>>>()?;
         let (handles, inboxes) = pairs.into_iter().unzip();
-        Ok(Inboxes { handles, inboxes, busy: (0..count).map(|_| Arc::default()).collect() })
+        let busy = (0..count).map(|_| Arc::default()).collect();
+        Ok(Inboxes { handles, inboxes, busy, rest: Arc::default() })
+    }
+
+    /// How the owner has the reactors say that they do something.
+    #[must_use]
+    pub fn rest(&self) -> Arc<Rest> {
+        Arc::clone(&self.rest)
     }
 
     /// The ways to the reactors.
@@ -62,7 +70,8 @@ impl Inboxes {
         for (((inbox, busy), number), thread) in
             self.inboxes.into_iter().zip(self.busy.iter()).zip(0u16..).zip(&threads)
         {
-            let config = ReactorConfig { id: ReactorId(number), poll_max, busy: Arc::clone(busy) };
+            let (busy, rest) = (Arc::clone(busy), Arc::clone(&self.rest));
+            let config = ReactorConfig { id: ReactorId(number), poll_max, busy, rest };
             let outbox =
                 Ways { owner: owner.clone(), store: store.clone(), reactors: handles.clone(), mover: mover.clone() };
             begin(thread, config, inbox, outbox);

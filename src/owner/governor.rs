@@ -2,13 +2,15 @@
 //! have anything of it. Clients are VHDs, and jobs, which are one client together.
 //!
 //! The owner looks at what disks and VHDs have done: now and then as long as nothing is shared out, and often where something is, because
-//! the window of a disk has to be found (see [`crate::qos::window`]). Reactors and the mover are told only of room that nobody else tells
+//! the window of a disk has to be found (see [`crate::qos::window`]). While nobody does anything it does not look at all, or seldom; the
+//! first reactor that does something says so ([`Rest`]). Reactors and the mover are told only of room that nobody else tells
 //! them of.
 //!
 //! Who waits for a turn gets nothing, and is a client all the same: without him the disk would not be shared out any more, and would be given
 //! all that waits at once.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -16,9 +18,7 @@ use super::Owner;
 use super::outbox::OwnerOutbox;
 use crate::base::clock::Nanos;
 use crate::base::ids::{DiskId, ReactorId, VhdId};
-use crate::base::limits::{
-    CLIENT_QUIET_SECS, DISKS_MAX, SHARES_COUNT_MILLIS, SHARES_IDLE_MILLIS, SHARES_LOOK_MILLIS, SHARES_WINDOW_MAX,
-};
+use crate::base::limits::{CLIENT_QUIET_SECS, DISKS_MAX, SHARES_COUNT_MILLIS, SHARES_LOOK_MILLIS, SHARES_WINDOW_MAX};
 use crate::metrics::{IoKind, IoMetrics, KindMetrics};
 use crate::mover::messages::MoverMessage;
 use crate::placement::record::VhdRecord;
@@ -26,13 +26,13 @@ use crate::placement::sharing::{Settled, Sharing};
 use crate::qos::shares::Work;
 use crate::qos::window::{Counted, Window};
 use crate::reactor::messages::ReactorMessage;
-use crate::shared::DiskState;
 use crate::shared::disk::MOVER_THREAD;
+use crate::shared::{DiskState, Rest};
 
 /// What is in flight says nothing before: what had begun when a disk began to be shared out is not counted.
 const SETTLES: Duration = Duration::from_millis(300);
 
-/// Looks in a row at which nobody wanted anything, until the next ones are further apart.
+/// Looks in a row at which nobody wanted anything, until there are none any more.
 const IDLE_LOOKS: u32 = 2;
 
 /// What has been seen of a client.
@@ -59,6 +59,8 @@ struct SharedDisk {
     since: Nanos,
     window: Window,
     clients: usize,
+    /// What had been done there at the last look.
+    operations: u64,
 }
 
 /// What is known of disks and clients.
@@ -72,22 +74,34 @@ pub(super) struct Governor {
     done: u64,
     /// Looks in a row at which no client was busy.
     idle: u32,
+    /// Whether nothing had been done on any disk that is shared out, at the last look, and nobody waited.
+    still: bool,
+    /// How reactors are asked to say that they do something.
+    rest: Arc<Rest>,
     vhds: BTreeMap<VhdId, Seen>,
     jobs: BTreeMap<DiskId, Seen>,
     disks: BTreeMap<DiskId, SharedDisk>,
 }
 
 impl Governor {
-    /// When [`Owner::govern`] has something to do.
+    /// When [`Owner::govern`] has something to do; `None`: once a reactor has something to do.
     pub fn due(&self) -> Option<Nanos> {
-        let is_idle = self.disks.is_empty() && self.idle >= IDLE_LOOKS;
-        let millis = if is_idle { SHARES_IDLE_MILLIS } else { self.pause_millis() };
-        self.enabled.then(|| self.looked.after(Duration::from_millis(millis)))
+        let looks = self.enabled && !self.is_idle();
+        looks.then(|| self.looked.after(Duration::from_millis(self.pause_millis())))
     }
 
-    /// The shortest time between two looks. An idle owner that is awake for something else looks, too, so that it need not wake again.
+    fn is_idle(&self) -> bool {
+        self.disks.is_empty() && self.idle >= IDLE_LOOKS
+    }
+
+    /// The shortest time between two looks.
     fn pause_millis(&self) -> u64 {
-        if self.disks.is_empty() { SHARES_COUNT_MILLIS } else { SHARES_LOOK_MILLIS }
+        if self.disks.is_empty() || self.still { SHARES_COUNT_MILLIS } else { SHARES_LOOK_MILLIS }
+    }
+
+    /// A reactor has something to do.
+    pub fn stir(&mut self) {
+        (self.idle, self.still) = (0, false);
     }
 
     fn may_look(&self, now: Nanos) -> bool {
@@ -96,10 +110,10 @@ impl Governor {
 }
 
 impl Owner {
-    /// Whether disks are shared out among those who want them at the same time. Before [`Owner::start`].
+    /// Whether disks are shared out among those who want them at the same time; `rest`: reactors end it. Before [`Owner::start`].
     #[must_use]
-    pub fn with_fair_shares(mut self, enabled: bool) -> Owner {
-        self.governor.enabled = enabled;
+    pub fn with_fair_shares(mut self, enabled: bool, rest: Arc<Rest>) -> Owner {
+        (self.governor.enabled, self.governor.rest) = (enabled, rest);
         self
     }
 
@@ -128,17 +142,25 @@ impl Owner {
             self.governor.counted = Some(now);
             self.count_clients(now, out);
         }
+        let mut still = true;
         for (id, shared) in &mut self.governor.disks {
             let Some(disk) = self.space.get(*id) else { continue };
             let clients = if now < shared.since.after(SETTLES) { 1 } else { shared.clients };
             let before = disk.state.shares.window();
-            shared.window.look(Counted { clients, ..counted(&disk.state, self.reactors) }, now);
+            let counted = counted(&disk.state, self.reactors);
+            let done = std::mem::replace(&mut shared.operations, counted.operations) != counted.operations;
+            still &= !done && disk.state.shares.waiting().next().is_none();
+            shared.window.look(Counted { clients, ..counted }, now);
             let window = shared.window.now().unwrap_or(Work(u64::MAX));
             disk.state.shares.set_window(window);
             disk.state.shares.set_awaited_window(shared.window.awaited().unwrap_or(Work(u64::MAX)));
             if window > before {
                 tell_waiting(&disk.state, out);
             }
+        }
+        self.governor.still = still;
+        if still && (self.governor.is_idle() || !self.governor.disks.is_empty()) {
+            self.governor.rest.begin();
         }
     }
 
@@ -172,7 +194,7 @@ impl Owner {
                     state.shares.switch(true);
                     state.shares.take_peak();
                     let window = Window::new(Work::of(4096), Work(SHARES_WINDOW_MAX));
-                    self.governor.disks.insert(id, SharedDisk { since: now, window, clients });
+                    self.governor.disks.insert(id, SharedDisk { since: now, window, clients, operations: 0 });
                 }
                 None => {}
             }

@@ -353,6 +353,7 @@ impl Owner {
                 }
             }
             OwnerRequest::Turned { reactor } => self.turned(reactor),
+            OwnerRequest::Stirred => self.governor.stir(),
             OwnerRequest::LimitHit { vhd, by } => self.limit_hit(vhd, by, out),
             OwnerRequest::Intend { reactor, ticket, vhd, extent } => self.intend((reactor, ticket), vhd, extent, out),
             OwnerRequest::ReadFailed { vhd, extent, disk } => self.read_failed(vhd, extent, disk, out),

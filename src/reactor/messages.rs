@@ -94,6 +94,8 @@ pub enum OwnerRequest {
         /// Which limit.
         by: LimitKind,
     },
+    /// It has something to do, after a [`Rest`](crate::shared::Rest) of the owner's.
+    Stirred,
     /// Answer to [`ReactorMessage::Turn`].
     Turned {
         /// Who.

@@ -221,7 +221,7 @@ impl Host {
                 let busy = Arc::clone(&busy[usize::from(id)]);
                 let outbox = ToDoubles { double: double.clone(), reactors: handles.clone() };
                 let thread = spawn(ReactorId(id), None).unwrap();
-                let config = ReactorConfig { id: ReactorId(id), poll_max, busy };
+                let config = ReactorConfig { id: ReactorId(id), poll_max, busy, rest: Arc::default() };
                 begin(&thread, config, inbox, outbox);
                 thread
             })

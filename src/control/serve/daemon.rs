@@ -116,7 +116,7 @@ impl Daemon {
 
         let (owner, queue) = OwnerSender::channel();
         let inboxes = Inboxes::new(config.reactors).map_err(system("make the reactors' queues"))?;
-        let handles = inboxes.handles();
+        let (handles, rest) = (inboxes.handles(), inboxes.rest());
         let (kept, stats) = (table.kept, StatsBook::load(&table.members, &table.vhds));
         let replies = StoreReplies { owner: owner.clone(), reactors: handles.clone(), kept: kept.clone() };
         let committer = Committer::new(table.state.stamp, table.region_len);
@@ -139,7 +139,7 @@ impl Daemon {
             .with_jobs(table.jobs)
             .with_patience(config.hang_timeout, config.rebuild_delay)
             .with_policy(wanted)
-            .with_fair_shares(config.fair_shares == FairShares::Auto)
+            .with_fair_shares(config.fair_shares == FairShares::Auto, rest)
             .with_kept(kept.clone().map(|kept| kept as Arc<dyn Keep>), table.recovered)?;
         report_disks(&pool, table.lost, &core, &store, &memory.events);
         let effects = Effects {

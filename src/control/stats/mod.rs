@@ -36,12 +36,24 @@ const HEAT_ROW: u32 = ROW_EXTENTS as u32;
 /// A quarter of what a subject has room for may be heat.
 const HEAT_PART: u64 = 4;
 
+/// Records of nothing that are put off at most: those of five minutes.
+const PUT_OFF_MAX: usize = 30;
+
 /// The histories of all VHDs and disks.
 #[derive(Debug, Default)]
 pub struct StatsBook {
-    subjects: Mutex<BTreeMap<Subject, Known>>,
+    subjects: Mutex<Subjects>,
     /// Records at which something had happened since the one before.
     stirs: AtomicU64,
+}
+
+/// What is known of all of them.
+#[derive(Debug, Default)]
+struct Subjects {
+    known: BTreeMap<Subject, Known>,
+    /// When, by both clocks, VHDs were to be recorded and none had done anything. That is made up for all at once, before anybody reads
+    /// or something happens: while hundreds are idle nearly all of the work would be to fetch what is known of each.
+    put_off: Vec<(Nanos, u64)>,
 }
 
 /// What is known of one subject.
@@ -92,7 +104,7 @@ impl StatsBook {
             Subject::Disk(_) => None,
         };
         let mut subjects = self.subjects();
-        let known = subjects.entry(subject).or_default();
+        let known = subjects.known.entry(subject).or_default();
         let taken = match (part, state) {
             (Part::Samples(tier, block), _) => {
                 known.history.restore(tier, block, bytes).map_err(|error| error.to_string())
@@ -105,29 +117,29 @@ impl StatsBook {
         }
     }
 
-    fn subjects(&self) -> MutexGuard<'_, BTreeMap<Subject, Known>> {
+    fn subjects(&self) -> MutexGuard<'_, Subjects> {
         self.subjects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// With all that was put off.
+    fn caught_up(&self) -> MutexGuard<'_, Subjects> {
+        let mut subjects = self.subjects();
+        subjects.catch_up();
+        subjects
     }
 
     /// Takes what the counters of all VHDs and disks say now. Those that are not among them any more are forgotten.
     pub fn record(&self, vhds: &[VhdInfo], disks: &[DiskInfo], now: Nanos, wall_secs: u64) {
         let mut subjects = self.subjects();
-        let of_vhds = vhds.iter().map(|vhd| Subject::Vhd(vhd.record.id));
-        let there: HashSet<Subject> = of_vhds.chain(disks.iter().map(|disk| Subject::Disk(disk.record.id))).collect();
-        subjects.retain(|subject, _| there.contains(subject));
         let mut stirred = false;
-        for vhd in vhds {
-            let known = subjects.entry(Subject::Vhd(vhd.record.id)).or_default();
-            let mark = Mark::of_vhd(vhd);
-            let before = known.history.last().filter(|_| known.mark == mark);
-            let reading = match before {
-                Some(before) => rested(before, mark, &mut known.touched, now),
-                None => vhd_reading(vhd, &mut known.touched, now),
-            };
-            stirred |= known.take(mark, &reading, wall_secs);
+        if subjects.can_put_off(vhds) {
+            subjects.put_off.push((now, wall_secs));
+        } else {
+            subjects.catch_up();
+            stirred = subjects.record_vhds(vhds, disks, now, wall_secs);
         }
         for disk in disks {
-            let known = subjects.entry(Subject::Disk(disk.record.id)).or_default();
+            let known = subjects.known.entry(Subject::Disk(disk.record.id)).or_default();
             stirred |= known.take(Mark::of_disk(disk), &disk_reading(disk, now), wall_secs);
         }
         self.stirs.fetch_add(u64::from(stirred), Ordering::Relaxed);
@@ -142,26 +154,26 @@ impl StatsBook {
     /// What a subject did between two points in time, in seconds since the Unix epoch: plain numbers. `None` if nobody knows of it yet.
     #[must_use]
     pub fn window(&self, subject: Subject, from: u64, to: u64) -> Option<Summary> {
-        Some(self.subjects().get(&subject)?.history.window(from, to))
+        Some(self.caught_up().known.get(&subject)?.history.window(from, to))
     }
 
     /// As [`StatsBook::window`], from samples of one resolution.
     #[must_use]
     pub fn window_in(&self, subject: Subject, tier: Tier, from: u64, to: u64) -> Option<Summary> {
-        Some(self.subjects().get(&subject)?.history.window_in(tier, from, to))
+        Some(self.caught_up().known.get(&subject)?.history.window_in(tier, from, to))
     }
 
     /// The finest resolution that reaches back so far.
     #[must_use]
     pub fn resolution(&self, subject: Subject, from: u64) -> Option<Tier> {
-        Some(self.subjects().get(&subject)?.history.tier_since(from))
+        Some(self.caught_up().known.get(&subject)?.history.tier_since(from))
     }
 
     /// Its samples in that time, each by itself with its beginning, in one resolution; `None`: the finest one that reaches back so far.
     #[must_use]
     pub fn samples(&self, subject: Subject, tier: Option<Tier>, from: u64, to: u64) -> Vec<Summary> {
-        let subjects = self.subjects();
-        let Some(history) = subjects.get(&subject).map(|known| &known.history) else { return Vec::new() };
+        let subjects = self.caught_up();
+        let Some(history) = subjects.known.get(&subject).map(|known| &known.history) else { return Vec::new() };
         let tier = tier.unwrap_or_else(|| history.tier_since(from));
         let one = |(begins, sample): (u64, Sample)| Summary::of_sample(begins, tier, &sample);
         history.samples(tier, from, to).map(one).collect()
@@ -171,6 +183,10 @@ impl StatsBook {
     /// Where nothing has happened since the last time, nothing is.
     fn rows(&self, vhds: &[VhdInfo], region_len: u64, is_due: impl Fn(Subject) -> Due) -> Vec<HistoryRow> {
         let mut subjects = self.subjects();
+        if subjects.known.iter().any(|(subject, known)| known.has_due(is_due(*subject))) {
+            subjects.catch_up();
+        }
+        let subjects = &mut subjects.known;
         let room = region_len / HISTORY_REGION_SHARE / (subjects.len() as u64).max(1);
         let states: HashMap<Subject, &Arc<VhdState>> =
             vhds.iter().map(|vhd| (Subject::Vhd(vhd.record.id), &vhd.state)).collect();
@@ -180,7 +196,7 @@ impl StatsBook {
             if let (true, Some(state)) = (due.heat, states.get(subject)) {
                 rows.extend(known.heat_rows(*subject, state, room / HEAT_PART));
             }
-            if due.samples && known.stirred || due.quiet {
+            if known.has_due(due) {
                 known.stirred = false;
                 let room = usize::try_from(room.saturating_sub(known.heat_bytes())).unwrap_or(usize::MAX);
                 let row = |Row { tier, block, bytes, kept }| HistoryRow {
@@ -206,7 +222,65 @@ struct Due {
     heat: bool,
 }
 
+impl Subjects {
+    /// Whether a record of these VHDs could wait: nothing has happened to any, and none has come or gone.
+    fn can_put_off(&self, vhds: &[VhdInfo]) -> bool {
+        let is_quiet = |vhd: &VhdInfo| {
+            let known = self.known.get(&Subject::Vhd(vhd.record.id));
+            known.is_some_and(|known| known.history.last().is_some() && known.mark == Mark::of_vhd(vhd))
+        };
+        let are_those = || {
+            let known = self.known.range(Subject::Vhd(VhdId(0))..=Subject::Vhd(VhdId(u32::MAX)));
+            known.count() == vhds.len()
+        };
+        self.put_off.len() < PUT_OFF_MAX && vhds.iter().all(is_quiet) && are_those()
+    }
+
+    /// Records what was put off.
+    fn catch_up(&mut self) {
+        let put_off = std::mem::take(&mut self.put_off);
+        let vhds = self.known.iter_mut().filter(|(subject, _)| matches!(subject, Subject::Vhd(_)));
+        for (_, known) in vhds.filter(|_| !put_off.is_empty()) {
+            for (now, wall_secs) in &put_off {
+                known.rest(*now, *wall_secs);
+            }
+        }
+    }
+
+    /// What the counters of VHDs say now. Whether something has happened. What is neither among these nor among the disks is forgotten.
+    fn record_vhds(&mut self, vhds: &[VhdInfo], disks: &[DiskInfo], now: Nanos, wall_secs: u64) -> bool {
+        let of_vhds = vhds.iter().map(|vhd| Subject::Vhd(vhd.record.id));
+        let there: HashSet<Subject> = of_vhds.chain(disks.iter().map(|disk| Subject::Disk(disk.record.id))).collect();
+        self.known.retain(|subject, _| there.contains(subject));
+        let mut stirred = false;
+        for vhd in vhds {
+            let known = self.known.entry(Subject::Vhd(vhd.record.id)).or_default();
+            let mark = Mark::of_vhd(vhd);
+            if known.history.last().is_some() && known.mark == mark {
+                known.rest(now, wall_secs);
+            } else {
+                let reading = vhd_reading(vhd, &mut known.touched, now);
+                stirred |= known.take(mark, &reading, wall_secs);
+            }
+        }
+        stirred
+    }
+}
+
 impl Known {
+    /// Whether samples of it are to be stored.
+    fn has_due(&self, due: Due) -> bool {
+        due.samples && self.stirred || due.quiet
+    }
+
+    /// Records that nothing has happened to it, which has been recorded before.
+    fn rest(&mut self, now: Nanos, wall_secs: u64) {
+        if let Some(before) = self.history.last() {
+            let reading = rested(before, self.mark, &mut self.touched, now);
+            self.history.record(&reading, wall_secs);
+        }
+    }
+
     /// Records a reading. Whether something has happened since the last one; the first one only begins.
     fn take(&mut self, mark: Mark, reading: &Reading, wall_secs: u64) -> bool {
         let stirred = self.history.last().is_some() && self.mark != mark;

@@ -203,3 +203,39 @@ fn where_nothing_happens_nothing_is_stored_and_samples_say_so() {
     book.record(&vhds, &disks, Nanos(later + 300 * SECOND), T0 + 3300);
     assert!(book.window(Subject::Vhd(VhdId(2)), T0 + 3100, T0 + 3300).unwrap().working_set_extents < 0.1);
 }
+
+#[test]
+fn what_is_put_off_while_nothing_happens_is_there_for_whoever_looks_and_is_stored() {
+    let (vhds, disks) = ([vhd(1, 1000), vhd(2, 1000)], [disk(0)]);
+    let book = StatsBook::default();
+    let subject = Subject::Vhd(VhdId(1));
+    let record = |tick: u64| book.record(&vhds, &disks, Nanos(tick * 10 * SECOND), T0 + tick * 10);
+    let read_from = |vhd: &VhdInfo| vhd.state.metrics.of(ReactorId(0)).record(IoKind::Read, 4096, 100_000, true);
+    let put_off = || book.subjects().put_off.len();
+    record(0);
+    read_from(&vhds[0]);
+    (1..=10).for_each(record);
+    assert_eq!(put_off(), 9, "once something had happened");
+    let samples = book.samples(subject, Some(Tier::Seconds), T0, T0 + 100);
+    let reads: Vec<bool> = samples.iter().map(|sample| sample.reads_per_sec > 0.0).collect();
+    assert_eq!(reads, [true, false, false, false, false, false, false, false, false, false]);
+    assert_eq!(put_off(), 0);
+    (11..=20).for_each(record);
+    read_from(&vhds[1]);
+    record(21);
+    assert_eq!(put_off(), 0);
+    let covered = |book: &StatsBook, to: u64| book.window(subject, T0, T0 + to).unwrap().covered_secs;
+    assert!((covered(&book, 210) - 210.0).abs() < 0.1);
+    let later = |_: Subject| Due { samples: true, quiet: false, heat: false };
+    assert!(!book.rows(&vhds, 1 << 30, later).is_empty());
+    (22..=40).for_each(record);
+    assert!(book.rows(&vhds, 1 << 30, later).is_empty());
+    assert_eq!(put_off(), 19, "nobody wants to have it stored");
+    let again = reloaded(&stored(&book, &vhds, 1 << 30), &vhds);
+    assert!((covered(&again, 400) - 400.0).abs() < 0.1);
+    (41..=90).for_each(record);
+    assert!((1..=PUT_OFF_MAX).contains(&put_off()));
+    book.record(&vhds[1..], &disks, Nanos(910 * SECOND), T0 + 910);
+    assert_eq!(put_off(), 0);
+    assert!(book.window(subject, T0, T0 + 910).is_none(), "it is gone");
+}

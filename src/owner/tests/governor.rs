@@ -1,12 +1,13 @@
 //! Disks that several clients want: when they are shared out, and who is told.
 
 use super::*;
-use crate::base::limits::{SHARES_COUNT_MILLIS, SHARES_IDLE_MILLIS, SHARES_LOOK_MILLIS};
+use crate::base::limits::{SHARES_COUNT_MILLIS, SHARES_LOOK_MILLIS};
 use crate::metrics::IoKind;
 use crate::owner::command::{CreateVm, RemovalStep, SetVhd, SetVm};
 use crate::placement::sharing::{Sharing, SharingChange, SharingError};
 use crate::qos::shares::{Account, Turn, Work};
 use crate::qos::{Priority, Share, Weight};
+use crate::shared::Rest;
 use crate::shared::disk::MOVER_THREAD;
 
 const ISOLATED_ON: fn(&str) -> LayoutRequest = |disk| LayoutRequest::Isolated { disk: Some(disk.to_owned()) };
@@ -42,9 +43,13 @@ fn pass(world: &mut World, millis: u64, busy: &[&VhdInfo]) {
     }
 }
 
-/// Milliseconds until the next look.
+/// Milliseconds until the next look; `None`: there is none before a reactor does something.
+fn until_look(world: &World) -> Option<u64> {
+    Some(world.owner.governor.due()?.since(world.now) / 1_000_000)
+}
+
 fn until_due(world: &World) -> u64 {
-    world.owner.governor.due().unwrap().since(world.now) / 1_000_000
+    until_look(world).expect("it looks")
 }
 
 fn shared(world: &World) -> [bool; 2] {
@@ -167,19 +172,46 @@ fn a_disk_that_leaves_while_it_is_shared_out_is_forgotten() {
 }
 
 #[test]
-fn on_an_idle_daemon_looks_are_rare_and_who_is_busy_is_noticed_within_a_second() {
+fn on_an_idle_daemon_nobody_looks_until_a_reactor_does_something() {
     let (mut world, [a, b, _]) = world();
+    let rest = Arc::new(Rest::default());
+    world.owner = world.owner.with_fair_shares(true, Arc::clone(&rest));
     pass(&mut world, 400, &[]);
-    assert_eq!(until_due(&world), SHARES_IDLE_MILLIS);
-    pass(&mut world, 10_500, &[]);
+    assert_eq!(until_look(&world), None);
+    assert!(rest.end());
+    world.tell(OwnerRequest::Stirred);
+    assert!(until_due(&world) <= SHARES_COUNT_MILLIS);
+    pass(&mut world, 200, &[]);
+    assert!(!rest.end(), "what it does may not be done yet");
     reads(&world, &a);
     reads(&world, &b);
-    pass(&mut world, 1000, &[]);
+    pass(&mut world, 200, &[]);
     assert_eq!(shared(&world), [true, false]);
     pass(&mut world, 6000, &[&a]);
-    assert!(!shared(&world)[0] && until_due(&world) <= SHARES_COUNT_MILLIS);
+    assert!(!shared(&world)[0] && until_due(&world) <= SHARES_COUNT_MILLIS && !rest.end());
     pass(&mut world, 6000, &[]);
-    assert!(until_due(&world) > SHARES_COUNT_MILLIS);
+    assert_eq!(until_look(&world), None);
+    assert!(rest.end());
+}
+
+#[test]
+fn a_disk_that_is_shared_out_and_does_nothing_is_looked_at_seldom_until_a_reactor_does_something() {
+    let (mut world, [a, b, _]) = world();
+    let rest = Arc::new(Rest::default());
+    world.owner = world.owner.with_fair_shares(true, Arc::clone(&rest));
+    pass(&mut world, 1000, &[&a, &b]);
+    assert!(until_due(&world) <= SHARES_LOOK_MILLIS && !rest.end());
+    pass(&mut world, 40, &[]);
+    assert!(until_due(&world) > SHARES_LOOK_MILLIS && rest.end());
+    assert_eq!(shared(&world), [true, false]);
+    world.tell(OwnerRequest::Stirred);
+    pass(&mut world, 20, &[&a]);
+    assert!(until_due(&world) <= SHARES_LOOK_MILLIS && !rest.end());
+    // Who waits has to be looked after, though nothing is done.
+    let disk = Arc::clone(&world.owner.space.disk(DiskId(0)).state);
+    disk.shares.publish(0, None, Some(Turn(1)));
+    pass(&mut world, 40, &[]);
+    assert!(until_due(&world) <= SHARES_LOOK_MILLIS && !rest.end());
 }
 
 #[test]

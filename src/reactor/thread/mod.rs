@@ -16,14 +16,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::inbox::Inbox;
-use super::messages::{Outbox, ReactorMessage};
+use super::messages::{Outbox, OwnerRequest, ReactorMessage};
 use super::pipeline::{Pipeline, PipelineMessage};
 use crate::base::clock::{self, Nanos};
 use crate::base::ids::{DiskId, ReactorId};
 use crate::base::limits::{MESSAGES_PER_TURN, TICK_MILLIS};
 use crate::engine::uring::thread::{EngineThread, ThreadError};
 use crate::engine::uring::{Event, EventTag, SetupError, UringEngine, Wait};
-use crate::shared::{DiskState, Load};
+use crate::shared::{DiskState, Load, Rest};
 use poll::{For, Polling};
 use rings::{Rings, UringPipeline};
 
@@ -48,6 +48,8 @@ pub struct ReactorConfig {
     pub poll_max: Duration,
     /// Counts the nanoseconds that it works: is on a CPU, and not just looking for something to do.
     pub busy: Arc<Load>,
+    /// Says whether the owner wants to hear that it does something.
+    pub rest: Arc<Rest>,
 }
 
 /// Why a reactor did not start.
@@ -121,6 +123,7 @@ struct Reactor<O: Outbox> {
     ticked: Nanos,
     polling: Polling,
     busy: Arc<Load>,
+    rest: Arc<Rest>,
     /// When the work was counted last, and the time on a CPU then.
     counted: Nanos,
     cpu_ns: u64,
@@ -140,6 +143,7 @@ impl<O: Outbox> Reactor<O> {
             ticked: Nanos(0),
             polling: Polling::new(u64::try_from(config.poll_max.as_nanos()).unwrap_or(u64::MAX)),
             busy: config.busy,
+            rest: config.rest,
             counted: clock::now(),
             cpu_ns: clock::thread_cpu_ns(),
             looked_ns: 0,
@@ -185,6 +189,9 @@ impl<O: Outbox> Reactor<O> {
         let worked_ns = cpu_ns.saturating_sub(self.cpu_ns).saturating_sub(std::mem::take(&mut self.looked_ns));
         self.busy.add(worked_ns);
         (self.counted, self.cpu_ns) = (now, cpu_ns);
+        if self.rest.end() {
+            self.pipeline.outbox.to_owner(OwnerRequest::Stirred);
+        }
     }
 
     /// Submits the batch, and blocks if nothing is left to do. `shown`: the time a moment ago, if somebody has looked at the clock.

@@ -153,6 +153,7 @@ fn own(requests: &Receiver<OwnerRequest>, post: &Post) {
             | OwnerRequest::ReadFailed { .. }
             | OwnerRequest::ReplicasDiffer { .. }
             | OwnerRequest::Turned { .. }
+            | OwnerRequest::Stirred
             | OwnerRequest::LimitHit { .. }
             | OwnerRequest::DiskError { .. } => unreachable!("nothing fails, nothing moves, and there is one replica"),
         }

@@ -298,6 +298,7 @@ impl World {
             | OwnerRequest::ReadFailed { .. }
             | OwnerRequest::ReplicasDiffer { .. }
             | OwnerRequest::Turned { .. }
+            | OwnerRequest::Stirred
             | OwnerRequest::LimitHit { .. }
             | OwnerRequest::DiskError { .. } => {}
         }
