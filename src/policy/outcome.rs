@@ -69,6 +69,9 @@ pub struct Applied {
     pub effect: Effect,
     /// Bytes that it was to copy.
     pub bytes: u64,
+    /// See [`Proposal::more_disks`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more_disks: bool,
     /// When, by the policy's time.
     pub started: u64,
     /// Units of work a second that its VHD asked for, or its aggressor's victim; `None` before the first look after that.
@@ -88,6 +91,7 @@ impl Applied {
             action: proposal.action.clone(),
             effect: proposal.effect.clone(),
             bytes: proposal.cost.bytes,
+            more_disks: proposal.more_disks,
             started: now,
             load: None,
             settled: None,
@@ -139,7 +143,7 @@ pub(super) fn measure(state: &mut State, rules: &Rules, model: &Model, vhds: &[&
         let load = asks.map_or(0.0, |index| model.vhds[index].work_each * model.vhds[index].total() as f64);
         if applied.load.is_none() {
             // It was begun, so whatever was in the way of the like of it is not any more.
-            state.refusals.remove(&(applied.rule, applied.subject));
+            state.refusals.remove(&(applied.rule, applied.subject, moved));
         }
         let before = *applied.load.get_or_insert(load);
         if jobs.contains(&moved) {
@@ -156,8 +160,7 @@ pub(super) fn measure(state: &mut State, rules: &Rules, model: &Model, vhds: &[&
             _ => Verdict::Unclear,
         };
         applied.measured = Some(Measured { value: value.unwrap_or(0.0), verdict, at: now });
-        let gave_more = matches!(applied.rule, Rule::Rate | Rule::Latency | Rule::Neighbour)
-            && matches!(applied.action, Action::Span { .. });
+        let gave_more = matches!(applied.rule, Rule::Rate | Rule::Latency | Rule::Neighbour) && applied.more_disks;
         let took_all = index.is_some_and(|index| {
             let on = &model.vhds[index].on;
             !on.is_empty() && on.iter().all(|(place, _)| model.disks[*place].busy >= SATURATED)

@@ -264,6 +264,9 @@ pub struct Proposal {
     pub subject: Subject,
     /// What.
     pub action: Action,
+    /// Whether its VHD is on more disks afterwards. Not written down unless it is, so that programs which do not know it can read the rest.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more_disks: bool,
     /// What was observed.
     pub facts: Vec<Fact>,
     /// Who takes so much that others suffer, if somebody does.

@@ -101,9 +101,10 @@ pub struct State {
     /// What was dismissed.
     #[serde(with = "super::pairs")]
     pub dismissed: BTreeMap<(Rule, Subject), Dismissal>,
-    /// What was refused. Not written down while there is none, so that programs which do not know it can read the rest.
+    /// What was refused: of which need, the move of which VHD. Not written down while there is none, so that programs which do not know
+    /// it can read the rest.
     #[serde(default, with = "super::pairs", skip_serializing_if = "BTreeMap::is_empty")]
-    pub refusals: BTreeMap<(Rule, Subject), Refusal>,
+    pub refusals: BTreeMap<(Rule, Subject, VhdId), Refusal>,
     /// Bytes by hour of the policy's time in which moves of them were started.
     #[serde(with = "super::pairs")]
     pub spent: BTreeMap<u64, u64>,
@@ -160,24 +161,25 @@ impl State {
     }
 
     /// What was applied could not be begun: its bytes are there again, and its promise is forgotten. Its VHD rests all the same, and for
-    /// the same reason nothing is proposed for a while, longer each time: rests do not count for what is urgent, and whatever the owner
-    /// refuses now it would refuse at every look.
+    /// the same reason it is not proposed to move it for a while, longer each time: rests do not count for what is urgent, and whatever the
+    /// owner refuses now it would refuse at every look. Other VHDs whose move could help may be moved.
     pub fn refused(&mut self, number: u32) {
         let Some(at) = self.applied.iter().position(|applied| applied.number == number) else { return };
         let applied = self.applied.remove(at);
         if let Some(spent) = self.spent.get_mut(&(applied.started / SECS_PER_HOUR)) {
             *spent = spent.saturating_sub(applied.bytes);
         }
-        let before = self.refusals.get(&(applied.rule, applied.subject)).map_or(0, |refusal| refusal.times);
+        let key = (applied.rule, applied.subject, applied.action.vhd());
+        let before = self.refusals.get(&key).map_or(0, |refusal| refusal.times);
         let longer = 1_u64.checked_shl(before).unwrap_or(u64::MAX);
         let secs = POLICY_REFUSED_SECS.saturating_mul(longer).min(POLICY_REFUSED_SECS_MAX);
         let refusal = Refusal { times: before.saturating_add(1), until: self.clock.secs.saturating_add(secs) };
-        self.refusals.insert((applied.rule, applied.subject), refusal);
+        self.refusals.insert(key, refusal);
     }
 
-    /// Whether it is too early to propose something again that was refused.
-    pub(super) fn is_refused(&self, rule: Rule, subject: Subject) -> bool {
-        self.refusals.get(&(rule, subject)).is_some_and(|refusal| refusal.until > self.clock.secs)
+    /// Whether it is too early to propose again that a VHD is moved for something, which was refused.
+    pub(super) fn is_refused(&self, rule: Rule, subject: Subject, vhd: VhdId) -> bool {
+        self.refusals.get(&(rule, subject, vhd)).is_some_and(|refusal| refusal.until > self.clock.secs)
     }
 
     /// A proposal is not wanted: the same is not proposed again until what was observed has changed by a fifth.
@@ -255,7 +257,8 @@ impl State {
         self.conditions.retain(|(_, subject), _| is_there(*subject));
         // For as long again it is known how often it was refused.
         let is_recent = |refusal: &Refusal| refusal.until.saturating_add(POLICY_REFUSED_SECS_MAX) > now;
-        self.refusals.retain(|(_, subject), refusal| is_recent(refusal) && is_there(*subject));
+        let are_there = |subject: Subject, vhd: VhdId| is_there(subject) && is_there(Subject::Vhd(vhd));
+        self.refusals.retain(|(_, subject, vhd), refusal| is_recent(refusal) && are_there(*subject, *vhd));
     }
 }
 

@@ -28,6 +28,10 @@ use ways::{Draft, Ways};
 /// Part of the budget that comfort may use: the rest is for what is urgent. What comfort has evened out does not become urgent later.
 const COMFORT_PART: f64 = 0.8;
 
+/// Times its usual latency at which a VHD is served worse than it is used to, if that is more than a millisecond.
+const FORMER: f64 = 3.0;
+const FORMER_NS: f64 = 1e6;
+
 /// What the policy says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Judgement {
@@ -74,6 +78,13 @@ impl<'a> Look<'a> {
         !on.is_empty() && on.iter().all(|(place, _)| self.now.disks[*place].busy >= outcome::SATURATED)
     }
 
+    /// Nanoseconds that requests of a VHD may take on average before it is served too slowly: its target, or what it is used to several
+    /// times over, if that is less.
+    fn limit_ns(&self, vhd: usize) -> f64 {
+        let (usual, target) = (self.vhds[vhd].usual_latency.mean_ns, self.wanted[vhd].latency_ns.max(1) as f64);
+        if usual > 0 { target.min((usual as f64 * FORMER).max(FORMER_NS)) } else { target }
+    }
+
     fn model(&self, window: Window) -> &Model {
         if window == Window::Now { &self.now } else { &self.usual }
     }
@@ -108,7 +119,7 @@ pub fn judge(pool: &Pool, rules: &Rules, state: &State) -> Judgement {
     });
     outcome::measure(&mut state, rules, &look.now, &look.vhds, &pool.jobs);
     let needs = needs::find(&look, &mut state);
-    let takes_all = |need: &Need| need.aggressor.filter(|vhd| look.is_limited_by_disks(*vhd));
+    let takes_all = |need: &Need| need.asks_for_more(&look).filter(|vhd| look.is_limited_by_disks(*vhd));
     let takes_all = needs.iter().filter_map(takes_all).chain(state.insatiable.keys().copied());
     let takes_all: BTreeSet<usize> = takes_all.filter_map(|vhd| look.now.find(vhd)).collect();
     for vhd in takes_all {
@@ -118,8 +129,7 @@ pub fn judge(pool: &Pool, rules: &Rules, state: &State) -> Judgement {
     let mut open = Vec::new();
     for rule in Rule::ALL {
         let mut drafts: Vec<(&Need, Draft)> = Vec::new();
-        let asked = |need: &&Need| need.rule == rule && !state.is_refused(rule, need.subject);
-        for need in needs.iter().filter(asked) {
+        for need in needs.iter().filter(|need| need.rule == rule) {
             let ways = Ways { look: &look, state: &state, need, moved: &bench.moved, left: bench.left(&look, rule) };
             drafts.extend(ways.best().map(|draft| (need, draft)));
         }
@@ -178,6 +188,7 @@ impl Bench {
             aggressor: need.aggressor,
             cost: cost(look, &draft),
             action: draft.action,
+            more_disks: draft.step.to.len() > draft.had.len(),
             effect: draft.effect,
             worth: draft.worth,
             alternatives: draft.alternatives,

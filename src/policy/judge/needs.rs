@@ -14,10 +14,6 @@ const FULL_SOON_DAYS: f64 = 2.0 / 24.0;
 const FULL_AHEAD_DAYS: f64 = 8.0 / 24.0;
 const FULL: f64 = 0.95;
 
-/// Times its usual latency at which a VHD is served worse than it is used to, if that is more than a millisecond.
-const FORMER: f64 = 3.0;
-const FORMER_NS: f64 = 1e6;
-
 /// Times its target at which a VHD waits so much that half of the usual time is enough to be sure.
 const VERY_SLOW: f64 = 1.5;
 
@@ -70,6 +66,16 @@ pub(super) struct Need {
     pub promise: (Metric, Subject),
     /// The VHDs whose move could help.
     pub movers: Vec<(usize, How)>,
+}
+
+impl Need {
+    /// The VHD that would take more than it gets, if its disks could do more.
+    pub fn asks_for_more(&self, look: &Look) -> Option<VhdId> {
+        match (self.aggressor, self.rule, &self.movers[..]) {
+            (None, Rule::Rate, [(vhd, _)]) => Some(look.vhds[*vhd].id),
+            (aggressor, ..) => aggressor,
+        }
+    }
 }
 
 /// For how long something must have been so.
@@ -222,9 +228,7 @@ impl Finder<'_> {
         if wanted.mode == Mode::Off || seen.flow.iops < 0.1 {
             return None;
         }
-        let former = seen.usual_latency.mean_ns as f64 * FORMER;
-        let former = if former > 0.0 { mean / former.max(FORMER_NS) } else { 0.0 };
-        Some((mean / wanted.latency_ns.max(1) as f64).max(former)).filter(|slow| *slow >= OVER)
+        Some(mean / self.look.limit_ns(vhd)).filter(|slow| *slow >= OVER)
     }
 
     /// The disk for which a VHD waits most.

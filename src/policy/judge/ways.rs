@@ -138,9 +138,11 @@ impl Ways<'_> {
     }
 
     fn may_move(&self, vhd: usize) -> bool {
-        let rests = self.state.rests.contains_key(&self.look.vhds[vhd].id);
+        let id = self.look.vhds[vhd].id;
+        let rests = self.state.rests.contains_key(&id);
         let may_rest = !self.need.urgent && self.need.rule != Rule::Tolerance;
-        !(self.moved.contains(&vhd) || rests && may_rest)
+        let is_refused = self.state.is_refused(self.need.rule, self.need.subject, id);
+        !(self.moved.contains(&vhd) || is_refused || rests && may_rest)
     }
 
     /// Sets of disks to try, each with a number of replicas.
@@ -333,13 +335,13 @@ impl Ways<'_> {
             step.to.iter().any(|(at, count)| *at == place && *count > model.vhds[step.vhd].count_on(place))
         };
         let is_hurt = |other: usize| {
-            let (seen, wanted) = (self.look.vhds[other], self.look.wanted[other]);
+            let seen = self.look.vhds[other];
             let mean = if seen.latency.mean_ns > 0 { seen.latency.mean_ns } else { seen.usual_latency.mean_ns };
             if other == step.vhd || mean == 0 || !model.vhds[other].on.iter().any(|(place, _)| comes(*place)) {
                 return false;
             }
             let longer = slower_of(model, other, step);
-            longer > LONGER && mean as f64 * longer > wanted.latency_ns as f64
+            longer > LONGER && mean as f64 * longer > self.look.limit_ns(other)
         };
         (0..model.vhds.len()).any(is_hurt)
     }
@@ -391,6 +393,10 @@ fn slower_of(model: &Model, victim: usize, step: &Move) -> f64 {
     let busy_then = |place: usize| {
         let disk = &model.disks[place];
         let more = gets(place) - moved.count_on(place) as f64;
+        // Who takes all there is does so where it comes as well, however little it takes of each disk as long as there are several.
+        if moved.takes_all && more > 0.0 {
+            return disk.busy.max(1.0);
+        }
         (disk.busy + disk.adds(moved.work_each, more)).max(0.0)
     };
     let before = waits(model, on, |place| model.disks[place].busy);

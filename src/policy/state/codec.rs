@@ -146,8 +146,8 @@ impl State {
     /// All disks that it names.
     fn named_disks(&self) -> Vec<DiskId> {
         let mut disks: Vec<DiskId> = Vec::new();
-        let keys = self.conditions.keys().chain(self.dismissed.keys()).chain(self.refusals.keys());
-        let mut subjects: Vec<Subject> = keys.map(|key| key.1).collect();
+        let keys = self.conditions.keys().chain(self.dismissed.keys());
+        let mut subjects: Vec<Subject> = keys.map(|key| key.1).chain(self.refusals.keys().map(|key| key.1)).collect();
         for open in &self.open {
             disks.extend(open.action.disks());
             disks.extend(open.alternatives.iter().flat_map(|other| other.action.disks()));

@@ -1,5 +1,7 @@
 //! Who takes much is not given more at the expense of others.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::policy::outcome::Verdict;
 
@@ -33,6 +35,18 @@ fn an_aggressor_on_all_disks_is_put_on_fewer() {
     world.pool.vhds[0].flow.iops *= 2.0;
     world.run(12 * 60);
     assert!(are_apart(&world), "and stays there: {:?}", world.done);
+}
+
+#[test]
+fn who_was_put_on_fewer_disks_was_not_given_more() {
+    let mut world = insatiable();
+    world.pool.vhds[0] = busy_vhd(1, None, &[(0, 20), (1, 20), (2, 20)], 3.0);
+    world.run(15);
+    assert!(on(&world, 1).len() == 2 && world.done.len() == 1, "{:?}", world.done);
+    world.run(12 * 60);
+    let verdict = world.state.applied[0].measured.unwrap().verdict;
+    assert_eq!((verdict, &world.state.insatiable), (Verdict::Kept, &BTreeMap::new()), "it takes all that it was left");
+    assert!(are_apart(&world), "{:?}", world.done);
 }
 
 /// A guest that takes all there is, on however many disks, and one that asks for little.
@@ -90,6 +104,7 @@ fn what_was_given_in_vain_is_taken_back_for_those_who_suffer_from_it() {
             after: 0.7,
         },
         bytes: 1,
+        more_disks: true,
         started: world.state.clock.secs,
         load: None,
         settled: None,
@@ -100,4 +115,39 @@ fn what_was_given_in_vain_is_taken_back_for_those_who_suffer_from_it() {
     assert!(are_apart(&world), "{:?}", world.done);
     world.run(12 * 60);
     assert!(are_apart(&world), "it is not given more again: {:?}", world.done);
+}
+
+/// What its guest is used to counts as a target, where that is less.
+#[test]
+fn nobody_is_spread_over_the_disk_of_somebody_who_is_used_to_less_than_its_target() {
+    let run = |usual_ns: u64| {
+        let guests = vec![busy_vhd(1, None, &[(0, 50), (1, 50)], 1.7), busy_vhd(2, None, &[(2, 40)], 0.3)];
+        let mut world = World::new(disks(3), guests);
+        world.pool.vhds[1].usual_latency.mean_ns = usual_ns;
+        // Both would wait for 1.13 ms on a disk that they share.
+        world.run(24 * 60);
+        are_apart(&world)
+    };
+    assert!(!run(0), "15 ms are the target, and nothing else is known");
+    assert!(!run(500_000), "1.5 ms are borne");
+    assert!(run(200_000));
+}
+
+/// More disks only give it more: whatever it takes of each as long as it has few, it would take all of those that it gets.
+#[test]
+fn who_takes_all_of_its_disks_is_not_spread_over_one_where_somebody_would_wait_then() {
+    let guests = vec![busy_vhd(1, None, &[(0, 30), (1, 30)], 2.0), busy_vhd(2, None, &[(2, 40)], 0.1)];
+    let run = |part: f64| {
+        let mut world = World::new(disks(3), guests.clone());
+        world.pool.vhds[0] = busy_vhd(1, None, &[(0, 30), (1, 30)], part);
+        // A third of what it asks for would let the other one wait for 0.65 ms.
+        world.rules.set(Scope::Vhd(VhdId(1)), "latency", "1s").unwrap();
+        world.rules.set(Scope::Vhd(VhdId(2)), "latency", "1ms").unwrap();
+        world.run(24 * 60);
+        (are_apart(&world), world.done)
+    };
+    let (are_apart, done) = run(1.7);
+    assert!(!are_apart, "{done:?}");
+    let (are_apart, done) = run(2.0);
+    assert!(are_apart && done.is_empty(), "{done:?}");
 }

@@ -45,6 +45,30 @@ fn what_the_owner_refuses_is_asked_again_later_and_later() {
     }
 }
 
+/// The owner may have a reason to refuse the move of one VHD that it does not have for others.
+#[test]
+fn who_may_not_be_moved_keeps_nobody_else_from_being_moved() {
+    let mut world = World::new(disks(3), vec![vhd(1, None, &[(0, 480)]), vhd(2, None, &[(0, 480)])]);
+    world.rules.moved_a_day = 1.0;
+    let mut asked = Vec::new();
+    for _ in 0..15 {
+        world.pool.at.unix_secs += 30;
+        let judgement = judge(&world.pool, &world.rules, &world.state);
+        world.state = judgement.state;
+        for number in judgement.start {
+            let vhd = world.state.apply(number, world.rules.rest_secs).unwrap().action.vhd();
+            world.state.refused(number);
+            asked.push(vhd);
+        }
+    }
+    asked.sort_unstable();
+    assert_eq!(asked, [VhdId(1), VhdId(2)], "each once within ten minutes");
+    // One of them could have been moved all the time.
+    world.state.refusals.retain(|key, _| key.2 != VhdId(2));
+    world.look(30);
+    assert_eq!(world.done.iter().map(|(_, done)| done.action.vhd()).collect::<Vec<_>>(), [VhdId(2)]);
+}
+
 #[test]
 fn what_was_begun_after_all_begins_anew_when_it_is_refused_again() {
     let mut world = World::new(disks(3), vec![vhd(1, None, &[(0, 960)])]);
