@@ -263,6 +263,13 @@ impl Model {
         vhd.work_each * vhd.count_on(place) as f64 * self.disks[place].unit_secs
     }
 
+    /// Part of the replicas of a VHD that are on disks which do not work, or may not for long.
+    pub fn exposed(&self, vhd: usize) -> f64 {
+        let vhd = &self.vhds[vhd];
+        let bad = vhd.on.iter().filter(|(place, _)| !self.disks[*place].works);
+        bad.map(|(_, count)| *count).sum::<u64>() as f64 / vhd.total().max(1) as f64
+    }
+
     /// So many replicas on these disks in proportion to their size; disks that get none are left out.
     pub fn even(&self, replicas: u64, places: &[usize]) -> Vec<(usize, u64)> {
         let slots: u64 = places.iter().map(|place| u64::from(self.disks[*place].slots)).sum();

@@ -231,6 +231,7 @@ pub(super) fn value(model: &Model, vhds: &[&Vhd], metric: Metric, subject: Subje
             let on = &model.vhds[index].on;
             on.iter().map(|(place, _)| model.part(index, *place)).fold(0.0, f64::max)
         }
+        (Metric::Exposed, Subject::Vhd(vhd)) => model.exposed(seen(vhd)?.0),
         (Metric::Survives, Subject::Vhd(vhd)) => f64::from(seen(vhd)?.1.survives?),
         (Metric::Latency, Subject::Vhd(vhd)) => seen(vhd)?.1.latency.mean_ns as f64,
         (Metric::Iops, Subject::Vhd(vhd)) => seen(vhd)?.1.flow.iops,

@@ -12,6 +12,8 @@ use crate::base::ids::{DiskId, VhdId, VmId};
 pub enum Rule {
     /// A VHD would not survive as many disks as it should.
     Tolerance,
+    /// A VHD without replicas is on a disk that is suspect.
+    Suspect,
     /// A disk runs out of room.
     Space,
     /// One VHD takes so much of a disk that another one is served too slowly.
@@ -30,8 +32,9 @@ pub enum Rule {
 
 impl Rule {
     /// All of them, the most urgent first.
-    pub const ALL: [Rule; 8] = [
+    pub const ALL: [Rule; 9] = [
         Rule::Tolerance,
+        Rule::Suspect,
         Rule::Space,
         Rule::Neighbour,
         Rule::Latency,
@@ -46,6 +49,7 @@ impl Rule {
     pub fn word(self) -> &'static str {
         match self {
             Rule::Tolerance => "tolerance",
+            Rule::Suspect => "suspect",
             Rule::Space => "space",
             Rule::Neighbour => "neighbour",
             Rule::Latency => "latency",
@@ -54,6 +58,12 @@ impl Rule {
             Rule::Together => "together",
             Rule::Contract => "contract",
         }
+    }
+
+    /// Whether it is about data that could be lost: such changes wait for no rest and no quiet hours, whatever they do for the load.
+    #[must_use]
+    pub fn is_about_safety(self) -> bool {
+        matches!(self, Rule::Tolerance | Rule::Suspect)
     }
 
     /// Whether it only makes things nicer: such changes have a part of the budget, and wait longer.
@@ -83,6 +93,8 @@ pub enum Subject {
 pub enum Metric {
     /// Failure domains that a VHD survives.
     Survives,
+    /// Part of the replicas of a VHD that are on disks which are suspect or have failed.
+    Exposed,
     /// Part of a disk's slots that are taken.
     Fill,
     /// Part of the time that a disk is busy.

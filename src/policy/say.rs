@@ -116,6 +116,9 @@ impl Names<'_> {
         let of = self.subject(fact.subject);
         match (fact.metric, fact.subject) {
             (Metric::Survives, _) => format!("{of} survives the loss of {value} failure domains and should {target}"),
+            (Metric::Exposed, _) => {
+                format!("{of} has {value} of its extents on disks that are suspect, and no other copy of them")
+            }
             (Metric::Fill, _) => format!("{of} is {value} full, the limit is {target}"),
             (Metric::Busy, Subject::Vhd(_)) => format!("{of} takes {value} of the disk's time, {target} would be fair"),
             (Metric::Busy, _) => format!("{of} is busy for {value} of the time, queues get long from {target} on"),
@@ -183,6 +186,7 @@ impl Cost {
 pub fn rule(rule: Rule) -> &'static str {
     match rule {
         Rule::Tolerance => "it survives too little",
+        Rule::Suspect => "its disk is suspect",
         Rule::Space => "room runs out",
         Rule::Neighbour => "a neighbour takes too much",
         Rule::Latency => "it is served too slowly",
@@ -206,6 +210,7 @@ fn standing(standing: Standing) -> &'static str {
 fn word(metric: Metric) -> &'static str {
     match metric {
         Metric::Survives => "failure domains survived",
+        Metric::Exposed => "part on suspect disks",
         Metric::Fill => "fill",
         Metric::Busy => "busy time",
         Metric::Latency => "latency",
@@ -219,7 +224,7 @@ fn word(metric: Metric) -> &'static str {
 #[must_use]
 pub fn amount(metric: Metric, value: f64) -> String {
     match metric {
-        Metric::Fill | Metric::Busy | Metric::Imbalance => format!("{:.1} %", 100.0 * value),
+        Metric::Exposed | Metric::Fill | Metric::Busy | Metric::Imbalance => format!("{:.1} %", 100.0 * value),
         Metric::Latency => format!("{:.2} ms", value / 1e6),
         Metric::Survives | Metric::Disks | Metric::Iops => format!("{value:.0}"),
     }

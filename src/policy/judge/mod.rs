@@ -197,7 +197,7 @@ impl Bench {
     }
 
     fn standing(&self, look: &Look, need: &Need, draft: &Draft) -> Standing {
-        let can_wait = !need.urgent && need.rule != Rule::Tolerance;
+        let can_wait = !need.urgent && !need.rule.is_about_safety();
         if look.wanted[draft.step.vhd].mode != Mode::Auto {
             Standing::Advice
         } else if look.pool.in_flight + self.started >= look.rules.moves_max as usize {

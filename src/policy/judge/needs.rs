@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::model::{BUSY, Window};
+use super::super::observe::Health;
 use super::super::proposal::{Fact, Metric, Rule, Subject};
 use super::super::rules::Mode;
 use super::super::state::State;
@@ -93,6 +94,7 @@ enum Haste {
 pub(super) fn find(look: &Look, state: &mut State) -> Vec<Need> {
     let mut finder = Finder { look, state, needs: Vec::new(), asked: BTreeSet::new(), hurting: BTreeSet::new() };
     finder.tolerance();
+    finder.suspect();
     finder.space();
     finder.slow();
     finder.rate();
@@ -162,6 +164,21 @@ impl Finder<'_> {
                 promise: (Metric::Survives, subject),
                 movers: vec![(vhd, How::Survive(wanted.survives))],
             });
+        }
+    }
+
+    /// What only a disk has that is suspect: it may be gone with the next error. Where there are replicas, they are made anew.
+    fn suspect(&mut self) {
+        let (look, model) = (self.look, &self.look.now);
+        for (vhd, load) in model.vhds.iter().enumerate().filter(|(_, load)| load.replicas <= 1) {
+            let suspect = load.on.iter().filter(|(place, _)| look.disks[*place].health == Health::Suspect);
+            let worst = suspect.max_by_key(|(place, count)| (*count, std::cmp::Reverse(*place)));
+            let (subject, is_so) = (Subject::Vhd(load.id), worst.is_some() && self.is_free(vhd));
+            let holds = self.holds(Rule::Suspect, subject, is_so, is_so, false);
+            let Some((place, _)) = worst.filter(|_| holds) else { continue };
+            let facts = vec![fact(Metric::Exposed, subject, model.exposed(vhd), 0.0)];
+            let (promise, movers) = ((Metric::Exposed, subject), vec![(vhd, How::Away(*place))]);
+            self.push_now(Rule::Suspect, subject, facts, promise, movers, None);
         }
     }
 

@@ -49,6 +49,63 @@ fn a_vhd_that_survives_too_little_is_found_and_repaired_on_other_domains() {
 }
 
 #[test]
+fn what_only_a_suspect_disk_has_is_moved_away_within_the_budget_and_what_has_replicas_is_not() {
+    let mut four = disks(4);
+    four[0].health = Health::Suspect;
+    let mut replicated = vhd(3, None, &[(0, 60), (2, 60)]);
+    (replicated.placed, replicated.replicas) = (60, 2);
+    let guests = vec![vhd(1, None, &[(0, 100)]), vhd(2, None, &[(0, 40), (1, 40)]), replicated];
+    let mut world = World::new(four, guests);
+    world.rules.moved_a_day = 0.04;
+    world.rules.quiet = Some(Quiet { from: 0, to: 1439 });
+    world.run(5);
+    assert_eq!(world.done, [], "it may be over at once");
+    world.run(10);
+    assert_eq!(rules_of(&world), [Rule::Suspect; 2], "{:?}", world.done);
+    assert!(!on(&world, 1).contains(&0) && !on(&world, 2).contains(&0) && on(&world, 3) == [0, 2]);
+    let (_, proposal) = &world.done[0];
+    assert_eq!(proposal.effect.after, 0.0);
+    let said = Names(&world.pool).proposal(proposal);
+    assert!(said.because.starts_with("its disk is suspect: VHD vhd"), "{said:?}");
+    world.run(60);
+    assert!(
+        world
+            .state
+            .applied
+            .iter()
+            .all(|applied| applied.measured.unwrap().verdict == super::super::outcome::Verdict::Kept)
+    );
+
+    // More than the budget has is told, and waits.
+    world.pool.vhds.push(vhd(4, None, &[(0, 150)]));
+    world.run(30);
+    let open: Vec<_> = world.state.open.iter().map(|open| (open.rule, open.standing)).collect();
+    assert_eq!(open, [(Rule::Suspect, Standing::Budget)]);
+    // A disk that works again is not suspect any more.
+    world.pool.disks[0].health = Health::Works;
+    world.run(5);
+    assert_eq!(world.state.open, []);
+}
+
+/// Nothing is moved for the sake of room alone: an empty disk helps those who wait, and those who come.
+#[test]
+fn a_disk_that_is_added_empty_takes_load_and_stays_empty_if_there_is_none() {
+    let run = |part: f64| {
+        let guests = (1..=12).map(|id| busy_vhd(id, None, &[(u8::try_from(id % 3).unwrap(), 20)], part)).collect();
+        let mut world = World::new(disks(3), guests);
+        world.run(12 * 60);
+        assert_eq!(world.done, [], "all is even");
+        world.pool.disks.push(disk(3));
+        world.run(24 * 60);
+        let model = Model::new(&world.pool, 0.8, Window::Usual);
+        (model.disks[3].busy, model.imbalance())
+    };
+    let (busy, imbalance) = run(0.1);
+    assert!(busy > 0.15 && imbalance < 0.1, "{busy} {imbalance}");
+    assert_eq!(run(0.0).0, 0.0);
+}
+
+#[test]
 fn a_disk_that_runs_full_gives_something_away_before_it_is() {
     let mut world = World::new(disks(3), vec![vhd(1, None, &[(0, 600)]), vhd(2, None, &[(0, 150)])]);
     world.rules.moved_a_day = 1.0;

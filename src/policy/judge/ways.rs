@@ -140,7 +140,7 @@ impl Ways<'_> {
     fn may_move(&self, vhd: usize) -> bool {
         let id = self.look.vhds[vhd].id;
         let rests = self.state.rests.contains_key(&id);
-        let may_rest = !self.need.urgent && self.need.rule != Rule::Tolerance;
+        let may_rest = !self.need.urgent && !self.need.rule.is_about_safety();
         let is_refused = self.state.is_refused(self.need.rule, self.need.subject, id);
         !(self.moved.contains(&vhd) || is_refused || rests && may_rest)
     }
@@ -242,7 +242,7 @@ impl Ways<'_> {
         let care = self.state.records.get(&self.need.rule).map_or(1, |record| record.care());
         let least = WORTH_LEAST * f64::from(care);
         let must = must(self.need);
-        let objection = if self.need.rule == Rule::Tolerance || self.need.urgent {
+        let objection = if self.need.rule.is_about_safety() || self.need.urgent {
             None
         } else if bytes > self.look.budget {
             Some(Objection::Dearer)
@@ -376,7 +376,7 @@ impl Ways<'_> {
 
 /// Whether it has to be mended, whatever that is worth to the pool as a whole: a limit that somebody has set is broken.
 fn must(need: &Need) -> bool {
-    matches!(need.rule, Rule::Tolerance | Rule::Space) || need.urgent
+    need.rule.is_about_safety() || need.rule == Rule::Space || need.urgent
 }
 
 fn with(model: &Model, step: &Move) -> Model {
@@ -393,8 +393,8 @@ fn slower_of(model: &Model, victim: usize, step: &Move) -> f64 {
     let busy_then = |place: usize| {
         let disk = &model.disks[place];
         let more = gets(place) - moved.count_on(place) as f64;
-        // Who takes all there is does so where it comes as well, however little it takes of each disk as long as there are several.
-        if moved.takes_all && more > 0.0 {
+        // Who takes all of several disks takes all of one more. One disk tells nothing: who takes all of it may need little more.
+        if moved.takes_all && moved.width() > 1 && more > 0.0 {
             return disk.busy.max(1.0);
         }
         (disk.busy + disk.adds(moved.work_each, more)).max(0.0)
