@@ -171,14 +171,15 @@ impl Bench {
         }
         let standing = self.standing(look, need, &draft);
         self.moved.insert(draft.step.vhd);
+        // It is not done, so that it takes nobody's place.
+        if state.is_dismissed(need.rule, need.subject, need.facts.first().map_or(0.0, |fact| fact.value)) {
+            return None;
+        }
         if standing == Standing::Start {
             look.now.apply(&draft.step);
             look.usual.apply(&draft.step);
             self.started += 1;
             self.spent = self.spent.saturating_add(draft.bytes);
-        }
-        if state.is_dismissed(need.rule, need.subject, need.facts.first().map_or(0.0, |fact| fact.value)) {
-            return None;
         }
         Some(Proposal {
             number: 0,

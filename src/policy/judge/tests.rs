@@ -260,6 +260,25 @@ fn what_was_dismissed_comes_back_only_when_it_has_changed() {
     assert!(world.state.apply(number, 60).is_err(), "the old number is nobody's");
 }
 
+/// It is not done, so that it takes nobody's place.
+#[test]
+fn what_was_dismissed_is_in_nobodys_way() {
+    let guests = [(1, 0, 500), (2, 0, 350), (3, 1, 500), (4, 1, 350)];
+    let guests = guests.map(|(id, disk, extents)| vhd(id, None, &[(disk, extents)])).to_vec();
+    let mut world = World::new(disks(4), guests);
+    world.rules.all.mode = Some(Mode::Advise);
+    (world.rules.moved_a_day, world.rules.moves_max) = (0.2, 1);
+    world.run(30);
+    assert_eq!(world.state.open.len(), 2);
+    let dismissed = world.state.open[0].number;
+    world.state.dismiss(dismissed).unwrap();
+    world.rules.all.mode = Some(Mode::Auto);
+    world.look(300);
+    assert_eq!(rules_of(&world), [Rule::Space], "{:?}", world.state.open);
+    world.run(60);
+    assert_eq!(world.done.len(), 1, "{:?}", world.done);
+}
+
 #[test]
 fn a_clock_that_jumps_neither_holds_nor_spends_nor_refills() {
     let mut world = World::new(disks(3), vec![vhd(1, None, &[(0, 500)]), vhd(2, None, &[(0, 350)])]);

@@ -151,3 +151,23 @@ fn who_takes_all_of_its_disks_is_not_spread_over_one_where_somebody_would_wait_t
     let (are_apart, done) = run(2.0);
     assert!(are_apart && done.is_empty(), "{done:?}");
 }
+
+#[test]
+fn who_is_served_worse_than_it_is_used_to_is_found_though_its_target_is_kept() {
+    let run = |usual_ns: u64| {
+        let guests = vec![busy_vhd(1, None, &[(0, 50)], 0.7), busy_vhd(2, None, &[(0, 40)], 0.2)];
+        let mut world = World::new(disks(3), guests);
+        // The rules that look at the day say nothing.
+        world.pool.vhds.iter_mut().for_each(|vhd| vhd.usual = Default::default());
+        world.pool.vhds[1].usual_latency.mean_ns = usual_ns;
+        world.run(60);
+        (rules_of(&world), world.done.first().map(|(_, done)| done.facts[0].target))
+    };
+    // It waits for 1.5 ms; its target is 15 ms.
+    assert_eq!(run(0), (vec![], None));
+    assert_eq!(run(600_000), (vec![], None), "three times that are borne");
+    let (rules, target) = run(400_000);
+    assert_eq!(rules, [Rule::Neighbour]);
+    assert!(target.is_some_and(|nanos| (nanos - 1.2e6).abs() < 1e3), "{target:?}");
+    assert!(run(1000).1.is_some_and(|nanos| (nanos - 1e6).abs() < 1e3), "a millisecond is borne, whatever was before");
+}
