@@ -88,6 +88,7 @@ fn vhd(id: u32, size: u32, thinness: u32, mirrored: bool) -> VhdInfo {
         allocated: 0,
         sharing: Default::default(),
         capacity: spanblk::owner::command::CapacityUse::default(),
+        growth: Default::default(),
     }
 }
 

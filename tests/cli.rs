@@ -32,7 +32,7 @@ fn sizes_layouts_and_waits_are_parsed() {
     let cli = Cli::try_parse_from(line.split(' ')).unwrap();
     let args::Command::Vhd(VhdCommand::Create(create)) = cli.command else { panic!("parsed as another command") };
     assert_eq!(create.size, 20 << 30);
-    assert_eq!(create.layout, Layout::Spanned);
+    assert_eq!(create.layout, Some(Layout::Spanned));
     assert_eq!(create.disks, ["a", "b"]);
     assert_eq!(create.when_full, Some(WhenFull::Queue { wait_secs: 5 }));
     assert_eq!(create.block_size, Some(4096));

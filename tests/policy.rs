@@ -114,3 +114,44 @@ fn too_little_fault_tolerance_is_found_proposed_and_repaired() {
     assert_eq!(host.json(&["check"])["consistent"], true);
     host.stop();
 }
+
+/// Where the policy may decide, it decides where a new VHD comes, if nobody else does.
+#[test]
+fn new_vhds_come_where_the_policy_says() {
+    let mut host = apart();
+    let disks = |host: &Host, vhd: &str| host.json(&["vhd", "show", vhd])["disks"].clone();
+    let why = |host: &Host, vhd: &str| host.ok(&["why", vhd]).lines().next().unwrap().to_owned();
+    // Less room than elsewhere: a VHD that comes here was sent here.
+    host.ok(&[
+        "vhd", "create", "web1", "--size", "16MiB", "--layout", "isolated", "--disks", "d1", "--vm", "web", "--thick",
+    ]);
+    host.ok(&["vhd", "create", "before", "--size", "8MiB", "--vm", "mail"]);
+    assert_ne!(disks(&host, "before"), serde_json::json!(["d1"]));
+    assert!(why(&host, "before").contains("was chosen by the daemon"), "{}", why(&host, "before"));
+    host.ok(&["policy", "set", "--vm", "web", "mode=auto"]);
+    for (vhd, how) in [("web2", &[][..]), ("web3", &["--layout", "isolated"][..])] {
+        host.ok(&[&["vhd", "create", vhd, "--size", "8MiB", "--vm", "web"], how].concat());
+        assert_eq!(disks(&host, vhd), serde_json::json!(["d1"]), "with its VM");
+        assert_eq!(host.json(&["vhd", "show", vhd])["disks_chosen"], false);
+        assert!(why(&host, vhd).contains("was chosen by the policy when it was created"), "{}", why(&host, vhd));
+        assert_eq!(
+            host.json(&[&["vhd", "create", vhd, "--size", "8MiB", "--vm", "web"], how].concat())["changed"],
+            false
+        );
+    }
+    // Those of others are not its business, nor those whose disks somebody names.
+    host.ok(&["vhd", "create", "other", "--size", "8MiB"]);
+    assert!(why(&host, "other").contains("was chosen by the daemon"), "{}", why(&host, "other"));
+    host.ok(&["vhd", "create", "web4", "--size", "8MiB", "--vm", "web", "--layout", "isolated", "--disks", "d2"]);
+    assert!(why(&host, "web4").contains("was ordered by name"), "{}", why(&host, "web4"));
+    // A disk that takes no isolated VHDs any more.
+    host.ok(&["disk", "set", "d1", "--accept", "spanned"]);
+    host.ok(&["vhd", "create", "web5", "--size", "8MiB", "--vm", "web"]);
+    assert_ne!(disks(&host, "web5"), serde_json::json!(["d1"]));
+    // It is written down after a look.
+    host.ok(&["policy", "set", "hold=9m"]);
+    host.stop();
+    host.serve(&[], &DISKS);
+    assert!(why(&host, "web2").contains("was chosen by the policy"), "{}", why(&host, "web2"));
+    host.stop();
+}

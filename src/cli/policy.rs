@@ -37,7 +37,8 @@ fn wanted(info: &PolicyInfo) -> String {
         let pairs: Vec<String> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
         pairs.join(" ")
     };
-    let mut text = format!("pool: {}\n", line(&info.pool));
+    let mut text = problem(info.problem.as_deref());
+    text.push_str(&format!("pool: {}\n", line(&info.pool)));
     info.vms.iter().for_each(|(vm, settings)| text.push_str(&format!("VM {vm}: {}\n", line(settings))));
     info.vhds.iter().for_each(|(vhd, settings)| text.push_str(&format!("VHD {vhd}: {}\n", line(settings))));
     text
@@ -76,8 +77,13 @@ pub fn why(session: &Session, vhd: &str) -> Outcome {
     session.output().show(&info, |info| info.sentences.iter().map(|sentence| format!("{sentence}\n")).collect())
 }
 
+/// What is wrong, as the first line.
+fn problem(problem: Option<&str>) -> String {
+    problem.map(|problem| format!("PROBLEM: {problem}\n")).unwrap_or_default()
+}
+
 fn advice(info: &AdviceInfo) -> String {
-    let mut text = String::new();
+    let mut text = problem(info.problem.as_deref());
     if info.proposals.is_empty() {
         text.push_str("nothing to propose\n");
     }
@@ -137,13 +143,25 @@ mod tests {
             after: 0.7,
             metric: "fill".into(),
         };
-        let info =
-            AdviceInfo { proposals: vec![proposal], outcomes: Vec::new(), spent_bytes: 0, budget_bytes: 1 << 30 };
+        let info = AdviceInfo { proposals: vec![proposal], budget_bytes: 1 << 30, ..AdviceInfo::default() };
         let text = advice(&info);
         for words in
             ["3: put VHD a on disk d1 (space)", "   because  room runs out", "   instead  put VHD b", "0B of 1GiB"]
         {
             assert!(text.contains(words), "{words} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_problem_is_the_first_line() {
+        let problem = Some("it cannot be read".to_owned());
+        let wishes = PolicyInfo {
+            pool: BTreeMap::from([("mode".to_owned(), "advise".to_owned())]),
+            vms: BTreeMap::new(),
+            vhds: BTreeMap::new(),
+            problem: problem.clone(),
+        };
+        assert_eq!(wanted(&wishes), "PROBLEM: it cannot be read\npool: mode=advise\n");
+        assert!(advice(&AdviceInfo { problem, ..AdviceInfo::default() }).starts_with("PROBLEM: it cannot be read\n"));
     }
 }

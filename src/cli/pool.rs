@@ -43,7 +43,7 @@ pub fn run(session: &Session, command: PoolCommand) -> Outcome {
 
 fn expand_text(expand: Option<Expand>) -> &'static str {
     match expand {
-        None => "spanned VHDs do",
+        None => "spanned VHDs do, and isolated ones that the policy may change (mode auto)",
         Some(Expand::Auto) => "auto",
         Some(Expand::Never) => "never",
     }

@@ -10,7 +10,7 @@ use super::sharing::in_effect_text;
 use super::{Session, attach, capacity, image, job, stats};
 use crate::control::wire::size::human_size;
 use crate::control::wire::{
-    Attachment, ErrorKind, Expand, IoLimits, JobInfo, JobWish, Layout, RateLimit, VhdCreate, VhdDeleted, VhdHealth,
+    Attachment, ErrorKind, ExpandsBy, IoLimits, JobInfo, JobWish, Layout, RateLimit, VhdCreate, VhdDeleted, VhdHealth,
     VhdInfo, VhdList, VhdRename, VhdResize, VhdResult, VhdUpdate, VmInfo, WhenFull,
 };
 
@@ -284,16 +284,23 @@ fn settled_text(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
     }
 }
 
+/// Whether it grows onto other disks when its own are full, and who says so.
+fn expand_text(vhd: &VhdInfo) -> String {
+    let why = match (vhd.expands_by, vhd.layout) {
+        (ExpandsBy::Vhd, _) => "",
+        (ExpandsBy::Pool, _) => ": the pool says so",
+        (ExpandsBy::Policy, _) => ": the policy may change it (mode auto)",
+        (ExpandsBy::Layout, Layout::Spanned) => ": it is spanned",
+        (ExpandsBy::Layout, Layout::Isolated) => ": it is isolated",
+    };
+    format!("{}{why}", if vhd.expands { "auto" } else { "never" })
+}
+
 fn details(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
     let yes = |value: bool| if value { "yes" } else { "no" }.to_owned();
     let when_full = match vhd.when_full {
         WhenFull::Queue { wait_secs } => format!("queue:{wait_secs}s"),
         WhenFull::Error {} => "error".to_owned(),
-    };
-    let expand = match vhd.expand {
-        Some(Expand::Never) => "never",
-        Some(Expand::Auto) => "auto",
-        None => "as the pool says",
     };
     let attached = match &vhd.attached {
         Some(attachment) => {
@@ -324,7 +331,7 @@ fn details(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
         ("Queues", vhd.queues.to_string()),
         ("VM", vhd.vm.clone().unwrap_or_else(|| "-".to_owned())),
         ("When full", when_full),
-        ("Expand", expand.to_owned()),
+        ("Expand", expand_text(vhd)),
         ("Limits", limits_text(&vhd.limits)),
         ("Share of disks", in_effect_text(vhd)),
         ("Quota", capacity::quota_text(&vhd.capacity)),

@@ -4,6 +4,7 @@
 //! whoever mistypes a name must hear that there is no such VHD or VM.
 
 mod capacity;
+mod growth;
 mod job;
 mod vm;
 
@@ -14,13 +15,14 @@ use crate::base::ids::{DiskId, JobId, VhdId};
 use crate::placement::capacity::Capacity;
 use crate::placement::check::CheckReport;
 use crate::placement::limits::{IoLimits, IoLimitsChange};
-use crate::placement::record::{Accept, DiskRecord, Expand, PoolRecord, SocketOwner, VhdRecord, WhenFull};
+use crate::placement::record::{Accept, DiskRecord, Expand, Layout, PoolRecord, SocketOwner, VhdRecord, WhenFull};
 use crate::placement::sharing::{Settled, Sharing, SharingChange};
 use crate::policy::rules::Rules;
 use crate::shared::{DiskState, VhdState};
 
 pub use super::error::{CapacityError, CommandError, ErrorKind};
 pub use capacity::{CapacityUse, SetCapacity};
+pub use growth::{Growth, GrowthSaid};
 pub use job::{
     DiskShare, JobInfo, JobRequest, JoiningDisk, LostData, PlanInfo, PlannedVhd, Replacement, SetJob, StartJob,
 };
@@ -158,6 +160,8 @@ pub enum Restoration {
 /// Where a new VHD should be; disks by name or UUID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LayoutRequest {
+    /// Wherever is best: nobody has said anything.
+    Any,
     /// On one disk.
     Isolated {
         /// Which; `None`: the one with the most room that accepts isolated VHDs.
@@ -185,6 +189,9 @@ pub struct CreateVhd {
     pub size: u64,
     /// Where its extents should be.
     pub layout: LayoutRequest,
+    /// Where the policy would put it: taken if it goes with `layout` and can be done now, else the owner chooses. Not compared if the VHD
+    /// exists.
+    pub hint: Option<Layout>,
     /// Replicas of each extent, 1 to [`REPLICAS_MAX`](crate::base::limits::REPLICAS_MAX).
     pub replicas: u8,
     /// Whether to give all extents their slots now.
@@ -380,6 +387,8 @@ pub struct VhdInfo {
     pub sharing: Settled,
     /// How much of its quota and reservation is used.
     pub capacity: CapacityUse,
+    /// Whether it grows onto other disks when its own have no room for a write.
+    pub growth: Growth,
 }
 
 impl std::fmt::Debug for VhdInfo {

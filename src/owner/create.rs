@@ -49,9 +49,20 @@ impl Owner {
         if self.metadata.low {
             return Err(CommandError::MetadataFull { used: self.metadata.used, size: self.metadata.size });
         }
-        let wish = self.wish(&create.layout)?;
-        let layout =
-            layout::plan(&wish, &self.rooms()).map_err(|error| self.layout_error(error, word(&create.layout)))?;
+        // What is hinted at may not be possible any more, or there may be no room for it: that is nobody's error.
+        let hinted = self.hinted(create).and_then(|layout| self.creation(create, layout).ok());
+        let creation = match hinted {
+            Some(creation) => creation,
+            None => self.creation(create, self.planned(create)?)?,
+        };
+        let mut rows = vec![StoreEdit::PutPool(creation.pool.clone())];
+        rows.extend(creation.vm.iter().cloned().map(StoreEdit::PutVm));
+        rows.push(StoreEdit::PutVhd(creation.record.clone()));
+        Ok(Step::Commit { rows, action: Action::Create(Box::new(creation)) })
+    }
+
+    /// What becomes of a request with this layout; its room is reserved.
+    fn creation(&mut self, create: &CreateVhd, layout: Layout) -> Result<Creation, CommandError> {
         self.check_replicas(&create.name, create.replicas, &layout)?;
         let mut record = record_of(create, self.pool.next_vhd_id, layout);
         record.capacity = self.capacity_of(create)?;
@@ -59,10 +70,39 @@ impl Owner {
         let vm = self.vm_to_make(&mut pool, record.vm.as_deref(), create.created)?;
         let quota = self.reserve_for(&record, |owner| owner.reserve_all(&record))?;
         pool.next_vhd_id = VhdId(pool.next_vhd_id.0.checked_add(1).expect("4 billion VHDs in one pool"));
-        let mut rows = vec![StoreEdit::PutPool(pool.clone())];
-        rows.extend(vm.iter().cloned().map(StoreEdit::PutVm));
-        rows.push(StoreEdit::PutVhd(record.clone()));
-        Ok(Step::Commit { rows, action: Action::Create(Box::new(Creation { pool, record, vm, quota })) })
+        Ok(Creation { pool, record, vm, quota })
+    }
+
+    /// The layout that is hinted at, if it is one of those that are asked for, and its disks can have it.
+    fn hinted(&self, create: &CreateVhd) -> Option<Layout> {
+        let hint = create.hint.as_ref()?;
+        let wish = match (&create.layout, hint) {
+            (LayoutRequest::Any | LayoutRequest::Isolated { disk: None }, Layout::Isolated { disk, .. }) => {
+                LayoutWish::Isolated { disk: Some(*disk) }
+            }
+            (LayoutRequest::Any, Layout::Spanned { disks, .. }) => {
+                LayoutWish::Spanned { disks: Some(disks.clone()), width: None }
+            }
+            _ => return None,
+        };
+        let rooms = self.rooms();
+        let are_there = hint.disks().iter().all(|disk| rooms.iter().any(|room| room.disk == disk));
+        (are_there && layout::plan(&wish, &rooms).is_ok()).then(|| hint.clone())
+    }
+
+    /// The layout as it is asked for: of disks that nobody names, those with the most room. Where all is the same to whoever asks, one
+    /// disk, unless that cannot be.
+    fn planned(&self, create: &CreateVhd) -> Result<Layout, CommandError> {
+        let rooms = self.rooms();
+        let one = LayoutWish::Isolated { disk: None };
+        if create.layout == LayoutRequest::Any
+            && create.replicas == 1
+            && let Ok(layout) = layout::plan(&one, &rooms)
+        {
+            return Ok(layout);
+        }
+        let wish = self.wish(&create.layout)?;
+        layout::plan(&wish, &rooms).map_err(|error| self.layout_error(error, word(&create.layout)))
     }
 
     fn capacity_of(&self, create: &CreateVhd) -> Result<Capacity, CommandError> {
@@ -157,6 +197,7 @@ impl Owner {
 
     fn wish(&self, request: &LayoutRequest) -> Result<LayoutWish, CommandError> {
         Ok(match request {
+            LayoutRequest::Any => LayoutWish::Spanned { disks: None, width: None },
             LayoutRequest::Isolated { disk } => {
                 LayoutWish::Isolated { disk: disk.as_deref().map(|name| self.disk_named(name)).transpose()? }
             }
@@ -201,18 +242,7 @@ impl Owner {
     /// Whether the VHD that exists is the one that is asked for.
     fn check_same(&self, is: &VhdRecord, asked: &CreateVhd) -> Result<(), CommandError> {
         same(is, "size", &format_args!("{} bytes", is.size), &format_args!("{} bytes", asked.size))?;
-        same(is, "layout", &is.layout.word(), &word(&asked.layout))?;
-        let wish = self.wish(&asked.layout)?;
-        same(is, "set of disks", &self.disks_text(&is.layout), &self.wished_text(&is.layout, &wish))?;
-        if let (Layout::Spanned { width: is_width, disks, .. }, LayoutWish::Spanned { width, disks: named }) =
-            (&is.layout, &wish)
-        {
-            let enough = width.map_or(is_width.is_none() || named.is_some(), |width| width as usize == disks.len());
-            let asked = width.map_or_else(|| "all disks".to_owned(), |width| width.to_string());
-            if !enough {
-                same(is, "width", &disks.len(), &asked)?;
-            }
-        }
+        self.check_same_layout(is, &asked.layout)?;
         same(is, "number of replicas", &is.replicas, &asked.replicas)?;
         same(is, "thickness", &thickness(is.thick), &thickness(asked.thick))?;
         same(is, "checksums", &on_or_off(is.checksums), &on_or_off(asked.checksums))?;
@@ -229,6 +259,26 @@ impl Owner {
         let capacity = self.capacity_of(asked)?;
         same(is, "quota", &size_text(is.capacity.quota), &size_text(capacity.quota))?;
         same(is, "reservation", &size_text(is.capacity.reservation), &size_text(capacity.reservation))
+    }
+
+    /// The same of where it is: whoever does not mind has what it asks for.
+    fn check_same_layout(&self, is: &VhdRecord, asked: &LayoutRequest) -> Result<(), CommandError> {
+        if *asked == LayoutRequest::Any {
+            return Ok(());
+        }
+        same(is, "layout", &is.layout.word(), &word(asked))?;
+        let wish = self.wish(asked)?;
+        same(is, "set of disks", &self.disks_text(&is.layout), &self.wished_text(&is.layout, &wish))?;
+        if let (Layout::Spanned { width: is_width, disks, .. }, LayoutWish::Spanned { width, disks: named }) =
+            (&is.layout, &wish)
+        {
+            let enough = width.map_or(is_width.is_none() || named.is_some(), |width| width as usize == disks.len());
+            let wanted = width.map_or_else(|| "all disks".to_owned(), |width| width.to_string());
+            if !enough {
+                same(is, "width", &disks.len(), &wanted)?;
+            }
+        }
+        Ok(())
     }
 
     /// The disks that the user named, in words.
@@ -314,7 +364,7 @@ fn expand_text(expand: Option<Expand>) -> &'static str {
 fn word(request: &LayoutRequest) -> &'static str {
     match request {
         LayoutRequest::Isolated { .. } => "isolated",
-        LayoutRequest::Spanned { .. } => "spanned",
+        LayoutRequest::Any | LayoutRequest::Spanned { .. } => "spanned",
     }
 }
 

@@ -5,7 +5,7 @@
 //! becomes of the layout is for the policy to say, when it next looks.
 
 use super::Owner;
-use super::command::{CommandId, Reply};
+use super::command::{CommandId, Growth, GrowthSaid, Reply};
 use super::commands::{Action, Step};
 use super::outbox::OwnerOutbox;
 use super::vhds::Vhd;
@@ -36,6 +36,17 @@ impl Owner {
         let says_nothing = vhd.record.expand.is_none() && self.pool.expand.is_none();
         let is_isolated = matches!(vhd.record.layout, Layout::Isolated { .. });
         says_nothing && is_isolated && self.expand_unless_said(vhd) == Some(Expand::Auto)
+    }
+
+    /// What becomes of it when its disks are full, for whoever wants to know.
+    pub(super) fn growth_of(&self, vhd: &Vhd) -> Growth {
+        let said_by = match (vhd.record.expand, self.pool.expand) {
+            (Some(_), _) => GrowthSaid::Vhd,
+            (None, Some(_)) => GrowthSaid::Pool,
+            (None, None) if self.grows_if_need_be(vhd) => GrowthSaid::Policy,
+            (None, None) => GrowthSaid::Layout,
+        };
+        Growth { grows: vhd.expands(self.expand_unless_said(vhd)), said_by }
     }
 
     pub(super) fn begin_keep_policy(rules: Box<Rules>) -> Step {

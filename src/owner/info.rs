@@ -21,6 +21,7 @@ impl Owner {
             allocated: vhd.slots_used() * self.geometry.extent_size(),
             sharing: self.sharing_of(&vhd.record),
             capacity: self.capacity_use(Holder::Vhd(vhd.record.id), self.charged(vhd)),
+            growth: self.growth_of(vhd),
         }
     }
 

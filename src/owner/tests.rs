@@ -12,6 +12,7 @@ mod governor;
 mod grow;
 mod hang;
 mod health;
+mod hint;
 mod lifecycle;
 mod limits;
 mod mending;
@@ -149,6 +150,7 @@ fn create(name: &str, extents: u64, layout: LayoutRequest) -> CreateVhd {
         created: 1,
         size: extents * EXTENT,
         layout,
+        hint: None,
         replicas: 1,
         thick: false,
         checksums: false,

@@ -166,6 +166,8 @@ pub struct Vhd {
     pub placed: u32,
     /// How many replicas are on which disk; disks without any are left out.
     pub extents: Vec<(DiskId, u32)>,
+    /// Slots that its quota and that of its VM still leave it; `None`: there is none.
+    pub quota_left: Option<u64>,
     /// What it is limited to.
     pub limits: IoLimits,
     /// What its guest does now.

@@ -6,7 +6,7 @@
 
 mod codec;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -114,6 +114,10 @@ pub struct State {
     /// VHDs that took all there was when they were given more, and until when they are given no more.
     #[serde(with = "super::pairs")]
     pub insatiable: BTreeMap<VhdId, u64>,
+    /// VHDs that lie where the policy said when they were created. Not written down while there is none, so that programs which do not know it
+    /// can read the rest.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub placed: BTreeSet<VhdId>,
     /// Changes that were started, and what came of them; the oldest first.
     pub applied: Vec<Applied>,
     /// How often each rule kept its promises.

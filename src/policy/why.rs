@@ -60,7 +60,7 @@ pub fn why(pool: &Pool, rules: &Rules, state: &State, vhd: VhdId) -> Option<Why>
         strangers: strangers(*place),
     };
     let shares: Vec<Share> = model.vhds[index].on.iter().map(share).collect();
-    let mut sentences = vec![layout(pool, seen)];
+    let mut sentences = vec![layout(pool, state, seen)];
     sentences.extend(shares.iter().map(|share| {
         format!(
             "Disk {} has {} replicas of its extents; it takes {} of that disk's time, which is busy for {} in all, and {} VHDs of others \
@@ -77,7 +77,7 @@ pub fn why(pool: &Pool, rules: &Rules, state: &State, vhd: VhdId) -> Option<Why>
     Some(Why { vhd: seen.name.clone(), shares, sentences })
 }
 
-fn layout(pool: &Pool, vhd: &Vhd) -> String {
+fn layout(pool: &Pool, state: &State, vhd: &Vhd) -> String {
     let names = Names(pool);
     let disks = vhd.layout.disks();
     let listed = disks.iter().map(|disk| names.disk(disk)).collect::<Vec<_>>().join(", ");
@@ -88,6 +88,9 @@ fn layout(pool: &Pool, vhd: &Vhd) -> String {
     };
     let whose = match &vhd.layout {
         Layout::Isolated { chosen: true, .. } | Layout::Spanned { chosen: true, .. } => "was ordered by name",
+        Layout::Isolated { .. } | Layout::Spanned { .. } if state.placed.contains(&vhd.id) => {
+            "was chosen by the policy when it was created"
+        }
         Layout::Isolated { .. } | Layout::Spanned { .. } => "was chosen by the daemon",
     };
     format!("VHD {} is {} on {listed}: this {whose}.{grown}", vhd.name, vhd.layout.word())

@@ -168,6 +168,7 @@ fn see_vhd(vhd: &SimVhd, extent_size: u64) -> Vhd {
         survives: Some(u8::try_from(survives).unwrap_or(0)),
         placed,
         extents: there.map(|(disk, (count, _))| (disk_id(disk), *count)).collect(),
+        quota_left: None,
         limits: IoLimits::default(),
         flow: Flow { iops: vhd.recent_iops.value(), bytes: vhd.recent_bytes.value() },
         usual: Flow { iops: vhd.usual_iops.value(), bytes: vhd.usual_bytes.value() },

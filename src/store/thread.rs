@@ -183,6 +183,16 @@ impl StoreHandle {
     }
 }
 
+#[cfg(test)]
+impl StoreHandle {
+    /// A store without members that nobody is at work in: what it is handed is lost.
+    pub fn unheard() -> StoreHandle {
+        let status =
+            StoreStatus { stamp: Stamp::default(), failed: false, pending: false, members: Vec::new(), needed: 1 };
+        StoreHandle { messages: crossbeam_channel::unbounded().0, status: Arc::new(Mutex::new(status)) }
+    }
+}
+
 /// Starts the committer's thread. The members are closed when it ends.
 ///
 /// # Errors

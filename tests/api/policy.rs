@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use spanblk::base::ids::VhdId;
 use spanblk::control::http::{Api, router, run_policy};
 use spanblk::control::owner_link::{Asked, OwnerLink};
+use spanblk::control::policy::Turns;
 use spanblk::owner::command::{Command, CommandError, Reply};
 use spanblk::policy::rules::{Rules, Scope};
 use tower::ServiceExt;
@@ -154,5 +155,28 @@ async fn nothing_starts_once_it_is_answered_that_the_mode_is_off() {
     assert_eq!((status, &policy["pool"]["mode"]), (StatusCode::OK, &json!("off")), "{policy}");
     tokio::time::sleep(WHILE).await;
     assert_eq!((started, owner.script(|script| script.started)), (2, 2), "both VHDs have to be on two disks");
+    looks.abort();
+}
+
+#[tokio::test]
+async fn who_waits_behind_an_order_that_hangs_is_told_so_and_changes_nothing_later() {
+    let owner = Owner::holding(|command| matches!(command, Command::StartJob(_)));
+    let api = Api { changing_policy: Arc::new(Turns::with_patience(WHILE)), ..owner.api() };
+    let mut rules = Rules::default();
+    for (name, value) in [("mode", "auto"), ("survives", "1"), ("hold", "0s"), ("moved-a-day", "100%")] {
+        rules.set(Scope::Pool, name, value).unwrap();
+    }
+    api.policy.set_rules(rules);
+    let looks = tokio::spawn(run_policy(api.clone()));
+    owner.until_it_holds().await;
+    let (status, refused) = patch(api.clone(), json!({ "mode": "off" })).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{refused}");
+    let said = refused["error"]["message"].as_str().unwrap();
+    assert!(said.contains("nothing was changed"), "{refused}");
+    owner.release();
+    tokio::time::sleep(WHILE).await;
+    assert_eq!(owner.script(|script| script.kept.len()), 0);
+    let (status, policy) = patch(api, json!({ "mode": "off" })).await;
+    assert_eq!((status, &policy["pool"]["mode"]), (StatusCode::OK, &json!("off")), "{policy}");
     looks.abort();
 }

@@ -14,7 +14,7 @@ use spanblk::control::convert::{OpenDisk, OpenDisks};
 use spanblk::control::events::EventLog;
 use spanblk::control::http::{Api, Connections, Host};
 use spanblk::control::owner_link::OwnerLink;
-use spanblk::control::policy::Desk;
+use spanblk::control::policy::{Desk, Kept};
 use spanblk::control::wire::{DiskAdd, ErrorInfo, ErrorKind, StoreInfo};
 use spanblk::owner::command::{
     AddDisk, CapacityUse, Command, CommandError, DiskInfo, DiskShare, JobInfo, JobRequest, JoiningDisk, LostData,
@@ -27,7 +27,6 @@ use spanblk::placement::record::{
     Accept, DiskRecord, Layout, PoolRecord, RECORD_VERSION, SocketOwner, VhdRecord, WhenFull,
 };
 use spanblk::placement::view::VhdMap;
-use spanblk::policy::rules::Rules;
 use spanblk::shared::{DiskState, VhdSettings, VhdState};
 use uuid::Uuid;
 
@@ -85,7 +84,7 @@ pub fn api_over(owner: OwnerLink) -> Api {
         changing_disks: Arc::default(),
         takeovers: tokio::sync::mpsc::channel(1).0,
         stats: Arc::default(),
-        policy: Arc::new(Desk::new(Rules::default(), Vec::new(), Arc::default(), Arc::default(), None)),
+        policy: Arc::new(Desk::new(Kept::default(), Vec::new(), Arc::default(), Arc::default(), None)),
         changing_policy: Arc::default(),
     }
 }
@@ -391,6 +390,7 @@ fn vhd(name: &str, attached: Option<u32>) -> VhdInfo {
         allocated: 3 << 20,
         sharing: spanblk::placement::sharing::Settled::default(),
         capacity: CapacityUse { charged: 3 << 20, ..CapacityUse::default() },
+        growth: Default::default(),
     }
 }
 

@@ -53,6 +53,7 @@ impl World {
             created: 0,
             size: VHD_EXTENTS * EXTENT,
             layout,
+            hint: None,
             replicas,
             thick: self.rng.chance(1, 8),
             checksums: self.scenario.checksums && !id.0.is_multiple_of(4),

@@ -334,6 +334,7 @@ fn vhd_on(disk: String, number: u64) -> CreateVhd {
         created: 0,
         size: EXTENT,
         layout: LayoutRequest::Isolated { disk: Some(disk) },
+        hint: None,
         replicas: 1,
         thick: false,
         checksums: false,

@@ -19,7 +19,7 @@ pub enum PoolCommand {
     Rebalance(JobOptions),
     /// Change settings of the pool
     Set {
-        /// Whether VHDs that do not say grow onto other disks when theirs are full; pool: spanned ones do, isolated ones do not
+        /// Whether VHDs that do not say grow onto other disks when theirs are full; pool: spanned ones do, and isolated ones that the policy may change (mode auto)
         #[arg(long, value_enum)]
         expand: ExpandSetting,
     },

@@ -102,7 +102,8 @@ pub enum AttachTarget {
 
 const CREATE_HELP: &str = "\
 Examples:
-  spanblk vhd create vm1 --size 20GiB --layout isolated                 all on one disk, chosen by free space
+  spanblk vhd create vm1 --size 20GiB                                   where the policy (in mode auto) or free space says
+  spanblk vhd create vm1 --size 20GiB --layout isolated                 all on one disk, chosen in the same way
   spanblk vhd create vm1 --size 20GiB --layout isolated --disks fast0   all on that disk
   spanblk vhd create db  --size 2TiB  --layout spanned                  over all disks
   spanblk vhd create db  --size 2TiB  --layout spanned --width 3        over three disks, chosen
@@ -129,9 +130,9 @@ pub struct VhdCreateArgs {
     /// Size the guest sees
     #[arg(long, value_parser = parse_size_arg)]
     pub size: u64,
-    /// All on one disk, or over several
+    /// All on one disk, or over several [default: as the policy says in mode auto, else isolated, or spanned with replicas]
     #[arg(long, value_enum)]
-    pub layout: Layout,
+    pub layout: Option<Layout>,
     /// Host disks it may use, by name or UUID [default: chosen]
     #[arg(long, value_name = "DISK,...", value_delimiter = ',')]
     pub disks: Vec<String>,
@@ -192,7 +193,7 @@ pub enum ExpandSetting {
     Never,
     /// Grow onto the roomiest other disk when they are full
     Auto,
-    /// What the pool says
+    /// What the pool says; if that says nothing, spanned VHDs grow, and isolated ones that the policy may change (mode auto)
     Pool,
 }
 

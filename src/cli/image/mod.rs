@@ -174,7 +174,7 @@ fn create(client: &Client, args: &ImportArgs, image_bytes: u64) -> Result<VhdInf
     let request = VhdCreate {
         name: args.name.clone(),
         size_bytes,
-        layout: args.layout,
+        layout: Some(args.layout),
         disks: (!args.disks.is_empty()).then(|| args.disks.clone()),
         width: None,
         replicas: None,

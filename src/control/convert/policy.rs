@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::control::policy::{Advice, Answers};
+use crate::control::policy::{Advice, Answers, Kept};
 use crate::control::wire::{AdviceInfo, OutcomeInfo, PolicyInfo, ProposalInfo, WhyDisk, WhyInfo};
 use crate::policy::proposal::Proposal;
-use crate::policy::rules::{Rules, Scope};
+use crate::policy::rules::Scope;
 use crate::policy::say::Said;
 use crate::policy::why::Why;
 
 /// What is wanted, with names.
 #[must_use]
-pub fn policy_info(rules: &Rules, answers: &Answers) -> PolicyInfo {
+pub fn policy_info(wanted: Kept, answers: &Answers) -> PolicyInfo {
+    let Kept { rules, problem } = wanted;
     let own = |scope| rules.settings(scope).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let of_vm = |vm: &crate::owner::command::VmInfo| (vm.record.name.clone(), own(Scope::Vm(vm.record.id)));
     let of_vhd = |vhd: &crate::owner::command::VhdInfo| (vhd.record.name.clone(), own(Scope::Vhd(vhd.record.id)));
@@ -22,6 +23,7 @@ pub fn policy_info(rules: &Rules, answers: &Answers) -> PolicyInfo {
         pool: own(Scope::Pool),
         vms: answers.vms.iter().map(of_vm).filter(has_any).collect(),
         vhds: answers.vhds.iter().map(of_vhd).filter(has_any).collect(),
+        problem,
     }
 }
 
@@ -34,6 +36,7 @@ pub fn advice_info(advice: Advice) -> AdviceInfo {
         outcomes: advice.outcomes.into_iter().map(outcome).collect(),
         spent_bytes: advice.spent_bytes,
         budget_bytes: advice.budget_bytes,
+        problem: advice.problem,
     }
 }
 

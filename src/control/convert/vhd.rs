@@ -2,9 +2,10 @@
 
 use crate::base::units::ExtentIndex;
 use crate::control::wire::{
-    Attachment, CapacityInfo, DiskUse, ErrorInfo, Layout, MapRun, VhdCreate, VhdInfo, VhdMapInfo, VhdUpdate, WhenFull,
+    Attachment, CapacityInfo, DiskUse, ErrorInfo, ExpandsBy, Layout, MapRun, VhdCreate, VhdInfo, VhdMapInfo, VhdUpdate,
+    WhenFull,
 };
-use crate::owner::command::{self, CapacityUse, CreateVhd, LayoutRequest, SetCapacity, SetVhd};
+use crate::owner::command::{self, CapacityUse, CreateVhd, GrowthSaid, LayoutRequest, SetCapacity, SetVhd};
 use crate::placement::capacity::Capacity;
 use crate::placement::record::{self, PoolRecord, SocketOwner};
 use crate::placement::{Replica, ReplicaState};
@@ -33,6 +34,7 @@ pub fn create_vhd(request: VhdCreate, uuid: uuid::Uuid, created: u64) -> Result<
         created,
         size: request.size_bytes,
         layout: layout_request(request.layout, request.disks, request.width)?,
+        hint: None,
         replicas: request.replicas.unwrap_or(1),
         thick: request.thick,
         checksums: request.checksums,
@@ -51,7 +53,17 @@ pub fn create_vhd(request: VhdCreate, uuid: uuid::Uuid, created: u64) -> Result<
     })
 }
 
-fn layout_request(layout: Layout, disks: Option<Vec<String>>, width: Option<u8>) -> Result<LayoutRequest, ErrorInfo> {
+fn layout_request(
+    layout: Option<Layout>,
+    disks: Option<Vec<String>>,
+    width: Option<u8>,
+) -> Result<LayoutRequest, ErrorInfo> {
+    let Some(layout) = layout else {
+        return match (disks, width) {
+            (None, None) => Ok(LayoutRequest::Any),
+            _ => Err(invalid("with 'disks' or 'width' give 'layout', too: isolated or spanned")),
+        };
+    };
     match (layout, disks, width) {
         (Layout::Isolated, _, Some(_)) => {
             Err(invalid("'width' is for spanned VHDs: an isolated one is on one disk by definition"))
@@ -178,6 +190,13 @@ pub fn vhd_info(vhd: &command::VhdInfo, pool: &PoolRecord, gone: Gone, socket: S
             record::WhenFull::Error => WhenFull::Error {},
         },
         expand: record.expand.map(Into::into),
+        expands: vhd.growth.grows,
+        expands_by: match vhd.growth.said_by {
+            GrowthSaid::Vhd => ExpandsBy::Vhd,
+            GrowthSaid::Pool => ExpandsBy::Pool,
+            GrowthSaid::Policy => ExpandsBy::Policy,
+            GrowthSaid::Layout => ExpandsBy::Layout,
+        },
         limits: limits_info(record.limits),
         sharing: sharing_info(record.sharing),
         sharing_in_effect: sharing_in_effect(vhd.sharing),
@@ -272,10 +291,17 @@ mod tests {
     #[test]
     fn isolated_vhds_have_one_disk() {
         let disks = |names: &[&str]| Some(names.iter().map(|&name| name.to_owned()).collect());
-        assert!(layout_request(Layout::Isolated, disks(&["a"]), None).is_ok());
-        assert!(layout_request(Layout::Isolated, disks(&["a", "b"]), None).is_err());
-        assert!(layout_request(Layout::Isolated, disks(&[]), None).is_err());
-        assert!(layout_request(Layout::Isolated, None, Some(1)).is_err());
-        assert!(layout_request(Layout::Spanned, disks(&["a", "b"]), None).is_ok());
+        assert!(layout_request(Some(Layout::Isolated), disks(&["a"]), None).is_ok());
+        assert!(layout_request(Some(Layout::Isolated), disks(&["a", "b"]), None).is_err());
+        assert!(layout_request(Some(Layout::Isolated), disks(&[]), None).is_err());
+        assert!(layout_request(Some(Layout::Isolated), None, Some(1)).is_err());
+        assert!(layout_request(Some(Layout::Spanned), disks(&["a", "b"]), None).is_ok());
+    }
+
+    #[test]
+    fn who_names_disks_or_a_width_says_how() {
+        assert_eq!(layout_request(None, None, None), Ok(LayoutRequest::Any));
+        assert!(layout_request(None, Some(vec!["a".to_owned()]), None).is_err());
+        assert!(layout_request(None, None, Some(2)).is_err());
     }
 }

@@ -41,7 +41,7 @@ use super::convert::impact::Votes;
 use super::convert::{OpenDisks, SocketInfo};
 use super::events::EventLog;
 use super::owner_link::OwnerLink;
-use super::policy::Desk;
+use super::policy::{Desk, Turns};
 use super::stats::StatsBook;
 use super::wire::{API_PREFIX, DiskAdd, ErrorInfo, ErrorKind, StoreInfo};
 use crate::base::ids::{DiskId, VhdId};
@@ -169,7 +169,7 @@ pub struct Api {
     /// What is wanted of the policy, and what it remembers.
     pub policy: Arc<Desk>,
     /// Wishes change one at a time: each is checked with all others. Looks of the policy take turns with them, and with orders to it.
-    pub changing_policy: Arc<tokio::sync::Mutex<()>>,
+    pub changing_policy: Arc<Turns>,
     /// To the daemon: the process at the other end wants to take over.
     pub takeovers: tokio::sync::mpsc::Sender<UnixStream>,
     /// What VHDs and disks did.

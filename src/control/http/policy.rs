@@ -16,13 +16,14 @@ use crate::control::policy::{Answers, Desk, Order};
 use crate::control::wire::{
     AdviceInfo, AdviceResult, ErrorBody, ErrorInfo, ErrorKind, PolicyInfo, PolicyUpdate, WhyInfo,
 };
-use crate::owner::command::{Command, Reply};
+use crate::owner::command::{Command, CreateVhd, Reply};
+use crate::placement::record::Layout;
 use crate::policy::rules::{Rules, Scope};
 
 /// Looks at the pool again and again ([`Rules::look_secs`]), unless nothing happens, and carries out what the policy may. Never returns.
 pub async fn run(api: Api) {
     loop {
-        let turn = api.changing_policy.lock().await;
+        let turn = api.changing_policy.wait().await;
         if api.policy.is_due(clock::wall_secs()) {
             look_again(&api).await;
         }
@@ -84,8 +85,8 @@ async fn carry_out(api: &Api, order: Order) -> Result<Reply, ApiError> {
     responses((status = 200, body = PolicyInfo), (status = "default", body = ErrorBody)))]
 pub async fn show(State(api): State<Api>) -> Result<Json<PolicyInfo>, ApiError> {
     let answers = answers(&api).await?;
-    let rules = at_desk(&api, Desk::rules).await?;
-    Ok(Json(convert::policy_info(&rules, &answers)))
+    let wanted = at_desk(&api, Desk::wanted).await?;
+    Ok(Json(convert::policy_info(wanted, &answers)))
 }
 
 /// Changes what is wanted, of the pool, or of one VM or VHD. Refused with the numbers if that contradicts itself, or can never be met.
@@ -98,8 +99,20 @@ pub async fn set(
     to_the_end(async move { change(&api, &update).await.map(Json) }).await
 }
 
+/// The turn of a client: to change what is wanted, or to have something carried out.
+async fn turn(api: &Api) -> Result<tokio::sync::MutexGuard<'_, ()>, ApiError> {
+    api.changing_policy.wait_for_client().await.map_err(|waited| {
+        let message = format!(
+            "the policy has been busy with an order, or with a change of what is wanted, for {} seconds: nothing was changed",
+            waited.as_secs()
+        );
+        let hint = "try again later; a disk may be hanging, see 'spanblk disk list' and 'spanblk job list'";
+        ApiError(ErrorInfo::new(ErrorKind::Unavailable, message).with_hint(hint))
+    })
+}
+
 async fn change(api: &Api, update: &PolicyUpdate) -> Result<PolicyInfo, ApiError> {
-    let _turn = api.changing_policy.lock().await;
+    let _turn = turn(api).await?;
     let answers = answers(api).await?;
     let rules = changed(at_desk(api, Desk::rules).await?, update, &answers)?;
     let wanted = rules.clone();
@@ -117,7 +130,7 @@ async fn change(api: &Api, update: &PolicyUpdate) -> Result<PolicyInfo, ApiError
     at_desk(api, move |desk| desk.set_rules(wanted)).await?;
     // Whoever wants something else need not wait for what comes of it. What is wanted is kept whatever becomes of the look.
     look_again(api).await;
-    Ok(convert::policy_info(&rules, &answers))
+    Ok(convert::policy_info(rules.into(), &answers))
 }
 
 /// What is wanted after an update.
@@ -180,7 +193,7 @@ pub async fn apply(State(api): State<Api>, Name(proposal): Name) -> Result<Json<
 }
 
 async fn apply_in_turn(api: &Api, number: u32) -> Result<AdviceResult, ApiError> {
-    let _turn = api.changing_policy.lock().await;
+    let _turn = turn(api).await?;
     let order = at_desk(api, move |desk| desk.apply(number, clock::wall_secs())).await?;
     let order = order.map_err(|error| no_proposal(&error))?;
     match carry_out(api, order).await {
@@ -211,6 +224,16 @@ fn number(text: &str) -> Result<u32, ApiError> {
 
 fn no_proposal(error: &crate::policy::state::NoProposal) -> ApiError {
     ApiError(ErrorInfo::new(ErrorKind::NotFound, error.to_string()))
+}
+
+/// Where the policy would put a new VHD; `None` if it has no say in that, or nothing to say.
+pub async fn hint(api: &Api, create: &CreateVhd) -> Option<Layout> {
+    let ground = api.policy.ground();
+    if !ground.has_a_say(create) {
+        return None;
+    }
+    let (answers, create) = (answers(api).await.ok()?, create.clone());
+    blocking(move || ground.place(&answers, &create)).await.ok()?
 }
 
 /// Why a VHD lies where it lies.

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::Api;
 use super::error::{ApiError, wrong_reply};
+use super::policy;
 use super::pool::{ask_pool, blocking};
 use super::request::{JsonBody, Name, QueryOf};
 use crate::base::clock;
@@ -66,10 +67,12 @@ pub async fn create(
     State(api): State<Api>,
     JsonBody(request): JsonBody<VhdCreate>,
 ) -> Result<(StatusCode, Json<VhdResult>), ApiError> {
-    let create = convert::create_vhd(request, uuid::Uuid::new_v4(), clock::wall_secs())?;
+    let mut create = convert::create_vhd(request, uuid::Uuid::new_v4(), clock::wall_secs())?;
     if is_free(&api, &create.name).await? {
         check_socket(&api, Some(create.name.clone()), create.socket_owner.clone()).await?;
+        create.hint = policy::hint(&api, &create).await;
     }
+    let hint = create.hint.clone();
     let reply =
         api.owner.ask(Command::CreateVhd(Box::new(create))).await.map_err(|error| match error.code.as_deref() {
             Some("differs") => error.with_hint(
@@ -78,6 +81,11 @@ pub async fn create(
             ),
             _ => error,
         })?;
+    if let Reply::Vhd { outcome: Outcome::Created, vhd } = &reply
+        && hint.is_some_and(|hint| hint == vhd.record.layout)
+    {
+        api.policy.note_placed(vhd.record.id);
+    }
     let (outcome, body) = result(api, reply).await?;
     let status = if outcome == Outcome::Created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, body))

@@ -1,16 +1,19 @@
 //! The policy at work: a desk with what is wanted and what is remembered, which looks at the pool every half minute.
 //!
-//! `observe`: what it is told. `carry`: from a proposal to an order. `keep`: what it remembers, as notes. What is decided, and why, is
-//! all in [`crate::policy`].
+//! `observe`: what it is told. `carry`: from a proposal to an order. `keep`: what it remembers, as notes. `kept`: what is wanted, as a row
+//! of the store. `place`: where a new VHD comes. `turn`: who waits for whom. What is decided, and why, is all in [`crate::policy`].
 //!
 //! A look asks the owner for what is, as anybody could, and orders as anybody could: a policy that is wrong is slow, never unsafe.
 
 mod carry;
 mod keep;
+mod kept;
 mod kind;
 mod observe;
+mod place;
+mod turn;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::events::EventLog;
@@ -28,11 +31,20 @@ use crate::policy::state::{NoProposal, State};
 use crate::policy::why::{Why, why};
 use crate::store::thread::StoreHandle;
 
+pub use kept::{Kept, kept_rules};
 pub use observe::Answers;
+#[cfg(test)]
+pub(in crate::control) use observe::tests::pool_of;
+pub use place::Ground;
+pub use turn::Turns;
 
 /// What is wanted, what is remembered, and what was seen last.
 pub struct Desk {
     inner: Mutex<Inner>,
+    /// What is gone by when a VHD is made: apart, so that nobody waits there for a look that is under way.
+    ground: Mutex<Arc<Ground>>,
+    /// VHDs that were made where the policy said, until somebody takes them to what is remembered; apart for the same reason.
+    placed: Mutex<BTreeSet<VhdId>>,
     stats: Arc<StatsBook>,
     events: Arc<EventLog>,
     store: Option<StoreHandle>,
@@ -40,12 +52,16 @@ pub struct Desk {
 
 struct Inner {
     rules: Rules,
+    /// What [`Kept::problem`] says, as long as nobody has said anew what is wanted.
+    problem: Option<String>,
     state: State,
     seen: Option<Pool>,
     rest: Option<Rest>,
     edition: u64,
     /// When the state was kept last, by the wall clock.
     kept: u64,
+    /// VHDs have been placed since.
+    has_placed: bool,
     /// About what events told of proposals, and when, by the policy's time.
     told: BTreeMap<(Rule, Subject), u64>,
 }
@@ -85,13 +101,15 @@ pub struct Advice {
     pub spent_bytes: u64,
     /// Bytes that may be moved in 24 hours.
     pub budget_bytes: u64,
+    /// See [`Kept::problem`].
+    pub problem: Option<String>,
 }
 
 impl Desk {
-    /// With what has been kept ([`kept_rules`]). What cannot be read of it is logged, and forgotten.
+    /// With what has been kept ([`kept_rules`]). What cannot be read of it is told, and forgotten.
     #[must_use]
     pub fn new(
-        rules: Rules,
+        kept: Kept,
         notes: Vec<(u32, Vec<u8>)>,
         stats: Arc<StatsBook>,
         events: Arc<EventLog>,
@@ -99,17 +117,30 @@ impl Desk {
     ) -> Desk {
         let (edition, bytes) = keep::last_of(notes).unwrap_or_default();
         let state = if bytes.is_empty() { Ok(State::default()) } else { State::decode(&bytes) };
+        let tell = |severity, message: String| {
+            log::warn!("{message}");
+            events.record(severity, EventDetail::Note { message });
+        };
         let state = state.unwrap_or_else(|error| {
-            log::warn!("what the policy remembers cannot be read, and is forgotten: {error}");
+            tell(Severity::Warning, format!("what the policy remembers cannot be read, and is forgotten: {error}"));
             State::default()
         });
-        let inner = Inner { rules, state, seen: None, rest: None, edition, kept: 0, told: BTreeMap::new() };
-        Desk { inner: Mutex::new(inner), stats, events, store }
+        let Kept { rules, problem } = kept;
+        problem.iter().for_each(|problem| tell(Severity::Error, problem.clone()));
+        let (seen, rest, told) = (None, None, BTreeMap::new());
+        let inner = Inner { rules, problem, state, seen, rest, edition, kept: 0, has_placed: false, told };
+        let ground = Mutex::new(Arc::new(Ground { rules: inner.rules.clone(), seen: None }));
+        Desk { inner: Mutex::new(inner), ground, placed: Mutex::default(), stats, events, store }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A panic aborts the process.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.has_placed |= !placed.is_empty();
+        inner.state.placed.append(&mut placed);
+        drop(placed);
+        inner
     }
 
     /// What is wanted.
@@ -118,10 +149,33 @@ impl Desk {
         self.lock().rules.clone()
     }
 
+    /// What is wanted, and whether that is what was kept.
+    #[must_use]
+    pub fn wanted(&self) -> Kept {
+        let inner = self.lock();
+        Kept { rules: inner.rules.clone(), problem: inner.problem.clone() }
+    }
+
     /// From now on this is wanted; it is durable already.
     pub fn set_rules(&self, rules: Rules) {
         let mut inner = self.lock();
-        (inner.rules, inner.rest) = (rules, None);
+        self.lay_ground(Ground { rules: rules.clone(), seen: inner.seen.clone() });
+        (inner.rules, inner.problem, inner.rest) = (rules, None, None);
+    }
+
+    /// What the policy goes by when a VHD is made. Takes no time, whatever else is done here.
+    #[must_use]
+    pub fn ground(&self) -> Arc<Ground> {
+        Arc::clone(&self.ground.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn lay_ground(&self, ground: Ground) {
+        *self.ground.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(ground);
+    }
+
+    /// A VHD was made where the policy said. Takes no time; what is remembered is written down after the next look.
+    pub fn note_placed(&self, vhd: VhdId) {
+        self.placed.lock().unwrap_or_else(PoisonError::into_inner).insert(vhd);
     }
 
     /// What has happened so far: what comes between this and the end of a look is for the next one.
@@ -151,6 +205,11 @@ impl Desk {
         let rules = self.rules();
         let pool = answers.observe(&self.stats, &rules, wall_secs);
         let mut inner = self.lock();
+        // One that came after these answers is there, too.
+        let is_there = |vhd: VhdId| {
+            vhd >= answers.pool.record.next_vhd_id || answers.vhds.iter().any(|known| known.record.id == vhd)
+        };
+        inner.state.placed.retain(|vhd| is_there(*vhd));
         let before = std::mem::take(&mut inner.state);
         let judgement = judge(&pool, &inner.rules, &before);
         inner.state = judgement.state;
@@ -163,9 +222,10 @@ impl Desk {
                 orders.push(Order { number, start: carry::order(&proposal.action, &pool, wall_secs) });
             }
         }
+        self.lay_ground(Ground { rules: inner.rules.clone(), seen: Some(pool.clone()) });
         inner.seen = Some(pool);
         inner.rest = inner.state.is_at_rest().then_some(Rest { since: wall_secs, happened });
-        let is_due = !orders.is_empty() || wall_secs.abs_diff(inner.kept) >= POLICY_KEEP_SECS;
+        let is_due = !orders.is_empty() || inner.has_placed || wall_secs.abs_diff(inner.kept) >= POLICY_KEEP_SECS;
         if is_due {
             self.keep(&mut inner, wall_secs);
         }
@@ -210,7 +270,8 @@ impl Desk {
     #[must_use]
     pub fn advice(&self) -> Advice {
         let inner = self.lock();
-        let Some(pool) = &inner.seen else { return Advice::default() };
+        let problem = inner.problem.clone();
+        let Some(pool) = &inner.seen else { return Advice { problem, ..Advice::default() } };
         let names = Names(pool);
         let open = inner.state.open.iter();
         let applied = inner.state.applied.iter().rev();
@@ -219,6 +280,7 @@ impl Desk {
             outcomes: applied.map(|applied| (applied.number, names.outcome(applied))).collect(),
             spent_bytes: inner.state.spent_bytes(),
             budget_bytes: crate::policy::judge::budget(pool, &inner.rules),
+            problem,
         }
     }
 
@@ -230,7 +292,7 @@ impl Desk {
     }
 
     fn keep(&self, inner: &mut Inner, wall_secs: u64) {
-        inner.kept = wall_secs;
+        (inner.kept, inner.has_placed) = (wall_secs, false);
         if let Some(store) = &self.store {
             inner.edition += 1;
             store.note(keep::notes_of(inner.edition, &inner.state.encode()));
@@ -280,24 +342,6 @@ impl Desk {
             self.events.record(Severity::Warning, EventDetail::NoisyNeighbour { vhd, aggressor, disk });
         }
     }
-}
-
-/// What is wanted, as it was kept; `None`: nobody has said anything. What cannot be is logged, and forgotten.
-#[must_use]
-pub fn kept_rules(text: Option<&str>) -> Rules {
-    text.map_or_else(Rules::default, |text| {
-        read_rules(text).unwrap_or_else(|error| {
-            log::error!("what is wanted of the policy cannot be, and is as if nobody had said anything: {error}");
-            Rules::default()
-        })
-    })
-}
-
-/// It was kept by this program or, in a dump, by anybody.
-fn read_rules(text: &str) -> Result<Rules, Box<dyn std::error::Error>> {
-    let rules: Rules = serde_json::from_str(text)?;
-    rules.check_numbers()?;
-    Ok(rules)
 }
 
 /// The busiest disk that has something of both.

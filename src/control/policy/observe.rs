@@ -87,8 +87,71 @@ impl Answers {
         lately.fold(0, |sum, job| sum.saturating_add(job.record.bytes_moved))
     }
 
+    /// What was seen, with disks and VHDs as they are placed now. A disk that has come since is left out until the next look; what is
+    /// not known of a VHD that has is nothing.
+    #[must_use]
+    pub fn placed_now(&self, seen: &Pool) -> Pool {
+        let (failed, extent) = (self.failed(), self.pool.record.extent_size);
+        let disk = |disk: &DiskInfo| {
+            let known = seen.disks.iter().find(|known| known.id == disk.record.id)?;
+            let (slots, accept) = (disk.record.slots, disk.record.accept);
+            Some(Disk { slots, free: free(disk, extent), health: health(disk, failed), accept, ..known.clone() })
+        };
+        let vhd = |vhd: &VhdInfo| {
+            let known = seen.vhds.iter().find(|known| known.id == vhd.record.id).cloned();
+            let now = self.placed(vhd);
+            let Some(known) = known else { return now };
+            let Vhd { vm, size, layout, replicas, placed, extents, .. } = now;
+            Vhd { vm, size, layout, replicas, placed, extents, ..known }
+        };
+        Pool {
+            disks: self.pool.disks.iter().filter_map(disk).collect(),
+            vhds: self.vhds.iter().map(vhd).collect(),
+            ..seen.clone()
+        }
+    }
+
+    /// A VHD with its place, and nothing of what it does.
+    fn placed(&self, vhd: &VhdInfo) -> Vhd {
+        let record = &vhd.record;
+        Vhd {
+            id: record.id,
+            name: record.name.clone(),
+            vm: record.vm.as_deref().and_then(|vm| self.vm(vm)),
+            size: record.size,
+            layout: record.layout.clone(),
+            replicas: record.replicas,
+            survives: None,
+            placed: placed(vhd),
+            extents: vhd.slots.iter().map(|(disk, count)| (*disk, *count)).collect(),
+            quota_left: self.quota_left(vhd),
+            limits: record.limits,
+            flow: Flow::default(),
+            usual: Flow::default(),
+            read_share: 0.0,
+            latency: Latency::default(),
+            usual_latency: Latency::default(),
+            working_set: 0,
+            growth: 0.0,
+        }
+    }
+
+    /// Slots that quotas leave a VHD. Of that of its VM, what other VHDs have reserved for themselves is theirs.
+    fn quota_left(&self, vhd: &VhdInfo) -> Option<u64> {
+        let spoken_for = |vhd: &VhdInfo| vhd.capacity.charged.max(vhd.record.capacity.reservation.unwrap_or(0));
+        let own = vhd.record.capacity.quota.map(|quota| quota.saturating_sub(vhd.capacity.charged));
+        let vm = self.vms.iter().find(|vm| Some(&vm.record.name) == vhd.record.vm.as_ref());
+        let of_vm = vm.and_then(|vm| {
+            let (quota, all) = (vm.record.capacity.quota?, vm.vhds.iter().map(spoken_for).sum::<u64>());
+            let unreserved = quota.saturating_sub(all) + spoken_for(vhd) - vhd.capacity.charged;
+            Some(unreserved.min(quota.saturating_sub(vm.capacity.charged)))
+        });
+        let least = own.into_iter().chain(of_vm).min();
+        least.map(|bytes| bytes / self.pool.record.extent_size)
+    }
+
     /// The VM of a name.
-    fn vm(&self, name: &str) -> Option<VmId> {
+    pub fn vm(&self, name: &str) -> Option<VmId> {
         self.vms.iter().find(|vm| vm.record.name == name).map(|vm| vm.record.id)
     }
 }
@@ -117,11 +180,6 @@ impl Seen<'_> {
     fn disk(&self, disk: &DiskInfo) -> Disk {
         let record = &disk.record;
         let now = self.window(Subject::Disk(record.id), self.rules.window_secs());
-        let health = match (self.failed.contains(record.id), &disk.suspicion) {
-            (true, _) => Health::Failed,
-            (false, Some(_)) => Health::Suspect,
-            (false, None) => Health::Works,
-        };
         let path = self.answers.open.get(&record.id).map(|open| open.path.as_str());
         let extent = self.answers.pool.record.extent_size;
         Disk {
@@ -129,8 +187,8 @@ impl Seen<'_> {
             name: record.name.clone(),
             domain: u32::from(self.domains[record.id.index()]),
             slots: record.slots,
-            free: u32::try_from(disk.space.free / extent).unwrap_or(u32::MAX),
-            health,
+            free: free(disk, extent),
+            health: health(disk, self.failed),
             accept: record.accept,
             kind: kind_of(path),
             busy: now.as_ref().map_or(0.0, busy),
@@ -148,16 +206,6 @@ impl Seen<'_> {
         let (usual, usual_latency) = usual(&self.stats.samples(Subject::Vhd(record.id), None, from, self.now));
         let extent = self.answers.pool.record.extent_size;
         let seen = Vhd {
-            id: record.id,
-            name: record.name.clone(),
-            vm: record.vm.as_deref().and_then(|vm| self.answers.vm(vm)),
-            size: record.size,
-            layout: record.layout.clone(),
-            replicas: record.replicas,
-            survives: None,
-            placed: placed(vhd),
-            extents: vhd.slots.iter().map(|(disk, count)| (*disk, *count)).collect(),
-            limits: record.limits,
             flow: now.as_ref().map(flow).unwrap_or_default(),
             usual,
             read_share: now.as_ref().map_or(0.0, |now| now.read_share),
@@ -166,6 +214,7 @@ impl Seen<'_> {
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of extents")]
             working_set: now.as_ref().map_or(0, |now| now.working_set_extents as u64 * extent),
             growth: self.growth(record.id, vhd.allocated),
+            ..self.answers.placed(vhd)
         };
         // Its map has as many entries as it has extents, which is not worth it for nobody.
         let wanted = self.rules.of(&seen);
@@ -205,6 +254,19 @@ impl Seen<'_> {
             return 0.0;
         }
         (allocated as f64 - oldest.used_bytes) * USUAL_SECS as f64 / passed
+    }
+}
+
+/// Slots that can be given out.
+fn free(disk: &DiskInfo, extent: u64) -> u32 {
+    u32::try_from(disk.space.free / extent).unwrap_or(u32::MAX)
+}
+
+fn health(disk: &DiskInfo, failed: DiskSet) -> Health {
+    match (failed.contains(disk.record.id), &disk.suspicion) {
+        (true, _) => Health::Failed,
+        (false, Some(_)) => Health::Suspect,
+        (false, None) => Health::Works,
     }
 }
 

@@ -25,9 +25,34 @@ fn rules_that_cannot_be_are_not_gone_by() {
         desk(Some(&serde_json::to_string(&rules).unwrap())).rules()
     };
     assert_eq!(edited(|_| ()), Rules { hold_secs: 300, ..Rules::default() });
+    assert!(told(&desk(None)).is_empty());
     assert_eq!(edited(|rules| rules.rest_secs = u64::MAX), Rules::default());
     assert_eq!(edited(|rules| rules.space = 7.0), Rules::default());
     assert_eq!(desk(Some("{}")).rules(), Rules::default());
+}
+
+#[test]
+fn that_rules_are_not_gone_by_is_an_event_and_said_until_there_are_others() {
+    let newer = serde_json::to_string(&Rules::default()).unwrap().replacen('{', "{\"colour\":1,", 1);
+    for text in ["{", &newer] {
+        let desk = desk(Some(text));
+        let [EventDetail::Note { message }] = &told(&desk)[..] else { panic!("{:?}", told(&desk)) };
+        assert!(message.contains("'spanblk policy set'"), "{message}");
+        assert_eq!((desk.wanted().problem.as_ref(), desk.advice().problem.as_ref()), (Some(message), Some(message)));
+        desk.set_rules(Rules::default());
+        assert_eq!((desk.wanted().problem, desk.advice().problem), (None, None));
+    }
+}
+
+#[test]
+fn what_was_remembered_and_cannot_be_read_is_an_event() {
+    let mut notes = keep::notes_of(1, &State::default().encode());
+    let bytes = notes[0].bytes.as_mut().unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    let notes = notes.into_iter().map(|note| (note.key.number, note.bytes.unwrap())).collect();
+    let desk = Desk::new(Kept::default(), notes, Arc::default(), Arc::default(), None);
+    let [EventDetail::Note { message }] = &told(&desk)[..] else { panic!("{:?}", told(&desk)) };
+    assert!(message.contains("is forgotten"), "{message}");
 }
 
 #[test]

@@ -123,7 +123,7 @@ impl Daemon {
         let members = MemberThreads::start(table.members, table.total).map_err(system("start the store's threads"))?;
         let (store, store_thread) =
             thread::start(committer, members, replies).map_err(system("start the committer"))?;
-        let wanted = table.noted.policy.clone();
+        let wanted = table.noted.policy.rules.clone();
         let memory = Memory::recall(table.noted, stats, table.region_len, &store);
         states.iter().for_each(|disk| store.add_disk(disk));
         table.vhds.iter().for_each(|(_, vhd)| store.open_vhd(vhd));

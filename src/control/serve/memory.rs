@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use crate::control::events::EventLog;
-use crate::control::policy::Desk;
+use crate::control::policy::{Desk, Kept};
 use crate::control::stats::StatsBook;
-use crate::policy::rules::Rules;
 use crate::store::thread::StoreHandle;
 
 /// Events may take this part of a metadata region.
@@ -16,7 +15,7 @@ pub struct Noted {
     /// Of events, of their numbers, and by the policy.
     pub notes: [Vec<(u32, Vec<u8>)>; 3],
     /// What is wanted of the policy.
-    pub policy: Rules,
+    pub policy: Kept,
 }
 
 /// What is known.

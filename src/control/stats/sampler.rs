@@ -148,8 +148,65 @@ impl Work {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::super::tests::{disk, vhd};
     use super::*;
-    use crate::base::ids::VhdId;
+    use crate::base::ids::{DiskId, VhdId};
+    use crate::control::policy::pool_of;
+
+    /// A sampler whose owner is played: it has these disks and one VHD, and counts how often it is asked which there are.
+    fn work(disks: Vec<DiskInfo>) -> (Work, Arc<AtomicUsize>, JoinHandle<()>) {
+        let (owner, asked) = OwnerSender::channel();
+        let looks = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&looks);
+        let playing = std::thread::spawn(move || {
+            for input in asked {
+                let OwnerInput::Command(Asked { command, answer }) = input else { continue };
+                let reply = match command {
+                    Command::ListVhds => Reply::Vhds(vec![vhd(1, 100)]),
+                    Command::ShowPool => {
+                        counted.fetch_add(1, Ordering::Relaxed);
+                        Reply::Pool(Box::new(pool_of(disks.clone())))
+                    }
+                    _ => continue,
+                };
+                let _ = answer.send(Ok(reply));
+            }
+        });
+        let (book, store) = (Arc::default(), StoreHandle::unheard());
+        let work = Work { book, owner, store, vhds: Vec::new(), disks: Vec::new(), ticks: 0, changes: 0 };
+        (work, looks, playing)
+    }
+
+    #[test]
+    fn the_owner_is_asked_only_if_something_was_written_and_now_and_then() {
+        let disks = vec![disk(0), disk(1)];
+        let (mut work, looks, playing) = work(disks.clone());
+        let asks = |work: &mut Work, ticks: u64| {
+            let before = looks.load(Ordering::Relaxed);
+            (0..ticks).for_each(|_| work.tick());
+            looks.load(Ordering::Relaxed) - before
+        };
+        assert_eq!(asks(&mut work, 1), 1, "nothing is known yet");
+        assert_eq!((work.vhds.len(), work.disks.len()), (1, 2));
+        assert_eq!(asks(&mut work, 20), 0, "nothing has changed");
+        // A change is durable before it is so: some disk was written to.
+        disks[1].state.metadata_work.writes.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(asks(&mut work, 1), 1);
+        assert_eq!(asks(&mut work, 8), 0);
+        assert_eq!(asks(&mut work, 1), 1, "the thirtieth after the start");
+        assert_eq!(asks(&mut work, STORE_EVERY), 1);
+        // What was there is known on, whatever becomes of the owner.
+        work.owner = OwnerSender::channel().0;
+        playing.join().unwrap();
+        disks[0].state.metadata_work.writes.fetch_add(1, Ordering::Relaxed);
+        work.tick();
+        assert_eq!((work.vhds.len(), work.disks.len()), (1, 2));
+        let seen =
+            [Subject::Vhd(VhdId(1)), Subject::Disk(DiskId(1))].map(|subject| work.book.window(subject, 0, u64::MAX));
+        assert!(seen.iter().all(Option::is_some), "samples were taken of all");
+    }
 
     #[test]
     fn what_is_quiet_has_its_turn_once_an_hour_and_not_all_at_once() {

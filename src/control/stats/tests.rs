@@ -54,6 +54,7 @@ pub fn vhd(id: u32, extents: u32) -> VhdInfo {
         allocated: 5 << 20,
         sharing: Default::default(),
         capacity: Default::default(),
+        growth: Default::default(),
     }
 }
 

@@ -236,7 +236,8 @@ pub enum EventDetail {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         impact: Option<Box<ImpactInfo>>,
     },
-    /// A disk gave errors, or took very long, several times lately. It is used as before.
+    /// A disk gave errors, or took very long, several times lately. It is used as before, but new VHDs that the policy places
+    /// come elsewhere, and it proposes to move what only this disk has.
     DiskSuspect {
         /// Its name.
         disk: String,

@@ -39,8 +39,8 @@ pub use pool::{DomainWarning, MemberHealth, PoolInfo, PoolUpdate, SpaceInfo, Sto
 pub use sharing::{Sharing, SharingInEffect, SharingPriority, SharingUpdate};
 pub use stats::{HotExtent, StatsInfo, StatsList, StatsSample};
 pub use vhd::{
-    Attachment, CapacityInfo, DiskUse, Expand, Layout, MapRun, VhdCreate, VhdDeleted, VhdHealth, VhdInfo, VhdList,
-    VhdMapInfo, VhdRename, VhdResize, VhdResult, VhdUpdate, WhenFull,
+    Attachment, CapacityInfo, DiskUse, Expand, ExpandsBy, Layout, MapRun, VhdCreate, VhdDeleted, VhdHealth, VhdInfo,
+    VhdList, VhdMapInfo, VhdRename, VhdResize, VhdResult, VhdUpdate, WhenFull,
 };
 pub use vm::{VmCreate, VmDeleted, VmInfo, VmIo, VmIoStats, VmList, VmResult, VmUpdate, VmVhd};
 

@@ -18,6 +18,9 @@ pub struct PolicyInfo {
     /// Of VHDs, by name: only what they have of their own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub vhds: BTreeMap<String, BTreeMap<String, String>>,
+    /// Why this is not what was kept, and what to do. Absent if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// Changes what is wanted.
@@ -45,6 +48,9 @@ pub struct AdviceInfo {
     pub spent_bytes: u64,
     /// Bytes that may be moved in 24 hours.
     pub budget_bytes: u64,
+    /// Why the policy does not go by what was wanted of it before, and what to do. Absent if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// A proposal.
@@ -52,7 +58,7 @@ pub struct AdviceInfo {
 pub struct ProposalInfo {
     /// By which it is applied and dismissed.
     pub number: u32,
-    /// The rule: tolerance, space, neighbour, latency, rate, imbalance, together, contract.
+    /// The rule: tolerance, suspect, space, neighbour, latency, rate, imbalance, together, contract.
     pub rule: String,
     /// What to do.
     pub what: String,

@@ -26,7 +26,8 @@ pub struct PoolInfo {
     pub vhds: u32,
     /// Requests that wait for room.
     pub requests_waiting: u32,
-    /// Whether VHDs that do not say grow onto other disks when their own have no room; absent: spanned ones do.
+    /// Whether VHDs that do not say grow onto other disks when their own have no room; absent: spanned ones do, and
+    /// isolated ones that the policy may change (mode `auto`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expand: Option<Expand>,
     /// Disks that can fail together.
@@ -39,8 +40,8 @@ pub struct PoolInfo {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PoolUpdate {
-    /// Whether VHDs that do not say grow onto other disks when their own have no room; `null`: spanned ones do, isolated
-    /// ones do not.
+    /// Whether VHDs that do not say grow onto other disks when their own have no room; `null`: spanned ones do, and
+    /// isolated ones that the policy may change (mode `auto`).
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Expand>)]
     pub expand: Option<Option<Expand>>,

@@ -28,6 +28,21 @@ pub enum Expand {
     Auto,
 }
 
+/// Who says whether a VHD grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ExpandsBy {
+    /// A setting of its own.
+    Vhd,
+    /// The setting of the pool.
+    Pool,
+    /// The policy may change it (mode `auto`).
+    Policy,
+    /// Nobody: spanned VHDs do, isolated ones do not.
+    #[default]
+    Layout,
+}
+
 /// What a write does that needs room when there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "action", rename_all = "snake_case", deny_unknown_fields)]
@@ -60,9 +75,12 @@ pub struct VhdCreate {
     pub name: String,
     /// Size the guest sees; a multiple of the block size.
     pub size_bytes: u64,
-    /// What its placement should be.
-    pub layout: Layout,
-    /// Names or UUIDs of the host disks it may use: one for `isolated`, two or more for `spanned`. Chosen when absent.
+    /// What its placement should be. When absent, the policy says it if it is in mode `auto` for the pool or the VM and has seen the pool; else
+    /// it is `isolated` on the disk with the most room, or `spanned` over all if it has replicas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<Layout>,
+    /// Names or UUIDs of the host disks it may use: one for `isolated`, two or more for `spanned`. Chosen when absent:
+    /// that of an isolated VHD by the policy in mode `auto`, else by room.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disks: Option<Vec<String>>,
     /// `spanned` without `disks`: over how many host disks; all when absent.
@@ -99,7 +117,8 @@ pub struct VhdCreate {
     /// What a write does that finds the pool full.
     #[serde(default)]
     pub when_full: WhenFull,
-    /// Whether it grows onto other disks when its own have no room for a write; as the pool says when absent.
+    /// Whether it grows onto other disks when its own have no room for a write. When absent, as the pool says; if that says nothing, a
+    /// spanned one does, and an isolated one while the policy may change it (mode `auto`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expand: Option<Expand>,
     /// What it is limited to.
@@ -138,7 +157,8 @@ pub struct VhdUpdate {
     /// Virtqueues. Refused while attached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
-    /// Whether it grows onto other disks when its own have no room for a write; `null` for what the pool says.
+    /// Whether it grows onto other disks when its own have no room for a write; `null` for what the pool
+    /// says; if that says nothing, a spanned one does, and an isolated one while the policy may change it (mode `auto`).
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Expand>)]
     pub expand: Option<Option<Expand>>,
@@ -237,9 +257,15 @@ pub struct VhdInfo {
     pub socket_mode: String,
     /// What a write does that finds the pool full.
     pub when_full: WhenFull,
-    /// Whether it grows onto other disks when its own have no room for a write; absent: as the pool says.
+    /// Its own setting of whether it grows onto other disks when its own have no room for a write; absent: it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expand: Option<Expand>,
+    /// Whether it grows, as things are now.
+    #[serde(default)]
+    pub expands: bool,
+    /// Who says so.
+    #[serde(default)]
+    pub expands_by: ExpandsBy,
     /// What it is limited to; absent: nothing. Its VM may be limited, too.
     #[serde(default, skip_serializing_if = "IoLimits::is_none")]
     pub limits: IoLimits,

@@ -1,6 +1,6 @@
 //! VHDs that grow onto other disks because the policy may change them.
 
-use super::super::command::SetVhd;
+use super::super::command::{GrowthSaid, SetCapacity, SetVhd};
 use super::*;
 use crate::placement::capacity::Capacity;
 use crate::placement::record::Expand;
@@ -30,6 +30,37 @@ fn want(world: &mut World, wishes: &[(Scope, &str)]) {
 fn set_expand(world: &mut World, vhd: &VhdInfo, expand: Option<Expand>) {
     let set = SetVhd { vhd: vhd.record.name.clone(), expand: Some(expand), ..SetVhd::default() };
     world.run(Command::SetVhd(Box::new(set))).unwrap();
+}
+
+#[test]
+fn it_is_told_who_says_whether_a_vhd_grows() {
+    let (mut world, isolated) = full();
+    let spanned = world.create(create("b", 2, SPANNED));
+    let growth = |world: &mut World, vhd: &VhdInfo| {
+        let Ok(Reply::Vhd { vhd, .. }) = world.ask(Command::ShowVhd { vhd: vhd.record.name.clone() }) else { panic!() };
+        (vhd.growth.grows, vhd.growth.said_by)
+    };
+    assert_eq!(growth(&mut world, &isolated), (false, GrowthSaid::Layout));
+    assert_eq!(growth(&mut world, &spanned), (true, GrowthSaid::Layout));
+    want(&mut world, &[(Scope::Pool, "auto")]);
+    assert_eq!(growth(&mut world, &isolated), (true, GrowthSaid::Policy));
+    assert_eq!(growth(&mut world, &spanned), (true, GrowthSaid::Layout));
+    world.run(Command::SetPool { expand: Some(Some(Expand::Never)) }).unwrap();
+    assert_eq!(growth(&mut world, &isolated), (false, GrowthSaid::Pool));
+    assert_eq!(growth(&mut world, &spanned), (false, GrowthSaid::Pool));
+    set_expand(&mut world, &isolated, Some(Expand::Auto));
+    assert_eq!(growth(&mut world, &isolated), (true, GrowthSaid::Vhd));
+}
+
+/// A quota counts for who grows as well.
+#[test]
+fn who_grows_stops_at_its_quota() {
+    let (mut world, vhd) = full();
+    want(&mut world, &[(Scope::Pool, "auto")]);
+    let capacity = SetCapacity { quota: Some(Some(6 * EXTENT)), reservation: None };
+    world.run(Command::SetVhd(Box::new(SetVhd { vhd: "a".to_owned(), capacity, ..SetVhd::default() }))).unwrap();
+    assert_eq!([4, 5].map(|extent| world.allocate(&vhd, extent)), [Some(Ok(())); 2]);
+    assert_eq!(world.allocate(&vhd, 6), Some(Err(AllocateError::NoSpace)));
 }
 
 #[test]

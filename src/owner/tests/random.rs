@@ -1,6 +1,6 @@
 //! The owner among reactors, a committer and disk workers that do everything in random order and as late as they like,
 //! against a model of what must never happen: a slot with two owners, in memory or durably, or one given out again before
-//! it is durably free, unread and punched.
+//! it is durably free, unread and punched, or one for a VHD that may not grow beyond its disk.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -11,6 +11,8 @@ use super::*;
 use crate::base::rng::Rng;
 use crate::base::units::Generation;
 use crate::placement::ReplicaSet;
+use crate::placement::record::Layout;
+use crate::policy::rules::{Mode, Rules};
 
 const DISKS: [u32; 3] = [6, 6, 4];
 const REACTORS: u16 = 2;
@@ -88,6 +90,15 @@ struct Sim {
     ever_used: BTreeSet<Slot>,
     /// Slots given out that had been given out before.
     reused: u64,
+    /// Slots given out to isolated VHDs on other disks than theirs.
+    grown: u64,
+}
+
+/// What came of a run that broke no rule: see [`Sim::reused`] and [`Sim::grown`].
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    reused: u64,
+    grown: u64,
 }
 
 impl Sim {
@@ -111,6 +122,7 @@ impl Sim {
             asked: BTreeSet::new(),
             ever_used: BTreeSet::new(),
             reused: 0,
+            grown: 0,
         }
     }
 
@@ -357,7 +369,13 @@ impl Sim {
             2 => SPANNED,
             _ => LayoutRequest::Spanned { disks: None, width: Some(2) },
         };
-        let command = match rng.below(10) {
+        let command = match rng.below(11) {
+            10 => {
+                // What the policy may change grows when its disks are full.
+                let mut wanted = Rules::default();
+                wanted.all.mode = [None, Some(Mode::Off), Some(Mode::Auto), Some(Mode::Auto)][rng.index(4)];
+                Command::KeepPolicy(Box::new(wanted))
+            }
             0..=4 => {
                 let when_full = if rng.chance(1, 3) { WhenFull::Error } else { WhenFull::Queue { secs: 20 } };
                 let thick = rng.chance(1, 3);
@@ -450,6 +468,13 @@ impl Sim {
     /// A slot has just been given out.
     fn check_new(&mut self, slot: Slot, of: Owned) -> Result<(), String> {
         self.reused += u64::from(!self.ever_used.insert(slot));
+        let vhd = &self.owner.vhds.get(of.0).ok_or("a slot of a VHD that is gone")?.record;
+        if matches!(vhd.layout, Layout::Isolated { disk, .. } if disk != slot.0) {
+            self.grown += 1;
+            if self.owner.wanted.mode(of.0, None) != Mode::Auto {
+                return Err(format!("{slot:?} was given to {of:?}, which is isolated elsewhere and may not grow"));
+            }
+        }
         let in_flight = self.reactors.iter().flat_map(|reactor| &reactor.ops).find(|op| op.slot == slot);
         if let Some(op) = in_flight {
             return Err(format!("{slot:?} was given to {of:?} while {op:?} was in flight"));
@@ -469,7 +494,8 @@ impl Sim {
     /// Lets everything come to its end: then nothing may be left over.
     fn drain(&mut self) -> Result<(), String> {
         let mut rng = Rng::new(1);
-        for _ in 0..2 {
+        // Who could grow waits twice: for slots of its own disk, and then as others do.
+        for _ in 0..3 {
             for _ in 0..400 {
                 for at in 0..self.reactors.len() {
                     self.deliver_to_reactor(at);
@@ -488,7 +514,9 @@ impl Sim {
         let reactor_idle = |r: &Reactor| r.allocating.is_empty() && r.freeing.is_empty() && r.fences.is_empty();
         let idle = self.owner.waiters.is_empty() && self.punches.is_empty() && self.committing.is_empty();
         if !idle || !self.asked.is_empty() || !self.reactors.iter().all(reactor_idle) {
-            return Err("something was never answered".to_owned());
+            let reactors: Vec<_> = self.reactors.iter().map(|r| (&r.allocating, &r.freeing, &r.fences)).collect();
+            let waiters = &self.owner.waiters;
+            return Err(format!("never answered: {:?}; {waiters:?}; {:?}; {reactors:?}", self.asked, self.punches));
         }
         for disk in self.owner.space.iter() {
             if disk.slots().limbo() > 0 || disk.reserved > 0 {
@@ -501,14 +529,14 @@ impl Sim {
         Ok(())
     }
 
-    /// What comes of these events: how many slots were given out again, or the first violation.
-    fn run(events: &[Happening], breaks: Break) -> Result<u64, String> {
+    /// What comes of these events, or the first violation.
+    fn run(events: &[Happening], breaks: Break) -> Result<Seen, String> {
         let mut sim = Sim::new(breaks);
         for event in events {
             sim.step(*event)?;
         }
         sim.drain()?;
-        Ok(sim.reused)
+        Ok(Seen { reused: sim.reused, grown: sim.grown })
     }
 }
 
@@ -533,11 +561,13 @@ proptest! {
 
 #[test]
 fn long_runs_reuse_slots_and_stay_correct() {
-    let mut reused = 0;
+    let mut all = Seen::default();
     for seed in 0..12 {
-        reused += Sim::run(&random_events(seed, 3000), Break::Nothing).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let seen = Sim::run(&random_events(seed, 3000), Break::Nothing).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        (all.reused, all.grown) = (all.reused + seen.reused, all.grown + seen.grown);
     }
-    assert!(reused > 100, "only {reused} slots were reused: the test would show nothing");
+    println!("{all:?}");
+    assert!(all.reused > 100 && all.grown > 20, "{all:?}: the test would show nothing");
 }
 
 /// Seeds whose run fails when a rule is broken, and the first violation.

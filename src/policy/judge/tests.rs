@@ -48,6 +48,19 @@ fn a_vhd_that_survives_too_little_is_found_and_repaired_on_other_domains() {
     assert_eq!(world.done.len(), 2, "it is enough");
 }
 
+/// Their owner would refuse them.
+#[test]
+fn replicas_that_a_quota_has_no_room_for_are_not_proposed() {
+    let proposed = |left: Option<u64>| {
+        let mut world = World::new(disks(3), vec![vhd(1, None, &[(0, 100)])]);
+        world.pool.vhds[0].quota_left = left;
+        world.rules.set(Scope::Vhd(VhdId(1)), "survives", "1").unwrap();
+        world.run(60);
+        world.done.len() + world.state.open.len()
+    };
+    assert_eq!([None, Some(100), Some(99), Some(0)].map(proposed), [2, 2, 0, 0]);
+}
+
 #[test]
 fn what_only_a_suspect_disk_has_is_moved_away_within_the_budget_and_what_has_replicas_is_not() {
     let mut four = disks(4);

@@ -279,6 +279,12 @@ impl Ways<'_> {
     fn draft(&self, sketch: &Sketch) -> Result<Draft, Objection> {
         let model = self.model();
         let step = model.legal(sketch.vhd, &sketch.places, sketch.replicas).ok_or(Objection::Illegal)?;
+        // Only further replicas take what is not counted yet.
+        let (seen, more) =
+            (self.look.vhds[sketch.vhd], sketch.replicas.saturating_sub(model.vhds[sketch.vhd].replicas));
+        if seen.quota_left.is_some_and(|left| u64::from(seen.placed) * u64::from(more) > left) {
+            return Err(Objection::Illegal);
+        }
         let effect = self.effect(&step);
         let (before, after) = (effect.before, effect.after);
         let better = if effect.metric.is_gain() { after > before } else { after <= before * (1.0 - BETTER) };

@@ -184,6 +184,13 @@ impl Rules {
         self.levels(vhd, vm).find_map(|wish| wish.mode).unwrap_or_default()
     }
 
+    /// How far the policy may go with a VHD that does not exist yet, of that VM.
+    #[must_use]
+    pub fn mode_of_new(&self, vm: Option<VmId>) -> Mode {
+        let of_vm = vm.and_then(|vm| self.vms.get(&vm)).and_then(|wish| wish.mode);
+        of_vm.or(self.all.mode).unwrap_or_default()
+    }
+
     /// The wishes that count for a VHD, its own first.
     fn levels(&self, vhd: VhdId, vm: Option<VmId>) -> impl Iterator<Item = &Wish> {
         [self.vhds.get(&vhd), vm.and_then(|vm| self.vms.get(&vm)), Some(&self.all)].into_iter().flatten()

@@ -112,6 +112,7 @@ impl State {
             ("number of refusals", self.refusals.len()),
             ("number of hours", self.spent.len()),
             ("number of resting VHDs", self.rests.len() + self.insatiable.len()),
+            ("number of placed VHDs", self.placed.len()),
             ("number of outcomes", self.applied.len()),
         ];
         if let Some((field, len)) = lens.into_iter().find(|(_, len)| *len > POLICY_ENTRIES_MAX) {

@@ -75,6 +75,7 @@ fn vhd(id: u32, vm: Option<&str>, layout: Layout, on: &[&[u8]], written: impl Fn
         allocated: 0,
         sharing: Default::default(),
         capacity: command::CapacityUse::default(),
+        growth: Default::default(),
     }
 }
 

@@ -9,40 +9,40 @@ use crate::base::units::{BlockMask, Generation, SlotIndex};
 use crate::control::convert::OpenDisk;
 use crate::control::stats::tests::{T0, disk, vhd};
 use crate::metrics::IoKind;
-use crate::owner::command::Space;
+use crate::owner::command::{CapacityUse, Space, VmInfo};
+use crate::placement::capacity::Capacity;
 use crate::placement::job::JobRecord;
 use crate::placement::record::{PoolRecord, RECORD_VERSION};
+use crate::placement::vm::VmRecord;
 use crate::placement::{Replica, ReplicaSet};
 use crate::policy::rules::Scope;
+
+pub fn pool_of(disks: Vec<DiskInfo>) -> PoolInfo {
+    let records = disks.iter().map(|disk| disk.record.clone()).collect();
+    PoolInfo {
+        record: PoolRecord::new(uuid::Uuid::from_u128(1), 1 << 20, records),
+        space: Space::default(),
+        disks,
+        next_disk: None,
+        vhds: 0,
+        waiting: 0,
+        metadata_used: 0,
+        metadata_size: 0,
+        metadata_low: false,
+        moves: [0; 5],
+        moves_ended_early: [0; 5],
+        made_stale: 0,
+        repaired: 0,
+        not_repaired: 0,
+    }
+}
 
 pub fn answers(disks: Vec<DiskInfo>, vhds: Vec<VhdInfo>, jobs: Vec<JobInfo>) -> Answers {
     let open = |disk: &DiskInfo| {
         let (name, path) = (disk.record.name.clone(), "/none".to_owned());
         (disk.record.id, OpenDisk { name, path, metadata_bytes: 0 })
     };
-    let records = disks.iter().map(|disk| disk.record.clone()).collect();
-    Answers {
-        open: disks.iter().map(open).collect(),
-        pool: PoolInfo {
-            record: PoolRecord::new(uuid::Uuid::from_u128(1), 1 << 20, records),
-            space: Space::default(),
-            disks,
-            next_disk: None,
-            vhds: 0,
-            waiting: 0,
-            metadata_used: 0,
-            metadata_size: 0,
-            metadata_low: false,
-            moves: [0; 5],
-            moves_ended_early: [0; 5],
-            made_stale: 0,
-            repaired: 0,
-            not_repaired: 0,
-        },
-        vhds,
-        vms: Vec::new(),
-        jobs,
-    }
+    Answers { open: disks.iter().map(open).collect(), pool: pool_of(disks), vhds, vms: Vec::new(), jobs }
 }
 
 fn job(id: u32, kind: JobKind, state: JobState, bytes_moved: u64) -> JobInfo {
@@ -172,7 +172,7 @@ fn a_wall_clock_that_jumps_starts_nothing() {
     let mut rules = Rules { moved_a_day: 0.5, ..Rules::default() };
     rules.set(Scope::Vhd(VhdId(1)), "survives", "1").unwrap();
     rules.set(Scope::Pool, "mode", "auto").unwrap();
-    let desk = crate::control::policy::Desk::new(rules, Vec::new(), Arc::default(), Arc::default(), None);
+    let desk = crate::control::policy::Desk::new(rules.into(), Vec::new(), Arc::default(), Arc::default(), None);
     let year = 365 * 24 * 3600;
     for wall_secs in [T0, T0 + 10 * year, T0, 0, u64::MAX / 2, T0 + 30] {
         assert_eq!(
@@ -184,4 +184,45 @@ fn a_wall_clock_that_jumps_starts_nothing() {
     // From the first look on that nothing jumped before. (Nobody carries the order out here, so that it would come again.)
     let first = (0..30).find(|look| !desk.look(&answers, desk.happened(), T0 + 60 + 30 * look).is_empty());
     assert!(matches!(first, Some(18..=21)), "ten minutes are enough, and needed: {first:?}");
+}
+
+#[test]
+fn quotas_leave_what_neither_the_vhd_nor_others_of_its_vm_have() {
+    let capacity = |quota: Option<u64>, reservation: Option<u64>| Capacity {
+        quota: quota.map(|slots| slots << 20),
+        reservation: reservation.map(|slots| slots << 20),
+    };
+    let of_vm = |id: u32, charged: u64, own: Capacity| {
+        let mut vhd = vhd(id, 100);
+        (vhd.record.vm, vhd.record.capacity, vhd.capacity.charged) = (Some("web".to_owned()), own, charged << 20);
+        vhd
+    };
+    let left = |quota: Option<u64>, vhds: Vec<VhdInfo>| {
+        let charged = vhds.iter().map(|vhd| vhd.capacity.charged).sum();
+        let record = VmRecord {
+            version: RECORD_VERSION,
+            id: VmId(1),
+            uuid: uuid::Uuid::from_u128(1),
+            name: "web".to_owned(),
+            labels: BTreeMap::new(),
+            owner: None,
+            limits: Default::default(),
+            sharing: Default::default(),
+            capacity: capacity(quota, None),
+            created: 0,
+        };
+        let vm = VmInfo { record, vhds: vhds.clone(), capacity: CapacityUse { charged, ..CapacityUse::default() } };
+        let answers = Answers { vms: vec![vm], ..answers(vec![disk(0)], vhds, Vec::new()) };
+        answers
+            .observe(&StatsBook::default(), &Rules::default(), T0)
+            .vhds
+            .iter()
+            .map(|vhd| vhd.quota_left)
+            .collect::<Vec<_>>()
+    };
+    let none = capacity(None, None);
+    assert_eq!(left(None, vec![of_vm(1, 5, none), of_vm(2, 5, capacity(Some(8), None))]), [None, Some(3)]);
+    assert_eq!(left(Some(20), vec![of_vm(1, 5, none), of_vm(2, 5, capacity(Some(8), None))]), [Some(10), Some(3)]);
+    assert_eq!(left(Some(20), vec![of_vm(1, 5, none), of_vm(2, 5, capacity(None, Some(12)))]), [Some(3), Some(10)]);
+    assert_eq!(left(Some(8), vec![of_vm(1, 5, none), of_vm(2, 5, none)]), [Some(0); 2], "beyond it already");
 }

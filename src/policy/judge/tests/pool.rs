@@ -55,6 +55,7 @@ pub fn vhd(id: u32, vm: Option<u32>, on: &[(u8, u32)]) -> Vhd {
         survives: Some(0),
         placed,
         extents: on.iter().map(|(disk, count)| (DiskId(*disk), *count)).collect(),
+        quota_left: None,
         limits: IoLimits::default(),
         flow: Flow::default(),
         usual: Flow::default(),
