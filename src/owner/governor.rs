@@ -24,10 +24,10 @@ use crate::mover::messages::MoverMessage;
 use crate::placement::record::VhdRecord;
 use crate::placement::sharing::{Settled, Sharing};
 use crate::qos::shares::Work;
-use crate::qos::window::{Counted, Window};
+use crate::qos::window::{Counted, Targeted, Window};
 use crate::reactor::messages::ReactorMessage;
 use crate::shared::disk::MOVER_THREAD;
-use crate::shared::{DiskState, Rest};
+use crate::shared::{DiskState, Rest, VhdState};
 
 /// What is in flight says nothing before: what had begun when a disk began to be shared out is not counted.
 const SETTLES: Duration = Duration::from_millis(300);
@@ -35,19 +35,20 @@ const SETTLES: Duration = Duration::from_millis(300);
 /// Looks in a row at which nobody wanted anything, until there are none any more.
 const IDLE_LOOKS: u32 = 2;
 
-/// What has been seen of a client.
-#[derive(Debug)]
+/// What has been seen of a client on a disk.
+#[derive(Debug, Default)]
 struct Seen {
+    /// What jobs have done; reactors say themselves that they begin something.
     operations: u64,
     /// When it had last got something, or waited; `None`: never.
     busy: Option<Nanos>,
 }
 
 impl Seen {
-    /// Whether it has got something lately, with so many operations so far, or waits.
-    fn is_busy(&mut self, operations: u64, waits: bool, now: Nanos) -> bool {
-        if operations != self.operations || waits {
-            (self.operations, self.busy) = (operations, Some(now));
+    /// Whether it has got something lately, or waits.
+    fn is_busy(&mut self, gets_or_waits: bool, now: Nanos) -> bool {
+        if gets_or_waits {
+            self.busy = Some(now);
         }
         self.busy.is_some_and(|busy| now < busy.after(Duration::from_secs(CLIENT_QUIET_SECS)))
     }
@@ -61,6 +62,8 @@ struct SharedDisk {
     clients: usize,
     /// What had been done there at the last look.
     operations: u64,
+    /// Those of them that are VHDs with a latency target.
+    targeted: Vec<VhdId>,
 }
 
 /// What is known of disks and clients.
@@ -78,7 +81,8 @@ pub(super) struct Governor {
     still: bool,
     /// How reactors are asked to say that they do something.
     rest: Arc<Rest>,
-    vhds: BTreeMap<VhdId, Seen>,
+    /// VHDs that have lately begun something on a disk.
+    vhds: BTreeMap<(VhdId, DiskId), Seen>,
     jobs: BTreeMap<DiskId, Seen>,
     disks: BTreeMap<DiskId, SharedDisk>,
 }
@@ -150,7 +154,9 @@ impl Owner {
             let counted = counted(&disk.state, self.reactors);
             let done = std::mem::replace(&mut shared.operations, counted.operations) != counted.operations;
             still &= !done && disk.state.shares.waiting().next().is_none();
-            shared.window.look(Counted { clients, ..counted }, now);
+            let vhds = shared.targeted.iter().filter_map(|id| self.vhds.get(*id));
+            let targeted: Vec<Targeted> = vhds.map(|vhd| targeted(&vhd.state, *id)).collect();
+            shared.window.look(Counted { clients, ..counted }, &targeted, now);
             let window = shared.window.now().unwrap_or(Work(u64::MAX));
             disk.state.shares.set_window(window);
             disk.state.shares.set_awaited_window(shared.window.awaited().unwrap_or(Work(u64::MAX)));
@@ -194,37 +200,50 @@ impl Owner {
                     state.shares.switch(true);
                     state.shares.take_peak();
                     let window = Window::new(Work::of(4096), Work(SHARES_WINDOW_MAX));
-                    self.governor.disks.insert(id, SharedDisk { since: now, window, clients, operations: 0 });
+                    let targeted = Vec::new();
+                    self.governor.disks.insert(id, SharedDisk { since: now, window, clients, operations: 0, targeted });
                 }
                 None => {}
             }
         }
+        self.find_targets();
     }
 
-    /// How many want something of each disk. A VHD that is busy counts on all disks on which it has something.
+    /// How many want something of each disk.
     fn clients(&mut self, now: Nanos) -> [usize; DISKS_MAX] {
         let mut clients = [0; DISKS_MAX];
         let Governor { vhds, jobs, disks, .. } = &mut self.governor;
-        let shared: Vec<_> = disks.keys().filter_map(|id| self.space.get(*id)).map(|disk| &disk.state).collect();
-        vhds.retain(|id, _| self.vhds.get(*id).is_some());
         for vhd in self.vhds.iter() {
-            let operations = vhd.state.metrics.iter().map(transfers).sum();
-            let waits = shared.iter().any(|disk| disk.shares.may_wait(vhd.state.account(disk.id)));
-            let seen = vhds.entry(vhd.record.id).or_insert(Seen { operations: 0, busy: None });
-            if seen.is_busy(operations, waits, now) {
-                clients
-                    .iter_mut()
-                    .zip(vhd.counts.iter())
-                    .for_each(|(clients, count)| *clients += usize::from(*count > 0));
+            let used = self.space.iter().map(|disk| &disk.state).filter(|disk| vhd.counts[disk.id.index()] > 0);
+            for disk in used {
+                let (id, account) = (disk.id, vhd.state.account(disk.id));
+                let waits = disks.contains_key(&id) && disk.shares.may_wait(account);
+                if account.take_wanted() || waits {
+                    vhds.entry((vhd.record.id, id)).or_default().busy = Some(now);
+                }
             }
         }
+        vhds.retain(|(id, _), seen| self.vhds.get(*id).is_some() && seen.is_busy(false, now));
+        vhds.keys().for_each(|(_, disk)| clients[disk.index()] += 1);
         for disk in self.space.iter().map(|disk| &disk.state) {
             let operations = transfers(&disk.copy_metrics) + disk.scrub_work.reads.load(Ordering::Relaxed);
             let waits = disk.shares.waiting().any(|thread| thread == MOVER_THREAD);
-            let seen = jobs.entry(disk.id).or_insert(Seen { operations: 0, busy: None });
-            clients[disk.id.index()] += usize::from(seen.is_busy(operations, waits, now));
+            let seen = jobs.entry(disk.id).or_default();
+            let gets = std::mem::replace(&mut seen.operations, operations) != operations;
+            clients[disk.id.index()] += usize::from(seen.is_busy(gets || waits, now));
         }
         clients
+    }
+
+    /// Notes which clients of disks that are shared out have latency targets.
+    fn find_targets(&mut self) {
+        self.governor.disks.values_mut().for_each(|shared| shared.targeted.clear());
+        for (id, disk) in self.governor.vhds.keys() {
+            let has_target = self.vhds.get(*id).is_some_and(|vhd| vhd.state.share.has_target());
+            if let (true, Some(shared)) = (has_target, self.governor.disks.get_mut(disk)) {
+                shared.targeted.push(*id);
+            }
+        }
     }
 }
 
@@ -238,10 +257,15 @@ fn counted(disk: &DiskState, reactors: u16) -> Counted {
     let operations = counted_operations(disk, reactors);
     let bytes = sum_of(disk, reactors, |kind| &kind.bytes) + disk.scrub_work.read_bytes.load(Ordering::Relaxed);
     let shares = &disk.shares;
-    let (targeted, late) = shares.take_targeted();
     let (held, peak) = (shares.held(), shares.take_peak());
     let awaited = shares.awaited().take_lately();
-    Counted { done: Work::of_all(operations, bytes), operations, held, peak, targeted, late, awaited, clients: 0 }
+    Counted { done: Work::of_all(operations, bytes), operations, held, peak, awaited, clients: 0 }
+}
+
+/// What a VHD with a latency target has got there since the last look.
+fn targeted(vhd: &VhdState, disk: DiskId) -> Targeted {
+    let (requests, late) = vhd.account(disk).take_targeted();
+    Targeted { client: vhd.id(), requests, late }
 }
 
 /// What guests and jobs had done there.

@@ -21,7 +21,7 @@
 //! wakes the thread on which the first of all waits.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
 use super::{Awaited, Share};
 use crate::base::bits::ones;
@@ -75,9 +75,42 @@ pub struct Account {
     so_far: AtomicU64,
     /// Which of the disk's times that is in.
     era: AtomicU64,
+    /// Since somebody asked: it has begun something there.
+    wanted: AtomicBool,
+    /// Since somebody asked, with a latency target: what has completed, and what of that was late.
+    targeted: AtomicU32,
+    late: AtomicU32,
 }
 
 impl Account {
+    /// Something of the client begins there. Whether the disk is shared out or not: by that is known who wants it.
+    #[inline]
+    pub fn want(&self) {
+        // Nearly always known already: then nobody's cache line is taken away.
+        if !self.wanted.load(Ordering::Relaxed) {
+            self.wanted.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether there was any since the last call.
+    pub fn take_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed) && self.wanted.swap(false, Ordering::Relaxed)
+    }
+
+    /// Something of the client, which has a latency target, has completed there.
+    pub fn count_targeted(&self, is_late: bool) {
+        self.targeted.fetch_add(1, Ordering::Relaxed);
+        if is_late {
+            self.late.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How much of that there was since the last call, and how much of it was late.
+    pub fn take_targeted(&self) -> (u64, u64) {
+        let late = self.late.swap(0, Ordering::Relaxed);
+        (self.targeted.swap(0, Ordering::Relaxed).max(late).into(), late.into())
+    }
+
     /// How far the client has got; changes whenever it takes a turn.
     #[must_use]
     pub fn so_far(&self) -> u64 {
@@ -102,16 +135,14 @@ pub struct Shares {
     peak: AtomicU64,
     /// Operations that had to wait.
     held: AtomicU64,
-    /// Of clients with a latency target, since somebody asked: those that have completed, and those of them that were late.
-    targeted: AtomicU64,
-    late: AtomicU64,
     /// Threads on which somebody waits, a bit for each.
     waiting: AtomicU64,
     threads: Box<[Thread]>,
 }
 
-/// One thread, as others see it.
+/// One thread, as others see it. On a cache line of its own: threads that say who waits on them would take each other's away.
 #[derive(Debug)]
+#[repr(align(128))]
 struct Thread {
     /// The first turn on it.
     first: AtomicU64,
@@ -134,8 +165,6 @@ impl Shares {
             in_flight: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             held: AtomicU64::new(0),
-            targeted: AtomicU64::new(0),
-            late: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
             threads: (0..threads)
                 .map(|_| Thread { first: AtomicU64::new(NOBODY), called: AtomicBool::new(false) })
@@ -234,20 +263,6 @@ impl Shares {
     /// An operation has to wait.
     pub fn hold(&self) {
         self.held.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Something of a client with a latency target has completed.
-    pub fn count_targeted(&self, is_late: bool) {
-        self.targeted.fetch_add(1, Ordering::Relaxed);
-        if is_late {
-            self.late.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// How much of that there was since the last call, and how much of it was late.
-    pub fn take_targeted(&self) -> (u64, u64) {
-        let late = self.late.swap(0, Ordering::Relaxed);
-        (self.targeted.swap(0, Ordering::Relaxed).max(late), late)
     }
 
     /// How much reason there is to let a client wait here rather than on other disks: how far it is ahead of the disk's time; then how full

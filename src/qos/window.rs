@@ -3,11 +3,13 @@
 //! What waits in the disk's own queue is served in the disk's order, whosever it is. So no more should be in flight than the disk can make
 //! use of. How much that is differs by orders of magnitude from disk to disk, and with what is asked of it. So it is tried: a wider and a
 //! narrower window take turns. If the wider one gets noticeably more done, both become wider, and if it does not, narrower. Where a
-//! few per cent are still to be gained, they stay.
+//! few per cent are still to be gained, they stay. What is noticeable, and what is chance, [`Gain`] says: a step is taken once it is clear
+//! in which direction.
 //!
 //! On a disk that is slowed down now and then by something else such gains are lost in noise. So a window that is far too narrow is tried
 //! from time to time, too. By how much more gets done with the usual one tells how much is needed in flight if operations take as long as
-//! they do when there are few: the *knee*. The window is not made narrower than that, and wider only for gains that are beyond doubt.
+//! they do when there are few: the *knee*. The window is not made narrower than that. As wide as it has been before trials have shown
+//! anything it does not stay, if that is more.
 //!
 //! Where something is awaited that takes no turns ([`Awaited`](super::Awaited)), no more than the knee is in flight: that costs little on
 //! a disk that serves what it gets in order, and never more than what a disk loses to chance. Now and then the usual windows have
@@ -18,7 +20,13 @@
 //!
 //! Clients with a *latency target* narrow the window further: see `targets`.
 
+mod gain;
 mod targets;
+
+pub use targets::Targeted;
+
+use gain::Gain;
+use targets::{Disk, Targets};
 
 use super::shares::Work;
 use crate::base::clock::Nanos;
@@ -31,20 +39,12 @@ const GROWS: i64 = 100;
 const SHRINKS: i64 = 40;
 
 /// The same where a window is wider than the disk would seem to need.
-const GROWS_ROOMY: i64 = 200;
+const GROWS_ROOMY: i64 = 130;
+const SHRINKS_ROOMY: i64 = 60;
 
 /// Far above, or far below: larger steps.
 const GROWS_FAST: i64 = 400;
-const SHRINKS_FAST: i64 = 15;
-
-/// More or less than this is noise. As much on both sides, or noise would seem to be a gain.
-const GAIN_MAX: i64 = 600;
-
-/// What is believed at first: neither.
-const UNKNOWN: i64 = 50;
-
-/// Each trial counts for so much of what is believed.
-const TRIAL_WEIGHT: i64 = 4;
+const SHRINKS_FAST: i64 = 0;
 
 /// A window is tried for so long, and until so many operations have completed, but not for longer than the third.
 const PERIOD_NS: u64 = 20_000_000;
@@ -63,6 +63,9 @@ const PROBE_MAX_NS: u64 = 10_000_000_000;
 
 /// It is this part of the narrower one.
 const PROBE_PART: u64 = 8;
+
+/// So many operations are enough there, where little gets done: several probes are put together.
+const PROBE_OPERATIONS: u64 = 16;
 
 /// What is in flight before is waited for, but not for longer than this.
 const DRAIN_MAX_NS: u64 = 4_000_000_000;
@@ -89,10 +92,6 @@ pub struct Counted {
     pub peak: Work,
     /// Clients that wanted something lately.
     pub clients: usize,
-    /// Requests of clients with a latency target that have completed since the last look.
-    pub targeted: u64,
-    /// Those of them that took longer.
-    pub late: u64,
     /// Something was awaited since the last look that takes no turns.
     pub awaited: bool,
 }
@@ -118,8 +117,6 @@ pub struct Window {
     max: u64,
     /// The narrower window, as far as throughput goes.
     base: u64,
-    /// What latency targets allow; `None`: they are met.
-    allowed: Option<u64>,
     shared: bool,
     phase: Phase,
     begun: Nanos,
@@ -133,36 +130,21 @@ pub struct Window {
     /// It makes room for what is awaited, and has in this round.
     makes_room: bool,
     has_made_room: bool,
-    /// Gain over gain, in thousandths.
-    gain: i64,
+    /// What the wider of the two windows brings.
+    gain: Gain,
+    /// As wide as this it has become because that brought something, and not narrower since because it did not.
+    proven: u64,
     /// How much in flight gets as much done as there can be, if each takes as long as it does when there is little.
     knee: Option<u64>,
     /// What is in flight before a probe takes so long.
     drain_ns: u64,
     probe_at: Nanos,
     probe_ns: u64,
-    targeted: u64,
-    late: u64,
-    /// When a request with a target was seen last, and when one of them was late or the window became wider.
-    targeted_at: Nanos,
-    eventful_at: Nanos,
+    targets: Targets,
+    /// What had completed at the last look.
+    done: Work,
     /// The work of an operation, as they are lately.
     operation: u64,
-    /// The width at which requests were late last.
-    late_at: u64,
-    /// It has become narrower since the last look.
-    is_settling: bool,
-    /// It became wider after requests were late last.
-    has_widened: bool,
-    /// When it became narrower or wider last.
-    changed_at: Nanos,
-    calm_ns: u64,
-    /// Late ones of a thousand before anything was done about it.
-    late_before: u64,
-    /// Looks in a row at which the narrowest window has hardly helped.
-    hopeless: u32,
-    given_up_until: Nanos,
-    give_up_ns: u64,
 }
 
 impl Window {
@@ -173,7 +155,6 @@ impl Window {
             min: min.0,
             max: max.0,
             base: max.0,
-            allowed: None,
             shared: false,
             phase: Phase::Trial(0),
             begun: Nanos(0),
@@ -184,25 +165,15 @@ impl Window {
             rounds: 0,
             makes_room: false,
             has_made_room: false,
-            gain: UNKNOWN,
+            gain: Gain::default(),
+            proven: 0,
             knee: None,
             drain_ns: 0,
             probe_at: Nanos(0),
             probe_ns: PROBE_MIN_NS,
-            targeted: 0,
-            late: 0,
-            targeted_at: Nanos(0),
-            eventful_at: Nanos(0),
-            late_at: u64::MAX,
-            is_settling: false,
-            has_widened: false,
-            changed_at: Nanos(0),
+            targets: Targets::default(),
+            done: Work(0),
             operation: min.0,
-            calm_ns: targets::CALM_MIN_NS,
-            late_before: 0,
-            hopeless: 0,
-            given_up_until: Nanos(0),
-            give_up_ns: targets::GIVE_UP_MIN_NS,
         }
     }
 
@@ -215,7 +186,7 @@ impl Window {
             Phase::Drain | Phase::Probe => self.probe(),
         };
         let wanted = self.awaited().filter(|_| self.makes_room).map_or(wanted, |awaited| awaited.0.min(wanted));
-        self.shared.then_some(Work(self.allowed.map_or(wanted, |allowed| allowed.min(wanted))))
+        self.shared.then_some(Work(self.targets.allowed().map_or(wanted, |allowed| allowed.min(wanted))))
     }
 
     /// What may be in flight at most while something is awaited that takes no turns: the knee, where requests hardly wait for one another.
@@ -245,27 +216,27 @@ impl Window {
     /// Whether latency targets keep it narrower than throughput would: then nothing can be learnt about that.
     #[must_use]
     pub fn is_narrowed(&self) -> bool {
-        self.allowed.is_some()
+        self.targets.allowed().is_some()
     }
 
     /// Whether it is as narrow as can be, and requests are late all the same.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
-        self.allowed == Some(self.min)
+        self.targets.allowed() == Some(self.min)
     }
 
-    /// Looks at what has been counted. Call every [`PERIOD_NS`] or so.
-    pub fn look(&mut self, counted: Counted, now: Nanos) {
+    /// Looks at what has been counted, and at what clients with latency targets have got. Call every [`PERIOD_NS`] or so.
+    pub fn look(&mut self, counted: Counted, targeted: &[Targeted], now: Nanos) {
         let shared = counted.clients > 1;
         if shared && !self.shared {
             self.base = self.base.min(counted.peak.0 / 100 * LOWERED).clamp(self.min, self.max);
-            (self.gain, self.knee) = (UNKNOWN, None);
+            (self.gain, self.knee, self.proven) = (Gain::default(), None, 0);
             (self.probe_at, self.probe_ns) = (now, PROBE_MIN_NS);
             self.begin(Phase::Trial(0), counted, now);
         }
         self.shared = shared;
         if !shared {
-            self.allowed = None;
+            self.targets = Targets::default();
             return;
         }
         let operations = counted.operations.saturating_sub(self.counted.operations);
@@ -273,10 +244,15 @@ impl Window {
         self.operation = done.checked_div(operations).map_or(self.operation, |mean| mean.max(self.min));
         self.makes_room = counted.awaited;
         self.has_made_room |= counted.awaited && self.awaited().is_some();
-        self.look_at_targets(counted, now);
+        let (wide, min, knee, operation) = (self.wide(), self.min, self.knee, self.operation);
+        let since = std::mem::replace(&mut self.done, counted.done).0;
+        let disk =
+            Disk { wide, min, knee, operation, done: counted.done.0.saturating_sub(since), peak: counted.peak.0 };
+        self.targets.look(targeted, disk, now);
         self.peak = self.peak.max(counted.peak);
         let elapsed_ns = now.since(self.begun);
-        if elapsed_ns < PERIOD_NS || operations < PERIOD_OPERATIONS && elapsed_ns < PERIOD_MAX_NS {
+        let enough = if self.phase == Phase::Probe { PROBE_OPERATIONS } else { PERIOD_OPERATIONS };
+        if elapsed_ns < PERIOD_NS || operations < enough && elapsed_ns < PERIOD_MAX_NS {
             return;
         }
         let rate = u64::try_from(u128::from(done) * 1_000_000_000 / u128::from(elapsed_ns)).unwrap_or(u64::MAX);
@@ -343,10 +319,11 @@ impl Window {
         let knee = self.knee.filter(|_| !is_most).map_or(knee, |before| before / 2 + knee / 2);
         self.knee = Some(knee);
         let roomy = knee.saturating_add(knee / 100 * ROOM).clamp(self.min, self.max);
-        if self.base > roomy {
-            // If it has gained something since, there is some truth in it.
-            self.base = if self.judged { self.base / 2 + roomy / 2 } else { roomy };
-            self.gain = UNKNOWN;
+        let needed = roomy.max(self.proven);
+        if !self.judged {
+            (self.base, self.gain) = (self.base.min(roomy), Gain::default());
+        } else if self.base > needed {
+            (self.base, self.gain) = (self.base / 2 + needed / 2, Gain::default());
         }
     }
 
@@ -354,21 +331,23 @@ impl Window {
         let [narrow, wide, wide_again, narrow_again] = self.rates.map(i128::from);
         let (narrow, wide) = ((narrow + narrow_again).max(1), wide + wide_again);
         let gain = (wide - narrow) * 100_000 / (narrow * i128::from(WIDER));
-        let gain = i64::try_from(gain.clamp(-i128::from(GAIN_MAX), i128::from(GAIN_MAX))).expect("clamped");
-        self.gain += (gain - self.gain) / TRIAL_WEIGHT;
+        self.gain.add(i64::try_from(gain).unwrap_or(i64::MAX));
         let knee = self.knee.unwrap_or(self.min);
         let is_roomy = self.knee.is_some() && self.base > knee.saturating_add(knee / 100 * ROOM);
+        let (grows, shrinks) = if is_roomy { (GROWS_ROOMY, SHRINKS_ROOMY) } else { (GROWS, SHRINKS) };
         let percent = match self.gain {
-            gain if gain > GROWS_FAST && !is_roomy => 150,
-            gain if gain > GROWS_ROOMY || gain > GROWS && !is_roomy => 108,
-            gain if gain < SHRINKS_FAST => 83,
-            gain if gain < SHRINKS => 93,
-            _ => 100,
+            gain if gain.is_above(GROWS_FAST) && !is_roomy => 150,
+            gain if gain.is_above(grows) => 112,
+            gain if gain.is_below(SHRINKS_FAST) => 75,
+            gain if gain.is_below(shrinks) => 88,
+            _ => return,
         };
         let base = self.base / 100 * percent;
         // What noise says must not take away what the disk is known to need.
         let least = if percent < 100 { knee.min(self.base) } else { self.min };
         self.base = base.max(least).clamp(self.min, self.max);
+        self.proven = if percent > 100 { self.base } else { self.proven.min(self.base) };
+        self.gain = Gain::default();
     }
 }
 

@@ -31,6 +31,7 @@ fn reads(world: &World, vhd: &VhdInfo) {
     let counts = known.iter().flat_map(|vhd| vhd.counts.iter().enumerate());
     for (disk, _) in counts.filter(|(_, count)| **count > 0) {
         let disk = &world.owner.space.disk(DiskId(u8::try_from(disk).unwrap())).state;
+        vhd.state.account(disk.id).want();
         disk.metrics.of(ReactorId(1)).record(IoKind::Read, 4096, 1000, true);
     }
 }
@@ -293,4 +294,45 @@ fn shares_that_make_no_sense_are_refused() {
     let again = CreateVhd { sharing: weight(5), ..create("a", 4, ISOLATED_ON("d0")) };
     let differs = world.refuse(Command::CreateVhd(Box::new(again)));
     assert!(matches!(differs, CommandError::Conflict { field: "share of disks", .. }), "{differs:?}");
+}
+
+#[test]
+fn a_vhd_wants_the_disks_that_its_requests_go_to() {
+    let mut world = World::new(&[20, 20], 2);
+    world.owner.governor.enabled = true;
+    let [a, b] = ["a", "b"].map(|name| {
+        let vhd = world.create(create(name, 8, LayoutRequest::Spanned { disks: None, width: None }));
+        (0..8).for_each(|extent| assert_eq!(world.allocate(&vhd, extent), Some(Ok(()))));
+        vhd
+    });
+    let reads = |world: &mut World, of: &[(&VhdInfo, u8)]| {
+        for _ in 0..50 {
+            for (vhd, disk) in of {
+                vhd.state.account(DiskId(*disk)).want();
+                let disk = &world.owner.space.disk(DiskId(*disk)).state;
+                disk.metrics.of(ReactorId(1)).record(IoKind::Read, 4096, 1000, true);
+            }
+            world.advance(20);
+        }
+    };
+    reads(&mut world, &[(&a, 0), (&b, 1)]);
+    assert_eq!(shared(&world), [false, false], "they do not meet");
+    reads(&mut world, &[(&a, 0), (&b, 1), (&b, 0)]);
+    assert_eq!(shared(&world), [true, false]);
+}
+
+#[test]
+fn a_vhd_whose_target_is_missed_narrows_the_window_of_that_disk() {
+    let (mut world, [a, b, _]) = world();
+    let target = SharingChange { latency_target_us: Some(Some(5000)), ..SharingChange::default() };
+    world.run(Command::SetVhd(Box::new(SetVhd { vhd: "a".to_owned(), sharing: target, ..SetVhd::default() }))).unwrap();
+    let disk = Arc::clone(&world.owner.space.disk(DiskId(0)).state);
+    let _ = disk.shares.begin_anyway(Turn(0), Work::of(1 << 20));
+    pass(&mut world, 1000, &[&a, &b]);
+    let before = disk.shares.window();
+    for _ in 0..25 {
+        (0..10).for_each(|_| a.state.account(DiskId(0)).count_targeted(true));
+        pass(&mut world, 20, &[&a, &b]);
+    }
+    assert!(disk.shares.window() < Work(before.0 / 2), "{:?} of {before:?}", disk.shares.window());
 }

@@ -28,7 +28,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         self.give_up_copies();
         self.give_up_syncs();
         // Who waits for room on a disk may not need that disk any more.
-        self.resume_disk_waiters();
+        self.resume_stalled_waiters();
         self.write_filled();
     }
 

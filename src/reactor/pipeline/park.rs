@@ -227,12 +227,23 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 
     /// Steps everybody who waits for room on a disk, once.
     pub(super) fn resume_disk_waiters(&mut self) {
-        for disk in self.parking.waited_for.iter() {
+        self.resume_waiters_of(self.parking.waited_for);
+    }
+
+    /// The same on disks where nobody has got on for a while: elsewhere everybody is stepped when it is his turn, and hundreds may wait.
+    pub(super) fn resume_stalled_waiters(&mut self) {
+        let is_due = |disk: &DiskId| self.parking.line(*disk).is_due(self.now);
+        self.resume_waiters_of(self.parking.waited_for.iter().filter(is_due).collect());
+    }
+
+    fn resume_waiters_of(&mut self, disks: DiskSet) {
+        for disk in disks.iter() {
             let index = disk.index();
             let mut everybody = std::mem::take(&mut self.parking.everybody);
             self.parking.line_mut(disk).take_all(&mut everybody);
             everybody.drain(..).for_each(|slot| self.resume(slot));
             self.parking.everybody = everybody;
+            self.parking.on_disk[index].note_stepped(self.now);
             for _ in 0..self.parking.on_bounce[index].len() {
                 self.resume_front(|parking| &mut parking.on_bounce[index]);
             }

@@ -18,9 +18,9 @@ use crate::reactor::messages::{Outbox, ReactorMessage};
 use crate::shared::disk::MOVER_THREAD;
 
 use super::slots::{Operation, Purpose, RequestSlot};
-use super::{Pipeline, Step};
+use super::{Pipeline, Step, Token};
 
-/// How long a read waits in the line of one copy where there is another.
+/// How long a read waits in the line of one copy where there is another, and a write to several disks in the line of the same of them.
 const LINE_KEPT_NS: u64 = 1_000_000_000;
 
 /// Those who wait for room on one disk, by turn; without turns, as they came.
@@ -30,6 +30,9 @@ pub(super) struct Line {
     came: u64,
     /// The first turn, as published.
     said: Option<Turn>,
+    /// Somebody has got on since all were stepped last, and when that was.
+    moves: bool,
+    stepped: Nanos,
 }
 
 impl Line {
@@ -51,7 +54,18 @@ impl Line {
     }
 
     pub fn pop(&mut self) -> Option<RequestSlot> {
+        self.moves = true;
         self.waiting.pop().map(|Reverse((.., slot))| slot)
+    }
+
+    /// Whether it is time to step all of them: nobody has got on lately, or it is long ago.
+    pub fn is_due(&self, now: Nanos) -> bool {
+        !self.moves || now.since(self.stepped) >= LINE_KEPT_NS
+    }
+
+    /// All are stepped now.
+    pub fn note_stepped(&mut self, now: Nanos) {
+        (self.moves, self.stepped) = (false, now);
     }
 
     /// Takes everybody, in order.
@@ -123,9 +137,13 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if self.slots.request(slot).turn.is_some_and(|taken| taken.begun && shared.contains(taken.disk)) {
             return None;
         }
+        if self.slots.request(slot).hurries {
+            self.drop_turn(slot);
+            return None;
+        }
         let vhd = self.slots.request(slot).vhd();
         let reason = |disk: &DiskId| self.disk(*disk).shares.reason_to_wait(vhd.account(*disk));
-        let Some(disk) = shared.iter().max_by_key(reason) else {
+        let Some(disk) = self.line_kept(slot, shared).or_else(|| shared.iter().max_by_key(reason)) else {
             self.drop_turn(slot);
             return None;
         };
@@ -140,9 +158,25 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         Some(self.park_in_line(slot, disk, bytes))
     }
 
+    /// The disk in whose line the request waits, if it is one of these: its turn there would be lost with each change of mind, and the VHD's
+    /// later requests would have theirs before it.
+    fn line_kept(&self, slot: RequestSlot, disks: DiskSet) -> Option<DiskId> {
+        let taken = self.slots.request(slot).turn.filter(|taken| disks.contains(taken.disk))?;
+        (self.now.since(taken.since) < LINE_KEPT_NS).then_some(taken.disk)
+    }
+
+    /// Requests of a ring that is to have nothing in flight wait for no turns any more, however small the share of their VHD is: a frontend
+    /// waits for that, and may be about to end, or to move its guest. They are charged, as what begins anyway.
+    pub fn hurry(&mut self, is_of_ring: impl Fn(Token) -> bool, now: Nanos) {
+        self.now = now;
+        if self.slots.hurry(is_of_ring) {
+            self.resume_disk_waiters();
+        }
+    }
+
     /// Waits for room on a disk.
     pub(super) fn park_in_line(&mut self, slot: RequestSlot, disk: DiskId, bytes: u64) -> Step {
-        let turn = if self.disk(disk).shares.is_on() {
+        let turn = if self.disk(disk).shares.is_on() && !self.slots.request(slot).hurries {
             self.come_back(slot, disk, bytes).turn
         } else {
             self.drop_turn(slot);
@@ -203,6 +237,7 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
 
     /// An operation of the request is about to be submitted.
     pub(super) fn begin_operation(&mut self, slot: RequestSlot, disk: DiskId, bytes: u64) -> Begun {
+        self.slots.request(slot).vhd().account(disk).want();
         if !self.disk(disk).shares.is_on() {
             return Begun::default();
         }
@@ -239,11 +274,11 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         }
         let Purpose::Transfer { piece, .. } = operation.purpose else { return };
         let request = self.slots.piece_mut(piece).request;
-        let share = &self.slots.request(request).vhd().share;
-        if share.has_target() {
+        let vhd = self.slots.request(request).vhd();
+        if vhd.share.has_target() {
             // What else it has waited for is nothing that less in flight here would change.
             let latency_ns = waited_ns + self.now.since(operation.begun);
-            self.disk(disk).shares.count_targeted(share.is_late(latency_ns));
+            vhd.account(disk).count_targeted(vhd.share.is_late(latency_ns));
         }
     }
 

@@ -332,7 +332,7 @@ fn what_waits_and_what_is_late_is_counted() {
     let metrics = guests.vhds[0].metrics.of(ReactorId(0));
     let load = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
     assert_eq!((load(&metrics.turn_waits), load(&metrics.turn_waits_ns), load(&metrics.late)), (1, 1000, 1));
-    assert_eq!(guests.world.disks[0].shares.take_targeted(), (2, 1));
+    assert_eq!(guests.vhds[0].account(DiskId(0)).take_targeted(), (2, 1));
 }
 
 #[test]
@@ -408,7 +408,7 @@ fn a_disk_is_not_to_blame_for_waits_elsewhere() {
         pipeline.poll(Nanos(micros * 1000));
     }
     tokens.iter().for_each(|token| assert_eq!(guests.world.status(*token), Some(Status::Ok)));
-    assert_eq!(guests.world.disks[0].shares.take_targeted(), (2, 1));
+    assert_eq!(vhd.account(DiskId(0)).take_targeted(), (2, 1));
 }
 
 #[test]
@@ -428,4 +428,94 @@ fn who_comes_back_from_elsewhere_finds_the_window_as_others_do() {
     assert_eq!(guests.pending(), 2, "not all of them at once");
     guests.world.settle(&mut Rng::new(1));
     tokens.iter().for_each(|token| assert_eq!(guests.world.status(*token), Some(Status::Ok)));
+}
+
+#[test]
+fn who_begins_something_on_a_disk_is_known_to_want_it() {
+    let vhds = [0, 1].map(|slot| placed(&options(1), &[replica(0, slot), replica(1, slot)]));
+    let mut guests = Guests::new(1, vhds.into(), 8);
+    let wanted = |guests: &Guests, vhd: usize| [0, 1].map(|disk| guests.vhds[vhd].account(DiskId(disk)).take_wanted());
+    for is_shared in [true, false] {
+        guests.world.disks.iter().for_each(|disk| disk.shares.switch(is_shared));
+        guests.read(0, 0);
+        assert_eq!(wanted(&guests, 0).iter().filter(|wanted| **wanted).count(), 1, "one copy was read");
+        assert_eq!((wanted(&guests, 0), wanted(&guests, 1)), ([false; 2], [false; 2]));
+        guests.world.settle(&mut Rng::new(1));
+    }
+}
+
+#[test]
+fn a_ring_that_is_to_have_nothing_in_flight_waits_for_no_turns() {
+    let vhds = [0, 1].map(|slot| placed(&options(1), &[replica(0, slot)]));
+    vhds[0].share.set(share(1), None);
+    let mut guests = Guests::new(1, vhds.into(), 2);
+    let (stops, stays): (Vec<Token>, Vec<Token>) = (0..8).map(|_| (guests.read(0, 0), guests.read(1, 0))).unzip();
+    let before = guests.pending();
+    assert!(before <= 4);
+    let account = guests.vhds[0].account(DiskId(0)).so_far();
+    guests.world.pipelines[0].hurry(|token| stops.contains(&token), Nanos(0));
+    let pending = guests.pending();
+    assert!(pending >= 8 && pending < 8 + before, "{pending} instead of {before}: those of the other one wait");
+    assert_eq!(guests.vhds[0].account(DiskId(0)).so_far(), account, "they have been charged once");
+    guests.world.settle(&mut Rng::new(1));
+    stops.iter().chain(&stays).for_each(|token| assert_eq!(guests.world.status(*token), Some(Status::Ok)));
+    assert_eq!(guests.world.disks[0].shares.in_flight(), Work(0));
+}
+
+/// Two VHDs on two disks, the first of which has copies on both, and waits with a write for the first one.
+fn mirrored() -> (Guests, Token) {
+    let vhds = vec![placed(&options(1), &[replica(0, 0), replica(1, 0)]), placed(&options(1), &[replica(0, 1)])];
+    vhds.iter().for_each(|vhd| vhd.map.set_intent(0));
+    let mut guests = Guests::new(1, vhds, 1);
+    guests.world.disks[1].shares.set_window(Work(Work::of(LEN).0 * 64));
+    let (of, block) = (Arc::clone(&guests.vhds[0]), super::world::BLOCK);
+    (0..2).for_each(|_| _ = guests.read(1, 0));
+    let mut write = |at: u64| {
+        let kind = RequestKind::Write { offset: at * block, len: LEN };
+        guests.world.start_of(&of, 0, kind, &guests.memory)
+    };
+    write(0);
+    let waits = write(1);
+    (guests, waits)
+}
+
+#[test]
+fn a_write_to_several_disks_keeps_its_turn_when_another_one_is_further_ahead() {
+    let (mut guests, waits) = mirrored();
+    assert_eq!(guests.world.status(waits), None);
+    let turn = guests.vhds[0].account(DiskId(0)).so_far();
+    // As much as it would take to wait there.
+    let other = guests.vhds[0].account(DiskId(1));
+    (0..100).for_each(|_| _ = guests.world.disks[1].shares.take_turn(other, Share::default(), Work::of(LEN)));
+    let ahead = other.so_far();
+    for tick in 1..=3 {
+        guests.world.pipelines[0].tick(Nanos(tick * 250_000_000));
+        let accounts = [0, 1].map(|disk| guests.vhds[0].account(DiskId(disk)).so_far());
+        assert_eq!(accounts, [turn, ahead], "it has neither given its turn back nor taken another one");
+    }
+    guests.world.pipelines[0].tick(Nanos(1_250_000_000));
+    assert!(guests.vhds[0].account(DiskId(1)).so_far() > ahead, "not for ever");
+    guests.world.settle(&mut Rng::new(1));
+    assert_eq!(guests.world.status(waits), Some(Status::Ok));
+}
+
+#[test]
+fn those_who_wait_are_not_stepped_where_others_get_on() {
+    let vhds = vec![placed(&options(1), &[replica(0, 0)])];
+    let mut guests = Guests::new(1, vhds, 1);
+    (0..20).for_each(|_| _ = guests.read(0, 0));
+    let waits =
+        |guests: &Guests| guests.vhds[0].metrics.of(ReactorId(0)).waits.load(std::sync::atomic::Ordering::Relaxed);
+    let tick = |guests: &mut Guests, millis: u64| guests.world.pipelines[0].tick(Nanos(millis * 1_000_000));
+    tick(&mut guests, 1000);
+    for millis in [1250, 1500, 1750] {
+        guests.world.finish_op(0, 0, Ok(()));
+        let before = waits(&guests);
+        tick(&mut guests, millis);
+        assert_eq!(waits(&guests), before);
+    }
+    let before = waits(&guests);
+    tick(&mut guests, 2000);
+    assert_eq!(waits(&guests), before + 16, "nobody has got on");
+    guests.world.settle(&mut Rng::new(1));
 }
