@@ -232,7 +232,8 @@ and others cannot take it; it is part of the quota of its VM, and no more than t
 Weight, priority and target count while several VHDs, or VHDs and jobs, want the same host disk: each gets as much of it as its weight is
 of all weights, and what one does not use goes to the others. A priority multiplies the weight: high by 10, low by 1/10, as jobs have it. Who
 says nothing, or 'none', has what the VM says, each VHD for itself; else weight 100, normal, no target. A target is met by giving
-others less; one that the disk misses even then is given up for a while, since what it takes when nobody else wants it is the least. Late
+others less; one that the disk misses even then is given up for a while, since what it takes when nobody else wants it is the least. One
+that less for others helps, but not enough, is helped as far as that goes. Late
 requests are counted in spanblk_vhd_latency_target_missed_total.
 
 --replicas makes a job that copies; the options from --dry-run on are for that.";

@@ -98,7 +98,10 @@ Examples:
 
 --quota and --reservation are for its VHDs together, and raw: with two replicas, each extent takes two. Both are rounded up to whole
 extents. What is reserved is kept free on the disks of its VHDs as a whole, not on each of them; what a VHD has reserved for itself
-is part of it, and of the quota: other VHDs of the VM cannot take that. A VM without VHDs has no disks, and nothing is kept free for it.";
+is part of it, and of the quota: other VHDs of the VM cannot take that. A VM without VHDs has no disks, and nothing is kept free for it.
+
+--weight, --io-priority and --latency-target are no joint share, unlike the weight of a control group: each VHD has them for itself. A VM
+that asks for the same disk with two VHDs gets twice as much as with one. To hold a VM to one share, give each of its VHDs a part.";
 
 /// Changes a VM.
 #[derive(Debug, Args)]
