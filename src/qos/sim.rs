@@ -472,3 +472,14 @@ fn a_target_that_is_beyond_the_disk_leaves_others_a_good_part_of_it() {
     assert!(late * 2 <= late_without, "{late} of {late_without}");
     assert!(others * 6 >= all, "{others} of {all}");
 }
+
+/// Two that want little, one at a time each, and then as much as the disk can do: what was in flight at first says nothing of that.
+#[test]
+fn a_window_that_was_enough_for_little_becomes_wide() {
+    for model in [&LANES, &LANES_BEHIND, &THROTTLED] {
+        let later = Client { from_ns: model.millis * 250_000, ..client(32, 100) };
+        let clients = [client(1, 100), client(1, 100), later, later];
+        let [unshared, fair] = [false, true].map(|fair| run(model, "32 and 32 after 1 and 1", &clients, fair).total);
+        assert!(fair * 100 >= unshared * 90, "{fair} of {unshared} on {}", model.name);
+    }
+}

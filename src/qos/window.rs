@@ -208,9 +208,10 @@ impl Window {
         (self.base / PROBE_PART).max(self.min)
     }
 
-    /// The wider window.
+    /// The wider window: by an operation at least, or it would be the same.
     fn wide(&self) -> u64 {
-        self.base.saturating_add(self.base / 100 * WIDER)
+        let one_more = (self.base / self.operation + 1).saturating_mul(self.operation);
+        self.base.saturating_add(self.base / 100 * WIDER).max(one_more)
     }
 
     /// Whether latency targets keep it narrower than throughput would: then nothing can be learnt about that.
@@ -330,7 +331,10 @@ impl Window {
     fn adjust(&mut self) {
         let [narrow, wide, wide_again, narrow_again] = self.rates.map(i128::from);
         let (narrow, wide) = ((narrow + narrow_again).max(1), wide + wide_again);
-        let gain = (wide - narrow) * 100_000 / (narrow * i128::from(WIDER));
+        // Where few are in flight one more is a large part.
+        let few = i128::from((self.base / self.operation).max(1));
+        let more = i128::from(self.wide() / self.operation).max(few + 1) - few;
+        let gain = (wide - narrow) * 1000 * few / (narrow * more);
         self.gain.add(i64::try_from(gain).unwrap_or(i64::MAX));
         let knee = self.knee.unwrap_or(self.min);
         let is_roomy = self.knee.is_some() && self.base > knee.saturating_add(knee / 100 * ROOM);
@@ -343,8 +347,8 @@ impl Window {
             _ => return,
         };
         let base = self.base / 100 * percent;
-        // What noise says must not take away what the disk is known to need.
-        let least = if percent < 100 { knee.min(self.base) } else { self.min };
+        // What noise says must not take away what the disk is known to need, nor anything as long as that is not known.
+        let least = if percent < 100 { self.knee.map_or(self.base, |knee| knee.min(self.base)) } else { self.min };
         self.base = base.max(least).clamp(self.min, self.max);
         self.proven = if percent > 100 { self.base } else { self.proven.min(self.base) };
         self.gain = Gain::default();
