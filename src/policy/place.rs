@@ -12,8 +12,9 @@ use super::rules::Rules;
 use crate::base::ids::{DiskId, VmId};
 use crate::placement::record::Layout;
 
-/// Part of the slots of a disk that one VHD may be able to take before it is spread.
-const LARGE: f64 = 0.5;
+/// Part of the slots of a disk that one VHD may be able to take before it is spread. Nothing is known of its load yet, and when it is, to
+/// move what is larger takes more than the budget of some days: so it is spread at once, when that costs nothing.
+const LARGE: f64 = 0.3;
 
 /// What a VHD does of which nothing is known, as part of what all disks can do together; and as how many VHDs that counts beside those
 /// of which something is known.

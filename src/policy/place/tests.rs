@@ -13,12 +13,12 @@ fn isolated(disk: u8) -> Option<Layout> {
 fn a_new_vhd_goes_where_its_vm_is_or_where_most_is_to_spare() {
     let rules = Rules::default();
     let disks: Vec<_> = (0..3).map(disk).collect();
-    let there = vec![vhd(1, Some(1), &[(0, 300)]), busy_vhd(2, None, &[(1, 10)], 0.5)];
+    let there = vec![vhd(1, Some(1), &[(0, 400)]), busy_vhd(2, None, &[(1, 10)], 0.5)];
     let seen = pool(disks, there.clone());
     assert_eq!(place(&seen, &rules, NEW), isolated(2));
     assert_eq!(place(&seen, &rules, NewVhd { vm: Some(VmId(1)), ..NEW }), isolated(0));
     // Where its VM is there is no room, or no time.
-    let large = NewVhd { vm: Some(VmId(1)), size: 400 << 20, ..NEW };
+    let large = NewVhd { vm: Some(VmId(1)), size: 290 << 20, ..NEW };
     assert_eq!(place(&seen, &rules, large), isolated(2));
     let busy = pool((0..3).map(disk).collect(), vec![busy_vhd(1, Some(1), &[(0, 300)], 0.8)]);
     assert_ne!(place(&busy, &rules, NewVhd { vm: Some(VmId(1)), ..NEW }), isolated(0));
@@ -39,8 +39,10 @@ fn of_disks_with_equal_room_the_one_with_fewer_unknown_guests_is_taken_and_a_fas
 fn a_large_one_is_spread_and_what_nobody_can_take_is_placed_nowhere() {
     let rules = Rules::default();
     let mut seen = pool((0..4).map(disk).collect(), vec![]);
-    let wide = place(&seen, &rules, NewVhd { size: 900 << 20, ..NEW }).unwrap();
-    assert_eq!(wide.width(), 2);
+    for (mib, disks) in [(290, 1), (310, 2), (900, 3)] {
+        let layout = place(&seen, &rules, NewVhd { size: mib << 20, ..NEW }).unwrap();
+        assert_eq!(layout.width(), disks, "{mib} MiB on disks of 1000 MiB");
+    }
     let huge = place(&seen, &rules, NewVhd { size: 1 << 40, ..NEW }).unwrap();
     assert_eq!(huge.width(), 4, "thin: it may never be written");
     let mirrored = place(&seen, &rules, NewVhd { replicas: 2, ..NEW }).unwrap();
