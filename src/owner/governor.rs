@@ -84,6 +84,8 @@ pub(super) struct Governor {
     /// VHDs that have lately begun something on a disk.
     vhds: BTreeMap<(VhdId, DiskId), Seen>,
     jobs: BTreeMap<DiskId, Seen>,
+    /// Nobody has looked for a while: what jobs have done is not what they do.
+    jobs_are_old: bool,
     disks: BTreeMap<DiskId, SharedDisk>,
 }
 
@@ -105,6 +107,7 @@ impl Governor {
 
     /// A reactor has something to do.
     pub fn stir(&mut self) {
+        self.jobs_are_old |= self.is_idle();
         (self.idle, self.still) = (0, false);
     }
 
@@ -199,6 +202,7 @@ impl Owner {
                 None if clients > 1 => {
                     state.shares.switch(true);
                     state.shares.take_peak();
+                    state.shares.take_largest();
                     let window = Window::new(Work::of(4096), Work(SHARES_WINDOW_MAX));
                     let targeted = Vec::new();
                     self.governor.disks.insert(id, SharedDisk { since: now, window, clients, operations: 0, targeted });
@@ -212,7 +216,8 @@ impl Owner {
     /// How many want something of each disk.
     fn clients(&mut self, now: Nanos) -> [usize; DISKS_MAX] {
         let mut clients = [0; DISKS_MAX];
-        let Governor { vhds, jobs, disks, .. } = &mut self.governor;
+        let Governor { vhds, jobs, disks, jobs_are_old, .. } = &mut self.governor;
+        let jobs_are_old = std::mem::take(jobs_are_old);
         for vhd in self.vhds.iter() {
             let used = self.space.iter().map(|disk| &disk.state).filter(|disk| vhd.counts[disk.id.index()] > 0);
             for disk in used {
@@ -229,7 +234,7 @@ impl Owner {
             let operations = transfers(&disk.copy_metrics) + disk.scrub_work.reads.load(Ordering::Relaxed);
             let waits = disk.shares.waiting().any(|thread| thread == MOVER_THREAD);
             let seen = jobs.entry(disk.id).or_default();
-            let gets = std::mem::replace(&mut seen.operations, operations) != operations;
+            let gets = std::mem::replace(&mut seen.operations, operations) != operations && !jobs_are_old;
             clients[disk.id.index()] += usize::from(seen.is_busy(gets || waits, now));
         }
         clients
@@ -257,9 +262,9 @@ fn counted(disk: &DiskState, reactors: u16) -> Counted {
     let operations = counted_operations(disk, reactors);
     let bytes = sum_of(disk, reactors, |kind| &kind.bytes) + disk.scrub_work.read_bytes.load(Ordering::Relaxed);
     let shares = &disk.shares;
-    let (held, peak) = (shares.held(), shares.take_peak());
+    let (held, peak, largest) = (shares.held(), shares.take_peak(), shares.take_largest());
     let awaited = shares.awaited().take_lately();
-    Counted { done: Work::of_all(operations, bytes), operations, held, peak, awaited, clients: 0 }
+    Counted { done: Work::of_all(operations, bytes), operations, held, peak, largest, awaited, clients: 0 }
 }
 
 /// What a VHD with a latency target has got there since the last look.

@@ -133,6 +133,8 @@ pub struct Shares {
     in_flight: AtomicU64,
     /// Most in flight since somebody asked.
     peak: AtomicU64,
+    /// The largest operation since it was taken last.
+    largest: AtomicU64,
     /// Operations that had to wait.
     held: AtomicU64,
     /// Threads on which somebody waits, a bit for each.
@@ -164,6 +166,7 @@ impl Shares {
             awaited: Arc::default(),
             in_flight: AtomicU64::new(0),
             peak: AtomicU64::new(0),
+            largest: AtomicU64::new(0),
             held: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
             threads: (0..threads)
@@ -337,6 +340,7 @@ impl Shares {
         };
         let Ok(before) = self.in_flight.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more) else { return false };
         self.begun(turn, before.saturating_add(work.0));
+        self.note_largest(work);
         true
     }
 
@@ -348,6 +352,7 @@ impl Shares {
         }
         let before = self.in_flight.fetch_add(work.0, Ordering::SeqCst);
         self.begun(turn, before.saturating_add(work.0));
+        self.note_largest(work);
         work
     }
 
@@ -356,6 +361,17 @@ impl Shares {
             self.time.fetch_max(turn.0, Ordering::Relaxed);
         }
         self.note_peak(in_flight);
+    }
+
+    fn note_largest(&self, work: Work) {
+        if work.0 > self.largest.load(Ordering::Relaxed) {
+            self.largest.fetch_max(work.0, Ordering::Relaxed);
+        }
+    }
+
+    /// The largest operation that has begun since this was asked last.
+    pub fn take_largest(&self) -> Work {
+        Work(self.largest.swap(0, Ordering::Relaxed))
     }
 
     fn note_peak(&self, in_flight: u64) {

@@ -249,6 +249,7 @@ impl Sim {
         if self.fair {
             self.counted.held = self.shares.held();
             self.counted.peak = self.shares.take_peak();
+            self.counted.largest = self.shares.take_largest();
             self.counted.clients = self.seen.iter().filter(|seen| now - **seen < LATELY_NS).count();
             self.counted.awaited = self.shares.awaited().take_lately();
             self.window.look(self.counted, &self.targeted, Nanos(now));
@@ -476,10 +477,12 @@ fn a_target_that_is_beyond_the_disk_leaves_others_a_good_part_of_it() {
 /// Two that want little, one at a time each, and then as much as the disk can do: what was in flight at first says nothing of that.
 #[test]
 fn a_window_that_was_enough_for_little_becomes_wide() {
-    for model in [&LANES, &LANES_BEHIND, &THROTTLED] {
-        let later = Client { from_ns: model.millis * 250_000, ..client(32, 100) };
+    for (model, bytes) in
+        [(&LANES, 4 << 10), (&LANES_BEHIND, 4 << 10), (&THROTTLED, 4 << 10), (&LANES, 64 << 10), (&LANES, 128 << 10)]
+    {
+        let later = Client { from_ns: model.millis * 250_000, bytes, ..client(32, 100) };
         let clients = [client(1, 100), client(1, 100), later, later];
         let [unshared, fair] = [false, true].map(|fair| run(model, "32 and 32 after 1 and 1", &clients, fair).total);
-        assert!(fair * 100 >= unshared * 90, "{fair} of {unshared} on {}", model.name);
+        assert!(fair * 100 >= unshared * 90, "{fair} of {unshared} on {} with {bytes} bytes", model.name);
     }
 }

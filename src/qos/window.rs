@@ -42,6 +42,12 @@ const SHRINKS: i64 = 40;
 const GROWS_ROOMY: i64 = 130;
 const SHRINKS_ROOMY: i64 = 60;
 
+/// With each look this part of the largest operation is forgotten.
+const FORGETS: u64 = 64;
+
+/// So few operations fit into a narrow window that the next wider one has room for two more.
+const FEW: u64 = 4;
+
 /// Far above, or far below: larger steps.
 const GROWS_FAST: i64 = 400;
 const SHRINKS_FAST: i64 = 0;
@@ -90,6 +96,8 @@ pub struct Counted {
     pub held: u64,
     /// Most in flight since the last look.
     pub peak: Work,
+    /// The largest operation that has begun since the last look.
+    pub largest: Work,
     /// Clients that wanted something lately.
     pub clients: usize,
     /// Something was awaited since the last look that takes no turns.
@@ -143,6 +151,8 @@ pub struct Window {
     targets: Targets,
     /// What had completed at the last look.
     done: Work,
+    /// The largest operation lately.
+    largest: u64,
     /// The work of an operation, as they are lately.
     operation: u64,
 }
@@ -160,6 +170,7 @@ impl Window {
             begun: Nanos(0),
             counted: Counted::default(),
             peak: Work(0),
+            largest: 0,
             rates: [0; 4],
             judged: true,
             rounds: 0,
@@ -203,15 +214,27 @@ impl Window {
         self.rates.iter().sum::<u64>() / 4
     }
 
+    /// The operation that has to fit: the largest one, if those are half of the work, as far as the mean of all tells. Where it does not fit
+    /// beside a small one it hardly has a turn at all, and small ones say nothing of that.
+    fn usual(&self, mean: u64) -> u64 {
+        let (least, mean) = (u128::from(self.min), u128::from(mean.max(self.min)));
+        let largest = u128::from(self.largest).max(mean);
+        // As if all others were of the smallest.
+        let of_largest = (mean - least) * largest / (largest - least).max(1);
+        let usual = if of_largest * 2 > mean { largest } else { mean };
+        u64::try_from(usual).unwrap_or(u64::MAX)
+    }
+
     /// The window that is far too narrow.
     fn probe(&self) -> u64 {
         (self.base / PROBE_PART).max(self.min)
     }
 
-    /// The wider window: by an operation at least, or it would be the same.
+    /// The wider window: by an operation at least, or it would be the same; by two where few fit, since some are larger than usual ones.
     fn wide(&self) -> u64 {
-        let one_more = (self.base / self.operation + 1).saturating_mul(self.operation);
-        self.base.saturating_add(self.base / 100 * WIDER).max(one_more)
+        let fit = (self.base / self.operation).max(1);
+        let more = fit + 1 + u64::from(fit < FEW);
+        self.base.saturating_add(self.base / 100 * WIDER).max(more.saturating_mul(self.operation))
     }
 
     /// Whether latency targets keep it narrower than throughput would: then nothing can be learnt about that.
@@ -242,7 +265,10 @@ impl Window {
         }
         let operations = counted.operations.saturating_sub(self.counted.operations);
         let done = counted.done.0.saturating_sub(self.counted.done.0);
-        self.operation = done.checked_div(operations).map_or(self.operation, |mean| mean.max(self.min));
+        self.largest = counted.largest.0.max(self.largest - self.largest / FORGETS);
+        self.operation = done.checked_div(operations).map_or(self.operation, |mean| self.usual(mean));
+        // One is in flight in any case: what is narrower would have to become wider in vain, until two fit.
+        self.base = self.base.max(self.operation.min(self.max));
         self.makes_room = counted.awaited;
         self.has_made_room |= counted.awaited && self.awaited().is_some();
         let (wide, min, knee, operation) = (self.wide(), self.min, self.knee, self.operation);

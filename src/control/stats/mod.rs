@@ -132,7 +132,7 @@ impl StatsBook {
     pub fn record(&self, vhds: &[VhdInfo], disks: &[DiskInfo], now: Nanos, wall_secs: u64) {
         let mut subjects = self.subjects();
         let mut stirred = false;
-        if subjects.can_put_off(vhds) {
+        if subjects.can_put_off(vhds, disks) {
             subjects.put_off.push((now, wall_secs));
         } else {
             subjects.catch_up();
@@ -223,16 +223,14 @@ struct Due {
 }
 
 impl Subjects {
-    /// Whether a record of these VHDs could wait: nothing has happened to any, and none has come or gone.
-    fn can_put_off(&self, vhds: &[VhdInfo]) -> bool {
+    /// Whether a record of these VHDs could wait: nothing has happened to any, and neither they nor disks have come or gone.
+    fn can_put_off(&self, vhds: &[VhdInfo], disks: &[DiskInfo]) -> bool {
         let is_quiet = |vhd: &VhdInfo| {
             let known = self.known.get(&Subject::Vhd(vhd.record.id));
             known.is_some_and(|known| known.history.last().is_some() && known.mark == Mark::of_vhd(vhd))
         };
-        let are_those = || {
-            let known = self.known.range(Subject::Vhd(VhdId(0))..=Subject::Vhd(VhdId(u32::MAX)));
-            known.count() == vhds.len()
-        };
+        let is_known = |disk: &DiskInfo| self.known.contains_key(&Subject::Disk(disk.record.id));
+        let are_those = || self.known.len() == vhds.len() + disks.len() && disks.iter().all(is_known);
         self.put_off.len() < PUT_OFF_MAX && vhds.iter().all(is_quiet) && are_those()
     }
 

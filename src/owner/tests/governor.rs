@@ -336,3 +336,20 @@ fn a_vhd_whose_target_is_missed_narrows_the_window_of_that_disk() {
     }
     assert!(disk.shares.window() < Work(before.0 / 2), "{:?} of {before:?}", disk.shares.window());
 }
+
+#[test]
+fn what_a_job_did_while_nobody_looked_is_no_reason_to_share_a_disk_out() {
+    let (mut world, [a, ..]) = world();
+    pass(&mut world, 400, &[]);
+    assert_eq!(until_look(&world), None);
+    let disk = Arc::clone(&world.owner.space.disk(DiskId(0)).state);
+    disk.copy_metrics.record(IoKind::Read, 4096, 1000, true);
+    world.tell(OwnerRequest::Stirred);
+    pass(&mut world, 1000, &[&a]);
+    assert_eq!(shared(&world), [false, false]);
+    for _ in 0..50 {
+        disk.copy_metrics.record(IoKind::Read, 4096, 1000, true);
+        pass(&mut world, 20, &[&a]);
+    }
+    assert_eq!(shared(&world), [true, false]);
+}

@@ -310,5 +310,5 @@ fn of_thousand((requests, late): (u64, u64)) -> u64 {
 
 /// The next wider window: by at least one operation, or it would be the same.
 fn wider(allowed: u64, disk: Disk) -> u64 {
-    allowed.saturating_add(allowed / 32).max((allowed / disk.operation + 1).saturating_mul(disk.operation))
+    allowed.saturating_add(allowed / 32).max(((allowed / disk.operation).max(1) + 1).saturating_mul(disk.operation))
 }

@@ -91,8 +91,6 @@ pub(super) struct RequestState {
     pub memory_lost: bool,
     /// Its turn on a disk that is shared out.
     pub turn: Option<Taken>,
-    /// It waits for no turns: its ring is to have nothing in flight.
-    pub hurries: bool,
     /// Distinguishes uses of the slot, so that a late answer meets nobody.
     sequence: u32,
     used: bool,
@@ -123,7 +121,6 @@ impl RequestState {
             careful: false,
             memory_lost: false,
             turn: None,
-            hurries: false,
             sequence: 0,
             used: false,
         }
@@ -151,7 +148,6 @@ impl RequestState {
         self.avoid = None;
         self.careful = false;
         self.memory_lost = false;
-        self.hurries = false;
     }
 
     /// Goes on to the sync phase. A FLUSH syncs all that its VHD has written; a writethrough write what it wrote itself, so
@@ -361,13 +357,6 @@ impl Slots {
 
     pub fn request_mut(&mut self, slot: RequestSlot) -> &mut RequestState {
         &mut self.requests[slot.0 as usize]
-    }
-
-    /// Requests with such tokens wait for no turns from now on. Whether there are any.
-    pub fn hurry(&mut self, are_meant: impl Fn(Token) -> bool) -> bool {
-        let begun = self.requests.iter_mut().filter(|request| request.vhd.is_some());
-        let meant = begun.filter(|request| !request.hurries && are_meant(request.token));
-        meant.map(|request| request.hurries = true).count() > 0
     }
 
     /// A name for the request in messages.

@@ -18,7 +18,7 @@ use crate::reactor::messages::{Outbox, ReactorMessage};
 use crate::shared::disk::MOVER_THREAD;
 
 use super::slots::{Operation, Purpose, RequestSlot};
-use super::{Pipeline, Step, Token};
+use super::{Pipeline, Step};
 
 /// How long a read waits in the line of one copy where there is another, and a write to several disks in the line of the same of them.
 const LINE_KEPT_NS: u64 = 1_000_000_000;
@@ -137,10 +137,6 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         if self.slots.request(slot).turn.is_some_and(|taken| taken.begun && shared.contains(taken.disk)) {
             return None;
         }
-        if self.slots.request(slot).hurries {
-            self.drop_turn(slot);
-            return None;
-        }
         let vhd = self.slots.request(slot).vhd();
         let reason = |disk: &DiskId| self.disk(*disk).shares.reason_to_wait(vhd.account(*disk));
         let Some(disk) = self.line_kept(slot, shared).or_else(|| shared.iter().max_by_key(reason)) else {
@@ -165,18 +161,9 @@ impl<E: Engine, O: Outbox> Pipeline<E, O> {
         (self.now.since(taken.since) < LINE_KEPT_NS).then_some(taken.disk)
     }
 
-    /// Requests of a ring that is to have nothing in flight wait for no turns any more, however small the share of their VHD is: a frontend
-    /// waits for that, and may be about to end, or to move its guest. They are charged, as what begins anyway.
-    pub fn hurry(&mut self, is_of_ring: impl Fn(Token) -> bool, now: Nanos) {
-        self.now = now;
-        if self.slots.hurry(is_of_ring) {
-            self.resume_disk_waiters();
-        }
-    }
-
     /// Waits for room on a disk.
     pub(super) fn park_in_line(&mut self, slot: RequestSlot, disk: DiskId, bytes: u64) -> Step {
-        let turn = if self.disk(disk).shares.is_on() && !self.slots.request(slot).hurries {
+        let turn = if self.disk(disk).shares.is_on() {
             self.come_back(slot, disk, bytes).turn
         } else {
             self.drop_turn(slot);

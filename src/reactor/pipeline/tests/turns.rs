@@ -444,24 +444,6 @@ fn who_begins_something_on_a_disk_is_known_to_want_it() {
     }
 }
 
-#[test]
-fn a_ring_that_is_to_have_nothing_in_flight_waits_for_no_turns() {
-    let vhds = [0, 1].map(|slot| placed(&options(1), &[replica(0, slot)]));
-    vhds[0].share.set(share(1), None);
-    let mut guests = Guests::new(1, vhds.into(), 2);
-    let (stops, stays): (Vec<Token>, Vec<Token>) = (0..8).map(|_| (guests.read(0, 0), guests.read(1, 0))).unzip();
-    let before = guests.pending();
-    assert!(before <= 4);
-    let account = guests.vhds[0].account(DiskId(0)).so_far();
-    guests.world.pipelines[0].hurry(|token| stops.contains(&token), Nanos(0));
-    let pending = guests.pending();
-    assert!(pending >= 8 && pending < 8 + before, "{pending} instead of {before}: those of the other one wait");
-    assert_eq!(guests.vhds[0].account(DiskId(0)).so_far(), account, "they have been charged once");
-    guests.world.settle(&mut Rng::new(1));
-    stops.iter().chain(&stays).for_each(|token| assert_eq!(guests.world.status(*token), Some(Status::Ok)));
-    assert_eq!(guests.world.disks[0].shares.in_flight(), Work(0));
-}
-
 /// Two VHDs on two disks, the first of which has copies on both, and waits with a write for the first one.
 fn mirrored() -> (Guests, Token) {
     let vhds = vec![placed(&options(1), &[replica(0, 0), replica(1, 0)]), placed(&options(1), &[replica(0, 1)])];

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use vm_memory::GuestMemoryMmap;
 
 use super::super::signal::{CallFd, is_eventfd, may_block};
-use super::{Done, FLUSH, Mode, Rings, Served, TAG_PLACE_BITS, TOKEN_PLACE_SHIFT, UringPipeline, place_of};
+use super::{Done, FLUSH, Mode, Rings, Served, TAG_PLACE_BITS, TOKEN_PLACE_SHIFT, UringPipeline};
 use crate::base::clock::Nanos;
 use crate::engine::uring::{EventTag, UringEngine};
 use crate::reactor::messages::{Outbox, RingCommand, RingConfig, RingKey, RingLog, RingStopped};
@@ -35,7 +35,7 @@ impl Rings {
                     served.mode = Mode::Ended;
                 }
                 served.stop = Some(reply);
-                self.drain(place, pipeline, now);
+                self.settle(place, pipeline, now);
             }
             RingCommand::Yield { key, even_broken, reply } => {
                 let Some(place) = self.place(key) else { return };
@@ -46,7 +46,7 @@ impl Rings {
                     Mode::Yielding | Mode::Ended | Mode::Broken => return,
                 }
                 served.stop = Some(reply);
-                self.drain(place, pipeline, now);
+                self.settle(place, pipeline, now);
             }
             RingCommand::GoOn { key } => {
                 let Some(place) = self.place(key) else { return };
@@ -77,7 +77,7 @@ impl Rings {
                     return;
                 }
                 served.switching.push(reply);
-                self.drain(place, pipeline, now);
+                self.settle(place, pipeline, now);
             }
         }
     }
@@ -201,12 +201,6 @@ impl Rings {
         if let Err(fault) = self.served(place).ring.set_memory(memory) {
             self.break_ring(place, &fault, engine, now);
         }
-    }
-
-    /// From now on something waits for the ring to have nothing in flight.
-    fn drain<O: Outbox>(&mut self, place: u32, pipeline: &mut UringPipeline<O>, now: Nanos) {
-        pipeline.hurry(|token| place_of(token) == place, now);
-        self.settle(place, pipeline, now);
     }
 
     /// Goes on with what waits for the ring to have nothing in flight: a switch of the cache mode, then a stop.
