@@ -91,15 +91,18 @@ impl Owner {
     }
 
     /// The layout as it is asked for: of disks that nobody names, those with the most room. Where all is the same to whoever asks, one
-    /// disk, unless that cannot be.
+    /// disk, unless that cannot be, or has no room for the whole VHD.
     fn planned(&self, create: &CreateVhd) -> Result<Layout, CommandError> {
         let rooms = self.rooms();
         let one = LayoutWish::Isolated { disk: None };
+        let extents = create.size.div_ceil(self.pool.extent_size);
         if create.layout == LayoutRequest::Any
             && create.replicas == 1
             && let Ok(layout) = layout::plan(&one, &rooms)
         {
-            return Ok(layout);
+            let has_room = |room: &DiskRoom| layout.disks().contains(room.disk) && room.free >= extents;
+            let over_several = || layout::plan(&LayoutWish::Spanned { disks: None, width: None }, &rooms).ok();
+            return Ok(if rooms.iter().any(has_room) { layout } else { over_several().unwrap_or(layout) });
         }
         let wish = self.wish(&create.layout)?;
         layout::plan(&wish, &rooms).map_err(|error| self.layout_error(error, word(&create.layout)))
@@ -294,7 +297,8 @@ impl Owner {
             LayoutWish::Spanned { disks, .. } => disks.clone(),
         };
         match named {
-            None => ANY_DISKS.to_owned(),
+            // Whatever it has: it may have been moved since.
+            None => self.disks_text(is),
             Some(mut disks) => {
                 disks.sort_unstable();
                 if is.disks().iter().eq(disks.iter().copied()) {

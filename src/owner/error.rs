@@ -158,7 +158,7 @@ pub enum CommandError {
     /// A thick VHD does not fit.
     #[error(
         "a thick VHD of {needed} bytes does not fit: its disks have {free} bytes free; \
-         create it thin, smaller, or on other disks"
+         create it thin, smaller, on other disks, or over several (`--layout spanned`)"
     )]
     NoRoom { needed: u64, free: u64 },
     /// A thick VHD cannot grow.

@@ -21,6 +21,9 @@ const LARGE: f64 = 0.3;
 const UNKNOWN: f64 = 0.01;
 const UNKNOWN_WEIGHT: f64 = 8.0;
 
+/// Into so many parts a VHD is cut that has nothing yet, to see what of it each disk will have.
+const PARTS: u64 = 1 << 16;
+
 /// A VHD that does not exist yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewVhd {
@@ -49,7 +52,7 @@ pub fn place(pool: &Pool, rules: &Rules, new: NewVhd) -> Option<Layout> {
     };
     let mut order: Vec<usize> = (0..model.disks.len()).filter(|place| model.disks[*place].works).collect();
     let is_near = |place: usize| replicas == 1 && near >> place & 1 == 1 && model.disks[place].busy < BUSY;
-    let busy = expected_busy(&model);
+    let busy = expected_busy(pool, &model);
     // Time and room to spare, as parts of the disk.
     let spare = |place: usize| room(place) / f64::from(model.disks[place].slots.max(1)) - 1.5 * busy[place];
     order.sort_by(|a, b| {
@@ -85,16 +88,21 @@ pub fn place(pool: &Pool, rules: &Rules, new: NewVhd) -> Option<Layout> {
 }
 
 /// How busy each disk is to be expected.
-fn expected_busy(model: &Model) -> Vec<f64> {
+fn expected_busy(pool: &Pool, model: &Model) -> Vec<f64> {
     let known: Vec<f64> =
         model.vhds.iter().filter(|vhd| vhd.work_each > 0.0).map(|vhd| vhd.work_each * vhd.total() as f64).collect();
     let all: f64 = model.disks.iter().filter(|disk| disk.works).map(|disk| 1.0 / disk.new_secs).sum();
     let usual = (UNKNOWN * all * UNKNOWN_WEIGHT + known.iter().sum::<f64>()) / (UNKNOWN_WEIGHT + known.len() as f64);
     let mut busy: Vec<f64> = model.disks.iter().map(|disk| disk.busy).collect();
-    for vhd in model.vhds.iter().filter(|vhd| vhd.work_each <= 0.0) {
-        for (place, count) in &vhd.on {
-            let part = *count as f64 / vhd.total().max(1) as f64;
-            busy[*place] += usual * part * model.disks[*place].new_secs;
+    for seen in &pool.vhds {
+        let Some(vhd) = model.find(seen.id).map(|vhd| &model.vhds[vhd]).filter(|vhd| vhd.work_each <= 0.0) else {
+            continue;
+        };
+        // Where it has nothing yet, it will have.
+        let on = if vhd.on.is_empty() { model.even(PARTS, &model.places(&seen.layout)) } else { vhd.on.clone() };
+        let total: u64 = on.iter().map(|(_, count)| count).sum();
+        for (place, count) in on {
+            busy[place] += usual * count as f64 / total.max(1) as f64 * model.disks[place].new_secs;
         }
     }
     busy

@@ -103,7 +103,7 @@ pub struct State {
     pub dismissed: BTreeMap<(Rule, Subject), Dismissal>,
     /// What was refused: of which need, the move of which VHD. Not written down while there is none, so that programs which do not know
     /// it can read the rest.
-    #[serde(default, with = "super::pairs", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, rename = "refused", with = "super::pairs", skip_serializing_if = "BTreeMap::is_empty")]
     pub refusals: BTreeMap<(Rule, Subject, VhdId), Refusal>,
     /// Bytes by hour of the policy's time in which moves of them were started.
     #[serde(with = "super::pairs")]

@@ -86,6 +86,7 @@ pub fn api_over(owner: OwnerLink) -> Api {
         stats: Arc::default(),
         policy: Arc::new(Desk::new(Kept::default(), Vec::new(), Arc::default(), Arc::default(), None)),
         changing_policy: Arc::default(),
+        placing: Arc::default(),
     }
 }
 

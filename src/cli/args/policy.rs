@@ -6,7 +6,8 @@ const SET_HELP: &str = "\
 Settings of the pool, and of single VMs and VHDs with --vm and --vhd:
   mode=off|advise|auto    how far the policy may go [default: advise]; in auto, a VHD whose disk is full grows onto
                           others at once, unless `vhd set` or `pool set` say --expand never, and new VHDs
-                          whose disks nobody names come where it says (of the pool, or of their VM)
+                          of which nobody names disks or a width, or says spanned, come where it says (of the
+                          pool, or of their VM)
   latency=15ms            what a request may take on average
   iops=N                  requests a second that are to be served if asked for
   survives=0|1|2          disks (failure domains) whose loss is to be survived

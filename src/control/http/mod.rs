@@ -170,6 +170,8 @@ pub struct Api {
     pub policy: Arc<Desk>,
     /// Wishes change one at a time: each is checked with all others. Looks of the policy take turns with them, and with orders to it.
     pub changing_policy: Arc<Turns>,
+    /// VHDs that the policy places are made one at a time.
+    pub placing: Arc<tokio::sync::Mutex<()>>,
     /// To the daemon: the process at the other end wants to take over.
     pub takeovers: tokio::sync::mpsc::Sender<UnixStream>,
     /// What VHDs and disks did.

@@ -12,7 +12,7 @@ use super::request::{JsonBody, Name};
 use crate::base::clock;
 use crate::base::limits::POLICY_LOOK_SECS;
 use crate::control::convert;
-use crate::control::policy::{Answers, Desk, Order};
+use crate::control::policy::{Answers, Desk, Kept, Order};
 use crate::control::wire::{
     AdviceInfo, AdviceResult, ErrorBody, ErrorInfo, ErrorKind, PolicyInfo, PolicyUpdate, WhyInfo,
 };
@@ -114,7 +114,13 @@ async fn turn(api: &Api) -> Result<tokio::sync::MutexGuard<'_, ()>, ApiError> {
 async fn change(api: &Api, update: &PolicyUpdate) -> Result<PolicyInfo, ApiError> {
     let _turn = turn(api).await?;
     let answers = answers(api).await?;
-    let rules = changed(at_desk(api, Desk::rules).await?, update, &answers)?;
+    let Kept { rules, problem } = at_desk(api, Desk::wanted).await?;
+    if let (Some(problem), true) = (problem, update.vm.is_some() || update.vhd.is_some()) {
+        let hint = "whatever is set now replaces all that was wanted before: go back to the version of spanblk that wrote it, or \
+                    begin anew with what the pool is to have ('spanblk policy set mode=advise')";
+        return Err(ApiError(ErrorInfo::new(ErrorKind::Conflict, problem).with_hint(hint).with_code("policy")));
+    }
+    let rules = changed(rules, update, &answers)?;
     let wanted = rules.clone();
     let (checked, answers) = at_desk(api, move |desk| {
         let pool = desk.observe(&answers, &wanted, clock::wall_secs());
@@ -224,6 +230,11 @@ fn number(text: &str) -> Result<u32, ApiError> {
 
 fn no_proposal(error: &crate::policy::state::NoProposal) -> ApiError {
     ApiError(ErrorInfo::new(ErrorKind::NotFound, error.to_string()))
+}
+
+/// Whether the policy has a say in where a new VHD is put.
+pub fn has_a_say(api: &Api, create: &CreateVhd) -> bool {
+    api.policy.ground().has_a_say(create)
 }
 
 /// Where the policy would put a new VHD; `None` if it has no say in that, or nothing to say.

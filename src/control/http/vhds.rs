@@ -1,5 +1,7 @@
 //! `/api/v1/vhds`.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -68,9 +70,14 @@ pub async fn create(
     JsonBody(request): JsonBody<VhdCreate>,
 ) -> Result<(StatusCode, Json<VhdResult>), ApiError> {
     let mut create = convert::create_vhd(request, uuid::Uuid::new_v4(), clock::wall_secs())?;
+    let mut _turn = None;
     if is_free(&api, &create.name).await? {
         check_socket(&api, Some(create.name.clone()), create.socket_owner.clone()).await?;
-        create.hint = policy::hint(&api, &create).await;
+        // One after the other: each is to see where those before it are.
+        if policy::has_a_say(&api, &create) {
+            _turn = Some(Arc::clone(&api.placing).lock_owned().await);
+            create.hint = policy::hint(&api, &create).await;
+        }
     }
     let hint = create.hint.clone();
     let reply =

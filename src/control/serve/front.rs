@@ -113,6 +113,7 @@ impl Front {
             stats,
             policy,
             changing_policy: Arc::default(),
+            placing: Arc::default(),
         };
         Ok(Ready {
             server,

@@ -87,3 +87,14 @@ fn who_does_not_say_where_gets_one_disk_or_several_if_that_cannot_be_and_the_sam
     }
     assert_eq!(world.create(any("d")).record.layout.disks().len(), 3, "no disk takes isolated ones");
 }
+
+#[test]
+fn what_no_disk_has_room_for_is_spread_if_all_is_the_same_to_whoever_asks() {
+    let mut world = world();
+    let any = |name: &str, extents: u64| create(name, extents, LayoutRequest::Any);
+    assert_eq!(world.create(any("fits", 40)).record.layout, on(2));
+    let all = Layout::Spanned { disks: vec![DiskId(0), DiskId(1), DiskId(2)], width: None, chosen: false };
+    assert_eq!(world.create(any("thin", 41)).record.layout, all);
+    assert_eq!(world.create(CreateVhd { thick: true, ..any("thick", 50) }).record.layout, all);
+    world.check();
+}

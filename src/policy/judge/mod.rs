@@ -169,12 +169,12 @@ impl Bench {
         if self.started > 0 && !Ways::is_still_good(look, need, &draft) {
             return None;
         }
-        let standing = self.standing(look, need, &draft);
-        self.moved.insert(draft.step.vhd);
-        // It is not done, so that it takes nobody's place.
+        // It is not done, so that it takes nobody's place, nor keeps its VHD from what another rule asks for.
         if state.is_dismissed(need.rule, need.subject, need.facts.first().map_or(0.0, |fact| fact.value)) {
             return None;
         }
+        let standing = self.standing(look, need, &draft);
+        self.moved.insert(draft.step.vhd);
         if standing == Standing::Start {
             look.now.apply(&draft.step);
             look.usual.apply(&draft.step);

@@ -174,7 +174,8 @@ impl Finder<'_> {
             let suspect = load.on.iter().filter(|(place, _)| look.disks[*place].health == Health::Suspect);
             let worst = suspect.max_by_key(|(place, count)| (*count, std::cmp::Reverse(*place)));
             let (subject, is_so) = (Subject::Vhd(load.id), worst.is_some() && self.is_free(vhd));
-            let holds = self.holds(Rule::Suspect, subject, is_so, is_so, false);
+            // That it lasts whoever says that a disk is suspect has seen to: the suspicion may end before a usual hold does.
+            let holds = self.holds_in(Rule::Suspect, subject, is_so, is_so, Haste::AtOnce);
             let Some((place, _)) = worst.filter(|_| holds) else { continue };
             let facts = vec![fact(Metric::Exposed, subject, model.exposed(vhd), 0.0)];
             let (promise, movers) = ((Metric::Exposed, subject), vec![(vhd, How::Away(*place))]);

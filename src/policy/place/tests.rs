@@ -36,6 +36,21 @@ fn of_disks_with_equal_room_the_one_with_fewer_unknown_guests_is_taken_and_a_fas
 }
 
 #[test]
+fn those_that_have_nothing_yet_count_where_they_will_have_it() {
+    let unwritten = |id: u32, at: u8| {
+        let mut vhd = vhd(id, None, &[(at, 1)]);
+        vhd.extents.clear();
+        (vhd.placed, vhd.size) = (0, 1 << 20);
+        vhd
+    };
+    let rules = Rules::default();
+    let mut seen = pool((0..2).map(disk).collect(), vec![unwritten(1, 0), unwritten(2, 0), unwritten(3, 1)]);
+    assert_eq!(place(&seen, &rules, NEW), isolated(1));
+    seen.disks[0].kind = DiskKind::Nvme;
+    assert_eq!(place(&seen, &rules, NEW), isolated(0), "two are little for it");
+}
+
+#[test]
 fn a_large_one_is_spread_and_what_nobody_can_take_is_placed_nowhere() {
     let rules = Rules::default();
     let mut seen = pool((0..4).map(disk).collect(), vec![]);

@@ -98,7 +98,12 @@ impl State {
         if found != VERSION {
             return Err(StateError::Version { found });
         }
-        let Read { state, .. } = serde_json::from_slice(text).map_err(StateError::Syntax)?;
+        let mut written: serde_json::Value = serde_json::from_slice(text).map_err(StateError::Syntax)?;
+        // Once these were not of single VHDs. They are over in some hours.
+        if let Some(state) = written.get_mut("state").and_then(serde_json::Value::as_object_mut) {
+            state.remove("refusals");
+        }
+        let Read { state, .. } = serde_json::from_value(written).map_err(StateError::Syntax)?;
         state.check()?;
         Ok(state)
     }

@@ -27,7 +27,21 @@ fn a_state_survives_encoding() {
     assert_eq!(State::decode(&state.encode()).unwrap(), state);
     assert_eq!(State::decode(&State::default().encode()).unwrap(), State::default());
     let text = String::from_utf8_lossy(&state.encode()).into_owned();
-    assert!(!text.contains("refusals"), "who does not know of refusals can read a state without any");
+    assert!(!text.contains("refused"), "who does not know of refusals can read a state without any");
+}
+
+#[test]
+fn refusals_of_an_older_program_are_left_out() {
+    let state = used();
+    let bytes = state.encode();
+    let text = String::from_utf8(bytes[..bytes.len() - 4].to_vec()).unwrap();
+    let old = r#""refusals":[[["space",{"disk":1}],{"times":1,"until":700}]],"spent":"#;
+    let text = text.replacen(r#""spent":"#, old, 1);
+    assert!(text.contains("refusals"));
+    let mut bytes = text.into_bytes();
+    let sum = crc32c::crc32c(&bytes);
+    bytes.extend_from_slice(&sum.to_le_bytes());
+    assert_eq!(State::decode(&bytes).unwrap(), state);
 }
 
 #[test]

@@ -84,9 +84,12 @@ fn a_scrub_is_no_move_and_a_job_that_stands_is_none_in_flight() {
         job(5, JobKind::Rebalance, JobState::Done, 5000),
         job(6, scrub, JobState::Done, 1 << 40),
     ];
-    let pool = answers(Vec::new(), Vec::new(), jobs).observe(&StatsBook::default(), &Rules::default(), T0);
+    let answers = answers(Vec::new(), Vec::new(), jobs);
+    let pool = answers.observe(&StatsBook::default(), &Rules::default(), T0);
     assert_eq!(pool.jobs, [VhdId(2), VhdId(3), VhdId(4)]);
     assert_eq!((pool.in_flight, pool.moved_bytes), (1, 5432));
+    let later = answers.observe(&StatsBook::default(), &Rules::default(), T0 + POLICY_BUDGET_SECS + 1);
+    assert_eq!((later.in_flight, later.moved_bytes), (1, 400), "what stands does not take the budget of all days");
 }
 
 #[test]
