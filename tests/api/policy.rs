@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use spanblk::base::ids::VhdId;
 use spanblk::control::http::{Api, router, run_policy};
 use spanblk::control::owner_link::{Asked, OwnerLink};
-use spanblk::control::policy::Turns;
+use spanblk::control::policy::{Desk, Turns, kept_rules};
 use spanblk::owner::command::{Command, CommandError, Reply};
 use spanblk::policy::rules::{Rules, Scope};
 use tower::ServiceExt;
@@ -102,8 +102,11 @@ impl Script {
 }
 
 async fn patch(api: Api, settings: Value) -> (StatusCode, Value) {
-    let body = Body::from(json!({ "settings": settings }).to_string());
-    let request = Request::builder().method(Method::PATCH).uri("/api/v1/policy").body(body).unwrap();
+    change(api, Method::PATCH, "/api/v1/policy", json!({ "settings": settings })).await
+}
+
+async fn change(api: Api, method: Method, uri: &str, body: Value) -> (StatusCode, Value) {
+    let request = Request::builder().method(method).uri(uri).body(Body::from(body.to_string())).unwrap();
     let response = router(api).oneshot(request).await.unwrap();
     let status = response.status();
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
@@ -179,4 +182,41 @@ async fn who_waits_behind_an_order_that_hangs_is_told_so_and_changes_nothing_lat
     let (status, policy) = patch(api, json!({ "mode": "off" })).await;
     assert_eq!((status, &policy["pool"]["mode"]), (StatusCode::OK, &json!("off")), "{policy}");
     looks.abort();
+}
+
+#[tokio::test]
+async fn what_a_vhd_is_to_have_is_not_set_while_all_that_was_wanted_cannot_be_read() {
+    let owner = Owner::default();
+    let unread = Desk::new(kept_rules(Some("{")), Vec::new(), Arc::default(), Arc::default(), None);
+    let api = Api { policy: Arc::new(unread), ..owner.api() };
+    let set = |update: Value| change(api.clone(), Method::PATCH, "/api/v1/policy", update);
+    let (status, refused) = set(json!({ "vhd": "old", "settings": { "latency": "5ms" } })).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{refused}");
+    assert!(refused["error"]["hint"].as_str().unwrap().contains("policy set mode="), "{refused}");
+    assert_eq!(owner.script(|script| script.kept.len()), 0);
+    let (status, policy) = set(json!({ "settings": { "mode": "advise" } })).await;
+    assert_eq!((status, &policy["problem"]), (StatusCode::OK, &Value::Null), "{policy}");
+    let (status, policy) = set(json!({ "vhd": "old", "settings": { "latency": "5ms" } })).await;
+    assert_eq!(status, StatusCode::OK, "{policy}");
+}
+
+#[tokio::test]
+async fn vhds_that_the_policy_places_are_made_one_after_the_other() {
+    let owner = Owner::holding(|command| matches!(command, Command::CreateVhd(_)));
+    let api = owner.api();
+    // It looks at the pool at once.
+    assert_eq!(patch(api.clone(), json!({ "mode": "auto" })).await.0, StatusCode::OK);
+    let create = |name: &str| {
+        let vhd = json!({ "name": name, "size_bytes": 1 << 20 });
+        tokio::spawn(change(api.clone(), Method::POST, "/api/v1/vhds", vhd))
+    };
+    let both = [create("one"), create("two")];
+    owner.until_it_holds().await;
+    tokio::time::sleep(WHILE).await;
+    assert_eq!(owner.script(|script| script.held.len()), 1, "the other one is to see where this one is");
+    owner.release();
+    for made in both {
+        let (status, vhd) = made.await.unwrap();
+        assert_eq!(status, StatusCode::CREATED, "{vhd}");
+    }
 }
