@@ -290,15 +290,17 @@ impl Owner {
         if *chosen { self.names(layout.disks().iter()) } else { ANY_DISKS.to_owned() }
     }
 
-    /// The disks that the user names now, in words; as before if the VHD has just them.
+    /// The disks that the user names now, in words; as before if the VHD has what is asked for: just them, or one disk where any would do.
+    /// Over all disks is not the same as over some that were named.
     fn wished_text(&self, is: &Layout, wish: &LayoutWish) -> String {
         let named: Option<Vec<DiskId>> = match wish {
             LayoutWish::Isolated { disk } => disk.map(|disk| vec![disk]),
             LayoutWish::Spanned { disks, .. } => disks.clone(),
         };
         match named {
-            // Whatever it has: it may have been moved since.
-            None => self.disks_text(is),
+            // It may have been moved since.
+            None if matches!(wish, LayoutWish::Isolated { .. }) => self.disks_text(is),
+            None => ANY_DISKS.to_owned(),
             Some(mut disks) => {
                 disks.sort_unstable();
                 if is.disks().iter().eq(disks.iter().copied()) {

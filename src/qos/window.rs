@@ -153,7 +153,7 @@ pub struct Window {
     done: Work,
     /// The largest operation lately.
     largest: u64,
-    /// The work of an operation, as they are lately.
+    /// The work of the operation that has to fit: see [`Window::usual`].
     operation: u64,
 }
 

@@ -139,10 +139,8 @@ async fn a_wish_that_is_kept_is_no_error_if_the_look_after_it_fails() {
     assert_eq!((status, &policy["pool"]["space"]), (StatusCode::OK, &json!("70%")), "{policy}");
 }
 
-#[tokio::test]
-async fn nothing_starts_once_it_is_answered_that_the_mode_is_off() {
-    let owner = Owner::holding(|command| matches!(command, Command::StartJob(_)));
-    let api = owner.api();
+/// The policy looks, finds both VHDs on too few disks, and gives an order that the owner holds back.
+async fn until_an_order_hangs(owner: &Owner, api: &Api) -> tokio::task::JoinHandle<()> {
     let mut rules = Rules::default();
     for (name, value) in [("mode", "auto"), ("survives", "1"), ("hold", "0s"), ("moved-a-day", "100%")] {
         rules.set(Scope::Pool, name, value).unwrap();
@@ -150,6 +148,14 @@ async fn nothing_starts_once_it_is_answered_that_the_mode_is_off() {
     api.policy.set_rules(rules);
     let looks = tokio::spawn(run_policy(api.clone()));
     owner.until_it_holds().await;
+    looks
+}
+
+#[tokio::test]
+async fn nothing_starts_once_it_is_answered_that_the_mode_is_off() {
+    let owner = Owner::holding(|command| matches!(command, Command::StartJob(_)));
+    let api = owner.api();
+    let looks = until_an_order_hangs(&owner, &api).await;
     let (off, asked) = (patch(api, json!({ "mode": "off" })), owner.clone());
     let off = tokio::spawn(async move { (off.await, asked.script(|script| script.started)) });
     tokio::time::sleep(WHILE).await;
@@ -165,13 +171,7 @@ async fn nothing_starts_once_it_is_answered_that_the_mode_is_off() {
 async fn who_waits_behind_an_order_that_hangs_is_told_so_and_changes_nothing_later() {
     let owner = Owner::holding(|command| matches!(command, Command::StartJob(_)));
     let api = Api { changing_policy: Arc::new(Turns::with_patience(WHILE)), ..owner.api() };
-    let mut rules = Rules::default();
-    for (name, value) in [("mode", "auto"), ("survives", "1"), ("hold", "0s"), ("moved-a-day", "100%")] {
-        rules.set(Scope::Pool, name, value).unwrap();
-    }
-    api.policy.set_rules(rules);
-    let looks = tokio::spawn(run_policy(api.clone()));
-    owner.until_it_holds().await;
+    let looks = until_an_order_hangs(&owner, &api).await;
     let (status, refused) = patch(api.clone(), json!({ "mode": "off" })).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{refused}");
     let said = refused["error"]["message"].as_str().unwrap();

@@ -130,7 +130,7 @@ pub struct VhdCreateArgs {
     /// Size the guest sees
     #[arg(long, value_parser = parse_size_arg)]
     pub size: u64,
-    /// All on one disk, or over several [default: as the policy says in mode auto, else isolated, or spanned with replicas]
+    /// All on one disk, or over several [default: as the policy says in mode auto, else isolated, or spanned if it has replicas or no disk has room for all of it]
     #[arg(long, value_enum)]
     pub layout: Option<Layout>,
     /// Host disks it may use, by name or UUID [default: chosen]

@@ -1,5 +1,6 @@
 //! `/api/v1/policy`, `/api/v1/advice` and `/api/v1/vhds/{vhd}/why`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -232,18 +233,25 @@ fn no_proposal(error: &crate::policy::state::NoProposal) -> ApiError {
     ApiError(ErrorInfo::new(ErrorKind::NotFound, error.to_string()))
 }
 
-/// Whether the policy has a say in where a new VHD is put.
-pub fn has_a_say(api: &Api, create: &CreateVhd) -> bool {
-    api.policy.ground().has_a_say(create)
+/// A new VHD about which the policy has a say.
+pub struct Placing {
+    /// Where it would put it; `None`: it has nothing to say.
+    pub hint: Option<Layout>,
+    /// The next one is placed when this one is there, and sees it.
+    _turn: tokio::sync::OwnedMutexGuard<()>,
 }
 
-/// Where the policy would put a new VHD; `None` if it has no say in that, or nothing to say.
-pub async fn hint(api: &Api, create: &CreateVhd) -> Option<Layout> {
-    let ground = api.policy.ground();
-    if !ground.has_a_say(create) {
+/// Asks the policy where to put a new VHD; `None` if it has no say in that. To be kept until the VHD is made.
+pub async fn placing(api: &Api, create: &CreateVhd) -> Option<Placing> {
+    if !api.policy.ground().has_a_say(create) {
         return None;
     }
-    let (answers, create) = (answers(api).await.ok()?, create.clone());
+    let turn = Arc::clone(&api.placing).lock_owned().await;
+    Some(Placing { hint: hint(api, create.clone()).await, _turn: turn })
+}
+
+async fn hint(api: &Api, create: CreateVhd) -> Option<Layout> {
+    let (ground, answers) = (api.policy.ground(), answers(api).await.ok()?);
     blocking(move || ground.place(&answers, &create)).await.ok()?
 }
 

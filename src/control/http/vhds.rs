@@ -1,7 +1,5 @@
 //! `/api/v1/vhds`.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -70,16 +68,12 @@ pub async fn create(
     JsonBody(request): JsonBody<VhdCreate>,
 ) -> Result<(StatusCode, Json<VhdResult>), ApiError> {
     let mut create = convert::create_vhd(request, uuid::Uuid::new_v4(), clock::wall_secs())?;
-    let mut _turn = None;
+    let mut placing = None;
     if is_free(&api, &create.name).await? {
         check_socket(&api, Some(create.name.clone()), create.socket_owner.clone()).await?;
-        // One after the other: each is to see where those before it are.
-        if policy::has_a_say(&api, &create) {
-            _turn = Some(Arc::clone(&api.placing).lock_owned().await);
-            create.hint = policy::hint(&api, &create).await;
-        }
+        placing = policy::placing(&api, &create).await;
+        create.hint = placing.as_ref().and_then(|placing| placing.hint.clone());
     }
-    let hint = create.hint.clone();
     let reply =
         api.owner.ask(Command::CreateVhd(Box::new(create))).await.map_err(|error| match error.code.as_deref() {
             Some("differs") => error.with_hint(
@@ -89,7 +83,7 @@ pub async fn create(
             _ => error,
         })?;
     if let Reply::Vhd { outcome: Outcome::Created, vhd } = &reply
-        && hint.is_some_and(|hint| hint == vhd.record.layout)
+        && placing.is_some_and(|placing| placing.hint.as_ref() == Some(&vhd.record.layout))
     {
         api.policy.note_placed(vhd.record.id);
     }

@@ -80,15 +80,15 @@ impl Answers {
         self.pool.disks.iter().filter(is_failed).map(|disk| disk.record.id).collect()
     }
 
-    /// Bytes that jobs moved which are running or ended in the last 24 hours. A clock that was set back makes them count for longer.
+    /// Bytes that jobs moved which are running, ended in the last 24 hours, or stand and were created in them. A clock that was set back makes them count for longer.
     fn moved_bytes(&self, wall_secs: u64) -> u64 {
         let oldest = wall_secs.saturating_sub(POLICY_BUDGET_SECS);
-        let is_late = |job: &&JobInfo| match (job.record.state, job.record.ended) {
+        let counts = |job: &&JobInfo| match (job.record.state, job.record.ended) {
             (JobState::Running, _) => true,
-            // One that stands, which may be for ever, has moved what it has before.
+            // One may stand for ever, and would take the budget of all days.
             (_, ended) => ended.unwrap_or(job.record.created) >= oldest,
         };
-        self.moves().filter(is_late).fold(0, |sum, job| sum.saturating_add(job.record.bytes_moved))
+        self.moves().filter(counts).fold(0, |sum, job| sum.saturating_add(job.record.bytes_moved))
     }
 
     /// What was seen, with disks and VHDs as they are placed now. A disk that has come since is left out until the next look; what is

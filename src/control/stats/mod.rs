@@ -236,13 +236,13 @@ impl Subjects {
 
     /// Records what was put off.
     fn catch_up(&mut self) {
-        let put_off = std::mem::take(&mut self.put_off);
-        let vhds = self.known.iter_mut().filter(|(subject, _)| matches!(subject, Subject::Vhd(_)));
-        for (_, known) in vhds.filter(|_| !put_off.is_empty()) {
-            for (now, wall_secs) in &put_off {
-                known.rest(*now, *wall_secs);
-            }
+        if self.put_off.is_empty() {
+            return;
         }
+        for (_, known) in self.known.iter_mut().filter(|(subject, _)| matches!(subject, Subject::Vhd(_))) {
+            self.put_off.iter().for_each(|(now, wall_secs)| known.rest(*now, *wall_secs));
+        }
+        self.put_off.clear();
     }
 
     /// What the counters of VHDs say now. Whether something has happened. What is neither among these nor among the disks is forgotten.

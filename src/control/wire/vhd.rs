@@ -76,7 +76,7 @@ pub struct VhdCreate {
     /// Size the guest sees; a multiple of the block size.
     pub size_bytes: u64,
     /// What its placement should be. When absent, the policy says it if it is in mode `auto` for the pool or the VM and has seen the pool; else
-    /// it is `isolated` on the disk with the most room, or `spanned` over all if it has replicas.
+    /// it is `isolated` on the disk with the most room, or `spanned` over all if it has replicas, or that disk has no room for all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layout: Option<Layout>,
     /// Names or UUIDs of the host disks it may use: one for `isolated`, two or more for `spanned`. Chosen when absent:

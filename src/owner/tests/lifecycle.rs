@@ -149,6 +149,9 @@ fn creating_again_names_the_field_that_differs() {
     );
     let again = world.run(Command::CreateVhd(Box::new(create("b", 4, ISOLATED)))).unwrap();
     assert!(matches!(again, Reply::Vhd { outcome: Outcome::Unchanged, .. }), "whatever disk it has by now");
+    world.create(create("c", 4, spanned(Some(&["d0", "d1"]), None)));
+    let error = create_error(&mut world, create("c", 4, SPANNED));
+    assert_eq!(error.kind(), ErrorKind::Conflict, "it is not on all disks: {error}");
 }
 
 #[test]

@@ -73,7 +73,7 @@ pub(super) struct Disk {
     pub min: u64,
     /// Where requests hardly wait for one another, if that is known.
     pub knee: Option<u64>,
-    /// The work of an operation, as they are lately.
+    /// The work of an operation of those that most is done of.
     pub operation: u64,
     /// Work of all that has completed since the last look, and most in flight meanwhile.
     pub done: u64,
