@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::service::{Service, Wait};
+use super::service::{Load, Service, Wait};
+use super::shares::Shares;
 use super::spec::Spec;
 use super::whole;
 use crate::base::ids::{DiskId, DiskSet, VhdId, VmId};
@@ -36,6 +37,10 @@ pub(super) struct SimDisk {
     pub bytes: f64,
     /// Bytes a second of moves.
     pub moves: f64,
+    /// What guests and moves ask for.
+    pub load: Load,
+    /// How it is shared out; `None`: it is not.
+    pub shares: Option<Shares>,
     /// Busy since the policy last looked.
     pub recent: Mean,
 }
@@ -43,6 +48,12 @@ pub(super) struct SimDisk {
 impl SimDisk {
     pub fn free(&self) -> u32 {
         self.slots - self.used
+    }
+
+    /// How it serves a VHD.
+    fn wait_of(&self, ask: Ask) -> Wait {
+        let fair = |shares: &Shares| shares.wait(&self.service, self.load, self.wait, ask.part, ask.in_flight);
+        self.shares.as_ref().map_or(self.wait, fair)
     }
 }
 
@@ -57,6 +68,15 @@ pub(super) struct Demand {
     pub read_share: f64,
     /// Requests that it has in flight at most.
     pub depth: f64,
+}
+
+/// What a VHD asks of one disk.
+#[derive(Clone, Copy, Debug)]
+struct Ask {
+    /// As part of the disk's time.
+    part: f64,
+    /// Requests in flight there, at most.
+    in_flight: f64,
 }
 
 /// A VHD that comes.
@@ -181,6 +201,8 @@ pub(super) struct Host {
     pub move_rate: f64,
     /// How unevenly extents of a VHD are asked for.
     pub skew: f64,
+    /// Whether disks are shared out fairly.
+    pub fair: bool,
     /// Bytes that have been moved.
     pub moved: u64,
     seed: u64,
@@ -197,11 +219,13 @@ impl Host {
             iops: 0.0,
             bytes: 0.0,
             moves: 0.0,
+            load: Load::default(),
+            shares: None,
             recent: Mean::default(),
         };
         let (disks, vhds) = (disks.iter().map(disk).collect(), BTreeMap::new());
         let (extent_size, move_rate, skew) = (spec.extent, spec.move_rate as f64, spec.skew);
-        Host { extent_size, disks, vhds, move_rate, skew, moved: 0, seed }
+        Host { extent_size, disks, vhds, move_rate, skew, fair: spec.fair_shares, moved: 0, seed }
     }
 
     /// What the daemon knows when it chooses disks for a new VHD.
@@ -326,26 +350,26 @@ impl Host {
 
     /// What guests ask for reaches the disks.
     pub fn serve(&mut self, minutes: f64) {
-        let mut in_flight = vec![0.0; self.disks.len()];
-        self.disks.iter_mut().for_each(|disk| (disk.iops, disk.bytes) = (0.0, 0.0));
-        for vhd in self.vhds.values() {
-            for (disk, part) in shares(vhd).enumerate().filter(|(_, part)| *part > 0.0) {
-                let copies = copies(vhd);
-                let (iops, bytes) = (vhd.demand.iops * part * copies, vhd.demand.bytes * part * copies);
-                self.disks[disk].iops += iops;
-                self.disks[disk].bytes += bytes;
-                in_flight[disk] += vhd.demand.depth * part;
+        let asked = self.ask();
+        for (index, disk) in self.disks.iter_mut().enumerate() {
+            let (iops, bytes) = (disk.iops + disk.moves / MOVE_BYTES, disk.bytes + disk.moves);
+            disk.load = Load { iops, bytes };
+            let in_flight = asked.iter().map(|asks| asks[index].in_flight).sum::<f64>() + MOVE_DEPTH;
+            disk.wait = disk.service.wait(disk.load, disk.service.asked(iops, bytes), in_flight);
+            disk.recent.add(disk.wait.busy());
+            if self.fair {
+                let moves = disk.service.asked(disk.moves / MOVE_BYTES, disk.moves);
+                let asks = asked.iter().map(|asks| asks[index].part).chain([moves]).filter(|part| *part > 0.0);
+                disk.shares = Some(Shares::new(asks.collect()));
             }
         }
-        for (disk, in_flight) in self.disks.iter_mut().zip(in_flight) {
-            let (iops, bytes) = (disk.iops + disk.moves / MOVE_BYTES, disk.bytes + disk.moves);
-            disk.wait = disk.service.wait(iops, bytes, in_flight + 2.0);
-            disk.recent.add(disk.wait.busy());
-        }
-        for vhd in self.vhds.values_mut() {
+        for (vhd, asks) in self.vhds.values_mut().zip(&asked) {
             let mut sums = (0.0, 0.0, 0.0);
-            for (disk, part) in self.disks.iter().zip(shares(vhd)) {
-                let wait = disk.wait;
+            for ((disk, part), ask) in self.disks.iter().zip(shares(vhd)).zip(asks) {
+                if part <= 0.0 {
+                    continue;
+                }
+                let wait = disk.wait_of(*ask);
                 sums.0 += part * wait.mean_secs;
                 // Exponential tails: where one disk's part alone leaves 1 of 100.
                 if part > 0.01 {
@@ -362,6 +386,23 @@ impl Host {
             vhd.recent_bytes.add(bytes);
             vhd.recent_secs.add(vhd.mean_secs);
         }
+    }
+
+    /// What each VHD asks of each disk; of disks it is added up.
+    fn ask(&mut self) -> Vec<Vec<Ask>> {
+        self.disks.iter_mut().for_each(|disk| (disk.iops, disk.bytes) = (0.0, 0.0));
+        let disks = &mut self.disks;
+        let mut ask = |vhd: &SimVhd| {
+            let (copies, demand) = (copies(vhd), vhd.demand);
+            let mut of_disk = |(disk, part): (&mut SimDisk, f64)| {
+                let (iops, bytes) = (demand.iops * part * copies, demand.bytes * part * copies);
+                disk.iops += iops;
+                disk.bytes += bytes;
+                Ask { part: disk.service.asked(iops, bytes), in_flight: demand.depth * part }
+            };
+            disks.iter_mut().zip(shares(vhd)).map(&mut of_disk).collect()
+        };
+        self.vhds.values().map(&mut ask).collect()
     }
 
     /// Disks without which a VM lacks something, by VM.
@@ -408,8 +449,9 @@ fn relocate(vhd: &mut SimVhd, disks: &mut [SimDisk], step: Relocation) -> Option
 /// Part of a disk's time that a move takes at most: the mover gives way to guests.
 const MOVE_PART: f64 = 0.25;
 
-/// Bytes of a request of a move.
+/// Bytes of a request of a move, and how many of them are in flight on a disk.
 const MOVE_BYTES: f64 = 262_144.0;
+const MOVE_DEPTH: f64 = 2.0;
 
 /// The part of a VHD's requests that each disk gets, before writes are multiplied by replicas.
 fn shares(vhd: &SimVhd) -> impl Iterator<Item = f64> {

@@ -2,9 +2,9 @@
 //!
 //! What is the program's own: new extents go where `placement::layout` says, plans are those of `plan`, and the policy is
 //! `policy::judge`, which sees what a daemon could tell it. What is a model: disks (`service` says which and what it leaves out),
-//! guests (`synthetic`, or a trace), and time, in steps of some minutes in which nothing changes. What is coarser than in a pool: extents
-//! are larger (1 GiB instead of 1 MiB), and have no slots but numbers of them. What is left out: the placement store, caches, the
-//! pace of moves (they have a fixed rate), flushes, discards by parts of extents.
+//! fair shares of them (`shares`), guests (`synthetic`, or a trace), and time, in steps of some minutes in which nothing changes. What is
+//! coarser than in a pool: extents are larger (1 GiB instead of 1 MiB), and have no slots but numbers of them. What is left out: the
+//! placement store, caches, the pace of moves (they have a fixed rate), flushes, discards by parts of extents.
 //!
 //! Everything follows from the specification and the seed: every strategy meets the same guests, and equal calls give equal results,
 //! on however many threads.
@@ -15,6 +15,7 @@ mod host;
 mod report;
 mod run;
 mod service;
+mod shares;
 mod spec;
 mod strategy;
 mod svg;

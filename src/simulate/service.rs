@@ -33,10 +33,19 @@ pub(super) struct Service {
     spread: f64,
 }
 
-/// How a disk does.
+/// What is asked of a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Load {
+    /// Requests a second.
+    pub iops: f64,
+    /// Bytes a second.
+    pub bytes: f64,
+}
+
+/// How a disk does, or how it serves one of those who ask.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Wait {
-    /// What it is asked for, as part of what it can do; may be more than 1.
+    /// What it is asked for, as part of what it can do, or does for the one who asks; may be more than 1.
     pub asked: f64,
     /// Seconds from the beginning to the end of a request, on average.
     pub mean_secs: f64,
@@ -77,16 +86,20 @@ impl Service {
         1.0 / self.asked(1.0, bytes)
     }
 
-    /// How long requests take. `iops`, `bytes`: how many come in a second; `in_flight`: how many there can be at the same time.
-    pub fn wait(&self, iops: f64, bytes: f64, in_flight: f64) -> Wait {
-        let asked = self.asked(iops, bytes);
-        let alone = self.secs + if iops > 0.0 { bytes / iops / self.bytes_per_sec } else { 0.0 };
-        let service = if iops > 0.0 { asked * self.servers / iops } else { self.secs };
+    /// Seconds from one request that is done to the next, if there are always more.
+    pub fn service_secs(&self, load: Load) -> f64 {
+        if load.iops > 0.0 { self.asked(load.iops, load.bytes) / load.iops } else { self.secs / self.servers }
+    }
+
+    /// How long requests of a load take where a part `asked` of the disk's time is asked for and so many requests can be in flight.
+    pub fn wait(&self, load: Load, asked: f64, in_flight: f64) -> Wait {
+        let alone = self.secs + if load.iops > 0.0 { load.bytes / load.iops / self.bytes_per_sec } else { 0.0 };
+        let service = self.service_secs(load);
         let busy = asked.min(BUSY_MOST);
         let exponent = (2.0 * (self.servers + 1.0)).sqrt() - 1.0;
         let waits = busy.powf(exponent);
-        let queue = service / self.servers * waits / (1.0 - busy) * (BURSTS + self.spread) / 2.0;
-        let most = in_flight * service / self.servers;
+        let queue = service * waits / (1.0 - busy) * (BURSTS + self.spread) / 2.0;
+        let most = in_flight * service;
         let mean = queue.min(most);
         // Of those that wait, the time is exponential.
         let tail = if waits > 0.01 { mean / waits * (100.0 * waits).ln() } else { 0.0 };
@@ -105,7 +118,7 @@ mod tests {
             let most = disk.most(4096.0);
             let at = |part: f64| {
                 let iops = most * part;
-                disk.wait(iops, iops * 4096.0, 64.0)
+                disk.wait(Load { iops, bytes: iops * 4096.0 }, part, 64.0)
             };
             assert!((at(1.0).asked - 1.0).abs() < 1e-9);
             let steps: Vec<Wait> = (1..20).map(|step| at(f64::from(step) * 0.1)).collect();
@@ -128,7 +141,7 @@ mod tests {
         // M/M/1 at half load: the wait is as long as the service. Bursts of 2 and a spread of 0.5 make it 1.25 times that.
         let disk = Service::of(DiskKind::Hdd, 1.0);
         let iops = 0.5 / 0.006;
-        let wait = disk.wait(iops, 0.0, 1e9);
+        let wait = disk.wait(Load { iops, bytes: 0.0 }, 0.5, 1e9);
         assert!((wait.mean_secs - 0.006 * 2.25).abs() < 1e-6, "{wait:?}");
     }
 }

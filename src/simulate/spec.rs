@@ -65,6 +65,8 @@ pub struct Spec {
     pub look: u32,
     /// Part of the capacity that the policy may move in a day.
     pub moved_a_day: f64,
+    /// Whether disks are shared out fairly, as the daemon does.
+    pub fair_shares: bool,
 }
 
 impl Default for Spec {
@@ -87,12 +89,13 @@ impl Default for Spec {
             step: 5,
             look: 5,
             moved_a_day: 0.01,
+            fair_shares: true,
         }
     }
 }
 
 /// The keys: name, meaning, and how the value is written.
-pub const KEYS: [(&str, &str, &str); 17] = [
+pub const KEYS: [(&str, &str, &str); 18] = [
     ("hosts", "hosts", "a whole number from 1 to 10000"),
     ("fleet", "kinds of hosts and their parts", "nvme, ssd, mixed and hdd with numbers, such as nvme:40+hdd:10"),
     ("disks", "disks of a host", "a whole number from 2 to 64"),
@@ -110,6 +113,7 @@ pub const KEYS: [(&str, &str, &str); 17] = [
     ("step", "time in which nothing changes", "minutes from 1m to 10m, such as 5m"),
     ("look", "time between two looks of the policy", "minutes from 1m to 60m, such as 10m"),
     ("moved-a-day", "what the policy may move in a day, of the capacity", "a percentage up to 100%, such as 1%"),
+    ("fair-shares", "whether each VHD gets its share of a busy disk", "yes or no"),
 ];
 
 /// Why a specification cannot be used.
@@ -187,6 +191,7 @@ impl Spec {
             "move-rate" => self.move_rate = size(value)?,
             "step" => self.step = whole(value.strip_suffix('m')?, 1, 10)?,
             "look" => self.look = whole(value.strip_suffix('m')?, 1, 60)?,
+            "fair-shares" => self.fair_shares = yes(value)?,
             _ => self.moved_a_day = percentage(value, 1.0)?,
         }
         Some(())
@@ -195,6 +200,14 @@ impl Spec {
 
 fn whole(text: &str, least: u32, most: u32) -> Option<u32> {
     text.parse().ok().filter(|number| (least..=most).contains(number))
+}
+
+fn yes(text: &str) -> Option<bool> {
+    match text {
+        "yes" => Some(true),
+        "no" => Some(false),
+        _ => None,
+    }
 }
 
 fn number(text: &str, most: f64) -> Option<f64> {

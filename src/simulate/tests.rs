@@ -29,6 +29,12 @@ impl Scene {
         Scene { trial, guests: Vec::new(), minute: 0 }
     }
 
+    /// The same where nobody has a share.
+    fn without_shares(mut self) -> Scene {
+        self.trial.host.fair = false;
+        self
+    }
+
     /// A VHD with so many extents that does `part` of what a disk can.
     fn add(&mut self, layout: Layout, used: u32, part: f64) -> usize {
         let vhd = VhdId(u32::try_from(self.guests.len()).unwrap() + 1);
@@ -71,7 +77,7 @@ fn demand(part: f64) -> Demand {
 
 #[test]
 fn the_policy_finds_an_aggressor_by_itself_and_separates_it_from_its_victim() {
-    let mut scene = Scene::new(4, 400, 0.2);
+    let mut scene = Scene::new(4, 400, 0.2).without_shares();
     let [aggressor, victim] = [scene.add(isolated(0), 40, 0.1), scene.add(isolated(0), 60, 0.1)];
     for disk in 1..4 {
         scene.add(isolated(disk), 50, 0.1);
@@ -101,6 +107,18 @@ fn the_policy_finds_an_aggressor_by_itself_and_separates_it_from_its_victim() {
     }
     let state = &scene.trial.runner.as_ref().unwrap().state;
     assert!(state.applied.iter().any(|applied| applied.rule.word() == "neighbour"), "{:?}", state.applied);
+}
+
+#[test]
+fn with_a_share_of_its_disk_the_victim_of_an_aggressor_is_served_in_time() {
+    let mut scene = Scene::new(4, 400, 0.2);
+    let [aggressor, victim] = [0, 1].map(|_| scene.add(isolated(0), 40, 0.1));
+    scene.run(60);
+    scene.guests[aggressor].2 = Demand { depth: 256.0, ..demand(1.6) };
+    scene.run(1);
+    assert!(scene.vhd(victim).mean_secs <= TARGET_SECS && scene.vhd(victim).served == 1.0);
+    assert!(scene.vhd(aggressor).mean_secs > TARGET_SECS, "who asks for more than there is waits");
+    assert!((scene.vhd(aggressor).served * 1.6 - 0.9).abs() < 1e-6, "and has what is left");
 }
 
 #[test]

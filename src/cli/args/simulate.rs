@@ -21,6 +21,7 @@ Settings of SPEC, as key=value, separated by commas, spaces or lines; @FILE read
   move-rate=100MiB  what one move copies in a second at most; it also leaves disks three quarters of their time
   step=5m look=5m   time in which nothing changes; time between two looks of the policy
   moved-a-day=1%    what the policy may move in a day, of the capacity
+  fair-shares=yes   each VHD gets its share of a busy disk, as the daemon has it; no: who asks for more gets more
 
 Lines of a trace: seconds,host,vm,vhd,size,used,iops,bytes_per_sec,read_share (the first line is this header). A line says what a
 VHD is and does from then on; size and used are bytes; size 0: it is gone. Lines are in the order of time. Of SPEC only what
