@@ -4,11 +4,11 @@
 //! bytes of each VHD, in proportion to its extents there. On another disk the same requests take the time that requests take there; where
 //! a disk does too little to tell, what such disks usually need. That one extent may be asked for more often than another is not known here.
 //!
-//! *Cost.* One number tells states of a pool apart, the less the better. Of disks that are busy the square is summed, so that load is
-//! better spread than piled up, and better on fast disks than on slow ones; above 70 % much more, as queues get long from there. What is
-//! summed is the square to be expected: loads swing, and those of one VHD on one disk swing together, those of many cancel out. So a VHD
-//! that does much is better spread, and a hundred that do little need not be. Of room likewise, above the limit. And every disk that a VM
-//! depends on counts, since each of them can take it along.
+//! *Cost.* One number tells states of a pool apart, the less the better. Of how busy disks are the square of the difference from their
+//! average is summed, so that load is better spread than piled up, on fast disks and on slow ones as well; above 70 % busy much more, as
+//! queues get long from there. What is summed is the square to be expected: loads swing, and those of one VHD on one disk swing together,
+//! those of many cancel out. So a VHD that does much is better spread, and a hundred that do little need not be. Of room likewise, above
+//! the limit. And every disk that a VM depends on counts, since each of them can take it along.
 
 use std::collections::BTreeMap;
 
@@ -34,9 +34,9 @@ const TELLING_BUSY: f64 = 0.02;
 /// By how much the extents of a disk can be asked for more or less often than others: more is a measurement that is wrong.
 const ODD: f64 = 3.0;
 
-/// By how much the load of a VHD swings: the square of its standard deviation, as part of the square of its mean. About 1 is that of a
-/// guest with days, nights and now and then some minutes in which it asks for several times as much; those are what its neighbours feel.
-const SWINGS: f64 = 1.0;
+/// By how much the load of a VHD swings: the square of its standard deviation, as part of the square of its mean. About 0.5 is that
+/// of a guest with days, nights and now and then some minutes in which it asks for a multiple; those are what its neighbours feel.
+const SWINGS: f64 = 0.5;
 
 /// Which rates to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -338,7 +338,7 @@ impl Model {
     /// What a change takes off the cost; negative if it adds to it.
     pub fn worth(&self, step: &Move) -> f64 {
         let vhd = &self.vhds[step.vhd];
-        let mut worth = 0.0;
+        let (mut worth, mut more_busy) = (0.0, 0.0);
         let mut look = |place: usize, had: u64, gets: u64| {
             let disk = &self.disks[place];
             let more = gets as f64 - had as f64;
@@ -352,6 +352,7 @@ impl Model {
             worth += SWINGS * (had_part * had_part - part * part);
             let fill = (disk.used as f64 + more).max(0.0) / f64::from(disk.slots.max(1));
             worth += busy_cost(disk.busy) - busy_cost(busy);
+            more_busy += if disk.works { busy - disk.busy } else { 0.0 };
             worth += self.fill_cost(disk.fill()) - self.fill_cost(fill);
         };
         for (place, count) in &step.to {
@@ -362,6 +363,10 @@ impl Model {
                 look(*place, *count, 0);
             }
         }
+        // The sum of the squares less this is that of the squares of the differences from the average.
+        let working = || self.disks.iter().filter(|disk| disk.works).map(|disk| disk.busy);
+        let (all, count) = (working().sum::<f64>(), working().count().max(1) as f64);
+        worth += ((all + more_busy).powi(2) - all.powi(2)) / count;
         let after = if step.replicas > 1 { 0 } else { step.to.iter().fold(0, |mask, (place, _)| mask | 1 << place) };
         let depends = |own: u64| f64::from((self.others_mask(step.vhd) | own).count_ones());
         worth + DEPENDENCE * (depends(self.own_mask(step.vhd)) - depends(after))

@@ -26,7 +26,7 @@ use needs::Need;
 use ways::{Draft, Ways};
 
 /// Part of the budget that comfort may use: the rest is for what is urgent. What comfort has evened out does not become urgent later.
-const COMFORT_PART: f64 = 0.8;
+const COMFORT_PART: f64 = 0.9;
 
 /// Times its usual latency at which a VHD is served worse than it is used to, if that is more than a millisecond.
 const FORMER: f64 = 3.0;

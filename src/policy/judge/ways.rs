@@ -12,7 +12,7 @@ use crate::base::limits::REPLICAS_MAX;
 use crate::placement::record::Layout;
 
 /// What a change must be worth at least, in the model's cost: less is within what measuring gets wrong.
-const WORTH_LEAST: f64 = 0.003;
+const WORTH_LEAST: f64 = 0.001;
 
 /// What the budget of a day is worth.
 const PRICE: f64 = 0.1;
