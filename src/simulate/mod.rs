@@ -11,6 +11,7 @@
 //!
 //! Uses `base`, `placement`, `plan` and `policy`.
 
+mod averages;
 mod host;
 mod report;
 mod run;
