@@ -458,3 +458,6 @@ fn guests_busy(disk: &Disk) -> f64 {
     let (guests, jobs) = (work(disk.guests), work(disk.background));
     if guests + jobs > 0.0 { disk.busy * guests / (guests + jobs) } else { 0.0 }
 }
+
+#[cfg(test)]
+mod tests;
