@@ -1,7 +1,6 @@
 //! Numbers: memory of VHDs. Build with `--release`.
 
 mod bench_parts;
-mod lab;
 
 use std::process::ExitCode;
 

@@ -12,7 +12,6 @@
 //! Goals are printed, and whether they are met; no number fails the run. Build with `--release`.
 
 mod isolation_parts;
-mod lab;
 #[allow(dead_code, reason = "what compares peers is not used here")]
 mod peers_parts;
 

@@ -5,7 +5,6 @@
 //! Build with `--release`. Goals are printed, and whether they are met; no number fails the run. All numbers also go to
 //! `target/lab/bench_layouts.json`. Names of measurements on the command line choose among them.
 
-mod lab;
 #[path = "bench_parts/layouts/mod.rs"]
 mod layouts;
 

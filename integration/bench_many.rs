@@ -21,7 +21,6 @@
 //!
 //! Goals are printed, and whether they are met; no number fails the run. Build with `--release`.
 
-mod lab;
 mod many_parts;
 
 use std::process::ExitCode;

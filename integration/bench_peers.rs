@@ -12,7 +12,6 @@
 //!
 //! Goals are printed, and whether they are met; no number fails the run. Build with `--release`.
 
-mod lab;
 mod peers_parts;
 
 use std::process::ExitCode;

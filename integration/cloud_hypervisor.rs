@@ -1,7 +1,6 @@
 //! Cloud Hypervisor: the real one where it is installed and KVM works; always a frontend that says the same over the socket.
 
 mod guest_checks;
-mod lab;
 
 use std::fs;
 use std::os::unix::net::UnixStream;

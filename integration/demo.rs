@@ -1,8 +1,6 @@
 //! What `ci/demo` shows: a pool of four file-backed disks, an isolated and a spanned VHD on them, and a guest that uses both.
 //! Every command is printed before it runs.
 
-mod lab;
-
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};

@@ -5,8 +5,6 @@
 //!
 //! `LAB_FAULTS` sets the number of faults (8), `LAB_SEED` the seed, `LAB_KIND` the only kind of fault (0 to 4; 5: all).
 
-mod lab;
-
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
@@ -111,7 +109,7 @@ impl World {
         for ((name, options, _), disk) in VHDS.iter().zip(1..) {
             pool.create_vhd(name, SECTORS * 512, options)?;
             let terms = Terms { block: 8, discard: 64, writethrough: disk == 2, outlives: true };
-            guests.push(Guest::new(name, disk, SECTORS, terms, random.next()));
+            guests.push(Guest::new(name, disk, SECTORS, terms, random.next_u64()));
         }
         let told = [(0, Duration::ZERO); FAULTS.len()];
         Ok(World { disks, pool, guests, random, told, restarts: 0, damage: [0; 2] })

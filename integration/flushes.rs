@@ -1,8 +1,6 @@
 //! Counts the flushes that reach a disk, and looks at their order: SIGKILL alone cannot show a missing sync, since the
 //! kernel keeps what was written.
 
-mod lab;
-
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};

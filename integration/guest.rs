@@ -4,7 +4,6 @@
 //! `LAB_BACKEND=qemu-storage-daemon` runs the same checks on QEMU's own daemon, to tell a fault of the lab from one of ours.
 
 mod guest_checks;
-mod lab;
 
 use std::process::ExitCode;
 

@@ -3,7 +3,6 @@
 //!
 //! `LAB_CHANGES` sets the number of changes (60), `LAB_SEED` repeats a run's choices (not its timing).
 
-mod lab;
 mod layout_parts;
 
 use std::process::ExitCode;
@@ -68,7 +67,7 @@ fn run(dir: &RunDir, changes: u64, seed: u64) -> Result<Vec<String>> {
         pool.create_vhd(vhd.name, SMALLEST * 512, vhd.options)?;
         let Vhd { block, writethrough, .. } = *vhd;
         let terms = Terms { block, discard: 64, writethrough, outlives: true };
-        guests.push(Guest::new(vhd.name, disk, SMALLEST, terms, random.next()));
+        guests.push(Guest::new(vhd.name, disk, SMALLEST, terms, random.next_u64()));
     }
     let (mut tally, mut counters) = (Counts::default(), Counters::default());
     while tally.of("changes") < changes {

@@ -7,8 +7,6 @@
 //!
 //! `LAB_MIGRATIONS` sets the number of migrations (3).
 
-mod lab;
-
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;

@@ -4,8 +4,6 @@
 //! `LAB_ROUNDS` sets the number of rounds (50), `LAB_SEED` repeats a run's requests, `LAB_BACKEND=qemu-storage-daemon` runs the
 //! same against QEMU's own daemon.
 
-mod lab;
-
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -116,7 +114,7 @@ fn all_rounds(dir: &RunDir, mut backend: Backend, rounds: u64, seed: u64) -> Res
         .zip(1..)
         .map(|((_, _, block, writethrough), disk)| {
             let terms = Terms { block: *block, discard: 64, writethrough: *writethrough, outlives: false };
-            Load::new(disk, SIZE / 512, terms, random.next())
+            Load::new(disk, SIZE / 512, terms, random.next_u64())
         })
         .collect();
     let mut slowest = Duration::ZERO;

@@ -6,8 +6,6 @@
 //!
 //! `LAB_KILLS` sets the number of SIGKILLs (6).
 
-mod lab;
-
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};

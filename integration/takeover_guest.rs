@@ -6,8 +6,6 @@
 //!
 //! `LAB_TAKEOVERS` sets the number of takeovers (5).
 
-mod lab;
-
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

@@ -7,7 +7,6 @@
 //! `LAB_SOAK_SECS` sets for how long (45), `LAB_SEED` the seed: it repeats a run's choices, not its timing. With
 //! `LAB_VERBOSE` each step is told.
 
-mod lab;
 mod together_parts;
 
 use std::process::ExitCode;

@@ -227,6 +227,8 @@ fn the_second_keeps_waiting_and_then_has_its_turn() {
     let second = other.start(&socket, 2);
     assert!(host.take_notes().is_empty());
     host.take_over();
+    // Each is gone on with by a thread of its own.
+    settled(&first);
     settled(&second);
     assert_eq!(host.starts().len(), 2, "those of the first");
     assert!(host.status(1).waiting.is_some());

@@ -4,10 +4,10 @@ use std::fs;
 
 use anyhow::Result;
 
-use crate::lab::daemon::Pool;
-use crate::lab::frontend::{Frontend, Options};
-use crate::lab::ring::Shape;
-use crate::lab::tools::{RunDir, memory_of};
+use lab::daemon::Pool;
+use lab::frontend::{Frontend, Options};
+use lab::ring::Shape;
+use lab::tools::{RunDir, memory_of};
 
 const GIB: u64 = 1 << 30;
 

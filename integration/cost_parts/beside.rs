@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::Figures;
-use crate::lab::daemon::{Pool, SPANBLK};
+use lab::daemon::{Pool, spanblk};
 
 /// What a daemon is a variant of.
 pub trait Variant {
@@ -37,7 +37,7 @@ pub fn serve_all<'a, V: Variant>(variants: &'a [V], files: &Path, sockets: &Path
     let before = other_build();
     let mut daemons = Vec::new();
     for (number, variant) in variants.iter().enumerate() {
-        let program = if variant.is_earlier() { before.as_deref() } else { Some(Path::new(SPANBLK)) };
+        let program = if variant.is_earlier() { before.as_deref() } else { Some(spanblk()) };
         let Some(program) = program else { continue };
         let sockets = sockets.join(number.to_string());
         fs::create_dir(&sockets)?;

@@ -8,9 +8,9 @@ use anyhow::Result;
 
 use super::random::{self, Load};
 use super::{Bench, Figures, MIB, PartName};
-use crate::lab::daemon::Pool;
-use crate::lab::tools::{Fill, RunDir, ensure_filled, prefilled};
 use crate::peers_parts::frontend;
+use lab::daemon::Pool;
+use lab::tools::{Fill, RunDir, ensure_filled, prefilled};
 
 const PART: PartName = PartName { name: "layouts", what: "vhd" };
 

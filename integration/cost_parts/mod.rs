@@ -15,13 +15,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::lab::cost::Cost;
-use crate::lab::daemon::SPANBLK;
-use crate::lab::outputs::{self, version};
-use crate::lab::ram_disk::RamDisk;
-use crate::lab::tally::{Outcome, count};
-use crate::lab::tools::{RunDir, machine, number_from_env};
 use crate::peers_parts::workloads::Kind;
+use lab::cost::Cost;
+use lab::daemon::spanblk;
+use lab::outputs::{self, version};
+use lab::ram_disk::RamDisk;
+use lab::tally::{Outcome, count};
+use lab::tools::{RunDir, machine, number_from_env};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -127,7 +127,7 @@ impl Bench {
     pub fn save(&self) -> Result<()> {
         let all = json!({
             "machine": self.machine,
-            "versions": { "spanblk": version(SPANBLK)? },
+            "versions": { "spanblk": version(spanblk())? },
             "secs": self.time.as_secs_f64(),
             "rounds": self.rounds,
             "results": self.results,

@@ -7,9 +7,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::{Bench, MIB};
-use crate::lab::daemon::Pool;
-use crate::lab::tools::{RunDir, memory_of};
 use crate::peers_parts::workloads::Kind;
+use lab::daemon::Pool;
+use lab::tools::{RunDir, memory_of};
 
 const PART: &str = "opening";
 

@@ -4,11 +4,11 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{Bench, Figures, LEN, PartName};
-use crate::lab::cost::Threads;
-use crate::lab::daemon::Pool;
-use crate::lab::tools::Fill;
 use crate::peers_parts::frontend::{self, Order};
 use crate::peers_parts::places::Places;
+use lab::cost::Threads;
+use lab::daemon::Pool;
+use lab::tools::Fill;
 
 /// What is asked of a VHD.
 #[derive(Clone, Copy)]

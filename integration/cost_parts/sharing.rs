@@ -11,11 +11,11 @@ use anyhow::Result;
 use super::beside;
 use super::random::{self, Load};
 use super::{Bench, Figures, MIB, PartName};
-use crate::lab::daemon::Pool;
-use crate::lab::helper::Helper;
-use crate::lab::tally::Outcome;
-use crate::lab::tools::{Fill, RunDir, ensure_filled, prefilled};
 use crate::peers_parts::frontend;
+use lab::daemon::Pool;
+use lab::helper::Helper;
+use lab::tally::Outcome;
+use lab::tools::{Fill, RunDir, ensure_filled, prefilled};
 
 const PART: PartName = PartName { name: "sharing", what: "daemon" };
 

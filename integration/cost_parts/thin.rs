@@ -14,12 +14,12 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::{Bench, Figures, LEN, MIB};
-use crate::lab::cost::Threads;
-use crate::lab::daemon::Pool;
-use crate::lab::tools::{Fill, RunDir, prefilled};
 use crate::peers_parts::frontend::{self, Order};
 use crate::peers_parts::places::Places;
 use crate::peers_parts::workloads::Kind;
+use lab::cost::Threads;
+use lab::daemon::Pool;
+use lab::tools::{Fill, RunDir, prefilled};
 
 const PART: &str = "thin";
 

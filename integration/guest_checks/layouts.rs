@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use super::session::Session;
 use super::wait_for_device;
-use crate::lab::daemon::Pool;
-use crate::lab::fio::Verify;
-use crate::lab::machine::{Drive, Machine};
+use lab::daemon::Pool;
+use lab::fio::Verify;
+use lab::machine::{Drive, Machine};
 
 const MIB: u64 = 1 << 20;
 

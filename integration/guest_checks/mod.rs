@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::lab::agent::Agent;
-use crate::lab::machine::Machine;
-use crate::lab::report::Report;
+use lab::agent::Agent;
+use lab::machine::Machine;
+use lab::report::Report;
 pub use session::Session;
 
 /// Runs all checks of `guest.rs`.

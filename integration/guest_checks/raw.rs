@@ -5,9 +5,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::session::{Session, Vhd};
-use crate::lab::agent::Agent;
-use crate::lab::fio::Verify;
-use crate::lab::tools::number_from_env;
+use lab::agent::Agent;
+use lab::fio::Verify;
+use lab::tools::number_from_env;
 
 const MIB: u64 = 1 << 20;
 

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::lab::agent::Agent;
-use crate::lab::daemon::Pool;
-use crate::lab::image::Image;
-use crate::lab::machine::{Accel, Drive, Machine};
-use crate::lab::reference::ReferenceDisk;
-use crate::lab::tools::RunDir;
+use lab::agent::Agent;
+use lab::daemon::Pool;
+use lab::image::Image;
+use lab::machine::{Accel, Drive, Machine};
+use lab::reference::ReferenceDisk;
+use lab::tools::RunDir;
 
 const MIB: u64 = 1 << 20;
 

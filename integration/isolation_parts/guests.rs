@@ -5,12 +5,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::{Bench, LEN};
-use crate::lab::daemon::Pool;
-use crate::lab::helper::Helper;
-use crate::lab::tally::Outcome;
-use crate::lab::tools::Fill;
 use crate::peers_parts::frontend::{ARGUMENT, Order};
 use crate::peers_parts::places::Places;
+use lab::daemon::Pool;
+use lab::helper::Helper;
+use lab::tally::Outcome;
+use lab::tools::Fill;
 
 /// How long a busy guest has been at it when others begin to be measured.
 const LEAD: Duration = Duration::from_millis(1500);

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::lab::daemon::{Pool, SPANBLK};
-use crate::lab::jobs::{begin, finish};
-use crate::lab::outputs::{self, version};
-use crate::lab::throttle::SlowDisks;
-use crate::lab::tools::{RunDir, machine, number_from_env};
+use lab::daemon::{Pool, spanblk};
+use lab::jobs::{begin, finish};
+use lab::outputs::{self, version};
+use lab::throttle::SlowDisks;
+use lab::tools::{RunDir, machine, number_from_env};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -119,7 +119,7 @@ impl<'a> Bench<'a> {
     pub fn save(&self) -> Result<()> {
         let all = json!({
             "machine": self.machine(),
-            "versions": { "spanblk": version(SPANBLK)? },
+            "versions": { "spanblk": version(spanblk())? },
             "results": self.results,
         });
         outputs::save("isolation.json", &serde_json::to_string_pretty(&all)?)

@@ -5,10 +5,10 @@ use serde_json::json;
 
 use super::guests::{beside, first_writer, reader};
 use super::{Bench, MIB, Shares, job, median, serve};
-use crate::lab::daemon::Pool;
-use crate::lab::tally::Outcome;
-use crate::lab::tools::Fill;
 use crate::peers_parts::frontend::{self, Order};
+use lab::daemon::Pool;
+use lab::tally::Outcome;
+use lab::tools::Fill;
 
 const VICTIM: &str = "victim";
 const AGGRESSOR: &str = "aggressor";

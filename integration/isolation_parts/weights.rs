@@ -5,8 +5,8 @@ use serde_json::json;
 
 use super::guests::{reader, together};
 use super::{Bench, MIB, Shares, median};
-use crate::lab::tools::Fill;
 use crate::peers_parts::frontend;
+use lab::tools::Fill;
 
 const PART: &str = "weights";
 

@@ -14,7 +14,9 @@ pub struct Threads(BTreeMap<String, (u64, u64)>);
 /// What a process has cost for a while.
 #[derive(Clone, Copy, Debug)]
 pub struct Cost {
+    /// Microseconds on a CPU.
     pub cpu_us: f64,
+    /// Context switches.
     pub switches: f64,
 }
 

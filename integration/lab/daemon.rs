@@ -5,15 +5,32 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::tools::{Process, UNPRIVILEGED_ID, command, is_root, run};
+use super::tools::{Process, UNPRIVILEGED_ID, command, is_root, root, run};
 
-/// The program under test.
-pub const SPANBLK: &str = env!("CARGO_BIN_EXE_spanblk");
+/// The program under test: that of this profile, as it is built for users, up to date.
+pub fn spanblk() -> &'static Path {
+    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| build().unwrap_or_else(|error| panic!("spanblk: {error:#}")));
+    &PROGRAM
+}
+
+/// Builds what has changed. The program is a package of its own, which the build of a run does not include.
+fn build() -> Result<PathBuf> {
+    let this = std::env::current_exe()?;
+    let profile = this.parent().and_then(Path::parent).context("a run is in a directory of its profile")?;
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(root()).args(["build", "--quiet", "--package", "spanblk", "--bin", "spanblk"]);
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    run(&mut cargo)?;
+    Ok(profile.join("spanblk"))
+}
 
 /// Longest start of the daemon.
 const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -34,7 +51,7 @@ impl Pool {
     /// # Errors
     /// What spanblk says.
     pub fn create(dir: &Path, disks: Vec<PathBuf>, options: &[&str]) -> Result<Pool> {
-        Pool::create_with(Path::new(SPANBLK), dir, disks, options)
+        Pool::create_with(spanblk(), dir, disks, options)
     }
 
     /// As [`Pool::create`], of another build of spanblk.
@@ -241,7 +258,7 @@ impl Pool {
     /// A question to the daemon, to be answered in JSON.
     #[must_use]
     pub fn json_command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(SPANBLK);
+        let mut command = Command::new(spanblk());
         command.arg("--control").arg(self.control()).arg("--json").args(args);
         command
     }

@@ -41,6 +41,7 @@ impl Verify<'_> {
 /// Requests at random places.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
+    /// Writes, or reads.
     pub write: bool,
     /// Bytes of a request.
     pub len: u64,
@@ -57,9 +58,11 @@ pub struct Load {
 pub struct Measured {
     /// Requests per second.
     pub iops: f64,
-    /// Percentiles of the latency from submission to completion, in microseconds.
+    /// Half of the requests took at most so many microseconds from submission to completion.
     pub p50_us: f64,
+    /// 99 of 100 did.
     pub p99_us: f64,
+    /// 999 of 1000 did.
     pub p999_us: f64,
     /// CPU time for a request, in microseconds, fio's own included.
     pub cpu_us: f64,
@@ -107,7 +110,7 @@ pub mod endless {
     use anyhow::{Result, bail};
 
     use super::Verify;
-    use crate::lab::agent::Agent;
+    use crate::agent::Agent;
 
     const MIB: u64 = 1 << 20;
 

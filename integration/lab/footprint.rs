@@ -15,6 +15,7 @@ const REACTORS: &str = "spanblk-r";
 pub struct Footprint {
     /// Bytes of resident memory that is its own.
     pub memory: u64,
+    /// Threads, without those of the kernel.
     pub threads: usize,
     /// How many of them are reactors.
     pub reactors: usize,

@@ -26,7 +26,7 @@ impl Image {
     /// What the build script says.
     pub fn build() -> Result<Image> {
         let out = target_dir();
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/lab/image.sh");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/image.sh");
         run(Command::new("bash").arg(script).arg(&out)).context("building the guest image")?;
         let version = fs::read_to_string(out.join("kernel"))?.trim().to_owned();
         Ok(Image { kernel: out.join("vmlinux"), initrd: out.join("initrd"), version })

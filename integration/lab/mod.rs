@@ -1,7 +1,6 @@
 //! Building blocks of the integration runs: guests, host processes, faulty disks, and a report with one line per check.
 //!
-//! Each run is a test target with its own `main`; none of them uses every block.
-#![allow(dead_code)]
+//! Each run is a test target with its own `main`.
 
 pub mod agent;
 pub mod cost;

@@ -198,7 +198,7 @@ fn stamp(disk: u64, sector: u64, sequence: u32) -> [u8; SECTOR] {
     let mut random = Random::new(disk ^ sector.rotate_left(20) ^ u64::from(sequence).rotate_left(44));
     let head = [disk, sector, u64::from(sequence)];
     for (at, word) in bytes.chunks_exact_mut(8).enumerate() {
-        let value = head.get(at).copied().unwrap_or_else(|| random.next());
+        let value = head.get(at).copied().unwrap_or_else(|| random.next_u64());
         word.copy_from_slice(&value.to_le_bytes());
     }
     bytes
@@ -216,7 +216,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -231,6 +231,6 @@ impl Random {
 
     /// A number below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.next_u64() % bound
     }
 }

@@ -1,5 +1,6 @@
 //! The files that a run of measurements leaves, and what they say of the programs.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -25,7 +26,7 @@ pub fn save(name: &str, text: &str) -> Result<()> {
 ///
 /// # Errors
 /// It does not tell.
-pub fn version(program: &str) -> Result<String> {
+pub fn version(program: impl AsRef<OsStr>) -> Result<String> {
     let text = run(Command::new(program).arg("--version"))?;
     Ok(text.lines().next().unwrap_or("?").to_owned())
 }

@@ -15,6 +15,7 @@ const CONTROL: &str = "/sys/class/zram-control";
 /// ext4 on a zram device: a block device with blocks of 4 KiB that takes next to no time.
 #[derive(Debug)]
 pub struct RamDisk {
+    /// Where it is mounted.
     pub mount: PathBuf,
     /// How the device stores what it is given.
     pub algorithm: String,

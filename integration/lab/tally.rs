@@ -10,9 +10,13 @@ const PRECISION: u32 = 6;
 /// What came of a measurement.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Outcome {
+    /// Requests per second.
     pub iops: f64,
+    /// Half of the requests took at most so many microseconds.
     pub p50_us: f64,
+    /// 99 of 100 did.
     pub p99_us: f64,
+    /// 999 of 1000 did.
     pub p999_us: f64,
     /// Completed requests.
     pub requests: u64,
@@ -24,23 +28,29 @@ pub struct Outcome {
 
 /// Counts, and how many requests took how long.
 pub struct Tally {
+    /// When counting began.
     pub started: Instant,
     /// The last completion.
     pub ended: Instant,
+    /// How often the device was told of new requests.
     pub kicks: u64,
+    /// How often the frontend was woken.
     pub wakeups: u64,
     /// By [`bucket`] of the latency.
     latencies: Vec<u64>,
 }
 
-impl Tally {
-    #[must_use]
-    pub fn new() -> Tally {
+impl Default for Tally {
+    /// Nothing yet, from now on.
+    fn default() -> Tally {
         let now = Instant::now();
         let buckets = bucket(u64::MAX) + 1;
         Tally { started: now, ended: now, kicks: 0, wakeups: 0, latencies: vec![0; buckets] }
     }
+}
 
+impl Tally {
+    /// A request has taken so long.
     pub fn add(&mut self, latency: Duration) {
         self.latencies[bucket(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX))] += 1;
     }
@@ -55,6 +65,7 @@ impl Tally {
         self.latencies.iter_mut().zip(&other.latencies).for_each(|(all, one)| *all += one);
     }
 
+    /// What has been counted.
     #[must_use]
     #[allow(clippy::cast_precision_loss, reason = "far fewer requests than a double counts exactly")]
     pub fn outcome(&self) -> Outcome {

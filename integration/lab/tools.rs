@@ -219,9 +219,14 @@ pub fn give_to_guest_user(path: &Path) -> Result<()> {
 /// Where the lab keeps what outlives a run: `target/lab`.
 #[must_use]
 pub fn target_dir() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     target.join("lab")
+}
+
+/// The root of the repository.
+#[must_use]
+pub fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
 /// Memory of a process in bytes: `VmRSS`, what is resident, or `VmHWM`, the most that ever was.
@@ -260,7 +265,7 @@ impl Fill {
     pub fn put(self, random: &mut Random, into: &mut [u8]) {
         into.chunks_exact_mut(8).for_each(|word| {
             word.copy_from_slice(&match self {
-                Fill::Random => random.next().to_le_bytes(),
+                Fill::Random => random.next_u64().to_le_bytes(),
                 Fill::Word => Fill::WORD,
             });
         });

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use crate::lab::daemon::Pool;
+use lab::daemon::Pool;
 
 /// Steps of a move, as metrics name them.
 const STEPS: [&str; 5] = ["draining", "copying", "sealing", "syncing", "committing"];

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::lab::counts::Counts;
-use crate::lab::daemon::Pool;
-use crate::lab::model::Random;
+use lab::counts::Counts;
+use lab::daemon::Pool;
+use lab::model::Random;
 
 /// Bytes of a disk: all VHDs, with all their replicas but those of one another, would fit on one.
 const SIZE: u64 = 768 << 20;

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 
 use super::{VHDS, disks};
-use crate::lab::counts::Counts;
-use crate::lab::daemon::Pool;
-use crate::lab::model::Random;
+use lab::counts::Counts;
+use lab::daemon::Pool;
+use lab::model::Random;
 
 /// Longest a job may take, with this load on a small machine.
 const JOB_LIMIT: Duration = Duration::from_secs(120);

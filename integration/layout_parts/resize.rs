@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::lab::counts::Counts;
-use crate::lab::daemon::Pool;
-use crate::lab::guest::Guest;
-use crate::lab::model::Random;
+use lab::counts::Counts;
+use lab::daemon::Pool;
+use lab::guest::Guest;
+use lab::model::Random;
 
 /// Sizes of a VHD in sectors: 256 extents, and half as many again.
 pub const SMALLEST: u64 = (64 << 20) / 512;

@@ -16,11 +16,11 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::lab::frontend::{Frontend, Options};
-use crate::lab::helper;
-use crate::lab::model::Random;
-use crate::lab::ring::{Op, Ring, Shape};
-use crate::lab::tally::{Outcome, Tally};
+use lab::frontend::{Frontend, Options};
+use lab::helper;
+use lab::model::Random;
+use lab::ring::{Op, Ring, Shape};
+use lab::tally::{Outcome, Tally};
 
 /// What a process is told that is to be the guests, before its [`Order`].
 pub const ARGUMENT: &str = "--as-crowd";
@@ -111,7 +111,7 @@ impl Crowd {
         for guest in &mut self.guests {
             let ring = guest.frontend.ring();
             for at in (0..size).step_by(data.len()) {
-                data.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&self.random.next().to_le_bytes()));
+                data.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&self.random.next_u64().to_le_bytes()));
                 ring.write(at / SECTOR, &data)?;
             }
             ring.flush()?;
@@ -124,7 +124,7 @@ impl Crowd {
     /// Keeps all VHDs busy for a while.
     fn run(&mut self, order: &Order, time: Duration) -> Result<Outcome> {
         let interval = Duration::from_secs(1) / u32::try_from(order.rate)?;
-        let mut tally = Tally::new();
+        let mut tally = Tally::default();
         let (mut due, mut turn) = (Duration::ZERO, 0);
         loop {
             let now = tally.started.elapsed();

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::lab::cost::{Cost, Threads};
-use crate::lab::daemon::Pool;
-use crate::lab::footprint::{self, Footprint};
-use crate::lab::helper::Helper;
-use crate::lab::ram_disk::RamDisk;
-use crate::lab::tally::Outcome;
-use crate::lab::tools::{Fill, RunDir, machine, number_from_env, prefilled, run};
 use crowd::Order;
+use lab::cost::{Cost, Threads};
+use lab::daemon::Pool;
+use lab::footprint::{self, Footprint};
+use lab::helper::Helper;
+use lab::ram_disk::RamDisk;
+use lab::tally::Outcome;
+use lab::tools::{Fill, RunDir, machine, number_from_env, prefilled, run};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;

@@ -4,9 +4,9 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{Bench, Busy, Quiet, Step};
-use crate::lab::daemon::SPANBLK;
-use crate::lab::outputs::{self, version};
-use crate::lab::tally::count;
+use lab::daemon::spanblk;
+use lab::outputs::{self, version};
+use lab::tally::count;
 
 /// The time that the goal of quiet VHDs is about, in seconds.
 const QUIET_SECS: f64 = 60.0;
@@ -143,7 +143,7 @@ pub fn save(bench: &Bench) -> Result<()> {
     };
     let results = json!({
         "machine": bench.machine,
-        "versions": { "spanblk": version(SPANBLK)? },
+        "versions": { "spanblk": version(spanblk())? },
         "disk": bench.disk,
         "secs": bench.time.as_secs_f64(),
         "rounds": bench.rounds,

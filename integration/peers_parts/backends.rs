@@ -8,8 +8,8 @@ use anyhow::{Result, bail};
 
 use super::frontend;
 use super::rows::Backend;
-use crate::lab::daemon::Pool;
-use crate::lab::tools::{Fill, Process, command, ensure_filled, prefilled, wait_for};
+use lab::daemon::Pool;
+use lab::tools::{Fill, Process, command, ensure_filled, prefilled, wait_for};
 
 /// Room on a disk of spanblk besides the VHD: labels, placement table.
 const OVERHEAD: u64 = 32 << 20;

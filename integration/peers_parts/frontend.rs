@@ -22,10 +22,10 @@ use vm_memory::mmap::MmapRegion;
 
 use super::places::{Course, Places};
 use super::relay::Relay;
-use crate::lab::helper::{self, Helper};
-use crate::lab::model::Random;
-use crate::lab::tally::{Outcome, Tally};
-use crate::lab::tools::Fill;
+use lab::helper::{self, Helper};
+use lab::model::Random;
+use lab::tally::{Outcome, Tally};
+use lab::tools::Fill;
 
 /// What a process is told that is to be a frontend, before its [`Order`].
 pub const ARGUMENT: &str = "--as-frontend";
@@ -99,7 +99,7 @@ pub fn fill(socket: &std::path::Path, size: u64, fill: Fill) -> Result<()> {
     };
     let mut disk = Disk::attach(&order)?;
     let lane = &mut disk.lanes[0];
-    let mut tally = Tally::new();
+    let mut tally = Tally::default();
     let mut next = (0..size / CHUNK).map(|index| index * CHUNK);
     let mut idle: Vec<u16> = (0..order.depth).collect();
     loop {
@@ -183,7 +183,7 @@ impl Disk {
                 self.lanes.iter_mut().map(|lane| scope.spawn(move || lane.run(order, time))).collect();
             threads.into_iter().map(|thread| thread.join().expect("a thread that does not panic")).collect()
         });
-        let mut all = Tally::new();
+        let mut all = Tally::default();
         for tally in tallies {
             all.join(&tally?);
         }
@@ -204,7 +204,7 @@ fn share(order: &Order, transport: &mut VirtioBlkTransport) -> Result<MmapRegion
 
 impl Lane {
     fn run(&mut self, order: &Order, time: Duration) -> Result<Tally> {
-        let mut tally = Tally::new();
+        let mut tally = Tally::default();
         let mut idle: Vec<u16> = (0..order.depth).collect();
         // Before the clock starts: an order of all places takes a while to make.
         let mut course = Course::new(order, &mut self.random);

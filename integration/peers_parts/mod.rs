@@ -17,13 +17,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::lab::cost::Threads;
-use crate::lab::fio;
-use crate::lab::ram_disk::RamDisk;
-use crate::lab::tally::count;
-use crate::lab::tools::{RunDir, machine, number_from_env, run};
 use backends::Backends;
 use frontend::Order;
+use lab::cost::Threads;
+use lab::fio;
+use lab::ram_disk::RamDisk;
+use lab::tally::count;
+use lab::tools::{RunDir, machine, number_from_env, run};
 use places::Places;
 use rows::{Backend, Row, Sample};
 use syscalls::Counter;

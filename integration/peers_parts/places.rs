@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::frontend::Order;
-use crate::lab::model::Random;
+use lab::model::Random;
 
 /// Where requests go.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

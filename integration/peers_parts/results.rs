@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::rows::Row;
 use super::{Bench, plot};
-use crate::lab::daemon::SPANBLK;
-use crate::lab::outputs::{self, version};
+use lab::daemon::spanblk;
+use lab::outputs::{self, version};
 
 /// Prints the goals, and whether they are met.
 pub fn print_goals(rows: &[Row]) {
@@ -38,7 +38,7 @@ pub fn save(bench: &Bench) -> Result<()> {
     let results = json!({
         "machine": bench.machine,
         "versions": {
-            "spanblk": version(SPANBLK)?,
+            "spanblk": version(spanblk())?,
             "qemu-storage-daemon": version("qemu-storage-daemon")?,
             "fio": version("fio")?,
         },

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::workloads::{Goals, Kind, Workload};
-use crate::lab::cost::Cost;
-use crate::lab::fio::Measured;
-use crate::lab::tally::{Outcome, count};
+use lab::cost::Cost;
+use lab::fio::Measured;
+use lab::tally::{Outcome, count};
 
 /// Who serves the requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

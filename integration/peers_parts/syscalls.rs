@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::lab::tools::{Process, command, run, wait_for};
+use lab::tools::{Process, command, run, wait_for};
 
 const EVENT: &str = "raw_syscalls:sys_enter";
 

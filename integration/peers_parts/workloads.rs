@@ -1,7 +1,7 @@
 //! What is measured, and what spanblk should reach.
 
-use crate::lab::fio;
-use crate::lab::tools::Fill;
+use lab::fio;
+use lab::tools::Fill;
 
 /// What kind of disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::{Contents, Lab, MIB, check_budget, events, guest, jobs, placement, serve, until, words};
-use crate::lab::daemon::Pool;
-use crate::lab::frontend::Frontend;
-use crate::lab::report::Report;
+use lab::daemon::Pool;
+use lab::frontend::Frontend;
+use lab::report::Report;
 
 const GROWING: &str = "growing";
 const OTHER: &str = "other";

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::lab::daemon::Pool;
-use crate::lab::frontend::{Frontend, Options};
-use crate::lab::ring::Op;
-use crate::lab::throttle::SlowDisks;
-use crate::lab::tools::RunDir;
+use lab::daemon::Pool;
+use lab::frontend::{Frontend, Options};
+use lab::ring::Op;
+use lab::throttle::SlowDisks;
+use lab::tools::RunDir;
 
 pub const MIB: u64 = 1 << 20;
 

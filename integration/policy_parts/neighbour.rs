@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::{Contents, Lab, MIB, check_budget, events, goal, guest, jobs, placement, serve, until, words};
-use crate::lab::daemon::Pool;
-use crate::lab::helper::Helper;
-use crate::lab::report::Report;
-use crate::lab::tally::Outcome;
-use crate::lab::tools::Fill;
 use crate::peers_parts::frontend::{ARGUMENT, Order};
 use crate::peers_parts::places::Places;
+use lab::daemon::Pool;
+use lab::helper::Helper;
+use lab::report::Report;
+use lab::tally::Outcome;
+use lab::tools::Fill;
 
 const VICTIM: &str = "victim";
 const AGGRESSOR: &str = "aggressor";

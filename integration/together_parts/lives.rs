@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::lab::daemon::Pool;
-use crate::lab::footprint::Footprint;
+use lab::daemon::Pool;
+use lab::footprint::Footprint;
 
 const MIB: u64 = 1 << 20;
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::world::{DISKS, LOADS, SECTORS, World};
-use crate::lab::daemon::{Pool, SPANBLK};
-use crate::lab::fio_guest;
-use crate::lab::load::connect;
-use crate::lab::tools::{Process, command, wait_for};
+use lab::daemon::{Pool, spanblk};
+use lab::fio_guest;
+use lab::load::connect;
+use lab::tools::{Process, command, wait_for};
 
 const MIB: u64 = 1 << 20;
 
@@ -168,7 +168,7 @@ fn look(world: &mut World) -> Result<()> {
 
 /// Somebody follows the events while something else is done, and goes.
 fn follow(world: &mut World) -> Result<()> {
-    let mut command = command(SPANBLK);
+    let mut command = command(spanblk());
     command.arg("--control").arg(world.pool.control()).args(["--json", "events", "--follow"]);
     let mut follower = Process::start("spanblk events", command.stdout(Stdio::null()).stderr(Stdio::null()))?;
     // Time to connect, also where one step takes less.
@@ -215,7 +215,7 @@ fn did(world: &mut World, kind: &'static str, args: &[impl AsRef<str>]) -> Resul
 
 /// A command, which may wait for a job. Whether it was done: otherwise the state of the pool forbids it.
 fn attempt(pool: &Pool, args: &[&str]) -> Result<bool> {
-    let mut command = Command::new(SPANBLK);
+    let mut command = Command::new(spanblk());
     command.arg("--control").arg(pool.control()).args(args);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     let ended = wait_for(&args.join(" "), COMMAND_LIMIT, || child.try_wait().transpose());

@@ -8,13 +8,13 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::lives::{Lives, TAKEOVER};
 use super::steps;
-use crate::lab::counts::Counts;
-use crate::lab::daemon::Pool;
-use crate::lab::fio_guest;
-use crate::lab::guest::Guest;
-use crate::lab::load::Terms;
-use crate::lab::model::Random;
-use crate::lab::tools::{RunDir, sparse_file, wait_for};
+use lab::counts::Counts;
+use lab::daemon::Pool;
+use lab::fio_guest;
+use lab::guest::Guest;
+use lab::load::Terms;
+use lab::model::Random;
+use lab::tools::{RunDir, sparse_file, wait_for};
 
 const MIB: u64 = 1 << 20;
 
@@ -68,7 +68,7 @@ impl World {
         for ((name, options, block), disk) in LOADS.iter().zip(1..) {
             pool.create_vhd(name, SECTORS * 512, options)?;
             let terms = Terms { block: *block, discard: 64, writethrough: false, outlives: true };
-            guests.push(Guest::new(name, disk, SECTORS, terms, random.next()));
+            guests.push(Guest::new(name, disk, SECTORS, terms, random.next_u64()));
         }
         let (counts, mut lives) = (Counts::default(), Lives::default());
         lives.begin(&pool, "start")?;

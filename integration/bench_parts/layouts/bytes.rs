@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::{Bench, DISKS, MIB, begin, create, finish, mib};
-use crate::lab::daemon::Pool;
+use lab::daemon::Pool;
 
 const VHD: &str = "moved";
 

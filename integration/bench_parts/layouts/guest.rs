@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use crate::lab::frontend::{Frontend, Options};
-use crate::lab::model::Random;
-use crate::lab::ring::{Op, Shape};
+use lab::frontend::{Frontend, Options};
+use lab::model::Random;
+use lab::ring::{Op, Shape};
 
 /// Longest wait for a completion.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -80,7 +80,7 @@ pub fn fill(frontend: &mut Frontend, size: u64) -> Result<()> {
     let mut random = Random::new(size);
     let mut data = vec![0; usize::try_from(len)?];
     for slot in 0..slots {
-        data.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&random.next().to_le_bytes()));
+        data.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&random.next_u64().to_le_bytes()));
         ring.fill(slot, &data)?;
     }
     let (mut next, mut left) = (0, 0);

@@ -9,8 +9,8 @@ use serde_json::json;
 use super::guest::{self, Latency};
 use super::jobs::LIMIT;
 use super::{Bench, FIO_OFFSET, FIO_SIZE, MIB, begin, cancel, create, finish, median, mib, per_second};
-use crate::lab::daemon::Pool;
-use crate::lab::tools::Process;
+use lab::daemon::Pool;
+use lab::tools::Process;
 
 /// The VHD that is measured, and the one that is spanned meanwhile.
 const ALONE: (&str, u64) = ("alone", 256 * MIB);

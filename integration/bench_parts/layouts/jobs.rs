@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::guest::{self, Latency, STEADY_RATE};
 use super::{Bench, MIB, begin, cancel, create, finish, median, mib, per_second};
-use crate::lab::daemon::Pool;
-use crate::lab::throttle::Limit;
+use lab::daemon::Pool;
+use lab::throttle::Limit;
 
 /// The VHD that is moved.
 const VHD: &str = "moved";

@@ -13,10 +13,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::lab::daemon::Pool;
-pub use crate::lab::jobs::{begin, finish};
-use crate::lab::throttle::{Limit, SlowDisks};
-use crate::lab::tools::{RunDir, machine, number_from_env, target_dir};
+use lab::daemon::Pool;
+pub use lab::jobs::{begin, finish};
+use lab::throttle::{Limit, SlowDisks};
+use lab::tools::{RunDir, machine, number_from_env, target_dir};
 
 pub const MIB: u64 = 1 << 20;
 

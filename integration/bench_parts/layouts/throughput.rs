@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use super::guest::{self, Pattern};
 use super::{Bench, FIO_OFFSET, FIO_SIZE, MIB, median, mib};
-use crate::lab::daemon::Pool;
-use crate::lab::throttle::Limit;
-use crate::lab::tools::run;
+use lab::daemon::Pool;
+use lab::throttle::Limit;
+use lab::tools::run;
 
 /// Bytes of a VHD, for each of its disks.
 const SHARE: u64 = 128 * MIB;
