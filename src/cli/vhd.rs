@@ -287,6 +287,10 @@ fn settled_text(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
 /// Whether it grows onto other disks when its own are full, and who says so.
 fn expand_text(vhd: &VhdInfo) -> String {
     let why = match (vhd.expands_by, vhd.layout) {
+        // What is spanned grows if nobody says otherwise: a daemon that does not know the fields leaves them out.
+        (ExpandsBy::Layout, Layout::Spanned) if !vhd.expands => {
+            return "unknown: this daemon is older and does not tell".to_owned();
+        }
         (ExpandsBy::Vhd, _) => "",
         (ExpandsBy::Pool, _) => ": the pool says so",
         (ExpandsBy::Policy, _) => ": the policy may change it (mode auto)",

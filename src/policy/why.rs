@@ -8,7 +8,7 @@ use super::proposal::Metric;
 use super::rules::{Mode, Rules};
 use super::say::{Names, amount, rule};
 use super::state::State;
-use crate::base::ids::VhdId;
+use crate::base::ids::{DiskSet, VhdId};
 use crate::placement::record::Layout;
 
 /// Decisions that are told.
@@ -86,7 +86,11 @@ fn layout(pool: &Pool, state: &State, vhd: &Vhd) -> String {
         0 => String::new(),
         disks => format!(" {disks} more disks have extents of it, because there was no room, or a job moves them."),
     };
+    // As long as it is where the last change put it.
+    let last = state.applied.iter().rev().find(|applied| applied.action.vhd() == vhd.id);
+    let by_policy = last.is_some_and(|applied| applied.action.disks().iter().copied().collect::<DiskSet>() == disks);
     let whose = match &vhd.layout {
+        _ if by_policy => "was chosen by the policy",
         Layout::Isolated { chosen: true, .. } | Layout::Spanned { chosen: true, .. } => "was ordered by name",
         Layout::Isolated { .. } | Layout::Spanned { .. } if state.placed.contains(&vhd.id) => {
             "was chosen by the policy when it was created"

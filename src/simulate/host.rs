@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::averages::{Average, Mean, Usual};
-use super::service::{Load, Service, Wait};
+use super::service::{Load, Service, Wait, p99_of_parts};
 use super::shares::Shares;
 use super::spec::Spec;
 use super::whole;
@@ -299,20 +299,18 @@ impl Host {
             }
         }
         for (vhd, asks) in self.vhds.values_mut().zip(&asked) {
-            let mut sums = (0.0, 0.0, 0.0);
-            for ((disk, part), ask) in self.disks.iter().zip(shares(vhd)).zip(asks) {
+            let (mut mean_secs, mut served) = (0.0, 0.0);
+            let mut tails: Vec<(f64, f64)> = Vec::with_capacity(self.disks.len());
+            for ((disk, part), ask) in self.disks.iter().zip(parts_of(vhd)).zip(asks) {
                 if part <= 0.0 {
                     continue;
                 }
                 let wait = disk.wait_of(*ask);
-                sums.0 += part * wait.mean_secs;
-                // Exponential tails: where one disk's part alone leaves 1 of 100.
-                if part > 0.01 {
-                    sums.1 = f64::max(sums.1, wait.p99_secs * (1.0 + part.ln() / 100_f64.ln()));
-                }
-                sums.2 += part * wait.served();
+                mean_secs += part * wait.mean_secs;
+                served += part * wait.served();
+                tails.push((part, wait.p99_secs));
             }
-            (vhd.mean_secs, vhd.p99_secs, vhd.served) = sums;
+            (vhd.mean_secs, vhd.p99_secs, vhd.served) = (mean_secs, p99_of_parts(&tails), served);
             let (iops, bytes) = (vhd.demand.iops * vhd.served, vhd.demand.bytes * vhd.served);
             vhd.usual_iops.add(iops, minutes);
             vhd.usual_bytes.add(bytes, minutes);
@@ -335,7 +333,7 @@ impl Host {
                 disk.bytes += bytes;
                 Ask { part: disk.service.asked(iops, bytes), in_flight: demand.depth * part }
             };
-            disks.iter_mut().zip(shares(vhd)).map(&mut of_disk).collect()
+            disks.iter_mut().zip(parts_of(vhd)).map(&mut of_disk).collect()
         };
         self.vhds.values().map(&mut ask).collect()
     }
@@ -389,7 +387,7 @@ const MOVE_BYTES: f64 = 262_144.0;
 const MOVE_DEPTH: f64 = 2.0;
 
 /// The part of a VHD's requests that each disk gets, before writes are multiplied by replicas.
-fn shares(vhd: &SimVhd) -> impl Iterator<Item = f64> {
+fn parts_of(vhd: &SimVhd) -> impl Iterator<Item = f64> {
     let total: f64 = vhd.on.iter().map(|(_, heat)| heat).sum();
     vhd.on.iter().map(move |(count, heat)| if *count > 0 && total > 0.0 { heat / total } else { 0.0 })
 }

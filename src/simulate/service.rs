@@ -107,6 +107,21 @@ impl Service {
     }
 }
 
+/// What 99 of 100 requests keep to of which parts go to several disks: of each the part, and what 99 of 100 keep to there. Times are
+/// taken to be exponential beyond what most take.
+pub(super) fn p99_of_parts(parts: &[(f64, f64)]) -> f64 {
+    let longest = parts.iter().map(|(_, p99)| *p99).fold(0.0, f64::max);
+    let shortest = parts.iter().map(|(_, p99)| *p99).fold(longest, f64::min);
+    let later_than = |secs: f64| -> f64 { parts.iter().map(|(part, p99)| part * 0.01_f64.powf(secs / p99)).sum() };
+    let (mut from, mut to) = (shortest, longest);
+    // To a thousandth, which is less than a bucket of the table.
+    while to - from > 0.001 * to {
+        let middle = 0.5 * (from + to);
+        if later_than(middle) > 0.01 { from = middle } else { to = middle }
+    }
+    to
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,6 +149,19 @@ mod tests {
             assert!(full.mean_secs <= idle + 64.0 / most + 1e-9, "{kind:?}: {full:?}");
             assert!((full.served() - 1.0 / full.asked).abs() < 1e-9 && full.busy() == 1.0);
         }
+    }
+
+    #[test]
+    fn requests_to_several_disks_keep_to_what_those_to_each_do_or_to_something_between() {
+        let eight = [(0.125, 0.03); 8];
+        assert!((p99_of_parts(&eight) - 0.03).abs() < 1e-4, "eight that are alike are as one");
+        assert_eq!(p99_of_parts(&[(1.0, 0.02)]), 0.02);
+        assert_eq!(p99_of_parts(&[]), 0.0);
+        // Where nothing is late but on a disk that gets 1 of 10, 1 of 10 there may be.
+        let one_is_slow = p99_of_parts(&[(0.9, 0.001), (0.1, 0.1)]);
+        assert!((one_is_slow - 0.05).abs() < 1e-3, "{one_is_slow}");
+        let rarely = p99_of_parts(&[(0.995, 0.001), (0.005, 0.1)]);
+        assert!(rarely < 0.002, "{rarely}");
     }
 
     #[test]

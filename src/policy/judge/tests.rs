@@ -168,6 +168,7 @@ fn a_neighbour_that_takes_too_much_is_found_named_and_moved_away() {
     assert_eq!(outcome.verdict, super::super::outcome::Verdict::Kept);
     let why = why(&world.pool, &world.rules, &world.state, VhdId(1)).unwrap();
     assert!(why.sentences.iter().any(|line| line.contains("a neighbour takes too much")), "{why:?}");
+    assert!(why.sentences[0].contains("this was chosen by the policy."), "{why:?}");
 }
 
 #[test]
