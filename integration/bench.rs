@@ -1,4 +1,4 @@
-//! Numbers: memory of VHDs. Build with `--release`.
+//! Numbers: memory of VHDs.
 
 mod bench_parts;
 

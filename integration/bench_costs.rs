@@ -11,7 +11,7 @@
 //! * `LAB_BENCH_BEFORE`: the program of another build, beside which protections and fair shares are measured (none)
 //! * `LAB_BENCH_OUT`: where `costs.json` goes (`target/bench`)
 //!
-//! Goals are printed, and whether they are met; no number fails the run. Build with `--release`.
+//! Goals are printed, and whether they are met; no number fails the run.
 
 mod cost_parts;
 #[allow(dead_code, reason = "what compares peers is not used here")]

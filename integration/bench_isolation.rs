@@ -9,7 +9,7 @@
 //! * `LAB_BENCH_ONLY`: one part only
 //! * `LAB_BENCH_OUT`: where `isolation.json` goes (`target/bench`)
 //!
-//! Goals are printed, and whether they are met; no number fails the run. Build with `--release`.
+//! Goals are printed, and whether they are met; no number fails the run.
 
 mod isolation_parts;
 #[allow(dead_code, reason = "what compares peers is not used here")]

@@ -2,7 +2,7 @@
 //! guests, and how much it moves.
 //!
 //! `LAB_BENCH_SECS` is the length of one measurement (3), `LAB_BENCH_ROUNDS` how often each is repeated (1; the median counts).
-//! Build with `--release`. Goals are printed, and whether they are met; no number fails the run. All numbers also go to
+//! Goals are printed, and whether they are met; no number fails the run. All numbers also go to
 //! `target/lab/bench_layouts.json`. Names of measurements on the command line choose among them.
 
 #[path = "bench_parts/layouts/mod.rs"]

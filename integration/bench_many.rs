@@ -19,7 +19,7 @@
 //! * `LAB_BENCH_VHDS`: other numbers of VHDs, as in "1,256"; goals are about the last of them
 //! * `LAB_BENCH_OUT`: where `many.json` goes (`target/bench`)
 //!
-//! Goals are printed, and whether they are met; no number fails the run. Build with `--release`.
+//! Goals are printed, and whether they are met; no number fails the run.
 
 mod many_parts;
 

@@ -10,7 +10,7 @@
 //! * `LAB_BENCH_HALT_POLL=0`: idle CPUs halt at once if this machine has it so (`lab/idle.rs`)
 //! * `LAB_BENCH_OUT`: where `peers.json` and `peers.svg` go (`target/bench`)
 //!
-//! Goals are printed, and whether they are met; no number fails the run. Build with `--release`.
+//! Goals are printed, and whether they are met; no number fails the run.
 
 mod peers_parts;
 

@@ -7,7 +7,7 @@
 //! comes of its own looks, every 10 to 30 seconds.
 //!
 //! What is checked is what happens: who is moved, that guests see no error, that their data is there, that the budget is kept. Times and
-//! latencies are printed, with goals and whether they are met; no number fails the run. Build with `--release`.
+//! latencies are printed, with goals and whether they are met; no number fails the run.
 
 #[allow(dead_code, reason = "what compares peers is not used here")]
 mod peers_parts;

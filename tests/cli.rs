@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 
 use clap::{CommandFactory, Parser};
@@ -19,6 +20,27 @@ fn code(output: &Output) -> i32 {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Its thread panics, and nobody waits for it.
+const PANICS: &str = "SPANBLK_TEST_PANICS";
+
+#[test]
+fn a_panic_of_a_thread_ends_the_process() {
+    let args = ["--exact", "panics", "--ignored", "--nocapture", "--test-threads=1"];
+    let output = Command::new(std::env::current_exe().unwrap()).args(args).env(PANICS, "1").output().unwrap();
+    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{output:?}");
+    assert!(stderr(&output).contains("a thread is lost"), "it is told: {output:?}");
+}
+
+#[test]
+#[ignore = "run by the other one, in a process that it ruins"]
+fn panics() {
+    if std::env::var_os(PANICS).is_some() {
+        spanblk::cli::abort_on_panic();
+        let _ = std::thread::spawn(|| panic!("a thread is lost")).join();
+        std::process::exit(0);
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use super::Figures;
 use lab::daemon::{Pool, spanblk};
+use lab::tools::from_root;
 
 /// What a daemon is a variant of.
 pub trait Variant {
@@ -26,7 +27,7 @@ pub trait Variant {
 /// The program of another build: `LAB_BENCH_BEFORE`.
 #[must_use]
 pub fn other_build() -> Option<PathBuf> {
-    std::env::var_os("LAB_BENCH_BEFORE").filter(|program| !program.is_empty()).map(PathBuf::from)
+    std::env::var_os("LAB_BENCH_BEFORE").filter(|program| !program.is_empty()).map(from_root)
 }
 
 /// A daemon of each variant for which there is a program.

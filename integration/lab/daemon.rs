@@ -1,4 +1,4 @@
-//! A pool of the spanblk built with this run, and its daemon.
+//! The program under test, a pool of it, and its daemon.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,25 +11,42 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::tools::{Process, UNPRIVILEGED_ID, command, is_root, root, run};
+use super::tools::{Process, UNPRIVILEGED_ID, command, from_root, is_root, run};
 
-/// The program under test: that of this profile, as it is built for users, up to date.
+/// The program under test: `LAB_SPANBLK`, or that of this run's profile as it is built for users, up to date. Ends the run if there is
+/// none.
 pub fn spanblk() -> &'static Path {
-    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| build().unwrap_or_else(|error| panic!("spanblk: {error:#}")));
+    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
+        program().unwrap_or_else(|error| {
+            println!("FAIL the program is built: {error:#}");
+            std::process::exit(1)
+        })
+    });
     &PROGRAM
 }
 
-/// Builds what has changed. The program is a package of its own, which the build of a run does not include.
-fn build() -> Result<PathBuf> {
-    let this = std::env::current_exe()?;
-    let profile = this.parent().and_then(Path::parent).context("a run is in a directory of its profile")?;
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(root()).args(["build", "--quiet", "--package", "spanblk", "--bin", "spanblk"]);
-    if !cfg!(debug_assertions) {
-        cargo.arg("--release");
+/// It is a package of its own, which the build of a run does not include: cargo builds what has changed, and says where it is.
+fn program() -> Result<PathBuf> {
+    if let Some(program) = std::env::var_os("LAB_SPANBLK") {
+        return Ok(from_root(program));
     }
-    run(&mut cargo)?;
-    Ok(profile.join("spanblk"))
+    let cargo =
+        std::env::var_os("CARGO").context("this run was not started by cargo: name the program in LAB_SPANBLK")?;
+    let run = std::env::current_exe()?;
+    let profile = run.parent().and_then(Path::parent).and_then(Path::file_name).context("the name of a profile")?;
+    let profile = if profile == "debug" { "dev".as_ref() } else { profile };
+    let mut command = Command::new(cargo);
+    command.current_dir(from_root("")).args(["build", "--quiet", "--package", "spanblk", "--bin", "spanblk"]);
+    command.args(["--message-format", "json-render-diagnostics", "--profile"]).arg(profile);
+    let output = command.output().context("starting cargo")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let program = messages.filter(|message| message["target"]["name"] == "spanblk").find_map(|message| {
+        let program = message["executable"].as_str()?;
+        Some(PathBuf::from(program))
+    });
+    program.context("cargo has built no program")
 }
 
 /// Longest start of the daemon.

@@ -2,19 +2,18 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::tools::{run, target_dir};
+use super::tools::{from_root, run, target_dir};
 
 /// Writes a file to where results go: `LAB_BENCH_OUT`, or `target/bench`.
 ///
 /// # Errors
 /// As of the file system.
 pub fn save(name: &str, text: &str) -> Result<()> {
-    let dir = std::env::var_os("LAB_BENCH_OUT").map_or_else(|| target_dir().with_file_name("bench"), PathBuf::from);
+    let dir = std::env::var_os("LAB_BENCH_OUT").map_or_else(|| target_dir().with_file_name("bench"), from_root);
     fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     let path = dir.join(name);
     fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;

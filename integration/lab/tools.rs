@@ -219,14 +219,15 @@ pub fn give_to_guest_user(path: &Path) -> Result<()> {
 /// Where the lab keeps what outlives a run: `target/lab`.
 #[must_use]
 pub fn target_dir() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    target.join("lab")
+    from_root(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into())).join("lab")
 }
 
-/// The root of the repository.
+/// A path as whoever starts a run from the root of the repository means it; runs are started in that of their package.
 #[must_use]
-pub fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+pub fn from_root(path: impl AsRef<Path>) -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = package.ancestors().find(|directory| directory.join("integration/lab").is_dir());
+    root.unwrap_or(package).join(path)
 }
 
 /// Memory of a process in bytes: `VmRSS`, what is resident, or `VmHWM`, the most that ever was.

@@ -39,7 +39,18 @@ use output::{Failure, Outcome, Output};
 /// Runs the program and returns its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    abort_on_panic();
     run(std::env::args_os())
+}
+
+/// From now on a panic of any thread ends the process, with SIGABRT: a daemon that has lost a thread would leave guests waiting; one that
+/// has gone is restarted, and they go on.
+pub fn abort_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
 }
 
 /// Runs the command line `args`, the program's name first, and returns the exit code.

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::model::{Model, Window};
 use super::observe::{Pool, Vhd};
+use super::outcome::Applied;
 use super::proposal::Metric;
 use super::rules::{Mode, Rules};
 use super::say::{Names, amount, rule};
@@ -86,11 +87,14 @@ fn layout(pool: &Pool, state: &State, vhd: &Vhd) -> String {
         0 => String::new(),
         disks => format!(" {disks} more disks have extents of it, because there was no room, or a job moves them."),
     };
-    // As long as it is where the last change put it.
-    let last = state.applied.iter().rev().find(|applied| applied.action.vhd() == vhd.id);
+    // The policy names disks as a user does: whose they are, its last change that named any tells, as long as there is no other one.
+    let names_disks = |applied: &&Applied| applied.action.vhd() == vhd.id && !applied.action.disks().is_empty();
+    let last = state.applied.iter().rev().find(names_disks);
     let by_policy = last.is_some_and(|applied| applied.action.disks().iter().copied().collect::<DiskSet>() == disks);
     let whose = match &vhd.layout {
-        _ if by_policy => "was chosen by the policy",
+        Layout::Isolated { chosen: true, .. } | Layout::Spanned { chosen: true, .. } if by_policy => {
+            "was chosen by the policy"
+        }
         Layout::Isolated { chosen: true, .. } | Layout::Spanned { chosen: true, .. } => "was ordered by name",
         Layout::Isolated { .. } | Layout::Spanned { .. } if state.placed.contains(&vhd.id) => {
             "was chosen by the policy when it was created"

@@ -108,7 +108,7 @@ impl Service {
 }
 
 /// What 99 of 100 requests keep to of which parts go to several disks: of each the part, and what 99 of 100 keep to there. Times are
-/// taken to be exponential beyond what most take.
+/// taken to be exponential, so that a few of 100 that go to a disk much slower than the others count for less than they would.
 pub(super) fn p99_of_parts(parts: &[(f64, f64)]) -> f64 {
     let longest = parts.iter().map(|(_, p99)| *p99).fold(0.0, f64::max);
     let shortest = parts.iter().map(|(_, p99)| *p99).fold(longest, f64::min);

@@ -10,7 +10,7 @@ use super::super::say::Names;
 use super::super::why::why;
 use super::*;
 use crate::base::ids::{DiskId, VhdId, VmId};
-use crate::placement::record::Accept;
+use crate::placement::record::{Accept, Layout};
 use pool::{World, busy_vhd, disk, measure, vhd};
 
 fn disks(count: u8) -> Vec<super::super::observe::Disk> {
@@ -44,6 +44,14 @@ fn a_vhd_that_survives_too_little_is_found_and_repaired_on_other_domains() {
     let actions: Vec<&Action> = world.done.iter().map(|(_, proposal)| &proposal.action).collect();
     let span = Action::Span { vhd: VhdId(1), disks: vec![DiskId(0), DiskId(3)] };
     assert_eq!(actions, [&span, &Action::Replicas { vhd: VhdId(1), replicas: 2 }]);
+    let sentence = |world: &World| why(&world.pool, &world.rules, &world.state, VhdId(1)).unwrap().sentences[0].clone();
+    assert!(sentence(&world).contains("this was chosen by the policy."), "{}", sentence(&world));
+    let layout = std::mem::replace(
+        &mut world.pool.vhds[0].layout,
+        Layout::Spanned { disks: vec![DiskId(0), DiskId(1), DiskId(3)], width: None, chosen: true },
+    );
+    assert!(sentence(&world).contains("was ordered by name"), "by somebody else: {}", sentence(&world));
+    world.pool.vhds[0].layout = layout;
     world.run(600);
     assert_eq!(world.done.len(), 2, "it is enough");
 }
