@@ -45,7 +45,7 @@ pub fn main() -> ExitCode {
 
 /// From now on a panic of any thread ends the process, with SIGABRT: a daemon that has lost a thread would leave guests waiting; one that
 /// has gone is restarted, and they go on.
-pub fn abort_on_panic() {
+fn abort_on_panic() {
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         tell(panic);

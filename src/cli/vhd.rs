@@ -285,10 +285,10 @@ fn settled_text(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
 }
 
 /// Whether it grows onto other disks when its own are full, and who says so.
-fn expand_text(vhd: &VhdInfo) -> String {
-    let why = match (vhd.expands_by, vhd.layout) {
+fn expand_text(expands: bool, said_by: ExpandsBy, layout: Layout) -> String {
+    let why = match (said_by, layout) {
         // What is spanned grows if nobody says otherwise: a daemon that does not know the fields leaves them out.
-        (ExpandsBy::Layout, Layout::Spanned) if !vhd.expands => {
+        (ExpandsBy::Layout, Layout::Spanned) if !expands => {
             return "unknown: this daemon is older and does not tell".to_owned();
         }
         (ExpandsBy::Vhd, _) => "",
@@ -297,7 +297,7 @@ fn expand_text(vhd: &VhdInfo) -> String {
         (ExpandsBy::Layout, Layout::Spanned) => ": it is spanned",
         (ExpandsBy::Layout, Layout::Isolated) => ": it is isolated",
     };
-    format!("{}{why}", if vhd.expands { "auto" } else { "never" })
+    format!("{}{why}", if expands { "auto" } else { "never" })
 }
 
 fn details(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
@@ -335,7 +335,7 @@ fn details(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
         ("Queues", vhd.queues.to_string()),
         ("VM", vhd.vm.clone().unwrap_or_else(|| "-".to_owned())),
         ("When full", when_full),
-        ("Expand", expand_text(vhd)),
+        ("Expand", expand_text(vhd.expands, vhd.expands_by, vhd.layout)),
         ("Limits", limits_text(&vhd.limits)),
         ("Share of disks", in_effect_text(vhd)),
         ("Quota", capacity::quota_text(&vhd.capacity)),
@@ -347,4 +347,22 @@ fn details(vhd: &VhdInfo, job: Option<&JobInfo>) -> String {
         ("Socket owner", vhd.socket_owner.clone().unwrap_or_else(|| "the daemon's user".to_owned())),
         ("Attached", attached),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_says_whether_it_grows_is_told_and_that_an_older_daemon_does_not() {
+        assert_eq!(
+            expand_text(true, ExpandsBy::Policy, Layout::Isolated),
+            "auto: the policy may change it (mode auto)"
+        );
+        assert_eq!(expand_text(false, ExpandsBy::Vhd, Layout::Spanned), "never");
+        assert_eq!(expand_text(true, ExpandsBy::Layout, Layout::Spanned), "auto: it is spanned");
+        // What is left out of an answer is read like this.
+        let older = expand_text(false, ExpandsBy::default(), Layout::Spanned);
+        assert!(older.starts_with("unknown"), "{older}");
+    }
 }

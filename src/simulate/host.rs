@@ -298,9 +298,10 @@ impl Host {
                 disk.shares = Some(Shares::new(asks.collect()));
             }
         }
+        let mut tails: Vec<(f64, f64)> = Vec::with_capacity(self.disks.len());
         for (vhd, asks) in self.vhds.values_mut().zip(&asked) {
             let (mut mean_secs, mut served) = (0.0, 0.0);
-            let mut tails: Vec<(f64, f64)> = Vec::with_capacity(self.disks.len());
+            tails.clear();
             for ((disk, part), ask) in self.disks.iter().zip(parts_of(vhd)).zip(asks) {
                 if part <= 0.0 {
                     continue;
